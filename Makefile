@@ -1,0 +1,37 @@
+# Two commands do everything from a fresh clone: `make demo` and `make test`. They need Python >= 3.10 and nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+OUT := build/demo
+RESULTS ?= build/bench
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/ready
+	mkdir -p $(OUT)
+	$(BIN)/cnet-deploy inspect examples/reference-cifar10.pth.tar
+	$(BIN)/cnet-deploy convert examples/reference-cifar10.pth.tar -o $(OUT)/model.safetensors --images examples/cifar10-test-500.bin
+	$(BIN)/cnet-deploy export $(OUT)/model.safetensors --onnx -o $(OUT)/model.onnx
+	$(BIN)/cnet-deploy verify $(OUT)/model.onnx $(OUT)/model.safetensors --images examples/cifar10-test-500.bin
+	$(BIN)/cnet-deploy bench --json $(OUT)/table.json
+
+test: .venv/ready lint
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Performance has a suite of its own: long runs, recorded with the machine they ran on.
+bench: .venv/ready
+	mkdir -p $(RESULTS)
+	$(BIN)/cnet-deploy bench --threads 1 --rounds 20 --json $(RESULTS)/table-1-thread.json
+	$(BIN)/cnet-deploy bench --threads 2 --rounds 20 --json $(RESULTS)/table-2-threads.json
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[cpu,dev]"
+	touch $@

@@ -1,0 +1,6 @@
+"""Run the command line from a checkout."""
+
+from cnet_deploy.cli import main
+
+if __name__ == "__main__":
+    main()

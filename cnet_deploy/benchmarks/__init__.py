@@ -1,0 +1,1 @@
+"""Measuring: what a cell costs on this machine, and the paper's inference-time table beside it."""

@@ -1,0 +1,258 @@
+"""Reading any checkpoint of the family without executing anything in it, and writing models.
+
+Files are read with ``weights_only=True``; whatever a pickle asks for beyond tensors and plain containers is refused by name.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from cnet_deploy import __version__
+from cnet_deploy.architecture import Architecture
+from cnet_deploy.errors import InputRefused, OutputRefused
+from cnet_deploy.files import atomic_output, digest, read_bytes
+from cnet_deploy.inference import infer_architecture, infer_form
+from cnet_deploy.models import DenselyConnected, Source, build
+from cnet_deploy.pickles import is_torchscript, wanted_globals
+from cnet_deploy.preprocessing import Preprocessing
+
+METADATA_KEY = "cnet_deploy"
+METADATA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """A file's tensors (float32 or integers, on the CPU, ``module.`` stripped) and what else it says of itself."""
+
+    tensors: dict[str, torch.Tensor]
+    source: str
+    digest: str
+    container: str
+    metadata: dict[str, Any]
+
+
+def read_tensors(path: Path | str) -> Tensors:
+    """The state dict of a checkpoint, whatever its container: legacy pickle, zip, safetensors.
+
+    Floating-point tensors become float32. Raises InputRefused for anything unreadable, for a pickle that asks for more than
+    tensors (naming what it wanted), and for a file that holds no state dict.
+    """
+    path = Path(path)
+    data = read_bytes(path)
+    metadata: dict[str, Any] = {}
+    if path.suffix == ".safetensors" or _looks_like_safetensors(data):
+        container, loaded, metadata = "safetensors", *_read_safetensors(path, data)
+    else:
+        container, loaded = "zip" if data[:4] == b"PK\x03\x04" else "legacy pickle", _read_pickle(path, data)
+        if isinstance(loaded, dict):
+            metadata = {key: loaded[key] for key in ("epoch", "best_prec1", "model") if isinstance(loaded.get(key), (int, float, str))}
+    return Tensors(_state_dict(path, loaded), path.name, digest(data), container, metadata)
+
+
+def load(
+    path: Path | str,
+    *,
+    groups: int | None = None,
+    condense_factor: int | None = None,
+    input_size: tuple[int, int] | None = None,
+    stem_stride: int | None = None,
+) -> DenselyConnected:
+    """A model from a checkpoint of the family, in the form in which it is stored, ready to run.
+
+    ``groups``, ``condense_factor``, ``input_size`` (height, width) and ``stem_stride``: see ``infer_architecture``.
+    Raises InputRefused as ``read_tensors`` and ``infer_architecture`` do; the message begins with the file's name.
+    """
+    read = read_tensors(path)
+    try:
+        form = infer_form(read.tensors)
+        arch = architecture_of(read, groups=groups, condense_factor=condense_factor, input_size=input_size, stem_stride=stem_stride)
+        model = build(arch, form)
+    except InputRefused as error:
+        raise InputRefused(f"{path}: {error}") from None
+    # Counters of batch norms may be absent from old files; everything else was checked name by name.
+    model.load_state_dict(read.tensors, strict=False)
+    model.source = Source(read.digest, read.source, form)
+    if own := read.metadata.get(METADATA_KEY):
+        model.source = Source(own["source"]["sha256"], own["source"]["name"], own["source"]["form"])
+        model.preprocessing = replace(Preprocessing.from_dict(own["preprocessing"]), crop=arch.input_size)
+    return model
+
+
+def architecture_of(
+    read: Tensors,
+    *,
+    groups: int | None = None,
+    condense_factor: int | None = None,
+    input_size: tuple[int, int] | None = None,
+    stem_stride: int | None = None,
+) -> Architecture:
+    """The Architecture of what was read, every tensor checked against it: our own metadata where there is any, else inferred.
+
+    Raises InputRefused as ``infer_architecture`` does, and for metadata that the tensors belie.
+    """
+    own = read.metadata.get(METADATA_KEY)
+    stored = Architecture.from_dict(own["architecture"]) if own else None
+    if stored:
+        input_size, stem_stride = input_size or stored.input_size, stem_stride or stored.stem_stride
+    if stored and infer_form(read.tensors) == "training":
+        groups, condense_factor = groups or stored.group_1x1, condense_factor or stored.condense_factor
+    arch = infer_architecture(read.tensors, groups=groups, condense_factor=condense_factor, input_size=input_size, stem_stride=stem_stride)
+    if stored and replace(stored, input_size=arch.input_size, stem_stride=arch.stem_stride, classifier_keep=arch.classifier_keep) != arch:
+        raise InputRefused(f"the metadata says {stored.summary()}, but the tensors are those of {arch.summary()}")
+    return arch
+
+
+def save(model: DenselyConnected, path: Path | str, *, source: Path | str | None = None) -> None:
+    """Write a model: ``.safetensors`` (ours) or ``.pth.tar`` (the reference's converted format), by the suffix of ``path``.
+
+    ``source`` is the file it was made from, which is never overwritten. Raises OutputRefused for another suffix, for a model that
+    the reference's ``--evaluate-from`` could not read back (``.pth.tar`` only), and where the place can't be written to.
+    """
+    path = Path(path)
+    if path.suffix not in (".safetensors", ".tar", ".pth"):
+        raise OutputRefused(f"{path}: unknown suffix; expected .safetensors, or .pth.tar for the reference's converted format")
+    if path.suffix != ".safetensors" and (reasons := reference_cannot_read(model)):
+        raise OutputRefused(f"{path}: the reference can't read {'; nor '.join(reasons)}; write .safetensors instead")
+    with atomic_output(path, source=source) as temporary:
+        temporary.write_bytes(_safetensors_bytes(model) if path.suffix == ".safetensors" else _reference_bytes(model))
+
+
+def reference_cannot_read(model: DenselyConnected) -> list[str]:
+    """Why the reference's ``condensenet_converted`` can't hold this model; empty if it can (reference: models/, main.py)."""
+    arch = model.architecture
+    reasons = []
+    if arch.kind != "condensenet" or model.form != "group-conv":
+        reasons.append(f"a {arch.kind} in {model.form} form (only CondenseNet in group-conv form)")
+    if arch.condense_factor != arch.group_1x1:
+        reasons.append(f"C={arch.condense_factor} with G={arch.group_1x1} (only C = G)")
+    if model.form == "group-conv" and arch.kept_features != int(arch.features * 0.5):
+        reasons.append(f"a classifier keep of {arch.classifier_keep:g} (only 0.5)")
+    if arch.classes not in (10, 100, 1000):
+        reasons.append(f"{arch.classes} classes (only 10, 100 and 1000)")
+    stride, final = (2, 7) if arch.classes == 1000 else (1, 8)
+    if arch.stem_stride != stride or arch.final_size != (final, final):
+        reasons.append(
+            f"{arch.classes} classes with stem stride {arch.stem_stride} and a last map of {arch.final_size[0]}x{arch.final_size[1]} "
+            f"(only {stride} and {final}x{final})"
+        )
+    return reasons
+
+
+def _safetensors_bytes(model: DenselyConnected) -> bytes:
+    source = model.source
+    metadata = {
+        "version": METADATA_VERSION,
+        "tool": f"cnet-deploy {__version__}",
+        "form": model.form,
+        "architecture": model.architecture.to_dict(),
+        "preprocessing": model.preprocessing.to_dict(),
+        "source": {"sha256": source.digest, "name": source.name, "form": source.form}
+        if source
+        else {"sha256": "", "name": "", "form": model.form},
+    }
+    # One entry, since the library writes several in an order of its own and the file would differ from run to run.
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+    return safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+
+
+def _reference_bytes(model: DenselyConnected) -> bytes:
+    state = OrderedDict((f"module.{name}", value.clone()) for name, value in model.state_dict().items())
+    buffer = io.BytesIO()
+    # The legacy container: the torch of the reference's day (1.1) reads no other.
+    torch.save({"state_dict": state}, buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()
+
+
+def _looks_like_safetensors(data: bytes) -> bool:
+    return len(data) >= 10 and 2 <= int.from_bytes(data[:8], "little") <= len(data) - 8 and data[8:9] == b"{"
+
+
+def _read_safetensors(path: Path, data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    try:
+        tensors = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata: dict[str, Any] = dict(header.get("__metadata__") or {})
+        if METADATA_KEY in metadata:
+            own = json.loads(metadata[METADATA_KEY])
+            if not isinstance(own, dict) or own.get("version") != METADATA_VERSION:
+                raise InputRefused(f"{path}: was written by another version of cnet-deploy; expected metadata version {METADATA_VERSION}")
+            _check_metadata(own)
+            metadata[METADATA_KEY] = own
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputRefused(f"{path}: is no whole safetensors file: {_first_line(error)}") from None
+    return tensors, metadata
+
+
+def _check_metadata(own: Mapping[str, Any]) -> None:
+    for part in ("architecture", "preprocessing", "source"):
+        if not isinstance(own.get(part), dict):
+            raise ValueError(f"metadata has no {part}")
+    source = own["source"]
+    if not all(isinstance(source.get(key), str) for key in ("sha256", "name", "form")) or source["form"] not in (
+        "training",
+        "group-conv",
+    ):
+        raise ValueError("metadata has no whole source (sha256, name, form)")
+
+
+def _read_pickle(path: Path, data: bytes) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    # What a damaged or hostile pickle makes torch raise has no bound: any exception here means that the file was not read.
+    except Exception as error:
+        raise InputRefused(f"{path}: {_why_unreadable(error, data)}") from None
+
+
+def _why_unreadable(error: Exception, data: bytes) -> str:
+    if is_torchscript(data):
+        return "is a TorchScript program, which is code; expected a state dict: torch.save(model.state_dict(), …)"
+    if wanted := wanted_globals(data):
+        what = "is a whole pickled module" if wanted[0].startswith(("models.", "torch.nn.", "torchvision.")) else "holds more than weights"
+        return (
+            f"{what}: its pickle wants {', '.join(wanted[:3])}, which can run code; expected tensors and plain containers only. "
+            "If you trust its origin, open it there and torch.save(model.state_dict(), …)"
+        )
+    if not data.strip(b"\t\n\r\f\b" + bytes(range(32, 127))):
+        return f"is text (it begins {data[:40].decode('ascii', 'replace')!r}); expected a checkpoint (.pth.tar, .pt, .safetensors)"
+    # torch's own words on such files advise to load them with all guards off: they must not reach the user.
+    reason = "" if "weights_only" in str(error) else f": {_first_line(error)}"
+    return f"is truncated, damaged or no checkpoint at all ({type(error).__name__}{reason}); expected .pth.tar, .pt or .safetensors"
+
+
+def _state_dict(path: Path, loaded: Any) -> dict[str, torch.Tensor]:
+    found = loaded
+    for key in ("state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not found:
+        what = "nothing" if isinstance(found, Mapping) else f"a {type(found).__name__}"
+        raise InputRefused(f"{path}: holds {what}; expected a state dict")
+    if other := [key for key, value in found.items() if not isinstance(key, str) or not isinstance(value, torch.Tensor)]:
+        what = type(found[other[0]]).__name__
+        raise InputRefused(f"{path}: entry {other[0]!r} is of type {what}; expected a state dict: names of tensors and nothing else")
+    while all(key.startswith("module.") for key in found):
+        found = {key.removeprefix("module."): value for key, value in found.items()}
+    return {name: _plain(path, name, value) for name, value in found.items()}
+
+
+def _plain(path: Path, name: str, value: torch.Tensor) -> torch.Tensor:
+    if value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_complex():
+        raise InputRefused(f"{path}: {name} is a {value.layout} tensor of {value.dtype}; expected a dense one of real numbers")
+    return value.detach().to(torch.float32 if value.is_floating_point() else value.dtype).contiguous()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no reason given"])[0].partition(". ")[0][:200]

@@ -1,0 +1,85 @@
+"""Images as arrays: CIFAR's official binary files, image files and folders of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cnet_deploy.errors import InputRefused
+from cnet_deploy.files import read_bytes
+from cnet_deploy.preprocessing import Floats, Preprocessing
+
+MAX_IMAGES = 10_000
+_PLANES = 3 * 32 * 32
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
+
+
+@dataclass(frozen=True)
+class Images:
+    """``pixels`` uint8 [N, 3, H, W] at the network's input size, RGB; ``labels`` [N] where the source has them."""
+
+    pixels: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64] | None
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batches(self, preprocessing: Preprocessing, size: int = 50) -> Iterator[tuple[Floats, npt.NDArray[np.int64] | None]]:
+        """Preprocessed batches of at most ``size`` images, with their labels."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield preprocessing.apply(self.pixels[part]), None if self.labels is None else self.labels[part]
+
+
+def read_images(path: Path | str, preprocessing: Preprocessing, classes: int) -> Images:
+    """Images from a CIFAR binary file (``.bin``), an image file, or a folder of image files (no labels).
+
+    Raises InputRefused for what can't be read, for more than 10,000 images, and for labels the network does not have.
+    """
+    path = Path(path)
+    if path.suffix == ".bin":
+        return _read_cifar(path, preprocessing, classes)
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES) if path.is_dir() else [path]
+    if not files:
+        raise InputRefused(f"{path}: holds no images; expected files with one of the suffixes {', '.join(_SUFFIXES)}")
+    if len(files) > MAX_IMAGES:
+        raise InputRefused(f"{path}: holds {len(files)} images; expected at most {MAX_IMAGES}")
+    return Images(np.stack([_read_image(file, preprocessing) for file in files]), None)
+
+
+def _read_cifar(path: Path, preprocessing: Preprocessing, classes: int) -> Images:
+    """Records of label bytes (CIFAR-10: one; CIFAR-100: coarse, fine) and 3,072 pixel bytes (red, green, blue plane)."""
+    if preprocessing.crop != (32, 32):
+        raise InputRefused(f"{path}: CIFAR's images are 32x32, but the network reads {preprocessing.crop}; give images of its kind")
+    data = read_bytes(path)
+    header = 2 if classes == 100 else 1
+    if len(data) % (header + _PLANES):
+        raise InputRefused(
+            f"{path}: {len(data)} bytes; expected records of {header + _PLANES} bytes ({header} of labels, {_PLANES} of pixels)"
+        )
+    records = np.frombuffer(data, np.uint8).reshape(-1, header + _PLANES)
+    if len(records) > MAX_IMAGES:
+        raise InputRefused(f"{path}: holds {len(records)} images; expected at most {MAX_IMAGES}")
+    labels = records[:, header - 1].astype(np.int64)
+    if labels.max() >= classes:
+        raise InputRefused(f"{path}: has label {labels.max()}; expected 0 to {classes - 1}, the classes of the network")
+    return Images(records[:, header:].reshape(-1, 3, 32, 32), labels)
+
+
+def _read_image(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputRefused(f"{path}: is no image that can be read ({error})") from None
+    height, width = preprocessing.crop
+    scale = max((preprocessing.resize or min(height, width)) / min(image.size), height / image.height, width / image.width)
+    image = image.resize((max(width, round(image.width * scale)), max(height, round(image.height * scale))), Image.Resampling.BILINEAR)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return np.asarray(image.crop((left, top, left + width, top + height))).transpose(2, 0, 1)

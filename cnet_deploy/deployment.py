@@ -1,0 +1,206 @@
+"""Model -> verified artifact: convert if need be, lower, export, verify, and only then give the file its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from cnet_deploy.architecture import Cost
+from cnet_deploy.checkpoint import load, save
+from cnet_deploy.conversion import DEFAULT_KEEP, convert, require_classifier_keep
+from cnet_deploy.data import Images, read_images
+from cnet_deploy.errors import CheckFailed, InputRefused
+from cnet_deploy.exporters import SUFFIXES, exporter
+from cnet_deploy.files import atomic_output, check_output, file_digest
+from cnet_deploy.lowering import lower
+from cnet_deploy.manifest import Manifest, manifest_path
+from cnet_deploy.models import DenselyConnected
+from cnet_deploy.models.baselines import CLASSES, INPUT_SIZE
+from cnet_deploy.sessions import open_session
+from cnet_deploy.sessions.torch import TorchSession, from_module
+from cnet_deploy.verification import TOLERANCES, Comparison, compare, compare_all
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An artifact that was verified and written: its path, its manifest, how it compared with its model."""
+
+    path: Path
+    manifest: Manifest
+    comparisons: list[Comparison]
+
+
+def export(
+    model: nn.Module | Path | str,
+    target: str,
+    out: Path | str | None = None,
+    *,
+    classifier_keep: float | None = None,
+    images: Path | str | None = None,
+    tolerance: float | None = None,
+    overrides: dict[str, Any] | None = None,
+    say: Say = lambda _: None,
+    **options: Any,
+) -> Exported:
+    """Export a model (or the file it is in) to ``target`` ("onnx") and verify what was written before it takes its name.
+
+    A model in training form is converted first, keeping ``classifier_keep`` of the classifier (None: the reference's half), and ``say``
+    is told so. The artifact is compared with the model on fresh random inputs and on ``images``. ``options`` are the target's own (onnx: ``opset``, ``batch``);
+    ``overrides`` are those of ``checkpoint.load``. ``out`` None puts the artifact beside the model's file.
+    Raises CheckFailed if the outputs differ beyond ``tolerance`` (relative to the largest logit): no file is left then, and one that was
+    there is kept; InputRefused and OutputRefused as the steps do.
+    """
+    write = exporter(target)
+    source = None if isinstance(model, nn.Module) else Path(model)
+    if out is None:
+        if source is None:
+            raise InputRefused("out is needed for a model that is in memory; expected the path to write to")
+        out = default_output(source, SUFFIXES[target])
+    out = Path(out)
+    if out.suffix != SUFFIXES[target]:
+        raise InputRefused(f"{out}: unknown suffix for the target {target}; expected {SUFFIXES[target]}")
+    check_output(out, source=source)
+    if not isinstance(model, nn.Module):
+        model = load(model, **(overrides or {}))
+    if isinstance(model, DenselyConnected) and model.form == "training":
+        keep = DEFAULT_KEEP if classifier_keep is None else classifier_keep
+        say(f"the model is in training form: converting it first, keeping {keep:g} of the classifier's inputs")
+        model = convert(model, classifier_keep=keep)
+    elif isinstance(model, DenselyConnected) and classifier_keep is not None:
+        require_classifier_keep(model.architecture, classifier_keep)
+    # Both names are taken together at the end, the artifact's first; a reader that meets them in between sees digests that differ.
+    with atomic_output(manifest_path(out)) as beside, atomic_output(out, source=source) as temporary:
+        written = write(lower(model) if isinstance(model, DenselyConnected) else model, temporary, **options)
+        comparisons = _verify(temporary, model, images, tolerance)
+        if failed := next((c for c in comparisons if not c.passed), None):
+            raise CheckFailed(
+                f"{out}: the artifact's outputs differ from the model's beyond the tolerance; nothing was written. {failed.summary()}"
+            )
+        description = Manifest(
+            target, file_digest(temporary), temporary.stat().st_size, written.precision,
+            model.source.digest if isinstance(model, DenselyConnected) and model.source else "",
+            model.architecture if isinstance(model, DenselyConnected) else None,
+            model.preprocessing if isinstance(model, DenselyConnected) else None,
+            written.details, written.libraries, tuple(c.to_dict() for c in comparisons),
+        )  # fmt: skip
+        beside.write_text(description.to_json(), encoding="utf-8")
+    return Exported(out, description, comparisons)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A conversion that was verified and written.
+
+    ``before`` and ``after`` are the costs of both forms as they are executed. ``faithful`` compares the group-conv form with the
+    training form, classifier whole; ``cut`` compares the classifier as it was kept with the whole one (None where nothing was cut).
+    """
+
+    path: Path
+    model: DenselyConnected
+    before: Cost
+    after: Cost
+    faithful: Comparison | None
+    cut: Comparison | None
+
+    def summary(self) -> str:
+        """Several lines for people."""
+        arch = self.model.architecture
+        lines = [arch.summary()]
+        if self.faithful is None:
+            lines.append("already in group-conv form: weights rewritten as they are")
+        else:
+            for what, before, after in (("FLOPs", self.before.flops, self.after.flops), ("params", self.before.params, self.after.params)):
+                times = f"{before / after:.2f} times less"
+                lines.append(f"{what}: {before / 1e6:,.2f} M in training form -> {after / 1e6:,.2f} M in group-conv form ({times})")
+            lines.append(f"against the training form, classifier whole, on {self.faithful.summary()}")
+        if cut := self.cut:
+            text = f"the classifier keeps {arch.kept_features} of {arch.features} inputs: on {cut.inputs} logits change by up to "
+            text += f"{cut.max_error / cut.scale:.1%} of the largest, top-1 agrees on {cut.agreement:.2%}"
+            text += (
+                "; noise tells little: give --images"
+                if cut.top1 is None
+                else f", top-1 accuracy {cut.reference_top1:.2%} -> {cut.top1:.2%}"
+            )
+            lines.append(text)
+        return "\n".join([*lines, f"wrote {self.path}"])
+
+
+def convert_file(
+    path: Path | str,
+    out: Path | str | None = None,
+    *,
+    classifier_keep: float | None = None,
+    images: Path | str | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> Converted:
+    """Convert a training checkpoint and write the group-conv form; say what that changed on ``images`` (or on random inputs).
+
+    A file in group-conv form already is rewritten as it is. ``out`` None writes ``.safetensors`` beside the file.
+    Raises CheckFailed if the converted network computes something else than the training form; InputRefused and OutputRefused as
+    ``checkpoint.load``, ``convert`` and ``checkpoint.save`` do.
+    """
+    out = default_output(path, ".safetensors") if out is None else Path(out)
+    check_output(out, source=path)
+    model = load(path, **(overrides or {}))
+    data = read_images(images, model.preprocessing, model.architecture.classes) if images is not None else None
+    if model.form == "group-conv":
+        if classifier_keep is not None:
+            require_classifier_keep(model.architecture, classifier_keep)
+        converted, faithful, cut = model, None, None
+    else:
+        converted = convert(model, classifier_keep=DEFAULT_KEEP if classifier_keep is None else classifier_keep)
+        whole = convert(model, classifier_keep=1.0)
+        faithful = _side_by_side(whole, model, data)
+        cut = None if converted.architecture.classifier_keep == 1 else _side_by_side(converted, whole, data)
+        if not faithful.passed:
+            raise CheckFailed(f"{path}: the converted network differs from the training form; nothing was written. {faithful.summary()}")
+    save(converted, out, source=path)
+    return Converted(out, converted, model.architecture.cost(model.form), converted.architecture.cost(), faithful, cut)
+
+
+def _side_by_side(ours: DenselyConnected, theirs: DenselyConnected, data: Images | None) -> Comparison:
+    """Compare two models on images, or on as much noise as a few seconds allow."""
+    with from_module(ours) as a, from_module(theirs) as b:
+        if data is not None:
+            return compare(
+                a.run,
+                b.run,
+                data.batches(theirs.preprocessing),
+                inputs=f"{len(data)} images",
+                tolerance=TOLERANCES["fp32"],
+            )
+        height, width = theirs.architecture.input_size
+        random = np.random.default_rng(0)
+        noise = random.standard_normal((64 if height * width <= 64 * 64 else 8, 3, height, width), np.float32)
+        return compare(a.run, b.run, [(noise, None)], inputs=f"{len(noise)} random inputs", tolerance=TOLERANCES["fp32"])
+
+
+def default_output(source: Path | str, suffix: str) -> Path:
+    """``dir/model.pth.tar`` -> ``dir/model.onnx``."""
+    source = Path(source)
+    name = source.name
+    for known in (".pth.tar", ".safetensors", ".pth", ".pt", ".tar"):
+        if name.endswith(known):
+            name = name.removesuffix(known)
+            break
+    return source.with_name(name + suffix)
+
+
+def _verify(artifact: Path, model: nn.Module, images: Path | str | None, tolerance: float | None) -> list[Comparison]:
+    size, classes = (
+        (model.architecture.input_size, model.architecture.classes) if isinstance(model, DenselyConnected) else (INPUT_SIZE, CLASSES)
+    )
+    with open_session(artifact) as session, TorchSession(model, size, classes) as reference:
+        data = None
+        if images is not None:
+            if reference.preprocessing is None:
+                raise InputRefused("this network has no preprocessing of its own, so real images can't be fed to it; leave --images out")
+            data = read_images(images, reference.preprocessing, classes)
+        return compare_all(session, reference, data, tolerance)

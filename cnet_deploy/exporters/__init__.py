@@ -1,0 +1,42 @@
+"""Exporters: each target is a module of this package with ``write``. A target that can't be built here says why and how to get it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+from cnet_deploy.errors import InputRefused, Unavailable
+
+__all__ = ["SUFFIXES", "Written", "exporter"]
+
+# Target -> suffix of its artifacts. The module is cnet_deploy.exporters.<target>.
+SUFFIXES = {"onnx": ".onnx"}
+
+
+@dataclass(frozen=True)
+class Written:
+    """What an exporter says of the file it wrote: for the manifest."""
+
+    precision: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+    libraries: Mapping[str, str] = field(default_factory=dict)
+
+
+def exporter(target: str) -> Callable[..., Written]:
+    """``write(network, path, **options)`` of a target; ``network`` is a Program, or a module of the paper's other networks.
+
+    Raises InputRefused for an unknown target, Unavailable where what it needs is missing.
+    """
+    if target not in SUFFIXES:
+        raise InputRefused(f"no target is called {target!r}; expected one of {', '.join(SUFFIXES)}")
+    try:
+        module = importlib.import_module(f"cnet_deploy.exporters.{target}")
+    except ImportError as error:
+        raise Unavailable(f"the {target} exporter can't be loaded ({error}); install cnet-deploy with the extra it belongs to") from None
+    write: Callable[..., Written] = module.write
+    return write
+
+

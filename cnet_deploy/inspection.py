@@ -1,0 +1,171 @@
+"""What a file is, without running it: architecture, form, the state of pruning layer by layer, digest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cnet_deploy import manifest
+from cnet_deploy.architecture import Architecture
+from cnet_deploy.errors import InputRefused
+from cnet_deploy.files import digest, read_bytes
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """One learned group convolution: how many of its input channels each group still reads, and the reference's counters."""
+
+    name: str
+    in_channels: int
+    survivors: tuple[int, int]
+    stage: int | None
+    finished: bool | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found. ``problem`` says why the file could not be used as it is; None if it can.
+
+    ``operators`` counts an artifact's nodes by operator; ``layers`` is empty for anything but the training form.
+    """
+
+    path: str
+    container: str
+    bytes: int
+    sha256: str
+    form: str | None = None
+    architecture: Architecture | None = None
+    layers: tuple[LayerState, ...] = ()
+    operators: dict[str, int] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values."""
+        values = asdict(self)
+        values["architecture"] = self.architecture and self.architecture.to_dict()
+        if self.architecture:
+            values["cost"] = asdict(self.architecture.cost())
+        return values
+
+    def summary(self) -> str:
+        """Several lines for people."""
+        lines = [f"{self.path}: {self.container}, {self.bytes:,} bytes, sha256 {self.sha256}"]
+        lines.append(f"form: {self.form or 'not of the family'}")
+        if self.architecture:
+            cost = self.architecture.cost()
+            lines.append(self.architecture.summary())
+            lines.append(
+                f"as group-conv form: {cost.flops / 1e6:,.2f} M FLOPs, {cost.macs / 1e6:,.2f} M multiply-adds, {cost.params:,} params"
+            )
+        lines += [f"{key}: {value}" for key, value in self.details.items() if value is not None]
+        if self.operators:
+            lines.append("operators: " + ", ".join(f"{name} {count}" for name, count in self.operators.items()))
+        for layer in self.layers:
+            low, high = layer.survivors
+            kept = str(low) if low == high else f"{low}-{high}"
+            stage = "not recorded" if layer.stage is None else str(layer.stage)
+            state = {True: "finished", False: "unfinished", None: "unknown"}[layer.finished]
+            lines.append(f"  {layer.name}: {kept} of {layer.in_channels} channels per group, stage {stage}, {state}")
+        if self.problem:
+            lines.append(f"can't be used as it is: {self.problem}")
+        return "\n".join(lines)
+
+
+def inspect(path: Path | str, **overrides: Any) -> Inspection:
+    """Look into a checkpoint, a model or an ONNX file; nothing in it is executed and no network is built.
+
+    ``overrides``: see ``checkpoint.load``. Raises InputRefused for a file that can't be read or is not of the family; a checkpoint that
+    is of the family but can't be converted yet is described, with ``problem`` set.
+    """
+    path = Path(path)
+    return _inspect_onnx(path) if path.suffix == ".onnx" else _inspect_checkpoint(path, overrides)
+
+
+def _inspect_checkpoint(path: Path, overrides: dict[str, Any]) -> Inspection:
+    from cnet_deploy.checkpoint import METADATA_KEY, architecture_of, read_tensors
+    from cnet_deploy.inference import infer_form, pruning_layers
+    from cnet_deploy.pruning import require_finished
+
+    read = read_tensors(path)
+    details = {key: value for key, value in read.metadata.items() if key != METADATA_KEY}
+    if own := read.metadata.get(METADATA_KEY):
+        details.update({"source": own["source"], "preprocessing": own["preprocessing"], "tool": own.get("tool")})
+    architecture, problem = None, None
+    try:
+        pruning = pruning_layers(read.tensors)
+        form = infer_form(read.tensors)
+    except InputRefused as error:
+        raise InputRefused(f"{path}: {error}") from None
+    try:
+        architecture = architecture_of(read, **overrides)
+        if pruning:
+            require_finished(pruning, architecture.group_1x1, architecture.condense_factor)
+    except InputRefused as error:
+        problem = str(error)
+    layers = []
+    for layer in pruning:
+        finished = None
+        if architecture:
+            try:
+                require_finished([layer], architecture.group_1x1, architecture.condense_factor)
+                finished = True
+            except InputRefused:
+                finished = False
+        layers.append(LayerState(layer.name, layer.in_channels, layer.survivors, layer.stage, finished))
+    return Inspection(
+        str(path),
+        read.container,
+        path.stat().st_size,
+        read.digest,
+        form,
+        architecture,
+        tuple(layers),
+        {},
+        details,
+        problem,
+    )
+
+
+def _inspect_onnx(path: Path) -> Inspection:
+    import json
+
+    import onnx
+
+    from cnet_deploy.onnx_graph import read_metadata
+
+    data = read_bytes(path)
+    try:
+        model = onnx.load_model_from_string(data)
+        if not model.graph.node:
+            raise ValueError("it has no nodes")
+        found = read_metadata(model)
+        architecture = Architecture.from_dict(json.loads(found["architecture"])) if "architecture" in found else None
+    except Exception as error:  # what protobuf and json raise on damaged files has no common base
+        raise InputRefused(
+            f"{path}: is no ONNX model that can be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        ) from None
+    problem = None
+    description = None
+    try:
+        description = manifest.read(path)
+    except InputRefused as error:
+        problem = str(error)
+    opset = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
+    details: dict[str, Any] = {key: value for key, value in found.items() if key not in ("architecture", "preprocessing")}
+    details |= {
+        "opset": opset,
+        "ir_version": model.ir_version,
+        "producer": f"{model.producer_name} {model.producer_version}".strip(),
+    }
+    if "preprocessing" in found:
+        details["preprocessing"] = json.loads(found["preprocessing"])
+    details["manifest"] = (
+        None if description is None else {"precision": description.precision, "verification": list(description.verification)}
+    )
+    return Inspection(
+        str(path), "onnx", len(data), digest(data), "group-conv" if architecture else None, architecture, (),
+        dict(Counter(node.op_type for node in model.graph.node).most_common()), details, problem,
+    )  # fmt: skip

@@ -1,0 +1,99 @@
+"""What an artifact is: ``model.onnx.json`` beside ``model.onnx``. A digest is integrity, not origin."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cnet_deploy.architecture import Architecture
+from cnet_deploy.errors import InputRefused
+from cnet_deploy.files import file_digest
+from cnet_deploy.preprocessing import Preprocessing
+
+FORMAT_VERSION = 1
+MAX_BYTES = 1 << 20
+METADATA_PREFIX = "cnet_deploy."  # of the entries that an artifact carries inside itself, where its format has room for them
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """An artifact's description.
+
+    ``sha256`` and ``bytes`` are the artifact's own; ``source_sha256`` is the digest of the checkpoint that it was made from ("" for
+    weights that were never in a file). ``architecture`` and ``preprocessing`` are None for the paper's other networks. ``details`` is
+    what only this kind of artifact has (opset, batch …), ``libraries`` what made it, ``verification`` how it compared with its model.
+    """
+
+    target: str
+    sha256: str
+    bytes: int
+    precision: str
+    source_sha256: str
+    architecture: Architecture | None
+    preprocessing: Preprocessing | None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    libraries: Mapping[str, str] = field(default_factory=dict)
+    verification: tuple[Mapping[str, Any], ...] = ()
+
+    def to_json(self) -> str:
+        values: dict[str, Any] = asdict(self)
+        values["architecture"] = self.architecture and self.architecture.to_dict()
+        values["preprocessing"] = self.preprocessing and self.preprocessing.to_dict()
+        return json.dumps({"cnet_deploy_manifest": FORMAT_VERSION, **values}, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """The inverse of ``to_json``. Raises InputRefused for anything that is not a manifest of this version."""
+        try:
+            values = json.loads(text)
+            if not isinstance(values, dict) or values.pop("cnet_deploy_manifest", None) != FORMAT_VERSION:
+                raise InputRefused(f"is no manifest of version {FORMAT_VERSION}")
+            for key, kind in (
+                ("target", str),
+                ("sha256", str),
+                ("bytes", int),
+                ("precision", str),
+                ("source_sha256", str),
+                ("details", dict),
+            ):
+                if not isinstance(values.get(key), kind):
+                    raise InputRefused(f"{key} is missing or not of type {kind.__name__}")
+            if (arch := values["architecture"]) is not None:
+                values["architecture"] = Architecture.from_dict(arch)
+            if (steps := values["preprocessing"]) is not None:
+                values["preprocessing"] = Preprocessing.from_dict(steps)
+            values["verification"] = tuple(values.get("verification", ()))
+            return cls(**values)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise InputRefused(f"is no whole manifest ({type(error).__name__}: {error})") from None
+
+
+def manifest_path(artifact: Path | str) -> Path:
+    """``model.onnx`` -> ``model.onnx.json``."""
+    return Path(f"{artifact}.json")
+
+
+def read(artifact: Path | str) -> Manifest | None:
+    """The manifest beside an artifact, its digest checked against the artifact; None where there is no manifest.
+
+    Raises InputRefused for a manifest that can't be read, and for one that describes other bytes than the artifact's.
+    """
+    path = manifest_path(artifact)
+    if not path.exists():
+        return None
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputRefused(f"is larger than {MAX_BYTES} bytes")
+        manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, InputRefused) as error:
+        raise InputRefused(f"{path}: {error}; export the model again") from None
+    found = file_digest(artifact)
+    if found != manifest.sha256:
+        raise InputRefused(
+            f"{artifact}: SHA-256 is {found[:16]}…, but its manifest {path.name} expects {manifest.sha256[:16]}…; "
+            "the pair does not belong together: export the model again, or delete the manifest if you trust the file"
+        )
+    return manifest

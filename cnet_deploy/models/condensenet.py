@@ -1,0 +1,130 @@
+"""CondenseNet in training form and in group-conv form, and the skeleton that the family shares."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cnet_deploy.architecture import Architecture, DenseLayerShape, Form, Kind, Pointwise
+from cnet_deploy.models.layers import IndexedGroupConv, IndexedLinear, LearnedGroupConv, NormReluConv
+from cnet_deploy.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model's weights come from: SHA-256 of the file first read, its name without folders, and its form there."""
+
+    digest: str
+    name: str
+    form: Form
+
+
+class DenselyConnected(nn.Module):
+    """The family's skeleton: stem, dense blocks, transitions, final norm, whole-map average and classifier.
+
+    Parameter names are the reference's. The last map is averaged whole and transitions floor, so other input sizes work.
+    """
+
+    kind: ClassVar[Kind]
+
+    def __init__(self, architecture: Architecture, form: Form = "group-conv") -> None:
+        super().__init__()
+        if architecture.kind != self.kind:
+            raise ValueError(f"{type(self).__name__} is built from a {self.kind} architecture; got {architecture.kind}")
+        self.architecture = architecture
+        self.form: Form = form
+        self.source: Source | None = None
+        self.preprocessing = Preprocessing.of(architecture)
+        self.features = nn.Sequential()
+        self.features.add_module(
+            "init_conv",
+            nn.Conv2d(3, architecture.stem_channels, 3, stride=architecture.stem_stride, padding=1, bias=False),
+        )
+        block = nn.Sequential()
+        for layer in architecture.layers():
+            _, parent, name = (*layer.name.split("."), "")[:3]
+            if isinstance(layer, DenseLayerShape):
+                if parent not in self.features._modules:
+                    block = nn.Sequential()
+                    self.features.add_module(parent, block)
+                block.add_module(name, DenseLayer(architecture, layer, form))
+            else:
+                conv = None if layer.pointwise is None else pointwise(architecture, layer.pointwise, form)
+                self.features.add_module(parent, Transition(conv))
+        self.features.add_module("norm_last", nn.BatchNorm2d(architecture.features))
+        self.features.add_module("relu_last", nn.ReLU(inplace=False))
+        self.features.add_module("pool_last", nn.AdaptiveAvgPool2d(1))
+        if form == "group-conv" and architecture.learned:
+            self.classifier: nn.Module = IndexedLinear(architecture.kept_features, architecture.classes)
+        else:
+            self.classifier = nn.Linear(architecture.features, architecture.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, 3, H, W] -> logits [N, classes]."""
+        logits: Tensor = self.classifier(self.features(x).flatten(1))
+        return logits
+
+
+class DenseLayer(nn.Module):
+    """1x1 then 3x3 convolution, whose output is appended to the input (paper, figure 4)."""
+
+    def __init__(self, architecture: Architecture, layer: DenseLayerShape, form: Form) -> None:
+        super().__init__()
+        self.conv_1 = pointwise(architecture, layer.pointwise, form)
+        self.conv_2 = NormReluConv(layer.pointwise.out_channels, layer.growth, 3, architecture.group_3x3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.conv_2(self.conv_1(x))], 1)
+
+
+class Transition(nn.Module):
+    """A 1x1 convolution, where the kind has one, and 2x2 average pooling."""
+
+    def __init__(self, conv: nn.Module | None) -> None:
+        super().__init__()
+        self.conv = conv
+        self.pool = nn.AvgPool2d(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled: Tensor = self.pool(x if self.conv is None else self.conv(x))
+        return pooled
+
+
+class CondenseNet(DenselyConnected):
+    """CondenseNet (Huang et al., CVPR 2018; reference: models/condensenet.py and condensenet_converted.py)."""
+
+    kind = "condensenet"
+
+
+def pointwise(architecture: Architecture, conv: Pointwise, form: Form) -> nn.Module:
+    """The module of a 1x1 convolution in the wanted form."""
+    if not architecture.learned:
+        return NormReluConv(conv.in_channels, conv.out_channels, 1, architecture.group_1x1)
+    if form == "training":
+        return LearnedGroupConv(conv.in_channels, conv.out_channels)
+    return IndexedGroupConv(architecture.gathered(conv), conv.out_channels, architecture.group_1x1)
+
+
+def initialise(model: nn.Module, seed: int) -> None:
+    """Random weights that keep the signal's scale (He et al., 2015), and batch-norm statistics that are not trivial; no subnormals.
+
+    For measuring and testing: such a network computes what a trained one does, but recognises nothing.
+    """
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_in = math.prod(module.weight.shape[1:])
+                module.weight.normal_(0, math.sqrt(2 / fan_in), generator=random)
+            elif isinstance(module, nn.Linear):
+                module.weight.normal_(0, 1 / math.sqrt(module.in_features), generator=random)
+                module.bias.normal_(0, 0.1, generator=random)
+            elif isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
+                module.weight.uniform_(0.5, 1.5, generator=random)
+                module.bias.normal_(0, 0.2, generator=random)
+                module.running_mean.normal_(0, 0.2, generator=random)
+                module.running_var.uniform_(0.5, 1.5, generator=random)

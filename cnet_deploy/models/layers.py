@@ -1,0 +1,85 @@
+"""Layers of the family, with the parameter names of the reference (layers.py), so that its state dicts load as they are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
+
+
+class NormReluConv(nn.Sequential):
+    """Batch norm, ReLU, convolution without bias (the reference's ``Conv``)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, groups: int, padding: int = 0) -> None:
+        super().__init__()
+        self.add_module("norm", nn.BatchNorm2d(in_channels))
+        self.add_module("relu", nn.ReLU(inplace=False))
+        self.add_module("conv", nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, groups=groups, bias=False))
+
+
+class LearnedGroupConv(nn.Module):
+    """Training form of the 1x1: a dense convolution under a mask (paper, section 3.1).
+
+    Row r of the weight belongs to group r mod G. ``_count``, ``_stage`` and ``_mask`` are the reference's buffers.
+    """
+
+    _count: Tensor
+    _stage: Tensor
+    _mask: Tensor
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(in_channels)
+        self.relu = nn.ReLU(inplace=False)
+        self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.register_buffer("_count", torch.zeros(1))
+        self.register_buffer("_stage", torch.zeros(1))
+        self.register_buffer("_mask", torch.ones_like(self.conv.weight, requires_grad=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in, H, W] -> [N, out, H, W]."""
+        return conv2d(self.relu(self.norm(x)), self.conv.weight * self._mask)
+
+
+class IndexedGroupConv(nn.Module):
+    """Group-conv form of the 1x1: gather, batch norm, ReLU, grouped convolution, shuffle (the reference's ``CondenseConv``).
+
+    ``index`` [width] names the input channel of each gathered channel, group after group; width = in_channels * G / C.
+    """
+
+    index: Tensor
+
+    def __init__(self, width: int, out_channels: int, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.norm = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=False)
+        self.conv = nn.Conv2d(width, out_channels, 1, groups=groups, bias=False)
+        self.register_buffer("index", torch.zeros(width, dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in, H, W] -> [N, out, H, W]."""
+        x = torch.index_select(x, 1, self.index)
+        return shuffle(self.conv(self.relu(self.norm(x))), self.groups)
+
+
+class IndexedLinear(nn.Module):
+    """A classifier that reads the features in ``index`` only (the reference's ``CondenseLinear``)."""
+
+    index: Tensor
+
+    def __init__(self, kept: int, classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(kept, classes)
+        self.register_buffer("index", torch.zeros(kept, dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, features] -> [N, classes]."""
+        logits: Tensor = self.linear(torch.index_select(x, 1, self.index))
+        return logits
+
+
+def shuffle(x: Tensor, groups: int) -> Tensor:
+    """Interleave the groups' channels: channel k of group i goes to k * groups + i."""
+    n, channels, height, width = x.shape
+    return x.view(n, groups, channels // groups, height, width).transpose(1, 2).reshape(n, channels, height, width)

@@ -1,0 +1,66 @@
+"""What is done to an image before the network sees it: part of a model's metadata, and of every artifact's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cnet_deploy.architecture import Architecture
+from cnet_deploy.errors import InputRefused
+
+Floats = npt.NDArray[np.float32]
+
+_STATISTICS = {  # reference: main.py, transforms.Normalize
+    10: ("cifar10", (0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616)),
+    100: ("cifar100", (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+}
+_IMAGENET = ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """RGB pixels 0..255 become (pixel / 255 - mean) / std, planes in the order red, green, blue.
+
+    ``resize`` is the length in pixels of the shorter side before the centre crop of ``crop`` (height, width); None: no resizing.
+    ``statistics`` names whose mean and standard deviation they are.
+    """
+
+    statistics: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: int | None
+    crop: tuple[int, int]
+
+    @classmethod
+    def of(cls, arch: Architecture) -> Preprocessing:
+        """What the reference does for a network of this shape: CIFAR's statistics for CIFAR's sizes, else ImageNet's."""
+        small = max(arch.input_size) <= 64
+        name, mean, std = _STATISTICS.get(arch.classes, _IMAGENET) if small else _IMAGENET
+        return cls(name, mean, std, None if small else round(min(arch.input_size) * 256 / 224), arch.input_size)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """The inverse of ``to_dict``. Raises InputRefused for what is missing or ill-typed."""
+        try:
+            mean, std = ((float(v[0]), float(v[1]), float(v[2])) for v in (values["mean"], values["std"]))
+            resize = values["resize"]
+            if min(std) <= 0 or not np.isfinite((*mean, *std)).all():
+                raise ValueError(f"std is {std}; expected positive numbers")
+            crop = (int(values["crop"][0]), int(values["crop"][1]))
+            return cls(str(values["statistics"]), mean, std, None if resize is None else int(resize), crop)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise InputRefused(f"preprocessing: {error!r}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+
+    def apply(self, pixels: npt.NDArray[np.uint8]) -> Floats:
+        """uint8 [N, 3, H, W] -> float32 [N, 3, H, W], ready for the network."""
+        mean = np.asarray(self.mean, np.float32).reshape(1, 3, 1, 1)
+        std = np.asarray(self.std, np.float32).reshape(1, 3, 1, 1)
+        return np.ascontiguousarray((pixels.astype(np.float32) / np.float32(255) - mean) / std)

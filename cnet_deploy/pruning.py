@@ -1,0 +1,134 @@
+"""The state of pruning in a training checkpoint: what each learned group convolution still reads, and whether it is done.
+
+G, C and the progress of training stand nowhere in a checkpoint of the reference; masks and counters are all there is
+(reference: layers.py, LearnedGroupConv). Rows of a mask are outputs: row r belongs to group r mod G.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cnet_deploy.errors import InputRefused
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class LayerPruning:
+    """One learned group convolution: its mask [out, in], and the reference's counters where the file has them.
+
+    ``stage`` is the condensation stage that training reached, ``count`` how many inputs each group has lost.
+    """
+
+    name: str
+    mask: Mask
+    stage: int | None
+    count: int | None
+
+    @property
+    def in_channels(self) -> int:
+        return int(self.mask.shape[1])
+
+    @property
+    def survivors(self) -> tuple[int, int]:
+        """The fewest and the most input channels that an output still reads."""
+        kept = self.mask.sum(1)
+        return int(kept.min()), int(kept.max())
+
+    @property
+    def condense_factor(self) -> int | None:
+        """C = stage * in_channels / count; None at stage 0 and where counters are missing.
+
+        Raises InputRefused if the counters give no whole C.
+        """
+        if not self.stage or self.count is None:
+            return None
+        if self.count <= 0 or (self.stage * self.in_channels) % self.count:
+            raise InputRefused(
+                f"{self.name}: counters say stage {self.stage} with {self.count} of {self.in_channels} channels dropped; "
+                "expected stage * channels / dropped to be a whole number (the condense factor)"
+            )
+        return self.stage * self.in_channels // self.count
+
+    def groups_agree(self, groups: int) -> bool:
+        """Whether all rows of each of ``groups`` groups have the same mask."""
+        rows = self.mask.shape[0]
+        return rows % groups == 0 and bool((self.mask.reshape(rows // groups, groups, -1) == self.mask[:groups]).all())
+
+    def describe(self, condense_factor: int | None) -> str:
+        """One clause for people: how many channels survive, and how far training came."""
+        low, high = self.survivors
+        kept = f"{low}" if low == high else f"{low} to {high}"
+        text = f"{kept} of {self.in_channels} input channels survive per group"
+        if condense_factor:
+            text += f" where C={condense_factor} keeps {self.in_channels / condense_factor:g}"
+        if self.stage is None:
+            return text + "; the stage of training is not recorded"
+        return text + f"; training reached stage {self.stage}" + (f" of {condense_factor - 1}" if condense_factor else "")
+
+
+def read_layer(name: str, tensors: Mapping[str, Any]) -> LayerPruning:
+    """The state of the layer ``name`` (its ``_mask``, ``_stage``, ``_count`` in ``tensors``).
+
+    Raises InputRefused for a mask that is not 0/1 or differs within a kernel, and for counters that are no whole numbers.
+    """
+    raw = np.asarray(tensors[f"{name}._mask"])
+    if raw.ndim != 4 or 0 in raw.shape:
+        raise InputRefused(f"{name}._mask has shape {raw.shape}; expected [out, in, 1, 1]")
+    if not ((raw == 0) | (raw == 1)).all() or not (raw == raw[:, :, :1, :1]).all():
+        raise InputRefused(f"{name}._mask holds values other than 0 and 1; expected a mask of kept connections")
+    counters = []
+    for counter in ("_stage", "_count"):
+        value = tensors.get(f"{name}.{counter}")
+        number = None if value is None else np.asarray(value, dtype=np.float64).reshape(-1)
+        if number is not None and (number.size != 1 or not 0 <= number[0] < 1 << 31 or number[0] != int(number[0])):
+            raise InputRefused(f"{name}.{counter} is {number.tolist()[:4]}; expected one whole number")
+        counters.append(None if number is None else int(number[0]))
+    return LayerPruning(name, raw[:, :, 0, 0] == 1, counters[0], counters[1])
+
+
+def infer_groups(layers: Sequence[LayerPruning]) -> int | None:
+    """G: the smallest period of rows that every mask has; None where the masks show no period (pruning not begun, damage)."""
+    rows = math.gcd(*(layer.mask.shape[0] for layer in layers))
+    for period in range(1, rows):
+        if rows % period == 0 and all(layer.groups_agree(period) for layer in layers):
+            # Masks that all outputs share are what an untouched mask looks like: it tells nothing of G.
+            return None if period == 1 and any(layer.mask.all() for layer in layers) else period
+    return None
+
+
+def infer_condense_factor(layers: Sequence[LayerPruning]) -> int | None:
+    """C as the counters of the layers that have begun have it; None if none has. Raises InputRefused if they disagree."""
+    factors: dict[int, str] = {}
+    for layer in layers:
+        if factor := layer.condense_factor:
+            factors.setdefault(factor, layer.name)
+    if len(factors) > 1:
+        found = ", ".join(f"C={factor} in {name}" for factor, name in sorted(factors.items()))
+        raise InputRefused(f"the layers' counters disagree on the condense factor: {found}; pruning is unfinished or the file is damaged")
+    return next(iter(factors), None)
+
+
+def require_finished(layers: Sequence[LayerPruning], groups: int, condense_factor: int) -> None:
+    """Refuse unless every layer is pruned to the end: the counters at stage C-1, exactly in/C channels kept by each group.
+
+    Counters at stage 0 or missing are passed over: G and C were then given by the user, and the mask must agree.
+    Raises InputRefused with the layer, how many channels survive and which stage training reached.
+    """
+    begun = any(layer.stage for layer in layers)
+    for layer in layers:
+        if not layer.groups_agree(groups):
+            raise InputRefused(f"{layer.name}: outputs of one group read different inputs; expected one mask per group with G={groups}")
+        unfinished = begun and layer.stage is not None and layer.stage != condense_factor - 1
+        kept = layer.mask.sum(1) * condense_factor
+        if unfinished or not (kept == layer.in_channels).all():
+            raise InputRefused(
+                f"{layer.name}: pruning is unfinished: {layer.describe(condense_factor)}; "
+                "train on until the last condensation stage (half of all epochs), then convert"
+            )

@@ -1,0 +1,50 @@
+"""Sessions: ``open_session`` opens anything that runs, and what it returns is the same whatever runs it."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from cnet_deploy.errors import InputRefused, Unavailable
+from cnet_deploy.sessions.base import Binding, Session
+
+__all__ = ["BACKENDS", "Binding", "Session", "backend_of", "open_session"]
+
+# Which backend opens which suffix, in the order of preference. A backend is a module of this package with ``open_file``.
+BACKENDS: dict[str, tuple[str, ...]] = {
+    "onnxruntime": (".onnx",),
+    "torch": (".safetensors", ".tar", ".pth", ".pt"),
+}
+
+
+def backend_of(path: Path | str) -> str:
+    """The backend that opens a file of this suffix unless another is asked for. Raises InputRefused if none does."""
+    suffix = Path(path).suffix
+    for backend, suffixes in BACKENDS.items():
+        if suffix in suffixes:
+            return backend
+    known = ", ".join(suffix for suffixes in BACKENDS.values() for suffix in suffixes)
+    raise InputRefused(f"{path}: no backend opens the suffix {suffix or '(none)'!r}; expected one of {known}")
+
+
+def open_session(path: Path | str, backend: str | None = None, device: str = "cpu", threads: int | None = None) -> Session:
+    """Open an artifact or a model to run batches: ``with open_session("model.onnx") as session: session.run(batch)``.
+
+    ``backend`` None takes the one that fits the suffix; ``threads`` None leaves the number to the backend.
+    Raises InputRefused for a file that can't be opened, Unavailable for a backend or device that is not here.
+    """
+    path = Path(path)
+    if backend is not None and backend not in BACKENDS:
+        raise Unavailable(f"no backend is called {backend!r}; expected one of {', '.join(BACKENDS)}")
+    if threads is not None and threads < 1:
+        raise InputRefused(f"threads is {threads}; expected at least 1")
+    if not path.is_file():
+        raise InputRefused(f"{path}: {'is a directory; expected a file' if path.is_dir() else 'no such file'}")
+    backend = backend or backend_of(path)
+    if path.suffix not in BACKENDS[backend]:
+        raise InputRefused(
+            f"{path}: {backend} does not open {path.suffix or 'files without a suffix'}; expected {', '.join(BACKENDS[backend])}"
+        )
+    module = importlib.import_module(f"cnet_deploy.sessions.{backend}")
+    session: Session = module.open_file(path, device=device, threads=threads)
+    return session

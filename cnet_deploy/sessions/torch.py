@@ -1,0 +1,69 @@
+"""Models in torch itself: checkpoints in either form, and the paper's networks by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cnet_deploy.checkpoint import load
+from cnet_deploy.errors import Unavailable
+from cnet_deploy.models import DenselyConnected
+from cnet_deploy.sessions.base import Binding, Floats, Session
+
+
+class TorchSession(Session):
+    """A module run eagerly, without gradients. ``threads`` is set for the whole process: torch has one pool."""
+
+    backend = "torch"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        input_size: tuple[int, int],
+        classes: int,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        if device != "cpu":
+            raise Unavailable(f"torch on {device!r} is not supported yet; expected device 'cpu'")
+        self.model = model.eval()
+        self.input_shape = (None, 3, *input_size)
+        self.classes = classes
+        self.threads = threads
+        if isinstance(model, DenselyConnected):
+            self.architecture, self.preprocessing, self.form = model.architecture, model.preprocessing, model.form
+
+    def bind(self, batch: Floats) -> Binding:
+        return _TorchBinding(self.model, torch.from_numpy(self.check(batch)), self.threads)
+
+
+class _TorchBinding(Binding):
+    def __init__(self, model: nn.Module, batch: torch.Tensor, threads: int | None) -> None:
+        self._model, self._batch = model, batch
+        self._logits: torch.Tensor | None = None
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+    def enqueue(self) -> None:
+        with torch.inference_mode():
+            self._logits = self._model(self._batch)
+
+    def result(self) -> Floats:
+        if self._logits is None:
+            raise RuntimeError("result() before enqueue()")
+        logits: Floats = self._logits.numpy()
+        return logits
+
+
+def from_module(model: DenselyConnected, *, threads: int | None = None) -> TorchSession:
+    """A session over a model of the family that is in memory."""
+    return TorchSession(model, model.architecture.input_size, model.architecture.classes, threads=threads)
+
+
+def open_file(path: Path, *, device: str, threads: int | None) -> Session:
+    """A session over a checkpoint of the family, in the form in which it is stored."""
+    model = load(path)
+    return TorchSession(model, model.architecture.input_size, model.architecture.classes, device=device, threads=threads)
