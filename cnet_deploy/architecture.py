@@ -12,6 +12,8 @@ from cnet_deploy.errors import InputRefused
 Kind = Literal["condensenet", "densenet", "densenet_lgc"]
 Form = Literal["training", "group-conv"]
 
+MAX_SIDE = 4096
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -249,8 +251,8 @@ def _check(arch: Architecture) -> None:
         refuse(f"{len(arch.stages)} stages and {len(arch.growth)} growth rates; expected as many of each, and at least one")
     if sum(arch.stages) > 10_000:
         refuse(f"{sum(arch.stages)} layers; expected at most 10000")
-    if len(tuple(arch.input_size)) != 2:
-        refuse(f"input_size is {arch.input_size!r}; expected (height, width)")
+    if len(tuple(arch.input_size)) != 2 or max(arch.input_size) > MAX_SIDE:
+        refuse(f"input_size is {arch.input_size!r}; expected (height, width) of at most {MAX_SIDE} pixels")
     if not isinstance(arch.classifier_keep, (int, float)) or not 0 < arch.classifier_keep <= 1:
         refuse(f"classifier_keep is {arch.classifier_keep!r}; expected more than 0 and at most 1")
     if not arch.learned and (arch.classifier_keep != 1 or arch.condense_factor != 1):

@@ -24,11 +24,17 @@ from cnet_deploy.errors import InputRefused, OutputRefused
 from cnet_deploy.files import atomic_output, digest, read_bytes
 from cnet_deploy.inference import infer_architecture, infer_form
 from cnet_deploy.models import DenselyConnected, Source, build
-from cnet_deploy.pickles import is_torchscript, wanted_globals
+from cnet_deploy.pickles import examine, is_torchscript
 from cnet_deploy.preprocessing import Preprocessing
 
 METADATA_KEY = "cnet_deploy"
 METADATA_VERSION = 1
+MAX_PREFIXES = 4  # of DataParallel's "module.", one for each time a model was wrapped
+MAX_EXPANDED = 16 << 20  # bytes that a view may claim over a smaller storage
+_DTYPES = (
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Tensors:
     tensors: dict[str, torch.Tensor]
     source: str
     digest: str
+    size: int
     container: str
     metadata: dict[str, Any]
 
@@ -51,13 +58,20 @@ def read_tensors(path: Path | str) -> Tensors:
     path = Path(path)
     data = read_bytes(path)
     metadata: dict[str, Any] = {}
-    if path.suffix == ".safetensors" or _looks_like_safetensors(data):
-        container, loaded, metadata = "safetensors", *_read_safetensors(path, data)
-    else:
-        container, loaded = "zip" if data[:4] == b"PK\x03\x04" else "legacy pickle", _read_pickle(path, data)
-        if isinstance(loaded, dict):
-            metadata = {key: loaded[key] for key in ("epoch", "best_prec1", "model") if isinstance(loaded.get(key), (int, float, str))}
-    return Tensors(_state_dict(path, loaded), path.name, digest(data), container, metadata)
+    try:
+        if path.suffix == ".safetensors" or _looks_like_safetensors(data):
+            container, loaded, metadata = "safetensors", *_read_safetensors(data)
+        else:
+            container, loaded = "zip" if data[:4] == b"PK\x03\x04" else "legacy pickle", _read_pickle(data)
+            if isinstance(loaded, dict):
+                found = {key: dict.get(loaded, key) for key in ("epoch", "best_prec1", "model")}
+                metadata = {key: value for key, value in found.items() if isinstance(value, (int, float, str))}
+        return Tensors(_state_dict(loaded), path.name, digest(data), len(data), container, metadata)
+    except InputRefused as error:
+        raise InputRefused(f"{path}: {error}") from None
+    # What a damaged or hostile file makes its reader raise has no bound: any exception here means that it was not read.
+    except Exception as error:
+        raise InputRefused(f"{path}: {_why_unreadable(error, data)}") from None
 
 
 def load(
@@ -78,14 +92,17 @@ def load(
         form = infer_form(read.tensors)
         arch = architecture_of(read, groups=groups, condense_factor=condense_factor, input_size=input_size, stem_stride=stem_stride)
         model = build(arch, form)
+        own = read.metadata.get(METADATA_KEY)
+        steps = Preprocessing.from_dict(own["preprocessing"]) if own else model.preprocessing
     except InputRefused as error:
         raise InputRefused(f"{path}: {error}") from None
-    # Counters of batch norms may be absent from old files; everything else was checked name by name.
-    model.load_state_dict(read.tensors, strict=False)
+    # Counters may be absent from old files, and are one number in any shape; everything else was checked name by name.
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    model.load_state_dict({name: value.reshape(shapes[name]) for name, value in read.tensors.items()}, strict=False)
     model.source = Source(read.digest, read.source, form)
-    if own := read.metadata.get(METADATA_KEY):
+    if own:
         model.source = Source(own["source"]["sha256"], own["source"]["name"], own["source"]["form"])
-        model.preprocessing = replace(Preprocessing.from_dict(own["preprocessing"]), crop=arch.input_size)
+    model.preprocessing = replace(steps, crop=arch.input_size)
     return model
 
 
@@ -103,6 +120,10 @@ def architecture_of(
     """
     own = read.metadata.get(METADATA_KEY)
     stored = Architecture.from_dict(own["architecture"]) if own else None
+    if own and own.get("form") != infer_form(read.tensors):
+        raise InputRefused(
+            f"the metadata says that this is the form {own.get('form')!r}, but the tensors are in {infer_form(read.tensors)} form"
+        )
     if stored:
         input_size, stem_stride = input_size or stored.input_size, stem_stride or stored.stem_stride
     if stored and infer_form(read.tensors) == "training":
@@ -178,7 +199,7 @@ def _looks_like_safetensors(data: bytes) -> bool:
     return len(data) >= 10 and 2 <= int.from_bytes(data[:8], "little") <= len(data) - 8 and data[8:9] == b"{"
 
 
-def _read_safetensors(path: Path, data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _read_safetensors(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     try:
         tensors = safetensors.torch.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -186,11 +207,11 @@ def _read_safetensors(path: Path, data: bytes) -> tuple[dict[str, torch.Tensor],
         if METADATA_KEY in metadata:
             own = json.loads(metadata[METADATA_KEY])
             if not isinstance(own, dict) or own.get("version") != METADATA_VERSION:
-                raise InputRefused(f"{path}: was written by another version of cnet-deploy; expected metadata version {METADATA_VERSION}")
+                raise InputRefused(f"was written by another version of cnet-deploy; expected metadata version {METADATA_VERSION}")
             _check_metadata(own)
             metadata[METADATA_KEY] = own
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputRefused(f"{path}: is no whole safetensors file: {_first_line(error)}") from None
+        raise InputRefused(f"is no whole safetensors file: {_first_line(error)}") from None
     return tensors, metadata
 
 
@@ -206,52 +227,68 @@ def _check_metadata(own: Mapping[str, Any]) -> None:
         raise ValueError("metadata has no whole source (sha256, name, form)")
 
 
-def _read_pickle(path: Path, data: bytes) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    # What a damaged or hostile pickle makes torch raise has no bound: any exception here means that the file was not read.
-    except Exception as error:
-        raise InputRefused(f"{path}: {_why_unreadable(error, data)}") from None
+def _read_pickle(data: bytes) -> Any:
+    findings = examine(data)
+    if findings.wanted or findings.problem:
+        raise ValueError(findings.problem or "it asks for more than tensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def _why_unreadable(error: Exception, data: bytes) -> str:
     if is_torchscript(data):
         return "is a TorchScript program, which is code; expected a state dict: torch.save(model.state_dict(), …)"
-    if wanted := wanted_globals(data):
-        what = "is a whole pickled module" if wanted[0].startswith(("models.", "torch.nn.", "torchvision.")) else "holds more than weights"
+    findings = examine(data)
+    text = not data[:4096].strip(b"\t\n\r\f\b" + bytes(range(32, 127)))
+    if findings.wanted and (findings.whole or not text):  # a text may begin like a pickle
+        whole = findings.wanted[0].startswith(("models.", "torch.nn.", "torchvision."))
         return (
-            f"{what}: its pickle wants {', '.join(wanted[:3])}, which can run code; expected tensors and plain containers only. "
+            f"{'is a whole pickled module' if whole else 'holds more than weights'}: its pickle wants {', '.join(findings.wanted[:3])}, "
+            "which can run code; expected tensors and plain containers only. "
             "If you trust its origin, open it there and torch.save(model.state_dict(), …)"
         )
-    if not data.strip(b"\t\n\r\f\b" + bytes(range(32, 127))):
+    if text:
         return f"is text (it begins {data[:40].decode('ascii', 'replace')!r}); expected a checkpoint (.pth.tar, .pt, .safetensors)"
+    if findings.problem and findings.whole:
+        return f"is no checkpoint that can be opened safely: {findings.problem}; expected .pth.tar, .pt or .safetensors"
     # torch's own words on such files advise to load them with all guards off: they must not reach the user.
     reason = "" if "weights_only" in str(error) else f": {_first_line(error)}"
     return f"is truncated, damaged or no checkpoint at all ({type(error).__name__}{reason}); expected .pth.tar, .pt or .safetensors"
 
 
-def _state_dict(path: Path, loaded: Any) -> dict[str, torch.Tensor]:
+def _state_dict(loaded: Any) -> dict[str, torch.Tensor]:
+    # Methods are taken from the types: a pickle can hide an instance's own behind attributes.
     found = loaded
     for key in ("state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not isinstance(found, Mapping) or not found:
-        what = "nothing" if isinstance(found, Mapping) else f"a {type(found).__name__}"
-        raise InputRefused(f"{path}: holds {what}; expected a state dict")
-    if other := [key for key, value in found.items() if not isinstance(key, str) or not isinstance(value, torch.Tensor)]:
-        what = type(found[other[0]]).__name__
-        raise InputRefused(f"{path}: entry {other[0]!r} is of type {what}; expected a state dict: names of tensors and nothing else")
-    while all(key.startswith("module.") for key in found):
-        found = {key.removeprefix("module."): value for key, value in found.items()}
-    return {name: _plain(path, name, value) for name, value in found.items()}
+        if isinstance(found, dict) and isinstance(dict.get(found, key), dict):
+            found = dict.get(found, key)
+    if not isinstance(found, dict) or not found:
+        what = "nothing" if isinstance(found, dict) else f"a {type(found).__name__}"
+        raise InputRefused(f"holds {what}; expected a state dict")
+    tensors: dict[str, torch.Tensor] = {}
+    for key, value in dict.items(found):
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            what = repr(key) if isinstance(key, str) else f"with a key of type {type(key).__name__}"
+            raise InputRefused(f"entry {what} is of type {type(value).__name__}; expected a state dict: names of tensors and nothing else")
+        tensors[key] = value
+    for _ in range(MAX_PREFIXES):
+        if all(key.startswith("module.") for key in tensors):
+            tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    return {name: _plain(name, value) for name, value in tensors.items()}
 
 
-def _plain(path: Path, name: str, value: torch.Tensor) -> torch.Tensor:
-    if value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_complex():
-        raise InputRefused(f"{path}: {name} is a {value.layout} tensor of {value.dtype}; expected a dense one of real numbers")
-    return value.detach().to(torch.float32 if value.is_floating_point() else value.dtype).contiguous()
+def _plain(name: str, value: torch.Tensor) -> torch.Tensor:
+    """A dense tensor on the CPU that owns its numbers; floating-point ones in float32."""
+    if value.is_nested or value.layout != torch.strided or value.is_quantized or value.is_meta or value.dtype not in _DTYPES:
+        raise InputRefused(f"{name} is a tensor of {value.dtype} and layout {value.layout}; expected a dense one of real numbers")
+    # A view can claim any size over a storage of one number.
+    if value.numel() * value.element_size() > max(value.untyped_storage().nbytes(), MAX_EXPANDED):
+        raise InputRefused(
+            f"{name} has shape {tuple(value.shape)} over {value.untyped_storage().nbytes()} bytes; expected weights of its own"
+        )
+    plain = torch.Tensor.detach(value).resolve_neg()
+    return plain.to(torch.float32 if plain.is_floating_point() else plain.dtype).contiguous()
 
 
 def _first_line(error: BaseException) -> str:

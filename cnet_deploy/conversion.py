@@ -26,6 +26,8 @@ def convert(model: DenselyConnected, *, classifier_keep: float = DEFAULT_KEEP) -
     A model that is in group-conv form already is returned as it is (see ``require_classifier_keep``).
     Raises InputRefused where pruning is unfinished.
     """
+    if not isinstance(model, DenselyConnected):
+        raise InputRefused(f"can't convert a {type(model).__name__}; expected a model of `load`")
     if model.form == "group-conv":
         return model
     old, arch = model.architecture, replace(model.architecture, classifier_keep=classifier_keep)

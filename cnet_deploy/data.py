@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from cnet_deploy.files import read_bytes
 from cnet_deploy.preprocessing import Floats, Preprocessing
 
 MAX_IMAGES = 10_000
+MAX_PIXELS = 1 << 26  # of an image after resizing
 _PLANES = 3 * 32 * 32
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
 
@@ -71,15 +74,21 @@ def _read_cifar(path: Path, preprocessing: Preprocessing, classes: int) -> Image
 
 
 def _read_image(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputRefused(f"{path}: is no image that can be read ({error})") from None
+    data = read_bytes(path)
     height, width = preprocessing.crop
-    scale = max((preprocessing.resize or min(height, width)) / min(image.size), height / image.height, width / image.width)
-    image = image.resize((max(width, round(image.width * scale)), max(height, round(image.height * scale))), Image.Resampling.BILINEAR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as opened:
+                shorter = preprocessing.resize or min(height, width)
+                scale = max(shorter / min(opened.size), height / opened.height, width / opened.width)
+                size = (max(width, round(opened.width * scale)), max(height, round(opened.height * scale)))
+                if size[0] * size[1] > MAX_PIXELS:
+                    raise ValueError(f"{opened.width}x{opened.height} pixels would be {size[0]}x{size[1]} when resized")
+                image = opened.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+    except Exception as error:  # what decoders raise on damaged images has no common base
+        raise InputRefused(f"{path}: is no image that can be read ({error})") from None
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return np.asarray(image.crop((left, top, left + width, top + height))).transpose(2, 0, 1)

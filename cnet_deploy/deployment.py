@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from cnet_deploy.architecture import Cost
@@ -16,11 +18,12 @@ from cnet_deploy.conversion import DEFAULT_KEEP, convert, require_classifier_kee
 from cnet_deploy.data import Images, read_images
 from cnet_deploy.errors import CheckFailed, InputRefused
 from cnet_deploy.exporters import SUFFIXES, exporter
-from cnet_deploy.files import atomic_output, check_output, file_digest
+from cnet_deploy.files import atomic_outputs, check_output, digest
 from cnet_deploy.lowering import lower
 from cnet_deploy.manifest import Manifest, manifest_path
 from cnet_deploy.models import DenselyConnected
-from cnet_deploy.models.baselines import CLASSES, INPUT_SIZE
+from cnet_deploy.models.baselines import BASELINES, CLASSES, INPUT_SIZE
+from cnet_deploy.preprocessing import Preprocessing
 from cnet_deploy.sessions import open_session
 from cnet_deploy.sessions.torch import TorchSession, from_module
 from cnet_deploy.verification import TOLERANCES, Comparison, compare, compare_all
@@ -52,8 +55,8 @@ def export(
     """Export a model (or the file it is in) to ``target`` ("onnx") and verify what was written before it takes its name.
 
     A model in training form is converted first, keeping ``classifier_keep`` of the classifier (None: the reference's half), and ``say``
-    is told so. The artifact is compared with the model on fresh random inputs and on ``images``. ``options`` are the target's own (onnx: ``opset``, ``batch``);
-    ``overrides`` are those of ``checkpoint.load``. ``out`` None puts the artifact beside the model's file.
+    is told so. The artifact is compared with the model on fresh random inputs and on ``images``. ``options`` are the target's own
+    (onnx: ``opset``, ``batch``); ``overrides`` are those of ``checkpoint.load``. ``out`` None puts the artifact beside the model's file.
     Raises CheckFailed if the outputs differ beyond ``tolerance`` (relative to the largest logit): no file is left then, and one that was
     there is kept; InputRefused and OutputRefused as the steps do.
     """
@@ -69,29 +72,61 @@ def export(
     check_output(out, source=source)
     if not isinstance(model, nn.Module):
         model = load(model, **(overrides or {}))
-    if isinstance(model, DenselyConnected) and model.form == "training":
-        keep = DEFAULT_KEEP if classifier_keep is None else classifier_keep
-        say(f"the model is in training form: converting it first, keeping {keep:g} of the classifier's inputs")
-        model = convert(model, classifier_keep=keep)
-    elif isinstance(model, DenselyConnected) and classifier_keep is not None:
-        require_classifier_keep(model.architecture, classifier_keep)
-    # Both names are taken together at the end, the artifact's first; a reader that meets them in between sees digests that differ.
-    with atomic_output(manifest_path(out)) as beside, atomic_output(out, source=source) as temporary:
+    size, classes, steps = _input_of(model)
+    if images is not None and steps is None:
+        raise InputRefused("this network has no preprocessing of its own, so real images can't be fed to it; leave --images out")
+    data = read_images(images, steps, classes) if images is not None and steps is not None else None
+    if isinstance(model, DenselyConnected):
+        model = _group_conv_form(model, source, classifier_keep, say)
+    # A reader that meets the two names in between sees digests that differ.
+    with atomic_outputs(out, manifest_path(out), source=source) as (temporary, beside):
         written = write(lower(model) if isinstance(model, DenselyConnected) else model, temporary, **options)
-        comparisons = _verify(temporary, model, images, tolerance)
+        with open_session(temporary) as session, TorchSession(model, size, classes) as reference:
+            comparisons = compare_all(session, reference, data, tolerance)
         if failed := next((c for c in comparisons if not c.passed), None):
             raise CheckFailed(
                 f"{out}: the artifact's outputs differ from the model's beyond the tolerance; nothing was written. {failed.summary()}"
             )
+        content = temporary.read_bytes()
         description = Manifest(
-            target, file_digest(temporary), temporary.stat().st_size, written.precision,
+            target, digest(content), len(content), written.precision,
             model.source.digest if isinstance(model, DenselyConnected) and model.source else "",
-            model.architecture if isinstance(model, DenselyConnected) else None,
-            model.preprocessing if isinstance(model, DenselyConnected) else None,
+            model.architecture if isinstance(model, DenselyConnected) else None, steps,
             written.details, written.libraries, tuple(c.to_dict() for c in comparisons),
         )  # fmt: skip
         beside.write_text(description.to_json(), encoding="utf-8")
     return Exported(out, description, comparisons)
+
+
+def _input_of(model: nn.Module) -> tuple[tuple[int, int], int, Preprocessing | None]:
+    """Input size, classes and preprocessing of what can be exported; anything else is refused."""
+    if not isinstance(model, (DenselyConnected, *BASELINES.values())):
+        raise InputRefused(f"can't export a {type(model).__name__}; expected a model of `load` or `convert`, or one of the paper's table")
+    if other := next((str(p.dtype) for p in model.parameters() if p.dtype != torch.float32), None):
+        raise InputRefused(f"the model's weights are {other}; expected torch.float32: call model.float() first")
+    if isinstance(model, DenselyConnected):
+        return model.architecture.input_size, model.architecture.classes, model.preprocessing
+    return INPUT_SIZE, CLASSES, None
+
+
+def _group_conv_form(model: DenselyConnected, source: Path | None, keep: float | None, say: Say) -> DenselyConnected:
+    with _naming(source):
+        if model.form == "training":
+            keep = DEFAULT_KEEP if keep is None else keep
+            say(f"the model is in training form: converting it first, keeping {keep:g} of the classifier's inputs")
+            return convert(model, classifier_keep=keep)
+        if keep is not None:
+            require_classifier_keep(model.architecture, keep)
+    return model
+
+
+@contextlib.contextmanager
+def _naming(source: Path | str | None) -> Iterator[None]:
+    """Put the file's name before a refusal that doesn't know it."""
+    try:
+        yield
+    except InputRefused as error:
+        raise InputRefused(f"{source}: {error}" if source else error) from None
 
 
 @dataclass(frozen=True)
@@ -150,12 +185,9 @@ def convert_file(
     check_output(out, source=path)
     model = load(path, **(overrides or {}))
     data = read_images(images, model.preprocessing, model.architecture.classes) if images is not None else None
-    if model.form == "group-conv":
-        if classifier_keep is not None:
-            require_classifier_keep(model.architecture, classifier_keep)
-        converted, faithful, cut = model, None, None
-    else:
-        converted = convert(model, classifier_keep=DEFAULT_KEEP if classifier_keep is None else classifier_keep)
+    converted = _group_conv_form(model, Path(path), classifier_keep, say=lambda _: None)
+    faithful, cut = None, None
+    if model.form == "training":
         whole = convert(model, classifier_keep=1.0)
         faithful = _side_by_side(whole, model, data)
         cut = None if converted.architecture.classifier_keep == 1 else _side_by_side(converted, whole, data)
@@ -178,7 +210,7 @@ def _side_by_side(ours: DenselyConnected, theirs: DenselyConnected, data: Images
             )
         height, width = theirs.architecture.input_size
         random = np.random.default_rng(0)
-        noise = random.standard_normal((64 if height * width <= 64 * 64 else 8, 3, height, width), np.float32)
+        noise = random.standard_normal((min(64, max(1, 400_000 // (height * width))), 3, height, width), np.float32)
         return compare(a.run, b.run, [(noise, None)], inputs=f"{len(noise)} random inputs", tolerance=TOLERANCES["fp32"])
 
 
@@ -191,16 +223,3 @@ def default_output(source: Path | str, suffix: str) -> Path:
             name = name.removesuffix(known)
             break
     return source.with_name(name + suffix)
-
-
-def _verify(artifact: Path, model: nn.Module, images: Path | str | None, tolerance: float | None) -> list[Comparison]:
-    size, classes = (
-        (model.architecture.input_size, model.architecture.classes) if isinstance(model, DenselyConnected) else (INPUT_SIZE, CLASSES)
-    )
-    with open_session(artifact) as session, TorchSession(model, size, classes) as reference:
-        data = None
-        if images is not None:
-            if reference.preprocessing is None:
-                raise InputRefused("this network has no preprocessing of its own, so real images can't be fed to it; leave --images out")
-            data = read_images(images, reference.preprocessing, classes)
-        return compare_all(session, reference, data, tolerance)

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+MAX_LENGTH = 900
+
+
+def printable(text: object, length: int = MAX_LENGTH) -> str:
+    """One line that is safe to print: control characters escaped, cut in the middle where it is too long.
+
+    Names in a file are whatever its author wrote, terminal escapes and line breaks included.
+
+    >>> printable("a\\x1b[31m\\n")
+    'a\\\\x1b[31m\\\\n'
+    """
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in str(text)[: length * 20])
+    return safe if len(safe) <= length else f"{safe[: length * 2 // 3]} … {safe[-length // 4 :]}"
+
 
 class CnetDeployError(Exception):
-    """Base of every error this package raises on purpose. The message is one line, fit for a person."""
+    """Base of every error this package raises on purpose. The message is one printable line."""
 
     exit_code = 1
+
+    def __init__(self, message: object) -> None:
+        super().__init__(printable(message))
 
 
 class CheckFailed(CnetDeployError):

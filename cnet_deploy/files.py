@@ -6,28 +6,45 @@ import contextlib
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from cnet_deploy.errors import InputRefused, OutputRefused
 
+MAX_BYTES = 4 << 30  # no model of the family comes near
 
-def read_bytes(path: Path | str) -> bytes:
-    """The bytes of a regular, non-empty file. Raises InputRefused for anything else (directory, device, unreadable)."""
+
+def read_bytes(path: Path | str, limit: int = MAX_BYTES) -> bytes:
+    """The bytes of a regular, non-empty file of at most ``limit`` bytes. Raises InputRefused for anything else."""
+    path = Path(path)
+    check_input(path)
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise InputRefused(f"{path}: has {size} bytes; expected at most {limit}")
+        with path.open("rb") as file:
+            data = file.read(size)
+    except (OSError, MemoryError) as error:
+        raise InputRefused(f"{path}: can't be read: {getattr(error, 'strerror', None) or type(error).__name__}") from None
+    if not data:
+        raise InputRefused(f"{path}: is empty; expected a file with something in it")
+    return data
+
+
+def check_input(path: Path | str) -> None:
+    """Refuse a path that is no regular file, without opening it."""
     path = Path(path)
     try:
-        if path.is_dir():
-            raise InputRefused(f"{path}: is a directory; expected a file")
-        if not path.exists():
-            raise InputRefused(f"{path}: no such file")
-        if not path.is_file():
-            raise InputRefused(f"{path}: is a device or pipe; expected a regular file")
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputRefused(f"{path}: can't be read: {error.strerror or error}") from None
-    if not data:
-        raise InputRefused(f"{path}: is empty; expected a model")
-    return data
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise InputRefused(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise InputRefused(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None
+    if stat.S_ISDIR(mode):
+        raise InputRefused(f"{path}: is a directory; expected a file")
+    if not stat.S_ISREG(mode):
+        raise InputRefused(f"{path}: is a device or pipe; expected a regular file")
 
 
 def digest(data: bytes) -> str:
@@ -35,54 +52,65 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def file_digest(path: Path | str) -> str:
-    """SHA-256 of a file, read in pieces. Raises InputRefused where it can't be read."""
-    try:
-        total = hashlib.sha256()
-        with open(path, "rb") as file:
-            while piece := file.read(1 << 20):
-                total.update(piece)
-        return total.hexdigest()
-    except OSError as error:
-        raise InputRefused(f"{path}: can't be read: {error.strerror or error}") from None
+@contextlib.contextmanager
+def atomic_output(path: Path | str, *, source: Path | str | None = None) -> Iterator[Path]:
+    """``atomic_outputs`` for one file."""
+    with atomic_outputs(path, source=source) as (temporary,):
+        yield temporary
 
 
 @contextlib.contextmanager
-def atomic_output(path: Path | str, *, source: Path | str | None = None) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; renamed to ``path`` when the block ends well, removed when it does not.
+def atomic_outputs(*paths: Path | str, source: Path | str | None = None) -> Iterator[list[Path]]:
+    """A temporary path beside each of ``paths`` to write to; all renamed when the block ends well, all removed when it does not.
 
-    The suffix stays, so that libraries that look at it are content. ``source`` is a file that must not be overwritten by its own
-    product. Raises OutputRefused before anything is computed if the place can't be written to.
+    Every file is on the disk before the first is renamed, so that nothing but a crash between two renames parts them. Suffixes
+    stay, so that libraries that look at them are content. ``source`` is a file that must not be overwritten by its own product.
+    Raises OutputRefused before anything is computed if a place can't be written to.
     """
-    path = Path(path)
-    check_output(path, source=source)
-    temporary = _temporary(path)
+    targets = [Path(path) for path in paths]
+    for target in targets:
+        check_output(target, source=source)
+    temporaries = [_temporary(target) for target in targets]
+    current = targets[0]
     try:
-        # Made now, so that a place that refuses files is found before any work is done; the umask decides its mode.
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
+        for current, temporary in zip(targets, temporaries, strict=True):
+            _create(temporary, current)
+        current = targets[0]
+        yield temporaries
+        for temporary in temporaries:
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+        for current, temporary in zip(targets, temporaries, strict=True):
+            os.replace(temporary, current)
     except OSError as error:
-        raise OutputRefused(f"{path}: can't be written: {error.strerror or error}; nothing was changed") from error
+        raise OutputRefused(f"{current}: can't be written: {error.strerror or error}; nothing was changed") from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def check_output(path: Path | str, *, source: Path | str | None = None) -> None:
-    """Refuse an output path that is a directory, lies in a folder that is not there, or is the ``source`` itself."""
+    """Refuse an output path that is no regular file, lies in a folder that is not there, or is the ``source`` itself."""
     path = Path(path)
     try:
         if path.is_dir():
             raise OutputRefused(f"{path}: is a directory; expected the name of a file to write")
         if not path.parent.is_dir():
             raise OutputRefused(f"{path}: {path.parent} is no directory; make it first")
+        if path.exists() and not path.is_file():
+            raise OutputRefused(f"{path}: is a device or pipe; expected the name of a regular file")
         if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
             raise OutputRefused(f"{path}: is the input itself; expected another name for the output")
-    except OSError as error:
-        raise OutputRefused(f"{path}: can't be written: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:
+        raise OutputRefused(f"{path}: can't be written: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _create(temporary: Path, target: Path) -> None:
+    """An empty file with the mode of the one that it will replace; the umask decides where there is none."""
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    if target.is_file():
+        temporary.chmod(stat.S_IMODE(target.stat().st_mode))
 
 
 def _temporary(path: Path) -> Path:

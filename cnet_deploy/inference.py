@@ -5,7 +5,9 @@ Works on anything whose values have a ``shape`` and turn into numpy arrays (torc
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cnet_deploy.architecture import Architecture, DenseLayerShape, Form, Kind
-from cnet_deploy.errors import InputRefused
+from cnet_deploy.errors import InputRefused, printable
 from cnet_deploy.pruning import LayerPruning, infer_condense_factor, infer_groups, read_layer
 
 Tensors = Mapping[str, Any]
@@ -29,15 +31,21 @@ def infer_form(tensors: Tensors) -> Form:
 
 def infer_stages(tensors: Tensors) -> tuple[int, ...]:
     """Dense layers per block. Raises InputRefused for a network that is not of the family, or has gaps in its numbering."""
-    found = {(int(m[1]), int(m[2])) for key in tensors if (m := _LAYER.fullmatch(key))}
+    found: Counter[int] = Counter()
+    last: dict[int, int] = {}
+    for key in tensors:
+        if match := _LAYER.fullmatch(key):
+            block, layer = int(match[1]), int(match[2])
+            found[block] += 1
+            last[block] = max(layer, last.get(block, 0))
     if not found or "features.init_conv.weight" not in tensors:
-        names = ", ".join(sorted(map(str, tensors))[:3]) or "no tensor at all"
+        names = ", ".join(printable(repr(name), 60) for name in sorted(tensors)[:3]) or "no tensor at all"
         raise InputRefused(f"another network: expected {_FAMILY}; found {names} …")
-    blocks = max(block for block, _ in found)
-    stages = tuple(max((layer for b, layer in found if b == block), default=0) for block in range(1, blocks + 1))
-    if sum(stages) != len(found) or 0 in stages:
-        raise InputRefused(f"tensors are missing: dense layers are numbered up to {stages} but only {len(found)} are there")
-    return stages
+    for number, block in enumerate(sorted(found), 1):
+        if block != number or last[block] != found[block]:
+            what = f"{found[block]} layers, numbered up to {last[block]}" if block == number else f"no block {number} before it"
+            raise InputRefused(f"tensors are missing: dense block {block} has {what} (counting conv_1.norm.weight)")
+    return tuple(found[block] for block in sorted(found))
 
 
 def pruning_layers(tensors: Tensors) -> list[LayerPruning]:
@@ -71,7 +79,8 @@ def infer_architecture(
     growth = tuple(_dim(tensors, f"features.denseblock_{b}.denselayer_1.conv_2.conv.weight", 0) for b in blocks)
     middle = _dim(tensors, f"{first}.conv_1.conv.weight", 0)
     group_inputs = _dim(tensors, f"{first}.conv_2.conv.weight", 1)
-    if group_inputs == 1 and middle > 1:
+    inputs = [_dim(tensors, f"features.denseblock_{b}.denselayer_1.conv_2.conv.weight", 1) for b in blocks]
+    if group_inputs == 1 and middle > 1 and (growth[0] % middle or max(inputs) == 1):
         raise InputRefused(
             f"{first}.conv_2 is depthwise (one input per group): a depthwise variant of CondenseNet; expected grouped 3x3 "
             "convolutions of several inputs per group, as in the paper"
@@ -141,10 +150,15 @@ def check_tensors(tensors: Tensors, arch: Architecture, form: Form) -> None:
         raise InputRefused(f"tensors are missing: {_some(missing)}")
     if extra := sorted(set(tensors) - set(expected) - optional):
         raise InputRefused(f"tensors that a {arch.kind} in {form} form does not have: {_some(extra)}")
+    for name in optional.intersection(tensors):
+        if math.prod(tensors[name].shape) != 1:
+            raise InputRefused(f"{name} has shape {tuple(tensors[name].shape)}; expected one number")
     for name, shape in expected.items():
         if tuple(tensors[name].shape) != shape:
             raise InputRefused(f"{name} has shape {tuple(tensors[name].shape)}; expected {shape}")
         values = np.asarray(tensors[name])
+        if values.dtype.kind != "f" and not name.endswith((".index", "._mask")):
+            raise InputRefused(f"{name} holds {values.dtype}; expected floating-point weights (quantised ones have a scale elsewhere)")
         if not np.isfinite(values).all():
             raise InputRefused(f"{name} holds {int((~np.isfinite(values)).sum())} values that are NaN or infinite; expected finite weights")
         if name.endswith("running_var") and (values < 0).any():
@@ -187,10 +201,12 @@ def _trained_groups(layers: Sequence[LayerPruning], groups: int | None, factor: 
         raise InputRefused(f"groups {groups} was given, but the mask of {wrong} does not repeat every {groups} rows")
     if groups and factor:
         return groups, factor
-    if not found_factor:
+    uncounted = next((layer for layer in layers if layer.uncounted), None)
+    if uncounted or not found_factor:
+        layer = uncounted or layers[0]
         raise InputRefused(
-            f"pruning has not begun or its counters are missing, so groups and condense factor can't be told ({layers[0].name}: "
-            f"{layers[0].describe(None)}); if it has finished give both --groups and --condense-factor, else train on"
+            f"pruning has not begun or its counters are missing, so groups and condense factor can't be told ({layer.name}: "
+            f"{layer.describe(None)}); if it has finished give both --groups and --condense-factor, else train on"
         )
     if not (groups or found_groups):
         raise InputRefused(
@@ -247,4 +263,4 @@ def _dim(tensors: Tensors, name: str, axis: int) -> int:
 
 def _some(names: Iterable[str]) -> str:
     names = list(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(printable(name, 120) for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

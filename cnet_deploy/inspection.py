@@ -9,8 +9,9 @@ from typing import Any
 
 from cnet_deploy import manifest
 from cnet_deploy.architecture import Architecture
-from cnet_deploy.errors import InputRefused
+from cnet_deploy.errors import InputRefused, printable
 from cnet_deploy.files import digest, read_bytes
+from cnet_deploy.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Inspection:
             lines.append(f"  {layer.name}: {kept} of {layer.in_channels} channels per group, stage {stage}, {state}")
         if self.problem:
             lines.append(f"can't be used as it is: {self.problem}")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))  # a file's own words must not forge lines or steer the terminal
 
 
 def inspect(path: Path | str, **overrides: Any) -> Inspection:
@@ -143,14 +144,15 @@ def _inspect_onnx(path: Path) -> Inspection:
             raise ValueError("it has no nodes")
         found = read_metadata(model)
         architecture = Architecture.from_dict(json.loads(found["architecture"])) if "architecture" in found else None
+        steps = Preprocessing.from_dict(json.loads(found["preprocessing"])) if "preprocessing" in found else None
     except Exception as error:  # what protobuf and json raise on damaged files has no common base
-        raise InputRefused(
-            f"{path}: is no ONNX model that can be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        ) from None
+        raise InputRefused(f"{path}: is no ONNX model that can be read ({str(error) or type(error).__name__})") from None
     problem = None
     description = None
     try:
-        description = manifest.read(path)
+        description = manifest.read(path, data)
+        if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+            problem = "keeps weights in other files, which no digest covers"
     except InputRefused as error:
         problem = str(error)
     opset = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
@@ -160,8 +162,8 @@ def _inspect_onnx(path: Path) -> Inspection:
         "ir_version": model.ir_version,
         "producer": f"{model.producer_name} {model.producer_version}".strip(),
     }
-    if "preprocessing" in found:
-        details["preprocessing"] = json.loads(found["preprocessing"])
+    if steps is not None:
+        details["preprocessing"] = steps.to_dict()
     details["manifest"] = (
         None if description is None else {"precision": description.precision, "verification": list(description.verification)}
     )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cnet_deploy.architecture import Architecture, DenseLayerShape
 from cnet_deploy.architecture import Pointwise as PointwiseShape
+from cnet_deploy.errors import InputRefused
 from cnet_deploy.models import DenselyConnected
 from cnet_deploy.program import DenseLayer, Head, Pointwise, Pool, Program, Stem, Transition
 
@@ -19,10 +20,10 @@ Doubles = npt.NDArray[np.float64]
 def lower(model: DenselyConnected) -> Program:
     """The Program of a model in group-conv form (or of a plain DenseNet).
 
-    Folding is done in double precision and rounded once. Raises ValueError for a model in training form: convert it first.
+    Folding is done in double precision and rounded once. Raises InputRefused for a model in training form: convert it first.
     """
     if model.form != "group-conv":
-        raise ValueError("lower() needs a model in group-conv form; got the training form: call convert(model) first")
+        raise InputRefused("lower() needs a model in group-conv form; got the training form: call convert(model) first")
     arch = model.architecture
     state = model.state_dict()
     body: list[DenseLayer | Transition] = []

@@ -10,12 +10,17 @@ from typing import Any
 
 from cnet_deploy.architecture import Architecture
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.files import file_digest
+from cnet_deploy.files import digest, read_bytes
 from cnet_deploy.preprocessing import Preprocessing
 
 FORMAT_VERSION = 1
 MAX_BYTES = 1 << 20
 METADATA_PREFIX = "cnet_deploy."  # of the entries that an artifact carries inside itself, where its format has room for them
+
+_KINDS = {
+    "target": str, "sha256": str, "bytes": int, "precision": str, "source_sha256": str,
+    "details": dict, "libraries": dict, "verification": list,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,23 +56,18 @@ class Manifest:
             values = json.loads(text)
             if not isinstance(values, dict) or values.pop("cnet_deploy_manifest", None) != FORMAT_VERSION:
                 raise InputRefused(f"is no manifest of version {FORMAT_VERSION}")
-            for key, kind in (
-                ("target", str),
-                ("sha256", str),
-                ("bytes", int),
-                ("precision", str),
-                ("source_sha256", str),
-                ("details", dict),
-            ):
-                if not isinstance(values.get(key), kind):
+            for key, kind in _KINDS.items():
+                if type(values.get(key)) is not kind:
                     raise InputRefused(f"{key} is missing or not of type {kind.__name__}")
+            if not all(isinstance(entry, dict) for entry in values["verification"]):
+                raise InputRefused("verification holds something else than comparisons")
             if (arch := values["architecture"]) is not None:
                 values["architecture"] = Architecture.from_dict(arch)
             if (steps := values["preprocessing"]) is not None:
                 values["preprocessing"] = Preprocessing.from_dict(steps)
-            values["verification"] = tuple(values.get("verification", ()))
+            values["verification"] = tuple(values["verification"])
             return cls(**values)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputRefused(f"is no whole manifest ({type(error).__name__}: {error})") from None
 
 
@@ -76,8 +76,8 @@ def manifest_path(artifact: Path | str) -> Path:
     return Path(f"{artifact}.json")
 
 
-def read(artifact: Path | str) -> Manifest | None:
-    """The manifest beside an artifact, its digest checked against the artifact; None where there is no manifest.
+def read(artifact: Path | str, data: bytes | None = None) -> Manifest | None:
+    """The manifest beside an artifact, checked against the artifact's bytes (``data``, if they were read); None where there is none.
 
     Raises InputRefused for a manifest that can't be read, and for one that describes other bytes than the artifact's.
     """
@@ -85,15 +85,15 @@ def read(artifact: Path | str) -> Manifest | None:
     if not path.exists():
         return None
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputRefused(f"is larger than {MAX_BYTES} bytes")
-        manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, InputRefused) as error:
-        raise InputRefused(f"{path}: {error}; export the model again") from None
-    found = file_digest(artifact)
-    if found != manifest.sha256:
+        manifest = Manifest.from_json(read_bytes(path, MAX_BYTES).decode("utf-8"))
+    except (UnicodeDecodeError, InputRefused) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise InputRefused(f"{path}: {reason}; export the model again, or delete the manifest if you trust the file") from None
+    data = read_bytes(artifact) if data is None else data
+    found = digest(data)
+    if (found, len(data)) != (manifest.sha256, manifest.bytes):
         raise InputRefused(
-            f"{artifact}: SHA-256 is {found[:16]}…, but its manifest {path.name} expects {manifest.sha256[:16]}…; "
-            "the pair does not belong together: export the model again, or delete the manifest if you trust the file"
+            f"{artifact}: has {len(data)} bytes with SHA-256 {found[:16]}…, but its manifest {path.name} expects {manifest.bytes} with "
+            f"{manifest.sha256[:16]}…; the pair does not belong together: export the model again, or delete the manifest if you trust it"
         )
     return manifest

@@ -30,10 +30,10 @@ def build_graph(program: Program, *, opset: int = 17, batch: int | None = None) 
     ``batch`` None leaves it dynamic. The same Program gives the same bytes. Raises InputRefused for an opset out of 17 to 22 or a
     batch under 1.
     """
-    if opset not in OPSETS:
-        raise InputRefused(f"opset {opset}; expected {OPSETS.start} to {OPSETS.stop - 1}")
-    if batch is not None and batch < 1:
-        raise InputRefused(f"batch {batch}; expected at least 1, or none for a dynamic batch")
+    if type(opset) is not int or opset not in OPSETS:
+        raise InputRefused(f"opset {opset!r}; expected {OPSETS.start} to {OPSETS.stop - 1}")
+    if batch is not None and (type(batch) is not int or batch < 1):
+        raise InputRefused(f"batch {batch!r}; expected at least 1, or none for a dynamic batch")
     arch = program.architecture
     graph = _Graph()
     x = graph.node(

@@ -1,35 +1,63 @@
-"""What a pickle would call, read off its opcodes without running any: so that a refusal can name it."""
+"""What a pickle would do, read off its opcodes without running any: so that a refusal can name it, before any reader is at risk.
+
+torch's own reader of weights refuses to call what it does not know, but it can be made to crash or to hang by what it does not call:
+a key nested a million deep, a name of a megabyte. Those are found here.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickletools
 import re
 import zipfile
+from dataclasses import dataclass, field
 
-MAX_BYTES = 64 << 20
-_STREAMS = 5  # a legacy checkpoint is a row of pickles: magic number, protocol, system, object, keys
+from cnet_deploy.errors import printable
+
+MAX_BYTES = 64 << 20  # of the pickle inside a zip container; weights lie beside it
+MAX_OPCODES = 500_000  # a checkpoint of CondenseNet-182 with its optimizer has some 60,000
+MAX_DEPTH = 100
+MAX_NAME = 200
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_STREAMS = 5  # magic number, protocol, system, object, keys of the storages
 _NAME = re.compile(r"[A-Za-z_][\w.<>]*")
-# What torch's own reader of weights builds: tensors, storages, dtypes, sizes, ordered dictionaries.
+# What torch's own reader of weights builds: tensors, storages, dtypes, sizes, dictionaries, sets.
 _HARMLESS = re.compile(
-    r"collections\.OrderedDict|_codecs\.encode|torch\.(\w*Storage|Size|Tensor|device|float\w*|double|half|bfloat16|u?int\w*|long|bool|qint\w*)"
+    r"collections\.(OrderedDict|Counter)|_codecs\.encode|(__builtin__|builtins)\.(set|bytearray|complex)"
+    r"|torch\.(\w*Storage|bits\w+|per_\w+|sparse_\w+|strided|serialization\._get_layout|Size|Tensor|device|float\w*|double|half|bfloat16|u?int\w*|long|bool|quint\w*|qint\w*)"
     r"|torch\.storage\.\w+|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_\w+|torch\.nn\.parameter\.Parameter"
 )
+_CHANGERS = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
+_MARK = pickletools.markobject
 
 
-def wanted_globals(data: bytes) -> list[str]:
-    """The functions and classes, as ``module.name``, that the pickles in a file ask for beyond tensors; empty where there are none.
+@dataclass
+class Findings:
+    """``wanted``: functions and classes, as ``module.name``, that are asked for beyond tensors. ``problem``: why it must not be given
+    to a reader; None if it may. ``whole``: whether it is a pickle from end to end, as far as it was looked at."""
 
-    Reads a bare pickle, torch's legacy container and its zip container. Damaged streams give what was found in whole ones before.
-    """
-    stream = io.BytesIO(_zipped_pickle(data) if data[:2] == b"PK" else data)
-    found: list[str] = []
-    for _ in range(_STREAMS):
-        try:
-            found += _one_stream(stream)
-        except Exception:  # a stream that is no pickle fails in ways that have no common base; it asks for nothing then
-            break
-    return list(dict.fromkeys(name for name in found if not _HARMLESS.fullmatch(name)))
+    wanted: list[str] = field(default_factory=list)
+    problem: str | None = None
+    whole: bool = True
+
+
+def examine(data: bytes) -> Findings:
+    """Look through the pickles of a file: a bare one, torch's legacy container, torch's zip container."""
+    findings = Findings()
+    try:
+        stream = io.BytesIO(_zipped_pickle(data) if data[:2] == b"PK" else data)
+        first = _Machine(findings).run(stream)
+        # What follows a bare pickle is never read, but it tells what the file is.
+        with contextlib.nullcontext() if first == _LEGACY_MAGIC else contextlib.suppress(Exception):
+            for _ in range(_LEGACY_STREAMS - 1):
+                _Machine(findings).run(stream)
+    except _Refused as error:
+        findings.problem = str(error)
+    except Exception as error:  # a stream that is no pickle fails in ways that have no common base
+        findings.problem, findings.whole = f"{type(error).__name__}: {error}", False
+    findings.wanted = list(dict.fromkeys(findings.wanted))
+    return findings
 
 
 def is_torchscript(data: bytes) -> bool:
@@ -37,36 +65,102 @@ def is_torchscript(data: bytes) -> bool:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+    except Exception:  # as above
         return False
 
 
-def _one_stream(stream: io.BytesIO) -> list[str]:
-    """Globals of one pickle, up to its STOP; raises for what is no whole pickle."""
-    names: list[str] = []
-    strings: list[str] = []  # the last strings pushed: STACK_GLOBAL takes its module and name from the stack
-    memo: dict[int, str] = {}
-    for opcode, argument, _ in pickletools.genops(stream):
-        if opcode.name in ("GLOBAL", "INST"):
-            names.append(str(argument).replace(" ", ".", 1))
-        elif opcode.name == "STACK_GLOBAL":
-            names.append(".".join(strings[-2:]))
-        elif "UNICODE" in opcode.name or "STRING" in opcode.name:
-            strings.append(str(argument))
-        elif opcode.name == "MEMOIZE" and strings:
-            memo[len(memo)] = strings[-1]
-        elif opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and strings and isinstance(argument, int):
-            memo[argument] = strings[-1]
-        elif opcode.name in ("GET", "BINGET", "LONG_BINGET") and isinstance(argument, int):
-            strings.append(memo.get(argument, "?"))
-    return [name for name in names if _NAME.fullmatch(name)]
+class _Refused(Exception):
+    """Not a pickle that any reader should be given."""
+
+
+@dataclass(frozen=True)
+class _Item:
+    """Something on the stack: how deep it is nested, and its value where that is a string or a number."""
+
+    depth: int = 0
+    value: object = None
+
+
+class _Machine:
+    """Pickle's stack machine with depths in the place of objects."""
+
+    def __init__(self, findings: Findings) -> None:
+        self.findings = findings
+        self.stack: list[_Item | None] = []  # None is a mark
+        self.memo: dict[int, _Item] = {}
+
+    def run(self, stream: io.BytesIO) -> object:
+        """Go through one pickle up to its STOP; the value that it ends with, where that is known."""
+        for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+            if number > MAX_OPCODES:
+                raise _Refused(f"its pickle has more than {MAX_OPCODES} instructions")
+            if opcode.name == "STOP":
+                top = self.stack[-1] if self.stack else None
+                return top.value if top else None
+            self._step(opcode, argument)
+        raise _Refused("its pickle has no end")
+
+    def _step(self, opcode: pickletools.OpcodeInfo, argument: object) -> None:
+        name = opcode.name
+        if name == "MARK":
+            self.stack.append(None)
+        elif name == "POP":
+            self.stack.pop()  # an item or a mark
+        elif name == "DUP":
+            self.stack.append(self.stack[-1])
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            self.memo[len(self.memo) if name == "MEMOIZE" else _whole(argument)] = self._top()
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            self.stack.append(self.memo[_whole(argument)])
+        else:
+            self._general(opcode, argument)
+
+    def _general(self, opcode: pickletools.OpcodeInfo, argument: object) -> None:
+        """Whatever takes some items and leaves some, as pickletools describes the opcode."""
+        before = opcode.stack_before
+        marked = _MARK in before
+        popped: list[_Item] = []
+        if marked:
+            while (item := self.stack.pop()) is not None:
+                popped.append(item)
+        for _ in range(before.index(_MARK) if marked else len(before)):
+            popped.append(self._top())
+            self.stack.pop()
+        if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
+            self._note(str(argument).split(" ", 1) if argument is not None else [str(item.value) for item in reversed(popped)])
+        depths = [item.depth for item in popped]
+        changed = depths.pop() if opcode.name in _CHANGERS else 0  # the container is what was popped last
+        depth = max(changed, max(depths, default=-1) + 1)
+        if depth > MAX_DEPTH:
+            raise _Refused(f"its pickle nests more than {MAX_DEPTH} containers")
+        for _ in opcode.stack_after:
+            self.stack.append(_Item(depth, argument if isinstance(argument, (str, int)) else None))
+
+    def _note(self, parts: list[str]) -> None:
+        name = ".".join(parts)
+        if len(name) > MAX_NAME:
+            self.findings.wanted.append(printable(name, MAX_NAME))
+            raise _Refused(f"its pickle asks for a name of {len(name)} characters")
+        if not _HARMLESS.fullmatch(name):
+            self.findings.wanted.append(name if _NAME.fullmatch(name) else repr(name))
+
+    def _top(self) -> _Item:
+        item = self.stack[-1]
+        if item is None:
+            raise _Refused("its pickle is malformed")
+        return item
+
+
+def _whole(argument: object) -> int:
+    assert isinstance(argument, int)
+    return argument
 
 
 def _zipped_pickle(data: bytes) -> bytes:
-    """``data.pkl`` of torch's zip container; nothing if it is not there or too large to be looked into."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entry = next((entry for entry in archive.infolist() if entry.filename.endswith("data.pkl")), None)
-            return archive.read(entry) if entry and entry.file_size <= MAX_BYTES else b""
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError):
-        return b""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = [entry for entry in archive.infolist() if entry.filename.rpartition("/")[2] == "data.pkl"]
+        if len(entries) != 1:
+            raise _Refused(f"the archive has {len(entries)} entries data.pkl, expected one")
+        if entries[0].file_size > MAX_BYTES:
+            raise _Refused(f"its pickle takes {entries[0].file_size} bytes")
+        return archive.read(entries[0])

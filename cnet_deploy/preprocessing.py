@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cnet_deploy.architecture import Architecture
+from cnet_deploy.architecture import MAX_SIDE, Architecture
 from cnet_deploy.errors import InputRefused
 
 Floats = npt.NDArray[np.float32]
@@ -46,14 +46,17 @@ class Preprocessing:
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
         """The inverse of ``to_dict``. Raises InputRefused for what is missing or ill-typed."""
         try:
-            mean, std = ((float(v[0]), float(v[1]), float(v[2])) for v in (values["mean"], values["std"]))
+            (red, green, blue), (a, b, c) = values["mean"], values["std"]
+            mean, std = (float(red), float(green), float(blue)), (float(a), float(b), float(c))
+            if not np.isfinite((*mean, *std)).all() or min(std) <= 0:
+                raise ValueError(f"mean {mean}, std {std}; expected finite and, for std, positive numbers")
+            height, width = values["crop"]
             resize = values["resize"]
-            if min(std) <= 0 or not np.isfinite((*mean, *std)).all():
-                raise ValueError(f"std is {std}; expected positive numbers")
-            crop = (int(values["crop"][0]), int(values["crop"][1]))
-            return cls(str(values["statistics"]), mean, std, None if resize is None else int(resize), crop)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise InputRefused(f"preprocessing: {error!r}") from None
+            if not all(type(side) is int and 0 < side <= MAX_SIDE for side in (height, width, 1 if resize is None else resize)):
+                raise ValueError(f"crop {values['crop']}, resize {resize}; expected pixels, at most {MAX_SIDE}")
+            return cls(str(values["statistics"]), mean, std, resize, (height, width))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise InputRefused(f"preprocessing can't be used: {type(error).__name__}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values."""

@@ -36,6 +36,11 @@ class LayerPruning:
         return int(self.mask.shape[1])
 
     @property
+    def uncounted(self) -> bool:
+        """Whether channels were dropped and the counters don't say so: they are missing, or were reset."""
+        return self.stage is None or self.count is None or (not self.stage and not bool(self.mask.all()))
+
+    @property
     def survivors(self) -> tuple[int, int]:
         """The fewest and the most input channels that an output still reads."""
         kept = self.mask.sum(1)
@@ -49,17 +54,26 @@ class LayerPruning:
         """
         if not self.stage or self.count is None:
             return None
-        if self.count <= 0 or (self.stage * self.in_channels) % self.count:
+        dropped = self.stage * self.in_channels
+        factor = round(dropped / self.count) if self.count > 0 else 0
+        # Counters saved in bf16 are rounded to 8 bits; the mask is what decides in the end.
+        if not factor or abs(dropped / factor - self.count) > self.count / 256:
             raise InputRefused(
                 f"{self.name}: counters say stage {self.stage} with {self.count} of {self.in_channels} channels dropped; "
                 "expected stage * channels / dropped to be a whole number (the condense factor)"
             )
-        return self.stage * self.in_channels // self.count
+        return factor
 
     def groups_agree(self, groups: int) -> bool:
         """Whether all rows of each of ``groups`` groups have the same mask."""
         rows = self.mask.shape[0]
         return rows % groups == 0 and bool((self.mask.reshape(rows // groups, groups, -1) == self.mask[:groups]).all())
+
+    @property
+    def period(self) -> int:
+        """The smallest number of rows after which the mask repeats."""
+        rows = self.mask.shape[0]
+        return next(period for period in range(1, rows + 1) if self.groups_agree(period))
 
     def describe(self, condense_factor: int | None) -> str:
         """One clause for people: how many channels survive, and how far training came."""
@@ -95,12 +109,16 @@ def read_layer(name: str, tensors: Mapping[str, Any]) -> LayerPruning:
 
 def infer_groups(layers: Sequence[LayerPruning]) -> int | None:
     """G: the smallest period of rows that every mask has; None where the masks show no period (pruning not begun, damage)."""
-    rows = math.gcd(*(layer.mask.shape[0] for layer in layers))
-    for period in range(1, rows):
-        if rows % period == 0 and all(layer.groups_agree(period) for layer in layers):
-            # Masks that all outputs share are what an untouched mask looks like: it tells nothing of G.
-            return None if period == 1 and any(layer.mask.all() for layer in layers) else period
-    return None
+    own = [layer.period for layer in layers]
+    common = math.lcm(*own)
+    if any(layer.mask.shape[0] % common for layer in layers):
+        return None
+    # Masks that all outputs share are what an untouched mask looks like, and a period that no layer repeats is none.
+    untouched = common == 1 and any(layer.mask.all() for layer in layers)
+    unrepeated = all(layer.mask.shape[0] == common for layer in layers)
+    # A layer may have a shorter period by chance; where most have, it is the others that are damaged.
+    damaged = sum(period < common and not layer.mask.all() for period, layer in zip(own, layers, strict=True)) > own.count(common)
+    return None if untouched or unrepeated or damaged else common
 
 
 def infer_condense_factor(layers: Sequence[LayerPruning]) -> int | None:
@@ -118,14 +136,13 @@ def infer_condense_factor(layers: Sequence[LayerPruning]) -> int | None:
 def require_finished(layers: Sequence[LayerPruning], groups: int, condense_factor: int) -> None:
     """Refuse unless every layer is pruned to the end: the counters at stage C-1, exactly in/C channels kept by each group.
 
-    Counters at stage 0 or missing are passed over: G and C were then given by the user, and the mask must agree.
+    Counters at stage 0 or missing tell nothing, and the mask decides.
     Raises InputRefused with the layer, how many channels survive and which stage training reached.
     """
-    begun = any(layer.stage for layer in layers)
     for layer in layers:
         if not layer.groups_agree(groups):
             raise InputRefused(f"{layer.name}: outputs of one group read different inputs; expected one mask per group with G={groups}")
-        unfinished = begun and layer.stage is not None and layer.stage != condense_factor - 1
+        unfinished = bool(layer.stage) and layer.stage != condense_factor - 1
         kept = layer.mask.sum(1) * condense_factor
         if unfinished or not (kept == layer.in_channels).all():
             raise InputRefused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cnet_deploy.architecture import Architecture
 from cnet_deploy.data import Images, read_images
 from cnet_deploy.errors import InputRefused
+from cnet_deploy.models import DenselyConnected
 from cnet_deploy.preprocessing import Floats
 from cnet_deploy.sessions import Session, backend_of, open_session
 
@@ -50,7 +53,9 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values."""
-        return {**asdict(self), "passed": self.passed}
+        # JSON has no word for what is not finite.
+        figures = {key: str(v) if isinstance(v, float) and not np.isfinite(v) else v for key, v in asdict(self).items()}
+        return {**figures, "passed": self.passed}
 
     def summary(self) -> str:
         """One line for people."""
@@ -73,8 +78,9 @@ def compare(run: Run, reference: Run, batches: Iterable[tuple[Floats, Labels | N
     a, b = np.concatenate(ours), np.concatenate(theirs)
     if a.shape != b.shape:
         raise InputRefused(f"the artifact has {a.shape[1]} classes and the model {b.shape[1]}; expected the same network")
-    error, norms = np.abs(a - b), float(np.linalg.norm(a) * np.linalg.norm(b))
-    cosine = float((a * b).sum() / norms) if norms else float(not error.any())
+    with np.errstate(invalid="ignore"):  # infinities become NaN here, and NaN fails the check
+        error, norms = np.abs(a - b), float(np.linalg.norm(a) * np.linalg.norm(b))
+        cosine = float((a * b).sum() / norms) if norms else float(not error.any())
     truth = None if any(part is None for part in labels) else np.concatenate([part for part in labels if part is not None])
     return Comparison(
         inputs, len(a), float(error.max()), float(error.mean()), float(np.abs(b).max()), cosine,
@@ -147,14 +153,27 @@ def _open_reference(model: Path | str, session: Session, overrides: dict[str, An
     """The model as the artifact has it: what tensors can't tell is taken from the artifact, the training form is converted."""
     if backend_of(model) != "torch":
         return open_session(model)
-    from cnet_deploy.checkpoint import load
     from cnet_deploy.conversion import DEFAULT_KEEP, convert
     from cnet_deploy.sessions.torch import from_module
 
     if own := session.architecture:
         known = {"input_size": own.input_size, "stem_stride": own.stem_stride}
         overrides = {**known, **{key: value for key, value in overrides.items() if value is not None}}
-    loaded = load(model, **overrides)
+    loaded = _load_as(model, own, overrides)
     if loaded.form == "training" and session.form != "training":
         loaded = convert(loaded, classifier_keep=own.classifier_keep if own else DEFAULT_KEEP)
     return from_module(loaded)
+
+
+def _load_as(model: Path | str, own: Architecture | None, overrides: dict[str, Any]) -> DenselyConnected:
+    """Load, with the artifact's G and C where the checkpoint doesn't tell its own: only then, for else they are to be compared."""
+    from cnet_deploy.checkpoint import load
+
+    try:
+        return load(model, **overrides)
+    except InputRefused:
+        if own is None or not own.learned:
+            raise
+        with contextlib.suppress(InputRefused):
+            return load(model, **{**overrides, "groups": own.group_1x1, "condense_factor": own.condense_factor})
+        raise

@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-SETTLE_SECONDS = 0.02  # for the thread pool of the cell before to stop spinning
+from cnet_deploy.errors import Unavailable
+
+SETTLE_SECONDS = 0.12  # the threads of onnxruntime spin for up to 0.1 s after an inference, and would steal from the next cell
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,21 @@ class Cell:
 
 @dataclass
 class Result:
-    """A cell's raw samples in seconds, round by round; or why there are none."""
+    """A cell's raw samples in seconds, round by round; or why there are none.
+
+    ``batch`` is how many images an inference takes: the cell's, unless the artifact has a fixed one. ``exit_code`` is the error's.
+    """
 
     cell: Cell
     open_seconds: float | None = None
+    batch: int = 1
     rounds: list[list[float]] = field(default_factory=list)
     error: str | None = None
+    exit_code: int | None = None
+
+    def fail(self, answer: dict[str, Any]) -> None:
+        """Take over the error of an answer, if it has one."""
+        self.error, self.exit_code = answer.get("error"), answer.get("exit_code")
 
     @property
     def samples(self) -> list[float]:
@@ -58,7 +69,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Settings:
-    """How long is measured: ``rounds`` turns of every cell, each of ``seconds`` and at least ``least`` inferences, after ``warmup`` seconds."""
+    """How long is measured: after ``warmup`` seconds, ``rounds`` turns of every cell, each of ``seconds`` and ``least`` inferences."""
 
     rounds: int = 10
     seconds: float = 0.2
@@ -67,8 +78,9 @@ class Settings:
 
 
 def ratio(result: Result, base: Result) -> float | None:
-    """How many times as long as ``base`` it takes: the median over rounds of the ratio of the round's medians."""
-    pairs = [(statistics.median(a), statistics.median(b)) for a, b in zip(result.rounds, base.rounds, strict=False) if a and b]
+    """How many times as long as ``base`` an image takes: the median over rounds of the ratio of the round's medians."""
+    both = [(a, b) for a, b in zip(result.rounds, base.rounds, strict=False) if a and b]
+    pairs = [(statistics.median(a) / result.batch, statistics.median(b) / base.batch) for a, b in both]
     return statistics.median(a / b for a, b in pairs) if pairs else None
 
 
@@ -77,7 +89,7 @@ def measure(cells: Sequence[Cell], settings: Settings, progress: Callable[[str],
 
     ``progress`` is called with a cell's label before each of its turns: one to open, one to warm up, one per round.
     """
-    results = [Result(cell) for cell in cells]
+    results = [Result(cell, batch=cell.batch) for cell in cells]
     order = random.Random(0)
     with contextlib.ExitStack() as stack:
         workers: dict[int, _Worker] = {}
@@ -85,7 +97,8 @@ def measure(cells: Sequence[Cell], settings: Settings, progress: Callable[[str],
             progress(f"open {result.cell.label} on {result.cell.backend}")
             workers[number] = stack.enter_context(_worker(result.cell))
             answer = workers[number].ask({key: getattr(result.cell, key) for key in ("model", "backend", "threads", "batch")})
-            result.error, result.open_seconds = answer.get("error"), answer.get("open_seconds")
+            result.fail(answer)
+            result.open_seconds, result.batch = answer.get("open_seconds"), answer.get("batch", result.batch)
         for turn in range(settings.rounds + 1):
             numbers = list(workers)
             order.shuffle(numbers)
@@ -95,9 +108,11 @@ def measure(cells: Sequence[Cell], settings: Settings, progress: Callable[[str],
                 if result.error is not None:
                     continue
                 time.sleep(SETTLE_SECONDS)
-                answer = workers[number].ask({"seconds": settings.seconds if turn else settings.warmup, "least": settings.least if turn else 1})
-                result.error = answer.get("error")
-                if turn:
+                answer = workers[number].ask(
+                    {"seconds": settings.seconds if turn else settings.warmup, "least": settings.least if turn else 1}
+                )
+                result.fail(answer)
+                if turn and result.error is None:
                     result.rounds.append(answer.get("samples", []))
     return results
 
@@ -121,7 +136,12 @@ class _Worker:
         except BrokenPipeError:
             line = ""
         if not line:
-            return {"error": f"the measuring process ended with status {self._process.wait()} (out of memory?)"}
+            said = (self._process.stderr.read() if self._process.stderr else "").strip().splitlines()
+            reason = said[-1] if said else "out of memory?"
+            return {
+                "error": f"the measuring process ended with status {self._process.wait()}: {reason}",
+                "exit_code": Unavailable.exit_code,
+            }
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -131,7 +151,12 @@ def _worker(cell: Cell) -> Iterator[_Worker]:
     # The number of OpenMP's threads is fixed before torch is imported: a pool that was larger once goes on spinning.
     surroundings = {**os.environ, "OMP_NUM_THREADS": str(cell.threads), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "cnet_deploy.benchmarks.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=surroundings
+        [sys.executable, "-m", "cnet_deploy.benchmarks.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=surroundings,
     )
     try:
         yield _Worker(process)
@@ -141,5 +166,6 @@ def _worker(cell: Cell) -> Iterator[_Worker]:
                 process.stdin.close()
         process.kill()
         process.wait()
-        if process.stdout:
-            process.stdout.close()
+        for stream in (process.stdout, process.stderr):
+            if stream:
+                stream.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from cnet_deploy.architecture import NAMED
 from cnet_deploy.benchmarks.environment import environment
 from cnet_deploy.benchmarks.measure import Cell, Result, Settings, measure, ratio
 from cnet_deploy.deployment import export
-from cnet_deploy.errors import InputRefused
+from cnet_deploy.errors import CnetDeployError, InputRefused
 from cnet_deploy.models import NAMES, build_named
 from cnet_deploy.models.baselines import BASELINES, INPUT_SIZE
 from cnet_deploy.models.counting import count
@@ -132,19 +132,32 @@ def bench(
     plan = {name: known if name in NAMES else _backends_of_file(name, backends) for name in names}
     count_cells = sum(map(len, plan.values()))
     total(len(names) + count_cells * (settings.rounds + 2))
+    results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="cnet-deploy-bench-") as folder:
-        cells = []
         for name in names:
             progress(f"prepare {name}")
-            for backend in plan[name]:
-                model = name
-                if name in NAMES and backend != "torch":
-                    model = str(export(build_named(name), "onnx", Path(folder) / f"{name}.onnx").path)
-                cells.append(Cell(name, model, backend, threads))
-        results = measure(cells, settings, progress)
+            results += [_prepared(name, backend, threads, Path(folder)) for backend in plan[name]]
+        ready = [result for result in results if result.error is None]
+        measured = dict(zip(map(id, ready), measure([result.cell for result in ready], settings, progress), strict=True))
+    results = [measured.get(id(result), result) for result in results]
     rows = tuple(_row(name, [result for result in results if result.cell.label == name]) for name in names)
-    base = next((row for row in rows if row.label == BASE), rows[0])
-    return Report(rows, base, tuple(dict.fromkeys(cell.backend for cell in cells)), settings, threads, environment())
+    # A row that could not be measured is nothing to compare with.
+    bases = [row for row in rows if any(result.samples for result in row.results.values())] or rows
+    base = next((row for row in bases if row.label == BASE), bases[0])
+    return Report(rows, base, tuple(dict.fromkeys(result.cell.backend for result in results)), settings, threads, environment())
+
+
+def _prepared(name: str, backend: str, threads: int, folder: Path) -> Result:
+    """A cell whose artifact is there, or the error that kept it from being made: a missing backend is shown in its own cell only."""
+    cell = Cell(name, name, backend, threads)
+    if name not in NAMES or backend == "torch":
+        return Result(cell)
+    path = folder / f"{name}.onnx"
+    try:
+        export(build_named(name), "onnx", path)
+    except CnetDeployError as error:
+        return Result(cell, error=str(error), exit_code=error.exit_code)
+    return Result(replace(cell, model=str(path)))
 
 
 def _row(name: str, results: list[Result]) -> Row:

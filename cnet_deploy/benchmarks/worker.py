@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from cnet_deploy.errors import CnetDeployError
+from cnet_deploy.errors import CnetDeployError, Unavailable
 from cnet_deploy.sessions import Binding, Session, open_session
 
 
@@ -27,14 +27,14 @@ def main() -> None:
         try:
             if cell is None:
                 cell = Cell(**command)
-                _answer(answers, {"open_seconds": cell.open_seconds, "classes": cell.session.classes})
+                _answer(answers, {"open_seconds": cell.open_seconds, "batch": cell.batch})
             else:
                 _answer(answers, {"samples": cell.measure(**command)})
         except CnetDeployError as error:
-            _answer(answers, {"error": str(error)})
+            _answer(answers, {"error": str(error), "exit_code": error.exit_code})
         # A cell that fails is a figure that is missing, never the end of the run: the parent shows what it was.
         except Exception as error:
-            _answer(answers, {"error": f"{type(error).__name__}: {error}"})
+            _answer(answers, {"error": f"{type(error).__name__}: {error}", "exit_code": Unavailable.exit_code})
 
 
 class Cell:
@@ -45,7 +45,8 @@ class Cell:
         self.session = _open(model, backend, threads)
         self.open_seconds = time.perf_counter() - start
         fixed, *shape = self.session.input_shape
-        images = np.random.default_rng(0).standard_normal((fixed or batch, *shape), np.float32)
+        self.batch = fixed or batch
+        images = np.random.default_rng(0).standard_normal((self.batch, *shape), np.float32)
         self.binding: Binding = self.session.bind(images)
         self.binding.upload()
 

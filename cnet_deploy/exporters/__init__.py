@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-
 from cnet_deploy.errors import InputRefused, Unavailable
 
 __all__ = ["SUFFIXES", "Written", "exporter"]
@@ -38,5 +37,3 @@ def exporter(target: str) -> Callable[..., Written]:
         raise Unavailable(f"the {target} exporter can't be loaded ({error}); install cnet-deploy with the extra it belongs to") from None
     write: Callable[..., Written] = module.write
     return write
-
-

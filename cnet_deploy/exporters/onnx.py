@@ -26,13 +26,13 @@ def write(network: Program | nn.Module, path: Path, *, opset: int | None = None,
     Raises InputRefused for an opset or batch that can't be.
     """
     if isinstance(network, Program):
-        opset = opset or OPSETS.start
+        opset = OPSETS.start if opset is None else opset
         model = build_graph(network, opset=opset, batch=batch)
         libraries = {"onnx": onnx.__version__}
     else:
         import torch
 
-        opset = opset or BASELINE_OPSET
+        opset = BASELINE_OPSET if opset is None else opset
         model = _trace(network, opset, batch)
         libraries = {"onnx": onnx.__version__, "torch": torch.__version__}
     path.write_bytes(model.SerializeToString(deterministic=True))
@@ -66,7 +66,14 @@ def _trace(network: nn.Module, opset: int, batch: int | None) -> onnx.ModelProto
     model = exported.model_proto
     del model.metadata_props[:]
     model.doc_string = ""
-    for part in (model.graph, *model.graph.node, *model.graph.initializer, *model.graph.value_info, *model.graph.input, *model.graph.output):
+    for part in (
+        model.graph,
+        *model.graph.node,
+        *model.graph.initializer,
+        *model.graph.value_info,
+        *model.graph.input,
+        *model.graph.output,
+    ):
         part.doc_string = ""
         del part.metadata_props[:]
     onnx.checker.check_model(model, full_check=True)

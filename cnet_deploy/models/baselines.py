@@ -5,7 +5,6 @@ Built from their papers, with torchvision's parameter names for the first two. T
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -111,4 +110,8 @@ def _conv_norm_relu(channels: int, width: int, kernel: int, stride: int, groups:
     return [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
 
 
-BASELINES: dict[str, Callable[[], nn.Module]] = {"vgg-16": Vgg16, "resnet-18": ResNet18, "mobilenet-1.0-224": MobileNet}
+BASELINES: dict[str, type[Vgg16] | type[ResNet18] | type[MobileNet]] = {
+    "vgg-16": Vgg16,
+    "resnet-18": ResNet18,
+    "mobilenet-1.0-224": MobileNet,
+}

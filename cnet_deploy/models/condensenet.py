@@ -120,6 +120,8 @@ def initialise(model: nn.Module, seed: int) -> None:
             if isinstance(module, nn.Conv2d):
                 fan_in = math.prod(module.weight.shape[1:])
                 module.weight.normal_(0, math.sqrt(2 / fan_in), generator=random)
+                if module.bias is not None:
+                    module.bias.normal_(0, 0.1, generator=random)
             elif isinstance(module, nn.Linear):
                 module.weight.normal_(0, 1 / math.sqrt(module.in_features), generator=random)
                 module.bias.normal_(0, 0.1, generator=random)

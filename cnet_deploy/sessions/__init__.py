@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 
 from cnet_deploy.errors import InputRefused, Unavailable
+from cnet_deploy.files import check_input
 from cnet_deploy.sessions.base import Binding, Session
 
 __all__ = ["BACKENDS", "Binding", "Session", "backend_of", "open_session"]
@@ -38,8 +39,7 @@ def open_session(path: Path | str, backend: str | None = None, device: str = "cp
         raise Unavailable(f"no backend is called {backend!r}; expected one of {', '.join(BACKENDS)}")
     if threads is not None and threads < 1:
         raise InputRefused(f"threads is {threads}; expected at least 1")
-    if not path.is_file():
-        raise InputRefused(f"{path}: {'is a directory; expected a file' if path.is_dir() else 'no such file'}")
+    check_input(path)
     backend = backend or backend_of(path)
     if path.suffix not in BACKENDS[backend]:
         raise InputRefused(

@@ -82,14 +82,19 @@ class Session(ABC):
     def close(self) -> None:
         """Free what the session holds; called when the ``with`` block ends."""
 
-    def check(self, batch: Any) -> Floats:
-        """The batch, contiguous. Raises InputRefused for a shape or dtype that the session does not take."""
-        expected = self.input_shape[1:]
+    def check(self, batch: Any, *, exact: bool = False) -> Floats:
+        """The batch, contiguous. Raises InputRefused for a shape or dtype that the session does not take.
+
+        ``exact`` asks for the artifact's own N too, where that is fixed.
+        """
+        size, *expected = self.input_shape
+        if exact and size is not None and isinstance(batch, np.ndarray) and len(batch) != size:
+            raise InputRefused(f"batch has {len(batch)} images; expected {size}, the artifact's fixed batch")
         if (
             not isinstance(batch, np.ndarray)
             or batch.dtype != np.float32
             or batch.ndim != 4
-            or batch.shape[1:] != expected
+            or list(batch.shape[1:]) != expected
             or not len(batch)
         ):
             found = f"{batch.dtype} {list(batch.shape)}" if isinstance(batch, np.ndarray) else type(batch).__name__

@@ -12,6 +12,8 @@ from cnet_deploy.errors import Unavailable
 from cnet_deploy.models import DenselyConnected
 from cnet_deploy.sessions.base import Binding, Floats, Session
 
+_OWN_CHOICE = torch.get_num_threads()
+
 
 class TorchSession(Session):
     """A module run eagerly, without gradients. ``threads`` is set for the whole process: torch has one pool."""
@@ -37,17 +39,19 @@ class TorchSession(Session):
             self.architecture, self.preprocessing, self.form = model.architecture, model.preprocessing, model.form
 
     def bind(self, batch: Floats) -> Binding:
-        return _TorchBinding(self.model, torch.from_numpy(self.check(batch)), self.threads)
+        return _TorchBinding(self.model, self.check(batch), self.threads)
 
 
 class _TorchBinding(Binding):
-    def __init__(self, model: nn.Module, batch: torch.Tensor, threads: int | None) -> None:
-        self._model, self._batch = model, batch
+    def __init__(self, model: nn.Module, batch: Floats, threads: int | None) -> None:
+        # torch can't know that it will not write to the batch, and warns of arrays that must not be written to.
+        self._batch = torch.from_numpy(batch if batch.flags.writeable else batch.copy())
+        self._model, self._threads = model, threads or _OWN_CHOICE
         self._logits: torch.Tensor | None = None
-        if threads is not None:
-            torch.set_num_threads(threads)
 
     def enqueue(self) -> None:
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
         with torch.inference_mode():
             self._logits = self._model(self._batch)
 

@@ -1,0 +1,68 @@
+"""Networks and checkpoints as training leaves them, made without any of the code under test beyond the modules themselves."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cnet_deploy.architecture import Architecture
+from cnet_deploy.models import DenselyConnected, build
+from cnet_deploy.models.condensenet import initialise
+from cnet_deploy.models.layers import LearnedGroupConv
+
+TINY = Architecture((2, 1, 2), (8, 8, 16), classes=10, stem_stride=1, input_size=(32, 32), classifier_keep=1.0)
+TINY_LGC = replace(TINY, kind="densenet_lgc", transition_channels=(16, 16))
+TINY_DENSENET = replace(TINY, kind="densenet", condense_factor=1, transition_channels=(16, 16))
+
+
+def tiny(groups: int = 4, condense_factor: int = 4, **changes: Any) -> Architecture:
+    """A small CIFAR network with the wanted G and C."""
+    return replace(TINY, group_1x1=groups, condense_factor=condense_factor, **changes)
+
+
+def training_model(arch: Architecture, seed: int = 0, stage: int | None = None) -> DenselyConnected:
+    """A network in training form whose pruning came to ``stage`` (None: the last, C-1), channels dropped at random.
+
+    As in the reference, each stage takes in/C channels from each group, and row r belongs to group r mod G.
+    """
+    model = build(arch, "training")
+    initialise(model, seed)
+    random = np.random.default_rng(seed)
+    stage = arch.condense_factor - 1 if stage is None else stage
+    for module in model.modules():
+        if isinstance(module, LearnedGroupConv):
+            channels = module.conv.in_channels
+            dropped = stage * channels // arch.condense_factor
+            for group in range(arch.group_1x1):
+                module._mask[group :: arch.group_1x1, random.permutation(channels)[:dropped]] = 0
+            module._stage.fill_(stage)
+            module._count.fill_(dropped)
+    return model.eval()
+
+
+def state_dict(model: torch.nn.Module, prefix: str = "module.") -> OrderedDict[str, torch.Tensor]:
+    """A copy that a test may change, with DataParallel's prefix."""
+    return OrderedDict((prefix + name, value.clone()) for name, value in model.state_dict().items())
+
+
+def save_checkpoint(path: Path, state: Any, *, legacy: bool = True) -> Path:
+    """Write what the reference's ``save_checkpoint`` writes."""
+    content = {"epoch": 3, "model": "condensenet", "state_dict": state, "best_prec1": 12.5, "optimizer": {"state": {}, "param_groups": []}}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    return path
+
+
+def noise(model: DenselyConnected, batch: int = 2, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Random images of the network's input size."""
+    return np.random.default_rng(seed).standard_normal((batch, 3, *model.architecture.input_size), np.float32)
+
+
+def logits(model: torch.nn.Module, batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """What torch computes."""
+    with torch.inference_mode():
+        return model(torch.from_numpy(batch)).numpy()

@@ -1,0 +1,62 @@
+"""What every test may use: the real checkpoint and images, and the rule for system tools that a machine may lack."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: spinning threads crawl on a busy machine
+
+import cnet_deploy as cd
+from cnet_deploy.models import DenselyConnected
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def checkpoint_path() -> Path:
+    """The real training checkpoint."""
+    return ROOT / "examples" / "reference-cifar10.pth.tar"
+
+
+@pytest.fixture(scope="session")
+def images_path() -> Path:
+    """500 real test images."""
+    return ROOT / "examples" / "cifar10-test-500.bin"
+
+
+@pytest.fixture(scope="session")
+def trained(checkpoint_path: Path) -> DenselyConnected:
+    """The real checkpoint in training form. Not to be changed."""
+    return cd.load(checkpoint_path)
+
+
+@pytest.fixture(scope="session")
+def converted(trained: DenselyConnected) -> DenselyConnected:
+    """The real checkpoint in group-conv form. Not to be changed."""
+    return cd.convert(trained)
+
+
+@pytest.fixture(scope="session")
+def onnx_path(converted: DenselyConnected, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real checkpoint as a verified ONNX artifact, its manifest beside it."""
+    return cd.export(converted, "onnx", tmp_path_factory.mktemp("artifact") / "model.onnx").path
+
+
+@pytest.fixture
+def system_tool() -> Callable[[str], str]:
+    """Path of a tool that pip can't install. Where it is missing the test is skipped by name, or fails if CNET_REQUIRE_ALL is set."""
+
+    def find(name: str) -> str:
+        if path := shutil.which(name):
+            return path
+        message = f"needs the system tool {name}"
+        if os.environ.get("CNET_REQUIRE_ALL"):
+            pytest.fail(message)
+        pytest.skip(message)
+
+    return find

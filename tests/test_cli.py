@@ -1,0 +1,185 @@
+"""Commands as users type them: output and exit code together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import cnet_deploy as cd
+from cnet_deploy.cli import main
+from tests.builders import TINY, save_checkpoint, state_dict, training_model
+
+COMMANDS = ("convert", "export", "verify", "inspect", "bench")
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_the_road_from_end_to_end(checkpoint_path: Path, images_path: Path, tmp_path: Path) -> None:
+    model, artifact = tmp_path / "m.safetensors", tmp_path / "m.onnx"
+    converted = run("convert", checkpoint_path, "-o", model, "--images", images_path)
+    assert converted.exit_code == 0, converted.output
+    assert "11.50 M in group-conv form" in converted.stdout and f"wrote {model}" in converted.stdout
+    exported = run("export", model, "--onnx")
+    assert exported.exit_code == 0, exported.output
+    assert f"wrote {artifact} (375,428 bytes) and m.onnx.json" in exported.stdout
+    verified = run("verify", artifact, model, "--images", images_path)
+    assert verified.exit_code == 0, verified.output
+    assert "top-1 accuracy 90.00% (model: 90.00%)" in verified.stdout
+    inspected = run("inspect", artifact, "--json")
+    assert inspected.exit_code == 0
+    assert json.loads(inspected.stdout)["architecture"]["stages"] == [4, 4, 4]
+    measured = run("bench", artifact, "--rounds", 2, "--seconds", 0, "--threads", 1, "--json", tmp_path / "b.json")
+    assert measured.exit_code == 0, measured.output
+    assert "m.onnx" in measured.stdout
+    assert json.loads((tmp_path / "b.json").read_text())["rows"][0]["cells"][0]["rounds"]
+
+
+def test_export_of_a_training_checkpoint_says_that_it_converts(checkpoint_path: Path, tmp_path: Path) -> None:
+    done = run("export", checkpoint_path, "--onnx", "-o", tmp_path / "m.onnx", "--opset", 19, "--batch", 2)
+    assert done.exit_code == 0, done.output
+    assert "the model is in training form: converting it first" in done.stderr
+
+
+def test_verify_exits_1_when_outputs_differ(onnx_path: Path, tmp_path: Path) -> None:
+    arch = cd.Architecture((4, 4, 4), (8, 16, 32), classes=10, stem_stride=1, input_size=(32, 32), classifier_keep=1.0)
+    other = save_checkpoint(tmp_path / "c.pth.tar", state_dict(training_model(arch)))
+    done = run("verify", onnx_path, other)
+    assert done.exit_code == 1
+    assert "outputs differ from those of" in done.stderr
+    as_json = run("verify", onnx_path, other, "--json")
+    assert as_json.exit_code == 1 and json.loads(as_json.stdout)[0]["passed"] is False
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["convert", "{bad}"],
+        ["export", "{bad}", "--onnx"],
+        ["inspect", "{bad}"],
+        ["verify", "{bad}", "{good}"],
+        ["verify", "{good}", "{bad}"],
+        ["bench", "{bad}"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("content", [b"", b"text", None, "folder"], ids=["empty", "text", "missing", "folder"])
+def test_refused_input_is_one_line_and_exit_4(
+    arguments: list[str], content: bytes | str | None, tmp_path: Path, checkpoint_path: Path
+) -> None:
+    bad = tmp_path / "bad.pth.tar"
+    if content == "folder":
+        bad.mkdir()
+    elif isinstance(content, bytes):
+        bad.write_bytes(content)
+    done = run(*(word.format(bad=bad, good=checkpoint_path) for word in arguments))
+    assert done.exit_code == 4, done.output
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("Error: ") and str(bad) in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} <= {"bad.pth.tar"}
+
+
+def test_unfinished_training_names_layer_survivors_and_stage(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "c.pth.tar", state_dict(training_model(TINY, stage=2)))
+    for command in (["convert", path], ["export", path, "--onnx"]):
+        done = run(*command)
+        assert done.exit_code == 4
+        assert "features.denseblock_1.denselayer_1.conv_1: pruning is unfinished: 8 of 16 input channels survive" in done.stderr
+        assert "training reached stage 2 of 3" in done.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["c.pth.tar"]
+    assert run("inspect", path).exit_code == 0
+
+
+def test_flags_for_what_tensors_do_not_tell(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "c.pth.tar", state_dict(training_model(TINY, stage=3)))
+    done = run("export", path, "--onnx", "--input-size", "40x48", "--stem-stride", "2", "-o", tmp_path / "m.onnx")
+    assert done.exit_code == 0, done.output
+    with cd.open_session(tmp_path / "m.onnx") as session:
+        assert session.input_shape == (None, 3, 40, 48)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "x.pth.tar"], "expected --onnx"),
+        (["export", "x.pth.tar", "--onxx"], "--onnx"),
+        (["conver", "x"], "No such command"),
+        (["convert"], "Missing argument 'CHECKPOINT'"),
+        (["convert", "x", "--classifier-keep", "0"], "not in the range"),
+        (["export", "x", "--onnx", "--opset", "9"], "17<=x<=22"),
+        (["export", "x", "--onnx", "--input-size", "big"], "is no size"),
+        (["export", "x", "--onnx", "--input-size", "0x3"], "is no size"),
+    ],
+)
+def test_usage_errors_exit_2(arguments: list[str], message: str) -> None:
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize("place", ["/proc/m.onnx", "missing/m.onnx"])
+def test_outputs_that_can_not_be_written(place: str, checkpoint_path: Path) -> None:
+    done = run("export", checkpoint_path, "--onnx", "-o", place)
+    assert done.exit_code == 4 and done.stderr.splitlines()[-1].startswith(f"Error: {place}: ")
+
+
+def test_a_missing_backend_exits_5(onnx_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "cnet_deploy.sessions.onnxruntime", raising=False)
+    done = run("verify", onnx_path, onnx_path)
+    assert done.exit_code == 5 and "cnet-deploy[cpu]" in done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_of_the_command(command: str) -> None:
+    done = run(command, "--help")
+    assert done.exit_code == 0
+    assert f"Example: cnet-deploy {command}" in " ".join(done.stdout.split())
+
+
+def test_help_and_import_do_not_import_torch() -> None:
+    script = (
+        "import sys, cnet_deploy, cnet_deploy.cli\nfrom click.testing import CliRunner\n"
+        f"for command in {COMMANDS!r}: assert CliRunner().invoke(cnet_deploy.cli.main, [command, '--help']).exit_code == 0\n"
+        "assert CliRunner().invoke(cnet_deploy.cli.main, ['--version']).exit_code == 0\n"
+        "print([name for name in ('torch', 'onnx', 'onnxruntime', 'numpy', 'rich') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"cnet-deploy, version {cd.__version__}\n"
+
+
+@pytest.mark.parametrize("delay", [0.5, 1.5, 2.5])
+def test_ctrl_c_loses_nothing(checkpoint_path: Path, images_path: Path, tmp_path: Path, delay: float) -> None:
+    for name in ("m.onnx", "m.onnx.json"):
+        (tmp_path / name).write_text("old")
+    command = [sys.executable, "-m", "cnet_deploy", "export", str(checkpoint_path), "--onnx", "-o", str(tmp_path / "m.onnx")]
+    process = subprocess.Popen([*command, "--images", str(images_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["m.onnx", "m.onnx.json"]
+    texts = [(tmp_path / name).read_text(errors="replace") == "old" for name in ("m.onnx", "m.onnx.json")]
+    if process.returncode == 0:
+        assert texts == [False, False]  # it was done before the signal came
+    else:
+        assert texts == [True, True]
+        assert process.returncode in (130, -signal.SIGINT), stderr
+
+
+def test_cli_from_a_checkout(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, str(root / "cli.py"), "--version"], check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.startswith("cnet-deploy, version")
+    assert [os.readlink(root / door) for door in ("exporters", "benchmarks")] == ["cnet_deploy/exporters", "cnet_deploy/benchmarks"]

@@ -1,0 +1,29 @@
+"""Preprocessing: the reference's statistics, by the formula."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cnet_deploy.architecture import Architecture
+from cnet_deploy.preprocessing import Preprocessing
+from tests.builders import TINY, tiny
+
+
+def test_whose_statistics() -> None:
+    assert Preprocessing.of(TINY).statistics == "cifar10"
+    assert Preprocessing.of(tiny(classes=100)).statistics == "cifar100"
+    imagenet = Preprocessing.of(Architecture.from_name("condensenet-74-g4"))
+    assert (imagenet.statistics, imagenet.resize, imagenet.crop) == ("imagenet", 256, (224, 224))
+
+
+def test_formula() -> None:
+    pixels = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 4, 4)
+    found = Preprocessing.of(TINY).apply(pixels)
+    assert found.dtype == np.float32 and found.flags.c_contiguous
+    assert found[1, 2, 3, 1] == pytest.approx((pixels[1, 2, 3, 1] / 255 - 0.4467) / 0.2616, abs=1e-6)
+
+
+def test_dict_round_trip() -> None:
+    for steps in (Preprocessing.of(TINY), Preprocessing.of(Architecture.from_name("condensenet-74-g8"))):
+        assert Preprocessing.from_dict(steps.to_dict()) == steps
