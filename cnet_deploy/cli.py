@@ -163,7 +163,10 @@ def verify(artifact: Path, model: Path, images: Path | None, tolerance: float | 
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @model_options
 def inspect(file: Path, as_json: bool, **overrides: Any) -> None:
-    """Show what FILE is: architecture, form, pruning layer by layer, digest. Nothing in it is executed."""
+    """Show what FILE is: architecture, form, pruning layer by layer, digest. Nothing in it is executed.
+
+    A file of the family that can't be used yet is described too, with the reason.
+    """
     from cnet_deploy.inspection import inspect as run
 
     found = run(file, **overrides)

@@ -62,6 +62,7 @@ class Session(ABC):
     architecture: Architecture | None = None
     preprocessing: Preprocessing | None = None
     manifest: Manifest | None = None
+    closed: bool = False
 
     def run(self, batch: Floats) -> Floats:
         """float32 [N, 3, H, W] -> float32 logits [N, classes]. An artifact of fixed batch runs as often as N needs.
@@ -80,13 +81,16 @@ class Session(ABC):
         """Bind a batch whose N the artifact takes as it is."""
 
     def close(self) -> None:
-        """Free what the session holds; called when the ``with`` block ends."""
+        """Free what the session holds; called when the ``with`` block ends. May be called again."""
+        self.closed = True
 
     def check(self, batch: Any, *, exact: bool = False) -> Floats:
-        """The batch, contiguous. Raises InputRefused for a shape or dtype that the session does not take.
+        """The batch, contiguous. Raises InputRefused for a shape or dtype that the session does not take, or once it is closed.
 
         ``exact`` asks for the artifact's own N too, where that is fixed.
         """
+        if self.closed:
+            raise InputRefused("the session was closed; open it again to run another batch")
         size, *expected = self.input_shape
         if exact and size is not None and isinstance(batch, np.ndarray) and len(batch) != size:
             raise InputRefused(f"batch has {len(batch)} images; expected {size}, the artifact's fixed batch")

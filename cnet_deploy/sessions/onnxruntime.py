@@ -84,8 +84,6 @@ class OnnxruntimeSession(Session):
             raise InputRefused("its manifest speaks of another architecture than its metadata")
 
     def bind(self, batch: Floats) -> Binding:
-        if self._session is None:
-            raise InputRefused(f"{self._path}: the session was closed; open it again")
         return _OnnxruntimeBinding(self, self.check(batch, exact=True))
 
     def infer(self, batch: Floats) -> Floats:
@@ -99,6 +97,7 @@ class OnnxruntimeSession(Session):
         return logits
 
     def close(self) -> None:
+        super().close()
         self._session = None
 
 

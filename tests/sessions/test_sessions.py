@@ -63,6 +63,34 @@ def test_a_binding_step_by_step(artifact: Path, converted: DenselyConnected) -> 
         assert binding.device_seconds(3) is None  # a CPU has no clock of its own
 
 
+def test_a_closed_session_runs_nothing(artifact: Path, converted: DenselyConnected) -> None:
+    with cd.open_session(artifact) as session:
+        session.close()
+    with pytest.raises(InputRefused, match="was closed; open it again"):
+        session.run(noise(converted))
+
+
+def test_read_only_batches(artifact: Path, converted: DenselyConnected) -> None:
+    batch = noise(converted)
+    batch.flags.writeable = False
+    with cd.open_session(artifact) as session:
+        assert session.run(batch).shape == (2, 10)
+
+
+def test_threads_of_one_session_are_not_another_s(converted: DenselyConnected, tmp_path: Path) -> None:
+    import torch
+
+    cd.save(converted, tmp_path / "m.safetensors")
+    with cd.open_session(tmp_path / "m.safetensors") as own:
+        own.run(noise(converted))
+        choice = torch.get_num_threads()
+        with cd.open_session(tmp_path / "m.safetensors", threads=choice + 1) as other:
+            other.run(noise(converted))
+            assert torch.get_num_threads() == choice + 1
+        own.run(noise(converted))
+        assert torch.get_num_threads() == choice
+
+
 def test_views_that_are_not_contiguous(artifact: Path, converted: DenselyConnected) -> None:
     batch = noise(converted, 4)
     flipped = batch[::-1, :, :, ::-1]
@@ -95,6 +123,9 @@ def test_a_fixed_batch_runs_as_often_as_needed(converted: DenselyConnected, tmp_
     with cd.open_session(path) as session:
         assert session.input_shape[0] == 4
         assert np.abs(session.run(batch) - logits(converted, batch)).max() < 1e-4
+        if size != 4:
+            with pytest.raises(InputRefused, match=f"has {size} images; expected 4"):
+                session.bind(batch)
 
 
 def test_accuracy_is_the_same_in_torch_and_onnxruntime(
