@@ -1,4 +1,4 @@
-"""Training form -> group-conv form: masks become an index and a grouped convolution (paper, section 3.3; reference: layers.py,
+"""Training form -> group-conv form: masks become an index and a grouped convolution (paper, section 3.1; reference: layers.py,
 CondensingConv and CondensingLinear)."""
 
 from __future__ import annotations

@@ -25,6 +25,22 @@ def tiny(groups: int = 4, condense_factor: int = 4, **changes: Any) -> Architect
     return replace(TINY, group_1x1=groups, condense_factor=condense_factor, **changes)
 
 
+# Networks that a lowering must get right: G and C apart, other kinds, a cut classifier, odd sizes.
+VARIETIES = [
+    TINY,
+    replace(TINY, classifier_keep=0.5),
+    tiny(4, 2),
+    tiny(2, 8),
+    tiny(8, 4),
+    tiny(1, 4),
+    TINY_LGC,
+    TINY_DENSENET,
+    replace(TINY_DENSENET, group_1x1=1),
+    replace(TINY, input_size=(33, 47), stem_stride=2),
+    replace(TINY, bottleneck=3, group_3x3=2),
+]
+
+
 def training_model(arch: Architecture, seed: int = 0, stage: int | None = None) -> DenselyConnected:
     """A network in training form whose pruning came to ``stage`` (None: the last, C-1), channels dropped at random.
 

@@ -43,7 +43,7 @@ def test_the_real_checkpoint(trained: DenselyConnected) -> None:
 
 
 def slowly(model: DenselyConnected, name: str, groups: int) -> tuple[list[int], np.ndarray, dict[str, list[float]]]:
-    """Index, weight and norm of one converted layer, element by element, from the definition (paper, figure 3)."""
+    """Index, weight and norm of one converted layer, element by element, from the definition (paper, section 3.1)."""
     layer = model.get_submodule(name)
     weight, mask = layer.conv.weight.detach().numpy(), layer._mask.numpy()
     outputs, inputs = weight.shape[:2]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -13,24 +11,10 @@ from cnet_deploy.errors import InputRefused
 from cnet_deploy.lowering import lower
 from cnet_deploy.models import DenselyConnected, build_random
 from cnet_deploy.program import DenseLayer, Transition
-from tests.builders import TINY, TINY_DENSENET, TINY_LGC, logits, noise, tiny, training_model
-
-ALL = [
-    TINY,
-    replace(TINY, classifier_keep=0.5),
-    tiny(4, 2),
-    tiny(2, 8),
-    tiny(8, 4),
-    tiny(1, 4),
-    TINY_LGC,
-    TINY_DENSENET,
-    replace(TINY_DENSENET, group_1x1=1),
-    replace(TINY, input_size=(33, 47), stem_stride=2),
-    replace(TINY, bottleneck=3, group_3x3=2),
-]
+from tests.builders import TINY, TINY_LGC, VARIETIES, logits, noise, training_model
 
 
-@pytest.mark.parametrize("arch", ALL, ids=lambda arch: arch.summary())
+@pytest.mark.parametrize("arch", VARIETIES, ids=lambda arch: arch.summary())
 def test_program_computes_what_torch_does(arch: cd.Architecture) -> None:
     model = build_random(arch)
     batch = noise(model, 3)

@@ -20,7 +20,7 @@ from cnet_deploy.errors import InputRefused
 from cnet_deploy.lowering import lower
 from cnet_deploy.models import DenselyConnected, build_random
 from cnet_deploy.onnx_graph import OPSETS, build_graph, read_metadata
-from tests.builders import TINY, TINY_DENSENET, TINY_LGC, logits, noise, tiny
+from tests.builders import TINY, TINY_DENSENET, VARIETIES, logits, noise
 
 
 def run(model: onnx.ModelProto, batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -28,20 +28,7 @@ def run(model: onnx.ModelProto, batch: np.ndarray[Any, Any]) -> np.ndarray[Any, 
     return session.run(None, {"input": batch})[0]
 
 
-ALL = [
-    TINY,
-    replace(TINY, classifier_keep=0.5),
-    tiny(4, 2),
-    tiny(2, 8),
-    tiny(8, 4),
-    TINY_LGC,
-    TINY_DENSENET,
-    replace(TINY_DENSENET, group_1x1=1),
-    replace(TINY, input_size=(33, 47), stem_stride=2),
-]
-
-
-@pytest.mark.parametrize("arch", ALL, ids=lambda arch: arch.summary())
+@pytest.mark.parametrize("arch", VARIETIES, ids=lambda arch: arch.summary())
 def test_onnxruntime_computes_what_torch_does(arch: cd.Architecture) -> None:
     model = build_random(arch)
     graph = build_graph(lower(model))

@@ -1,4 +1,4 @@
-"""The paper's inference-time table (section 4.3, table 5; reference: README.md), measured here beside what it printed."""
+"""The paper's inference-time table (section 4; also in the reference's README.md), measured here beside what it printed."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -18,6 +19,8 @@ from cnet_deploy.errors import InputRefused, Unavailable, printable
 from cnet_deploy.files import atomic_output, check_output
 
 LOG_WIDTH = 180  # a table that wraps can't be read or searched: a log gets the width it needs
+WIDE = 130  # columns that the paper's table takes with a line per row
+NARROW = 98  # and that it takes folded; below that a ratio stands under its time
 
 
 def run(
@@ -37,7 +40,7 @@ def run(
     console = Console()
     if not console.is_terminal:
         console = Console(width=LOG_WIDTH)
-    console.print(render(report))
+    console.print(render(report, console.width))
     results = [result for row in report.rows for result in row.results.values()]
     if not any(result.samples for result in results):
         refused = all(result.exit_code == InputRefused.exit_code for result in results)
@@ -61,19 +64,28 @@ def _with_progress(models: Sequence[str], backends: Sequence[str], threads: int,
         )
 
 
-def render(report: Report) -> RenderableType:
-    """The table, a row a model; below it the errors, the conditions and whose counts the FLOPs are."""
+def render(report: Report, width: int = LOG_WIDTH) -> RenderableType:
+    """The table, a row a model; below it the errors, the conditions and whose counts the FLOPs are. Narrow terminals get it folded."""
     in_paper = any(row.paper for row in report.rows)
     base = "MobileNet" if report.base.label == BASE else report.base.label
-    table = Table(title="Inference time, batch 1 unless said" + (", beside the paper's table 5" if in_paper else ""), title_justify="left")
-    table.add_column("Model")
-    for column in ("FLOPs", "Params", *(("Paper: top-1 err.", "Paper: ARM s", "Paper: ratio") if in_paper else ())):
-        table.add_column(column, justify="right")
+    title = "Inference time, batch 1 unless said" + (", beside the paper's table" if in_paper else "")
+    fold = width < WIDE
+    looks = {"box": box.SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True} if fold else {}
+    table = Table(title=title, title_justify="left", **looks)  # type: ignore[arg-type]
+    table.add_column("Model", overflow="fold")
+    paper = ("Paper:\ntop-1 err.", "Paper:\nARM s", "Paper:\nratio") if in_paper else ()
+    for column in ("M FLOPs", "M params", *paper):
+        table.add_column(column.replace(" ", "\n") if fold else column, justify="right")
+    stack = width < NARROW
     for backend in report.backends:
-        table.add_column(f"{backend}\nmedian (p90) ms", justify="right")
-        table.add_column(f"{backend}\nratio", justify="right")
+        for heading in (f"{backend}\nms (p90)\nratio",) if stack else (f"{backend}\nms (p90)", "\nratio"):
+            table.add_column(heading.replace(" (", "\n(") if fold else heading, justify="right")
     for row in report.rows:
-        table.add_row(*_cells(report, row, in_paper))
+        cells = _cells(report, row, in_paper)
+        if stack:
+            first = len(cells) - 2 * len(report.backends)
+            cells[first:] = [f"{time}\n{times}".strip() for time, times in zip(cells[first::2], cells[first + 1 :: 2], strict=True)]
+        table.add_row(*(cell.replace(" (", "\n(") if fold else cell for cell in cells))
     machine = report.environment
     load = (machine["load_average"] or [0.0])[0]
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
@@ -94,8 +106,8 @@ def render(report: Report) -> RenderableType:
 
 def _cells(report: Report, row: Row, in_paper: bool) -> list[str]:
     cells = [row.paper.title if row.paper else printable(row.label)]
-    cells.append("" if row.flops is None else f"{row.flops / 1e6:,.0f} M")
-    cells.append("" if row.params is None else f"{row.params / 1e6:.2f} M")
+    cells.append("" if row.flops is None else f"{row.flops / 1e6:,.0f}")
+    cells.append("" if row.params is None else f"{row.params / 1e6:.2f}")
     if in_paper:
         cells += [f"{row.paper.top1_error:.1f} %", f"{row.paper.arm_seconds:g}", f"{paper_ratio(row.paper):.2f}"] if row.paper else [""] * 3
     for backend in report.backends:

@@ -70,7 +70,7 @@ class DenselyConnected(nn.Module):
 
 
 class DenseLayer(nn.Module):
-    """1x1 then 3x3 convolution, whose output is appended to the input (paper, figure 4)."""
+    """1x1 then 3x3 convolution, whose output is appended to the input (reference: models/condensenet.py, _DenseLayer)."""
 
     def __init__(self, architecture: Architecture, layer: DenseLayerShape, form: Form) -> None:
         super().__init__()

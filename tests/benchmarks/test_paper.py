@@ -50,10 +50,13 @@ def test_files_and_named_networks_together(onnx_path: Path, checkpoint_path: Pat
     assert stored["rows"][0]["cells"][0]["rounds"] == artifact.results["onnxruntime"].rounds
     assert stored["environment"]["cpu"]
 
-    out = StringIO()
-    Console(file=out, width=180).print(render(report))
     median = artifact.results["onnxruntime"].median
-    assert median is not None and f"{median * 1e3:.2f} (" in out.getvalue() and "condensenet-50" in out.getvalue()
+    assert median is not None
+    for width in (180, 80):
+        out = StringIO()
+        Console(file=out, width=width).print(render(report, width))
+        assert f"{median * 1e3:.2f}" in out.getvalue() and "condensenet-50" in out.getvalue()
+        assert "…" not in out.getvalue()  # nothing is cut off
 
 
 @pytest.mark.parametrize(
