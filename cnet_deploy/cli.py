@@ -123,7 +123,10 @@ def convert(checkpoint: Path, output: Path | None, classifier_keep: float | None
 @model_options
 def export(model: Path, target: str | None, output: Path | None, classifier_keep: float | None, opset: int | None, batch: int | None,
            images: Path | None, tolerance: float | None, **overrides: Any) -> None:  # fmt: skip
-    """Export MODEL (a checkpoint or a converted model) and verify what was written before it takes its name."""
+    """Export MODEL (a checkpoint or a converted model) and verify what was written before it takes its name.
+
+    The name of a network, as `bench` knows them, is exported with random weights: for measuring alone.
+    """
     if target is None:
         raise click.UsageError("Missing the target; expected --onnx")
     _share_the_processor()
@@ -188,7 +191,11 @@ def bench(
     seconds: float,
     output: Path | None,
 ) -> None:
-    """Measure the paper's inference-time table on this machine, or any MODELS: files and names of networks."""
+    """Measure the paper's inference-time table on this machine, or any MODELS.
+
+    A model is a file (.onnx, .safetensors, a checkpoint) or the name of a network, which runs with random weights on every backend:
+    condensenet-74-g4, condensenet-74-g8, condensenet-50 to condensenet-182, vgg-16, resnet-18, mobilenet-1.0-224.
+    """
     from cnet_deploy.benchmarks.report import run
 
     run(models, backends=backends, threads=threads, rounds=rounds, seconds=seconds, output=output)

@@ -21,7 +21,7 @@ from cnet_deploy.exporters import SUFFIXES, exporter
 from cnet_deploy.files import atomic_outputs, check_output, digest
 from cnet_deploy.lowering import lower
 from cnet_deploy.manifest import Manifest, manifest_path
-from cnet_deploy.models import DenselyConnected
+from cnet_deploy.models import NAMES, DenselyConnected, build_named
 from cnet_deploy.models.baselines import BASELINES, CLASSES, INPUT_SIZE
 from cnet_deploy.preprocessing import Preprocessing
 from cnet_deploy.sessions import open_session
@@ -52,7 +52,7 @@ def export(
     say: Say = lambda _: None,
     **options: Any,
 ) -> Exported:
-    """Export a model (or the file it is in) to ``target`` ("onnx") and verify what was written before it takes its name.
+    """Export a model, the file it is in, or a network by its name, to ``target`` ("onnx"), and verify it before it takes its name.
 
     A model in training form is converted first, keeping ``classifier_keep`` of the classifier (None: the reference's half), and ``say``
     is told so. The artifact is compared with the model on fresh random inputs and on ``images``. ``options`` are the target's own
@@ -71,7 +71,7 @@ def export(
         raise InputRefused(f"{out}: unknown suffix for the target {target}; expected {SUFFIXES[target]}")
     check_output(out, source=source)
     if not isinstance(model, nn.Module):
-        model = load(model, **(overrides or {}))
+        model = _open_model(model, overrides or {}, say)
     size, classes, steps = _input_of(model)
     if images is not None and steps is None:
         raise InputRefused("this network has no preprocessing of its own, so real images can't be fed to it; leave --images out")
@@ -96,6 +96,14 @@ def export(
         )  # fmt: skip
         beside.write_text(description.to_json(), encoding="utf-8")
     return Exported(out, description, comparisons)
+
+
+def _open_model(model: Path | str, overrides: dict[str, Any], say: Say) -> nn.Module:
+    """A file's model; or, where no such file is, the network of that name."""
+    if str(model) in NAMES and not Path(model).exists():
+        say(f"{model} is the name of a network: its weights are random, good for measuring alone")
+        return build_named(str(model))
+    return load(model, **overrides)
 
 
 def _input_of(model: nn.Module) -> tuple[tuple[int, int], int, Preprocessing | None]:
@@ -215,7 +223,11 @@ def _side_by_side(ours: DenselyConnected, theirs: DenselyConnected, data: Images
 
 
 def default_output(source: Path | str, suffix: str) -> Path:
-    """``dir/model.pth.tar`` -> ``dir/model.onnx``."""
+    """The artifact beside its model.
+
+    >>> default_output("dir/model.pth.tar", ".onnx").as_posix()
+    'dir/model.onnx'
+    """
     source = Path(source)
     name = source.name
     for known in (".pth.tar", ".safetensors", ".pth", ".pt", ".tar"):

@@ -72,7 +72,11 @@ class Manifest:
 
 
 def manifest_path(artifact: Path | str) -> Path:
-    """``model.onnx`` -> ``model.onnx.json``."""
+    """Where the manifest of an artifact stands.
+
+    >>> manifest_path("model.onnx").as_posix()
+    'model.onnx.json'
+    """
     return Path(f"{artifact}.json")
 
 

@@ -121,6 +121,15 @@ def test_own_format_says_where_it_is_from(converted: DenselyConnected, checkpoin
     assert str(tmp_path).encode() not in (tmp_path / "a.safetensors").read_bytes()
 
 
+def test_own_format_holds_the_training_form_too(tmp_path: Path) -> None:
+    for stage in (0, 2, 3):
+        model = training_model(TINY, stage=stage)
+        cd.save(model, tmp_path / "m.safetensors")
+        loaded = cd.load(tmp_path / "m.safetensors")
+        assert (loaded.form, loaded.architecture) == ("training", TINY)
+        same(loaded, model)
+
+
 def test_flags_win_over_own_metadata(converted: DenselyConnected, tmp_path: Path) -> None:
     cd.save(converted, tmp_path / "m.safetensors")
     loaded = cd.load(tmp_path / "m.safetensors", input_size=(40, 48), stem_stride=2)

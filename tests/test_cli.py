@@ -106,6 +106,24 @@ def test_flags_for_what_tensors_do_not_tell(tmp_path: Path) -> None:
         assert session.input_shape == (None, 3, 40, 48)
 
 
+@pytest.mark.parametrize(("flag", "value"), [("--condense-factor", 3), ("--groups", 3), ("--groups", 64)])
+def test_channels_that_groups_do_not_divide(flag: str, value: int, tmp_path: Path) -> None:
+    state = {name: tensor for name, tensor in state_dict(training_model(TINY)).items() if not name.endswith(("_stage", "_count"))}
+    path = save_checkpoint(tmp_path / "c.pth.tar", state)
+    flags = {"--groups": 4, "--condense-factor": 4, flag: value}
+    done = run("convert", path, *(word for pair in flags.items() for word in pair))
+    assert done.exit_code == 4 and done.stderr.count("\n") == 1
+    assert f"multiple of {value}" in done.stderr or f"every {value} rows" in done.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["c.pth.tar"]
+
+
+def test_a_network_by_its_name_is_exported_with_random_weights(tmp_path: Path) -> None:
+    done = run("export", "condensenet-50", "--onnx", "-o", tmp_path / "m.onnx")
+    assert done.exit_code == 0, done.output
+    assert "its weights are random" in done.stderr
+    assert json.loads((tmp_path / "m.onnx.json").read_text())["source_sha256"] == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -69,12 +69,16 @@ class Result:
 
 @dataclass(frozen=True)
 class Settings:
-    """How long is measured: after ``warmup`` seconds, ``rounds`` turns of every cell, each of ``seconds`` and ``least`` inferences."""
+    """How long is measured: ``rounds`` turns of every cell, each of ``seconds`` and at least ``least`` inferences.
+
+    Before its first turn a cell warms up for ``warmup`` seconds, and before each for ``rewarm``, since others had the caches meanwhile.
+    """
 
     rounds: int = 10
     seconds: float = 0.2
     least: int = 3
     warmup: float = 0.5
+    rewarm: float = 0.1
 
 
 def ratio(result: Result, base: Result) -> float | None:
@@ -108,9 +112,8 @@ def measure(cells: Sequence[Cell], settings: Settings, progress: Callable[[str],
                 if result.error is not None:
                     continue
                 time.sleep(SETTLE_SECONDS)
-                answer = workers[number].ask(
-                    {"seconds": settings.seconds if turn else settings.warmup, "least": settings.least if turn else 1}
-                )
+                counted = {"warmup": settings.rewarm, "seconds": settings.seconds, "least": settings.least}
+                answer = workers[number].ask(counted if turn else {"warmup": settings.warmup, "seconds": 0.0, "least": 1})
                 result.fail(answer)
                 if turn and result.error is None:
                     result.rounds.append(answer.get("samples", []))

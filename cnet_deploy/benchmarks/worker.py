@@ -50,9 +50,12 @@ class Cell:
         self.binding: Binding = self.session.bind(images)
         self.binding.upload()
 
-    def measure(self, seconds: float, least: int) -> list[float]:
-        """Seconds of each inference, after one that is not counted; for ``seconds``, and at least ``least`` of them."""
-        self._once()
+    def measure(self, warmup: float, seconds: float, least: int) -> list[float]:
+        """Seconds of each inference for ``seconds``, at least ``least`` of them; those of the ``warmup`` seconds before don't count."""
+        self._repeat(warmup, 1)
+        return self._repeat(seconds, least)
+
+    def _repeat(self, seconds: float, least: int) -> list[float]:
         samples: list[float] = []
         end = time.perf_counter() + seconds
         while len(samples) < least or time.perf_counter() < end:

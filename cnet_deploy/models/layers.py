@@ -80,6 +80,10 @@ class IndexedLinear(nn.Module):
 
 
 def shuffle(x: Tensor, groups: int) -> Tensor:
-    """Interleave the groups' channels: channel k of group i goes to k * groups + i."""
+    """Interleave the groups' channels: channel k of group i goes to k * groups + i.
+
+    >>> shuffle(torch.arange(6).view(1, 6, 1, 1), 2).flatten().tolist()
+    [0, 3, 1, 4, 2, 5]
+    """
     n, channels, height, width = x.shape
     return x.view(n, groups, channels // groups, height, width).transpose(1, 2).reshape(n, channels, height, width)

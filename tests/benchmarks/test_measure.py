@@ -12,7 +12,7 @@ import pytest
 from cnet_deploy.benchmarks.environment import environment
 from cnet_deploy.benchmarks.measure import Cell, Result, Settings, measure, ratio, steps
 
-QUICK = Settings(rounds=2, seconds=0.0, least=2, warmup=0.0)
+QUICK = Settings(rounds=2, seconds=0.0, least=2, warmup=0.0, rewarm=0.0)
 
 
 def result(*rounds: list[float]) -> Result:

@@ -15,7 +15,7 @@ from cnet_deploy.benchmarks.paper import BASE, PAPER, bench, counted, paper_rati
 from cnet_deploy.benchmarks.report import render
 from cnet_deploy.errors import InputRefused
 
-QUICK = Settings(rounds=2, seconds=0.0, least=2, warmup=0.0)
+QUICK = Settings(rounds=2, seconds=0.0, least=2, warmup=0.0, rewarm=0.0)
 
 
 @pytest.mark.parametrize("row", PAPER, ids=lambda row: row.model)
@@ -46,7 +46,7 @@ def test_files_and_named_networks_together(onnx_path: Path, checkpoint_path: Pat
     assert all(result.error is None and result.median for row in report.rows for result in row.results.values())
 
     stored = json.loads(json.dumps(report.to_dict()))
-    assert stored["settings"] == {"rounds": 2, "seconds": 0.0, "least": 2, "warmup": 0.0, "threads": 1}
+    assert stored["settings"] == {"rounds": 2, "seconds": 0.0, "least": 2, "warmup": 0.0, "rewarm": 0.0, "threads": 1}
     assert stored["rows"][0]["cells"][0]["rounds"] == artifact.results["onnxruntime"].rounds
     assert stored["environment"]["cpu"]
 
