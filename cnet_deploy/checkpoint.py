@@ -95,7 +95,7 @@ def load(
         own = read.metadata.get(METADATA_KEY)
         steps = Preprocessing.from_dict(own["preprocessing"]) if own else model.preprocessing
     except InputRefused as error:
-        raise InputRefused(f"{path}: {error}") from None
+        raise type(error)(f"{path}: {error}") from None
     # Counters may be absent from old files, and are one number in any shape; everything else was checked name by name.
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     model.load_state_dict({name: value.reshape(shapes[name]) for name, value in read.tensors.items()}, strict=False)

@@ -168,7 +168,7 @@ def verify(artifact: Path, model: Path, images: Path | None, tolerance: float | 
 def inspect(file: Path, as_json: bool, **overrides: Any) -> None:
     """Show what FILE is: architecture, form, pruning layer by layer, digest. Nothing in it is executed.
 
-    A file of the family that can't be used yet is described too, with the reason.
+    A checkpoint whose pruning is unfinished is described too, with the reason why it can't be converted.
     """
     from cnet_deploy.inspection import inspect as run
 

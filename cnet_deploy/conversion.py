@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from cnet_deploy.architecture import Architecture
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.models import DenselyConnected, build
 from cnet_deploy.models.layers import IndexedGroupConv, IndexedLinear, LearnedGroupConv
@@ -30,10 +29,13 @@ def convert(model: DenselyConnected, *, classifier_keep: float = DEFAULT_KEEP) -
         raise InputRefused(f"can't convert a {type(model).__name__}; expected a model of `load`")
     if model.form == "group-conv":
         return model
-    old, arch = model.architecture, replace(model.architecture, classifier_keep=classifier_keep)
+    arch = replace(model.architecture, classifier_keep=classifier_keep)
     modules = dict(model.named_modules())
     state = model.state_dict()
-    require_finished([read_layer(conv.name, state) for conv in old.pointwise_convs()], arch.group_1x1, arch.condense_factor)
+    try:
+        require_finished([read_layer(conv.name, state) for conv in arch.pointwise_convs()], arch.group_1x1, arch.condense_factor)
+    except InputRefused as error:
+        raise type(error)(f"{_name(model)}: {error}") from None
     converted = build(arch, "group-conv")
     with torch.no_grad():
         for name, target in converted.named_modules():
@@ -50,13 +52,18 @@ def convert(model: DenselyConnected, *, classifier_keep: float = DEFAULT_KEEP) -
     return converted
 
 
-def require_classifier_keep(arch: Architecture, wanted: float) -> None:
-    """Refuse if a converted network's classifier can't have the wanted keep: what was cut is not in the file."""
+def require_classifier_keep(model: DenselyConnected, wanted: float) -> None:
+    """Refuse if a converted model's classifier can't have the wanted keep: what was cut is not in the file."""
+    arch = model.architecture
     if arch.kept_features != replace(arch, classifier_keep=wanted).kept_features:
         raise InputRefused(
-            f"the model is in group-conv form already, with a classifier keep of {arch.classifier_keep:g}; "
+            f"{_name(model)}: is in group-conv form already, with a classifier keep of {arch.classifier_keep:g}; "
             f"{wanted:g} needs the training checkpoint"
         )
+
+
+def _name(model: DenselyConnected) -> str:
+    return model.source.name if model.source else "the model"
 
 
 def _convert_pointwise(origin: LearnedGroupConv, target: IndexedGroupConv) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from cnet_deploy.models.baselines import BASELINES, CLASSES, INPUT_SIZE
 from cnet_deploy.preprocessing import Preprocessing
 from cnet_deploy.sessions import open_session
 from cnet_deploy.sessions.torch import TorchSession, from_module
-from cnet_deploy.verification import TOLERANCES, Comparison, compare, compare_all
+from cnet_deploy.verification import TOLERANCES, Batch, Comparison, compare, compare_all
 
 Say = Callable[[str], None]
 
@@ -77,7 +76,7 @@ def export(
         raise InputRefused("this network has no preprocessing of its own, so real images can't be fed to it; leave --images out")
     data = read_images(images, steps, classes) if images is not None and steps is not None else None
     if isinstance(model, DenselyConnected):
-        model = _group_conv_form(model, source, classifier_keep, say)
+        model = _group_conv_form(model, classifier_keep, say)
     # A reader that meets the two names in between sees digests that differ.
     with atomic_outputs(out, manifest_path(out), source=source) as (temporary, beside):
         written = write(lower(model) if isinstance(model, DenselyConnected) else model, temporary, **options)
@@ -117,24 +116,14 @@ def _input_of(model: nn.Module) -> tuple[tuple[int, int], int, Preprocessing | N
     return INPUT_SIZE, CLASSES, None
 
 
-def _group_conv_form(model: DenselyConnected, source: Path | None, keep: float | None, say: Say) -> DenselyConnected:
-    with _naming(source):
-        if model.form == "training":
-            keep = DEFAULT_KEEP if keep is None else keep
-            say(f"the model is in training form: converting it first, keeping {keep:g} of the classifier's inputs")
-            return convert(model, classifier_keep=keep)
-        if keep is not None:
-            require_classifier_keep(model.architecture, keep)
+def _group_conv_form(model: DenselyConnected, keep: float | None, say: Say) -> DenselyConnected:
+    if model.form == "training":
+        keep = DEFAULT_KEEP if keep is None else keep
+        say(f"the model is in training form: converting it first, keeping {keep:g} of the classifier's inputs")
+        return convert(model, classifier_keep=keep)
+    if keep is not None:
+        require_classifier_keep(model, keep)
     return model
-
-
-@contextlib.contextmanager
-def _naming(source: Path | str | None) -> Iterator[None]:
-    """Put the file's name before a refusal that doesn't know it."""
-    try:
-        yield
-    except InputRefused as error:
-        raise InputRefused(f"{source}: {error}" if source else error) from None
 
 
 @dataclass(frozen=True)
@@ -166,11 +155,10 @@ class Converted:
         if cut := self.cut:
             text = f"the classifier keeps {arch.kept_features} of {arch.features} inputs: on {cut.inputs} logits change by up to "
             text += f"{cut.max_error / cut.scale:.1%} of the largest, top-1 agrees on {cut.agreement:.2%}"
-            text += (
-                "; noise tells little: give --images"
-                if cut.top1 is None
-                else f", top-1 accuracy {cut.reference_top1:.2%} -> {cut.top1:.2%}"
-            )
+            if cut.top1 is None:
+                text += "; noise tells little: give --images"
+            else:
+                text += f", top-1 accuracy {cut.reference_top1:.2%} -> {cut.top1:.2%}"
             lines.append(text)
         return "\n".join([*lines, f"wrote {self.path}"])
 
@@ -193,7 +181,7 @@ def convert_file(
     check_output(out, source=path)
     model = load(path, **(overrides or {}))
     data = read_images(images, model.preprocessing, model.architecture.classes) if images is not None else None
-    converted = _group_conv_form(model, Path(path), classifier_keep, say=lambda _: None)
+    converted = _group_conv_form(model, classifier_keep, say=lambda _: None)
     faithful, cut = None, None
     if model.form == "training":
         whole = convert(model, classifier_keep=1.0)
@@ -207,19 +195,16 @@ def convert_file(
 
 def _side_by_side(ours: DenselyConnected, theirs: DenselyConnected, data: Images | None) -> Comparison:
     """Compare two models on images, or on as much noise as a few seconds allow."""
-    with from_module(ours) as a, from_module(theirs) as b:
-        if data is not None:
-            return compare(
-                a.run,
-                b.run,
-                data.batches(theirs.preprocessing),
-                inputs=f"{len(data)} images",
-                tolerance=TOLERANCES["fp32"],
-            )
+    if data is None:
         height, width = theirs.architecture.input_size
-        random = np.random.default_rng(0)
-        noise = random.standard_normal((min(64, max(1, 400_000 // (height * width))), 3, height, width), np.float32)
-        return compare(a.run, b.run, [(noise, None)], inputs=f"{len(noise)} random inputs", tolerance=TOLERANCES["fp32"])
+        count = min(64, max(1, 400_000 // (height * width)))
+        inputs = f"{count} random inputs"
+        noise = np.random.default_rng(0).standard_normal((count, 3, height, width), np.float32)
+        batches: Iterator[Batch] = iter([(noise, None)])
+    else:
+        inputs, batches = f"{len(data)} images", data.batches(theirs.preprocessing)
+    with from_module(ours) as a, from_module(theirs) as b:
+        return compare(a.run, b.run, batches, inputs=inputs, tolerance=TOLERANCES["fp32"])
 
 
 def default_output(source: Path | str, suffix: str) -> Path:

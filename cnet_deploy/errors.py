@@ -44,6 +44,10 @@ class InputRefused(CnetDeployError):
     exit_code = 4
 
 
+class PruningUnfinished(InputRefused):
+    """A training checkpoint of the family whose pruning has not come to its end, or does not tell whether it has."""
+
+
 class OutputRefused(CnetDeployError):
     """The output can't be written where it was asked for. Nothing was written or replaced."""
 

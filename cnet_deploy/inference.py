@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cnet_deploy.architecture import Architecture, DenseLayerShape, Form, Kind
-from cnet_deploy.errors import InputRefused, printable
+from cnet_deploy.errors import InputRefused, PruningUnfinished, printable
 from cnet_deploy.pruning import LayerPruning, infer_condense_factor, infer_groups, read_layer
 
 Tensors = Mapping[str, Any]
@@ -204,7 +204,7 @@ def _trained_groups(layers: Sequence[LayerPruning], groups: int | None, factor: 
     uncounted = next((layer for layer in layers if layer.uncounted), None)
     if uncounted or not found_factor:
         layer = uncounted or layers[0]
-        raise InputRefused(
+        raise PruningUnfinished(
             f"pruning has not begun or its counters are missing, so groups and condense factor can't be told ({layer.name}: "
             f"{layer.describe(None)}); if it has finished give both --groups and --condense-factor, else train on"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from cnet_deploy import manifest
 from cnet_deploy.architecture import Architecture
-from cnet_deploy.errors import InputRefused, printable
+from cnet_deploy.errors import InputRefused, PruningUnfinished, printable
 from cnet_deploy.files import digest, read_bytes
 from cnet_deploy.preprocessing import Preprocessing
 
@@ -78,8 +79,8 @@ class Inspection:
 def inspect(path: Path | str, **overrides: Any) -> Inspection:
     """Look into a checkpoint, a model or an ONNX file; nothing in it is executed and no network is built.
 
-    ``overrides``: see ``checkpoint.load``. Raises InputRefused for a file that can't be read or is not of the family; a checkpoint that
-    is of the family but can't be converted yet is described, with ``problem`` set.
+    ``overrides``: see ``checkpoint.load``. Raises InputRefused for a file that can't be read, is damaged or not of the family; a
+    checkpoint whose pruning is unfinished is described, with ``problem`` set.
     """
     path = Path(path)
     return _inspect_onnx(path) if path.suffix == ".onnx" else _inspect_checkpoint(path, overrides)
@@ -96,16 +97,14 @@ def _inspect_checkpoint(path: Path, overrides: dict[str, Any]) -> Inspection:
         details.update({"source": own["source"], "preprocessing": own["preprocessing"], "tool": own.get("tool")})
     architecture, problem = None, None
     try:
-        pruning = pruning_layers(read.tensors)
-        form = infer_form(read.tensors)
-    except InputRefused as error:
-        raise InputRefused(f"{path}: {error}") from None
-    try:
+        pruning, form = pruning_layers(read.tensors), infer_form(read.tensors)
         architecture = architecture_of(read, **overrides)
         if pruning:
             require_finished(pruning, architecture.group_1x1, architecture.condense_factor)
-    except InputRefused as error:
+    except PruningUnfinished as error:
         problem = str(error)
+    except InputRefused as error:
+        raise InputRefused(f"{path}: {error}") from None
     layers = []
     for layer in pruning:
         finished = None
@@ -117,22 +116,11 @@ def _inspect_checkpoint(path: Path, overrides: dict[str, Any]) -> Inspection:
                 finished = False
         layers.append(LayerState(layer.name, layer.in_channels, layer.survivors, layer.stage, finished))
     return Inspection(
-        str(path),
-        read.container,
-        path.stat().st_size,
-        read.digest,
-        form,
-        architecture,
-        tuple(layers),
-        {},
-        details,
-        problem,
-    )
+        str(path), read.container, read.size, read.digest, form, architecture, tuple(layers), details=details, problem=problem
+    )  # fmt: skip
 
 
 def _inspect_onnx(path: Path) -> Inspection:
-    import json
-
     import onnx
 
     from cnet_deploy.onnx_graph import read_metadata
@@ -147,14 +135,9 @@ def _inspect_onnx(path: Path) -> Inspection:
         steps = Preprocessing.from_dict(json.loads(found["preprocessing"])) if "preprocessing" in found else None
     except Exception as error:  # what protobuf and json raise on damaged files has no common base
         raise InputRefused(f"{path}: is no ONNX model that can be read ({str(error) or type(error).__name__})") from None
-    problem = None
-    description = None
-    try:
-        description = manifest.read(path, data)
-        if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
-            problem = "keeps weights in other files, which no digest covers"
-    except InputRefused as error:
-        problem = str(error)
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        raise InputRefused(f"{path}: keeps weights in other files, which no digest covers; expected one file, as `export` writes it")
+    description = manifest.read(path, data)
     opset = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
     details: dict[str, Any] = {key: value for key, value in found.items() if key not in ("architecture", "preprocessing")}
     details |= {
@@ -167,7 +150,6 @@ def _inspect_onnx(path: Path) -> Inspection:
     details["manifest"] = (
         None if description is None else {"precision": description.precision, "verification": list(description.verification)}
     )
-    return Inspection(
-        str(path), "onnx", len(data), digest(data), "group-conv" if architecture else None, architecture, (),
-        dict(Counter(node.op_type for node in model.graph.node).most_common()), details, problem,
-    )  # fmt: skip
+    operators = dict(Counter(node.op_type for node in model.graph.node).most_common())
+    form = "group-conv" if architecture else None
+    return Inspection(str(path), "onnx", len(data), digest(data), form, architecture, operators=operators, details=details)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cnet_deploy.errors import InputRefused
+from cnet_deploy.errors import InputRefused, PruningUnfinished
 
 Mask = npt.NDArray[np.bool_]
 
@@ -137,7 +137,8 @@ def require_finished(layers: Sequence[LayerPruning], groups: int, condense_facto
     """Refuse unless every layer is pruned to the end: the counters at stage C-1, exactly in/C channels kept by each group.
 
     Counters at stage 0 or missing tell nothing, and the mask decides.
-    Raises InputRefused with the layer, how many channels survive and which stage training reached.
+    Raises PruningUnfinished with the layer, how many channels survive and which stage training reached; InputRefused for a mask that
+    differs within a group.
     """
     for layer in layers:
         if not layer.groups_agree(groups):
@@ -145,7 +146,7 @@ def require_finished(layers: Sequence[LayerPruning], groups: int, condense_facto
         unfinished = bool(layer.stage) and layer.stage != condense_factor - 1
         kept = layer.mask.sum(1) * condense_factor
         if unfinished or not (kept == layer.in_channels).all():
-            raise InputRefused(
+            raise PruningUnfinished(
                 f"{layer.name}: pruning is unfinished: {layer.describe(condense_factor)}; "
                 "train on until the last condensation stage (half of all epochs), then convert"
             )

@@ -23,6 +23,7 @@ from cnet_deploy.sessions import Session, backend_of, open_session
 TOLERANCES = {"fp32": 1e-4}
 
 Labels = npt.NDArray[np.int64]
+Batch = tuple[Floats, Labels | None]
 Run = Callable[[Floats], Floats]
 
 
@@ -68,7 +69,7 @@ class Comparison:
         return text
 
 
-def compare(run: Run, reference: Run, batches: Iterable[tuple[Floats, Labels | None]], *, inputs: str, tolerance: float) -> Comparison:
+def compare(run: Run, reference: Run, batches: Iterable[Batch], *, inputs: str, tolerance: float) -> Comparison:
     """Run both on the same batches and put their logits side by side. Raises InputRefused where their shapes differ."""
     ours, theirs, labels = [], [], []
     for batch, truth in batches:
@@ -98,25 +99,11 @@ def compare_all(session: Session, reference: Session, images: Images | None = No
             f"the artifact reads {session.input_shape[1:]} and the model {reference.input_shape[1:]}; expected the same input size"
         )
     seed = secrets.randbits(32)
-    comparisons = [
-        compare(
-            session.run,
-            reference.run,
-            random_batches(session.input_shape, seed),
-            inputs=f"random inputs (seed {seed})",
-            tolerance=tolerance,
-        )
-    ]
+    noise = random_batches(session.input_shape, seed)
+    comparisons = [compare(session.run, reference.run, noise, inputs=f"random inputs (seed {seed})", tolerance=tolerance)]
     if images is not None and reference.preprocessing is not None:
-        comparisons.append(
-            compare(
-                session.run,
-                reference.run,
-                images.batches(reference.preprocessing),
-                inputs="images",
-                tolerance=tolerance,
-            )
-        )
+        real = images.batches(reference.preprocessing)
+        comparisons.append(compare(session.run, reference.run, real, inputs="images", tolerance=tolerance))
     return comparisons
 
 

@@ -115,6 +115,6 @@ def test_a_group_conv_model_is_returned_as_it_is(converted: DenselyConnected) ->
     densenet = training_model(TINY_DENSENET)
     densenet.form = "group-conv"
     assert cd.convert(densenet) is densenet
-    require_classifier_keep(converted.architecture, 0.5)
+    require_classifier_keep(converted, 0.5)
     with pytest.raises(InputRefused, match="needs the training checkpoint"):
-        require_classifier_keep(converted.architecture, 1.0)
+        require_classifier_keep(converted, 1.0)

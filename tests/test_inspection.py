@@ -62,8 +62,8 @@ def test_artifact(onnx_path: Path) -> None:
 def test_a_swapped_manifest_is_told(onnx_path: Path, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(onnx_path.read_bytes())
     (tmp_path / "m.onnx.json").write_text(Path(f"{onnx_path}.json").read_text().replace('"sha256": "', '"sha256": "0'))
-    found = cd.inspect(tmp_path / "m.onnx")
-    assert found.problem is not None and "does not belong together" in found.problem
+    with pytest.raises(InputRefused, match="does not belong together"):
+        cd.inspect(tmp_path / "m.onnx")
 
 
 def test_onnx_is_inspected_without_a_runtime(onnx_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
