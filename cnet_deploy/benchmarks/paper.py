@@ -91,7 +91,10 @@ class Report:
                     "label": row.label, "flops": row.flops, "params": row.params,
                     "paper": row.paper and {**asdict(row.paper), "ratio": paper_ratio(row.paper)},
                     "cells": [
-                        {**asdict(result), "median_seconds": result.median, "p90_seconds": result.p90, "ratio": self.ratio(row, backend)}
+                        {
+                            **asdict(replace(result, cell=replace(result.cell, model=row.label))),  # not where it lay meanwhile
+                            "median_seconds": result.median, "p90_seconds": result.p90, "ratio": self.ratio(row, backend),
+                        }
                         for backend, result in row.results.items()
                     ],
                 }
@@ -137,9 +140,8 @@ def bench(
         for name in names:
             progress(f"prepare {name}")
             results += [_prepared(name, backend, threads, Path(folder)) for backend in plan[name]]
-        ready = [result for result in results if result.error is None]
-        measured = dict(zip(map(id, ready), measure([result.cell for result in ready], settings, progress), strict=True))
-    results = [measured.get(id(result), result) for result in results]
+        measured = iter(measure([result.cell for result in results if result.error is None], settings, progress))
+    results = [result if result.error is not None else next(measured) for result in results]
     rows = tuple(_row(name, [result for result in results if result.cell.label == name]) for name in names)
     # A row that could not be measured is nothing to compare with.
     bases = [row for row in rows if any(result.samples for result in row.results.values())] or rows

@@ -49,6 +49,7 @@ def test_files_and_named_networks_together(onnx_path: Path, checkpoint_path: Pat
     assert stored["settings"] == {"rounds": 2, "seconds": 0.0, "least": 2, "warmup": 0.0, "rewarm": 0.0, "threads": 1}
     assert stored["rows"][0]["cells"][0]["rounds"] == artifact.results["onnxruntime"].rounds
     assert stored["environment"]["cpu"]
+    assert [cell["cell"]["model"] for cell in stored["rows"][2]["cells"]] == ["condensenet-50"] * 2  # no temporary path
 
     median = artifact.results["onnxruntime"].median
     assert median is not None
