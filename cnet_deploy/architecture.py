@@ -30,7 +30,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Pointwise:
+class PointwiseShape:
     """A batch norm, ReLU and 1x1 convolution: the first half of a dense layer, or the convolution of a transition."""
 
     name: str
@@ -43,7 +43,7 @@ class DenseLayerShape:
     """One dense layer: its 1x1 convolution, and the growth that its 3x3 adds to the map of ``size`` (height, width)."""
 
     name: str
-    pointwise: Pointwise
+    pointwise: PointwiseShape
     growth: int
     size: tuple[int, int]
 
@@ -54,7 +54,7 @@ class TransitionShape:
 
     name: str
     channels: int
-    pointwise: Pointwise | None
+    pointwise: PointwiseShape | None
     size: tuple[int, int]
 
 
@@ -137,19 +137,19 @@ class Architecture:
         for block, (count, growth) in enumerate(zip(self.stages, self.growth, strict=True)):
             for index in range(count):
                 name = f"features.denseblock_{block + 1}.denselayer_{index + 1}"
-                pointwise = Pointwise(f"{name}.conv_1", channels, self.bottleneck * growth)
+                pointwise = PointwiseShape(f"{name}.conv_1", channels, self.bottleneck * growth)
                 yield DenseLayerShape(name, pointwise, growth, (size[0], size[1]))
                 channels += growth
             if block < len(self.stages) - 1:
                 name = f"features.transition_{block + 1}"
                 conv = None
                 if self.has_transition_convs:
-                    conv = Pointwise(f"{name}.conv", channels, self.transition_channels[block])
+                    conv = PointwiseShape(f"{name}.conv", channels, self.transition_channels[block])
                     channels = conv.out_channels
                 yield TransitionShape(name, channels, conv, (size[0], size[1]))
                 size = tuple(side // 2 for side in size)
 
-    def pointwise_convs(self) -> Iterator[Pointwise]:
+    def pointwise_convs(self) -> Iterator[PointwiseShape]:
         """Every 1x1 convolution in the order in which it runs."""
         for layer in self.layers():
             if layer.pointwise is not None:
@@ -172,7 +172,7 @@ class Architecture:
         """Features that the classifier of the group-conv form reads (the reference's ``int(features * keep)``)."""
         return math.floor(self.features * self.classifier_keep + 1e-6)
 
-    def gathered(self, conv: Pointwise) -> int:
+    def gathered(self, conv: PointwiseShape) -> int:
         """Channels that a 1x1 of the group-conv form reads, counted once per group: in_channels * G / C."""
         return conv.in_channels * self.group_1x1 // self.condense_factor if self.learned else conv.in_channels
 
@@ -275,17 +275,6 @@ def _check(arch: Architecture) -> None:
     for growth in arch.growth:
         if growth % arch.group_3x3 or (arch.bottleneck * growth) % arch.group_3x3:
             refuse(f"growth {growth} with bottleneck {arch.bottleneck}; expected multiples of {arch.group_3x3} (3x3 groups)")
-
-
-def transition_widths(arch_stages: tuple[int, ...], growth: tuple[int, ...], reduction: float, groups: int) -> tuple[int, ...]:
-    """Widths after DenseNet's transitions: channels * reduction, rounded up to whole groups (reference: models/densenet.py)."""
-    widths = []
-    channels = 2 * growth[0]
-    for count, rate in zip(arch_stages[:-1], growth[:-1], strict=True):
-        channels = math.ceil((channels + count * rate) * reduction)
-        channels = -(-channels // groups) * groups
-        widths.append(channels)
-    return tuple(widths)
 
 
 def _named() -> dict[str, Architecture]:

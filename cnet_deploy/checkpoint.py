@@ -20,7 +20,7 @@ import torch
 
 from cnet_deploy import __version__
 from cnet_deploy.architecture import Architecture
-from cnet_deploy.errors import InputRefused, OutputRefused
+from cnet_deploy.errors import InputRefused, OutputRefused, naming
 from cnet_deploy.files import atomic_output, digest, read_bytes
 from cnet_deploy.inference import infer_architecture, infer_form
 from cnet_deploy.models import DenselyConnected, Source, build
@@ -38,7 +38,7 @@ _DTYPES = (
 
 
 @dataclass(frozen=True)
-class Tensors:
+class Contents:
     """A file's tensors (float32 or integers, on the CPU, ``module.`` stripped) and what else it says of itself."""
 
     tensors: dict[str, torch.Tensor]
@@ -49,7 +49,7 @@ class Tensors:
     metadata: dict[str, Any]
 
 
-def read_tensors(path: Path | str) -> Tensors:
+def read_tensors(path: Path | str) -> Contents:
     """The state dict of a checkpoint, whatever its container: legacy pickle, zip, safetensors.
 
     Floating-point tensors become float32. Raises InputRefused for anything unreadable, for a pickle that asks for more than
@@ -57,6 +57,8 @@ def read_tensors(path: Path | str) -> Tensors:
     """
     path = Path(path)
     data = read_bytes(path)
+    if path.suffix == ".onnx":
+        raise InputRefused(f"{path}: is an artifact; expected the checkpoint or model that it was made from")
     metadata: dict[str, Any] = {}
     try:
         if path.suffix == ".safetensors" or _looks_like_safetensors(data):
@@ -66,7 +68,7 @@ def read_tensors(path: Path | str) -> Tensors:
             if isinstance(loaded, dict):
                 found = {key: dict.get(loaded, key) for key in ("epoch", "best_prec1", "model")}
                 metadata = {key: value for key, value in found.items() if isinstance(value, (int, float, str))}
-        return Tensors(_state_dict(loaded), path.name, digest(data), len(data), container, metadata)
+        return Contents(_state_dict(loaded), path.name, digest(data), len(data), container, metadata)
     except InputRefused as error:
         raise InputRefused(f"{path}: {error}") from None
     # What a damaged or hostile file makes its reader raise has no bound: any exception here means that it was not read.
@@ -88,26 +90,28 @@ def load(
     Raises InputRefused as ``read_tensors`` and ``infer_architecture`` do; the message begins with the file's name.
     """
     read = read_tensors(path)
-    try:
+    with naming(path):
         form = infer_form(read.tensors)
         arch = architecture_of(read, groups=groups, condense_factor=condense_factor, input_size=input_size, stem_stride=stem_stride)
         model = build(arch, form)
         own = read.metadata.get(METADATA_KEY)
         steps = Preprocessing.from_dict(own["preprocessing"]) if own else model.preprocessing
-    except InputRefused as error:
-        raise type(error)(f"{path}: {error}") from None
     # Counters may be absent from old files, and are one number in any shape; everything else was checked name by name.
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     model.load_state_dict({name: value.reshape(shapes[name]) for name, value in read.tensors.items()}, strict=False)
     model.source = Source(read.digest, read.source, form)
     if own:
         model.source = Source(own["source"]["sha256"], own["source"]["name"], own["source"]["form"])
-    model.preprocessing = replace(steps, crop=arch.input_size)
+    # Resizing belongs to the input size: where that was overridden, only the statistics are the file's.
+    if steps.crop == arch.input_size:
+        model.preprocessing = steps
+    else:
+        model.preprocessing = replace(model.preprocessing, statistics=steps.statistics, mean=steps.mean, std=steps.std)
     return model
 
 
 def architecture_of(
-    read: Tensors,
+    read: Contents,
     *,
     groups: int | None = None,
     condense_factor: int | None = None,
@@ -253,8 +257,9 @@ def _why_unreadable(error: Exception, data: bytes) -> str:
     if findings.problem and findings.whole:
         return f"is no checkpoint that can be opened safely: {findings.problem}; expected .pth.tar, .pt or .safetensors"
     # torch's own words on such files advise to load them with all guards off: they must not reach the user.
-    reason = "" if "weights_only" in str(error) else f": {_first_line(error)}"
-    return f"is truncated, damaged or no checkpoint at all ({type(error).__name__}{reason}); expected .pth.tar, .pt or .safetensors"
+    reason = findings.problem or f"{type(error).__name__}: {error}"
+    reason = type(error).__name__ if "weights_only" in reason else _first_line(reason)
+    return f"is truncated, damaged or no checkpoint at all ({reason}); expected .pth.tar, .pt or .safetensors"
 
 
 def _state_dict(loaded: Any) -> dict[str, torch.Tensor]:
@@ -291,5 +296,5 @@ def _plain(name: str, value: torch.Tensor) -> torch.Tensor:
     return plain.to(torch.float32 if plain.is_floating_point() else plain.dtype).contiguous()
 
 
-def _first_line(error: BaseException) -> str:
+def _first_line(error: object) -> str:
     return (str(error).strip().splitlines() or ["no reason given"])[0].partition(". ")[0][:200]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -35,7 +36,17 @@ class Size(_SizeType):
         return int(sides[0]), int(sides[-1])
 
 
-class Program(click.Group):
+class Finite(click.FloatRange):
+    """A FloatRange without NaN and infinity, which no bound keeps out."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not finite; expected a number", param, ctx)
+        return number
+
+
+class Commands(click.Group):
     """A click group in which our own errors print one line and end with the code their class carries."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
@@ -75,17 +86,17 @@ images_option = click.option(
 )
 tolerance_option = click.option(
     "--tolerance",
-    type=click.FloatRange(0),
+    type=Finite(0),
     help="Largest error allowed, relative to the largest logit. [default: 1e-4]",
 )
 keep_option = click.option(
     "--classifier-keep",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Finite(0, 1, min_open=True),
     help="Share of the classifier's inputs to keep. [default: 0.5, as the reference]",
 )
 
 
-@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="cnet-deploy")
 def main() -> None:
     """From a CondenseNet training checkpoint to a verified model in production."""
@@ -181,8 +192,8 @@ def inspect(file: Path, as_json: bool, **overrides: Any) -> None:
 @click.option("--backend", "backends", multiple=True, help="Measure on this backend only; may be repeated.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of every cell. [default: all cores]")
 @click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Turns of every cell.")
-@click.option("--seconds", type=click.FloatRange(0), default=0.2, show_default=True, help="Least time that a turn measures.")
-@click.option("--json", "output", type=click.Path(path_type=Path), help="Keep raw samples and the environment in this file.")
+@click.option("--seconds", type=Finite(0), default=0.2, show_default=True, help="Least time that a turn measures.")
+@click.option("--json", "output", type=click.Path(path_type=Path), help="Keep raw samples and the environment in this file (.json).")
 def bench(
     models: tuple[str, ...],
     backends: tuple[str, ...],

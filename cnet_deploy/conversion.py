@@ -32,10 +32,7 @@ def convert(model: DenselyConnected, *, classifier_keep: float = DEFAULT_KEEP) -
     arch = replace(model.architecture, classifier_keep=classifier_keep)
     modules = dict(model.named_modules())
     state = model.state_dict()
-    try:
-        require_finished([read_layer(conv.name, state) for conv in arch.pointwise_convs()], arch.group_1x1, arch.condense_factor)
-    except InputRefused as error:
-        raise type(error)(f"{_name(model)}: {error}") from None
+    require_finished([read_layer(conv.name, state) for conv in arch.pointwise_convs()], arch.group_1x1, arch.condense_factor)
     converted = build(arch, "group-conv")
     with torch.no_grad():
         for name, target in converted.named_modules():
@@ -56,14 +53,11 @@ def require_classifier_keep(model: DenselyConnected, wanted: float) -> None:
     """Refuse if a converted model's classifier can't have the wanted keep: what was cut is not in the file."""
     arch = model.architecture
     if arch.kept_features != replace(arch, classifier_keep=wanted).kept_features:
+        origin = f", {model.source.name}" if model.source and model.source.form == "training" else ""
         raise InputRefused(
-            f"{_name(model)}: is in group-conv form already, with a classifier keep of {arch.classifier_keep:g}; "
-            f"{wanted:g} needs the training checkpoint"
+            f"is in group-conv form already, with a classifier keep of {arch.classifier_keep:g}; "
+            f"{wanted:g} needs the training checkpoint{origin}"
         )
-
-
-def _name(model: DenselyConnected) -> str:
-    return model.source.name if model.source else "the model"
 
 
 def _convert_pointwise(origin: LearnedGroupConv, target: IndexedGroupConv) -> None:

@@ -48,7 +48,7 @@ def read_images(path: Path | str, preprocessing: Preprocessing, classes: int) ->
         return _read_cifar(path, preprocessing, classes)
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES) if path.is_dir() else [path]
     if not files:
-        raise InputRefused(f"{path}: holds no images; expected files with one of the suffixes {', '.join(_SUFFIXES)}")
+        raise InputRefused(f"{path}: holds no images; expected {', '.join(_SUFFIXES)} (a CIFAR .bin file is given by its own name)")
     if len(files) > MAX_IMAGES:
         raise InputRefused(f"{path}: holds {len(files)} images; expected at most {MAX_IMAGES}")
     return Images(np.stack([_read_image(file, preprocessing) for file in files]), None)

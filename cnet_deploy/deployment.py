@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from cnet_deploy.architecture import Cost
 from cnet_deploy.checkpoint import load, save
 from cnet_deploy.conversion import DEFAULT_KEEP, convert, require_classifier_keep
 from cnet_deploy.data import Images, read_images
-from cnet_deploy.errors import CheckFailed, InputRefused
+from cnet_deploy.errors import CheckFailed, InputRefused, naming
 from cnet_deploy.exporters import SUFFIXES, exporter
 from cnet_deploy.files import atomic_outputs, check_output, digest
 from cnet_deploy.lowering import lower
@@ -76,9 +77,10 @@ def export(
         raise InputRefused("this network has no preprocessing of its own, so real images can't be fed to it; leave --images out")
     data = read_images(images, steps, classes) if images is not None and steps is not None else None
     if isinstance(model, DenselyConnected):
-        model = _group_conv_form(model, classifier_keep, say)
+        with naming(source):
+            model = _group_conv_form(model, classifier_keep, say)
     # A reader that meets the two names in between sees digests that differ.
-    with atomic_outputs(out, manifest_path(out), source=source) as (temporary, beside):
+    with atomic_outputs(out, manifest_path(out), source=source) as (temporary, beside), _evaluating(model):
         written = write(lower(model) if isinstance(model, DenselyConnected) else model, temporary, **options)
         with open_session(temporary) as session, TorchSession(model, size, classes) as reference:
             comparisons = compare_all(session, reference, data, tolerance)
@@ -102,7 +104,20 @@ def _open_model(model: Path | str, overrides: dict[str, Any], say: Say) -> nn.Mo
     if str(model) in NAMES and not Path(model).exists():
         say(f"{model} is the name of a network: its weights are random, good for measuring alone")
         return build_named(str(model))
+    if not Path(model).exists() and not Path(model).suffix:
+        raise InputRefused(f"{model}: no such file, and no network of that name; expected a checkpoint or one of {', '.join(NAMES)}")
     return load(model, **overrides)
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and the caller's mode again afterwards."""
+    training = model.training
+    try:
+        model.eval()
+        yield
+    finally:
+        model.train(training)
 
 
 def _input_of(model: nn.Module) -> tuple[tuple[int, int], int, Preprocessing | None]:
@@ -181,7 +196,8 @@ def convert_file(
     check_output(out, source=path)
     model = load(path, **(overrides or {}))
     data = read_images(images, model.preprocessing, model.architecture.classes) if images is not None else None
-    converted = _group_conv_form(model, classifier_keep, say=lambda _: None)
+    with naming(path):
+        converted = _group_conv_form(model, classifier_keep, say=lambda _: None)
     faithful, cut = None, None
     if model.form == "training":
         whole = convert(model, classifier_keep=1.0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 MAX_LENGTH = 900
 
 
@@ -17,6 +20,25 @@ def printable(text: object, length: int = MAX_LENGTH) -> str:
     return safe if len(safe) <= length else f"{safe[: length * 2 // 3]} … {safe[-length // 4 :]}"
 
 
+@contextlib.contextmanager
+def naming(name: object) -> Iterator[None]:
+    """Put the name of the file at hand before a refusal that doesn't know it; None puts nothing."""
+    try:
+        yield
+    except InputRefused as error:
+        raise type(error)(f"{name}: {error}" if name is not None else error) from None
+
+
+def raise_if_interrupted(error: BaseException) -> None:
+    """Raise KeyboardInterrupt if that is what lies behind ``error``: native modules turn one that meets them half imported into an
+    ImportError, which would be taken for a module that is missing."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        behind = behind.__cause__ or behind.__context__
+
+
 class CnetDeployError(Exception):
     """Base of every error this package raises on purpose. The message is one printable line."""
 
@@ -30,12 +52,6 @@ class CheckFailed(CnetDeployError):
     """The work was done and its check failed: outputs differ beyond the tolerance."""
 
     exit_code = 1
-
-
-class Inconclusive(CnetDeployError):
-    """The measurement is too noisy to decide."""
-
-    exit_code = 3
 
 
 class InputRefused(CnetDeployError):

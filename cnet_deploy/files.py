@@ -63,8 +63,8 @@ def atomic_output(path: Path | str, *, source: Path | str | None = None) -> Iter
 def atomic_outputs(*paths: Path | str, source: Path | str | None = None) -> Iterator[list[Path]]:
     """A temporary path beside each of ``paths`` to write to; all renamed when the block ends well, all removed when it does not.
 
-    Every file is on the disk before the first is renamed, so that nothing but a crash between two renames parts them. Suffixes
-    stay, so that libraries that look at them are content. ``source`` is a file that must not be overwritten by its own product.
+    Every file is on the disk before the first is renamed, so that little can part them: a crash or an error between two renames.
+    Suffixes stay, so that libraries that look at them are content. ``source`` is a file that must not be overwritten by its own product.
     Raises OutputRefused before anything is computed if a place can't be written to.
     """
     targets = [Path(path) for path in paths]

@@ -229,20 +229,22 @@ def _converted_groups(tensors: Tensors, first: str, kind: Kind) -> tuple[int, in
 
 
 def _infer_input(stages: Sequence[int], classes: int, size: tuple[int, int] | None, stride: int | None) -> tuple[tuple[int, int], int]:
-    if size and stride:
-        return size, stride
-    imagenet = len(stages) == 5 or classes == 1000
-    cifar = len(stages) == 3 or classes in (10, 100)
+    imagenet = [text for text, found in (("5 stages", len(stages) == 5), ("1000 classes", classes == 1000)) if found]
+    cifar = [text for text, found in (("3 stages", len(stages) == 3), (f"{classes} classes", classes in (10, 100))) if found]
+    guess = None
     if imagenet and not cifar:
         guess = ((224, 224), 2)
-    elif len(stages) == 3 and classes in (10, 100):
+    elif len(cifar) == 2 and not imagenet:
         guess = ((32, 32), 1)
-    else:
+    if guess is None and not (size and stride):
+        signs = [f"{' and '.join(found)} point to {name}" for found, name in ((imagenet, "ImageNet"), (cifar, "CIFAR")) if found]
+        missing = " and ".join(flag for flag, given in (("--input-size", size), ("--stem-stride", stride)) if not given)
         raise InputRefused(
-            f"{len(stages)} stages and {classes} classes are neither ImageNet's (5 stages or 1000 classes) nor CIFAR's "
-            "(3 stages, 10 or 100 classes): input size and stem stride can't be told; give both --input-size and --stem-stride"
+            f"input size and stem stride can't be told from {len(stages)} stages and {classes} classes "
+            f"({'; '.join(signs) or 'neither ImageNet has them nor CIFAR'}); give {missing}"
         )
-    return size or guess[0], stride or guess[1]
+    fallback = guess or ((0, 0), 0)
+    return size or fallback[0], stride or fallback[1]
 
 
 def _with_keep(arch: Architecture, kept: int) -> Architecture:

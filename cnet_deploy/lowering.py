@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from cnet_deploy.architecture import Architecture, DenseLayerShape
-from cnet_deploy.architecture import Pointwise as PointwiseShape
+from cnet_deploy.architecture import Architecture, DenseLayerShape, PointwiseShape
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.models import DenselyConnected
 from cnet_deploy.program import DenseLayer, Head, Pointwise, Pool, Program, Stem, Transition

@@ -22,6 +22,8 @@ from cnet_deploy.sessions import Session, backend_of, open_session
 # The largest difference of two logits, relative to the largest logit, that rounding of this precision explains with room to spare.
 TOLERANCES = {"fp32": 1e-4}
 
+SWAPPED = "what is compared with it is a training checkpoint; expected them the other way round: the artifact, then its model"
+
 Labels = npt.NDArray[np.int64]
 Batch = tuple[Floats, Labels | None]
 Run = Callable[[Floats], Floats]
@@ -139,6 +141,10 @@ def verify(
 def _open_reference(model: Path | str, session: Session, overrides: dict[str, Any]) -> Session:
     """The model as the artifact has it: what tensors can't tell is taken from the artifact, the training form is converted."""
     if backend_of(model) != "torch":
+        if session.form == "training":
+            raise InputRefused(f"{model}: {SWAPPED}")
+        if given := [key for key, value in overrides.items() if value is not None]:
+            raise InputRefused(f"{model}: is an artifact, of which nothing is inferred; expected no {', '.join(given)}")
         return open_session(model)
     from cnet_deploy.conversion import DEFAULT_KEEP, convert
     from cnet_deploy.sessions.torch import from_module
@@ -147,6 +153,8 @@ def _open_reference(model: Path | str, session: Session, overrides: dict[str, An
         known = {"input_size": own.input_size, "stem_stride": own.stem_stride}
         overrides = {**known, **{key: value for key, value in overrides.items() if value is not None}}
     loaded = _load_as(model, own, overrides)
+    if session.form == "training" and loaded.form != "training":
+        raise InputRefused(f"{model}: {SWAPPED}")
     if loaded.form == "training" and session.form != "training":
         loaded = convert(loaded, classifier_keep=own.classifier_keep if own else DEFAULT_KEEP)
     return from_module(loaded)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from cnet_deploy.architecture import NAMED, Architecture, transition_widths
+from cnet_deploy.architecture import NAMED, Architecture
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.models import build
 from cnet_deploy.models.counting import count
@@ -66,12 +66,6 @@ def test_training_form_costs_what_a_dense_network_does(groups: int) -> None:
 def test_dict_round_trip() -> None:
     for arch in (*NAMED.values(), TINY_LGC, TINY_DENSENET):
         assert Architecture.from_dict(arch.to_dict()) == arch
-
-
-def test_densenet_transition_widths() -> None:
-    # DenseNet-BC-100 (k=12), reduction 0.5: 24 + 16 * 12 = 216 -> 108; 108 + 192 = 300 -> 150.
-    assert transition_widths((16, 16, 16), (12, 12, 12), 0.5, 1) == (108, 150)
-    assert transition_widths((16, 16, 16), (12, 12, 12), 0.5, 4) == (108, 152)
 
 
 @pytest.mark.parametrize(

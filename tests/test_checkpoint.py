@@ -139,6 +139,15 @@ def test_flags_win_over_own_metadata(converted: DenselyConnected, tmp_path: Path
         cd.load(tmp_path / "m.safetensors", groups=8)
 
 
+@pytest.mark.parametrize(("size", "resize"), [((448, 448), 512), ((64, 64), None), ((224, 224), 256)])
+def test_preprocessing_is_the_same_from_either_container(size: tuple[int, int], resize: int | None, tmp_path: Path) -> None:
+    model = build_random(cd.Architecture((1, 1, 1, 1, 1), (8, 8, 8, 8, 8)))
+    cd.save(model, tmp_path / "m.safetensors")
+    cd.save(model, tmp_path / "m.pth.tar")
+    ours, theirs = (cd.load(tmp_path / name, input_size=size).preprocessing for name in ("m.safetensors", "m.pth.tar"))
+    assert (ours.resize, ours.crop) == (theirs.resize, theirs.crop) == (resize, size)
+
+
 def lie(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     with safetensors.safe_open(path, "pt") as file:
         metadata = json.loads(file.metadata()[METADATA_KEY])

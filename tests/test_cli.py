@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from click.testing import CliRunner, Result
 
 import cnet_deploy as cd
 from cnet_deploy.cli import main
+from cnet_deploy.errors import raise_if_interrupted
 from tests.builders import TINY, save_checkpoint, state_dict, training_model
 
 COMMANDS = ("convert", "export", "verify", "inspect", "bench")
@@ -178,22 +180,71 @@ def test_version() -> None:
     assert run("--version").stdout == f"cnet-deploy, version {cd.__version__}\n"
 
 
-@pytest.mark.parametrize("delay", [0.5, 1.5, 2.5])
+@pytest.mark.parametrize("delay", [0.0, 0.02, 0.1, 0.4, 1.0])
 def test_ctrl_c_loses_nothing(checkpoint_path: Path, images_path: Path, tmp_path: Path, delay: float) -> None:
-    for name in ("m.onnx", "m.onnx.json"):
-        (tmp_path / name).write_text("old")
-    command = [sys.executable, "-m", "cnet_deploy", "export", str(checkpoint_path), "--onnx", "-o", str(tmp_path / "m.onnx")]
-    process = subprocess.Popen([*command, "--images", str(images_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pair = [tmp_path / "m.onnx", tmp_path / "m.onnx.json"]
+    for path in pair:
+        path.write_text("old")
+    command = [sys.executable, "-m", "cnet_deploy", "export", str(checkpoint_path), "--onnx", "-o", str(pair[0])]
+    process = subprocess.Popen([*command, "--images", str(images_path)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert "converting it first" in process.stderr.readline()  # the work has begun
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["m.onnx", "m.onnx.json"]
-    texts = [(tmp_path / name).read_text(errors="replace") == "old" for name in ("m.onnx", "m.onnx.json")]
-    if process.returncode == 0:
-        assert texts == [False, False]  # it was done before the signal came
-    else:
-        assert texts == [True, True]
+    assert sorted(tmp_path.iterdir()) == pair  # no half-written file beside them
+    if pair[0].read_bytes() == b"old":
+        assert pair[1].read_text() == "old"
         assert process.returncode in (130, -signal.SIGINT), stderr
+    else:  # it was done before the signal came
+        assert cd.inspect(pair[0]).details["manifest"]["precision"] == "fp32"
+
+
+def test_ctrl_c_during_an_import_is_no_missing_module() -> None:
+    for behind in (KeyboardInterrupt(), None):
+        error = ImportError("initialization failed")
+        error.__cause__ = RuntimeError("native")
+        error.__cause__.__context__ = behind
+        with contextlib.nullcontext() if behind is None else pytest.raises(KeyboardInterrupt):
+            raise_if_interrupted(error)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.onnx", "model.onnx.json", "results"])
+def test_results_are_not_written_over_models(onnx_path: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"precious")
+    done = run("bench", onnx_path, "--rounds", 1, "--seconds", 0, "--json", tmp_path / name)
+    assert done.exit_code == 4 and "results are not written there" in done.stderr
+    assert (tmp_path / name).read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["verify", "a", "b", "--tolerance", "nan"], ["verify", "a", "b", "--tolerance", "inf"], ["bench", "--seconds", "inf"],
+     ["convert", "a", "--classifier-keep", "nan"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_numbers_must_be_finite(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.exit_code == 2
+
+
+def test_refusals_name_the_file_at_hand(checkpoint_path: Path, onnx_path: Path, tmp_path: Path) -> None:
+    model = tmp_path / "m.safetensors"
+    assert run("convert", checkpoint_path, "-o", model).exit_code == 0
+    for command in (["convert", model, "-o", tmp_path / "n.safetensors"], ["export", model, "--onnx"]):
+        done = run(*command, "--classifier-keep", 1.0)
+        assert done.exit_code == 4
+        assert done.stderr.startswith(f"Error: {model}: is in group-conv form already")
+        assert "needs the training checkpoint, reference-cifar10.pth.tar" in done.stderr
+    for command in ("convert", "export"):
+        done = run(command, onnx_path, *(["--onnx", "-o", tmp_path / "x.onnx"] if command == "export" else []))
+        assert done.exit_code == 4 and f"{onnx_path}: is an artifact" in done.stderr
+    swapped = run("verify", checkpoint_path, onnx_path)
+    assert swapped.exit_code == 4 and "the other way round" in swapped.stderr
+    unused = run("verify", onnx_path, onnx_path, "--input-size", 64)
+    assert unused.exit_code == 4 and "expected no input_size" in unused.stderr
+    unknown = run("export", "vgg16", "--onnx", "-o", tmp_path / "x.onnx")
+    assert unknown.exit_code == 4 and "vgg-16" in unknown.stderr
 
 
 def test_cli_from_a_checkout(tmp_path: Path) -> None:

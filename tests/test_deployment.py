@@ -124,6 +124,26 @@ def test_bad_outputs_are_found_before_any_work(checkpoint_path: Path, tmp_path: 
         cd.export(checkpoint_path, "onnx", tmp_path / out)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_the_callers_model_keeps_its_mode(trained: DenselyConnected, tmp_path: Path, training: bool) -> None:
+    model = cd.convert(trained).train(training)
+    cd.export(model, "onnx", tmp_path / "m.onnx")
+    assert model.training is training
+
+
+def test_what_is_no_model_of_the_family(tmp_path: Path, converted: DenselyConnected) -> None:
+    import copy
+
+    import torch
+
+    with pytest.raises(InputRefused, match="can't export a Linear"):
+        cd.export(torch.nn.Linear(2, 2), "onnx", tmp_path / "m.onnx")
+    with pytest.raises(InputRefused, match=r"call model\.float\(\) first"):
+        cd.export(copy.deepcopy(converted).half(), "onnx", tmp_path / "m.onnx")
+    with pytest.raises(InputRefused, match="can't convert a Linear"):
+        cd.convert(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
 def test_unknown_target(converted: DenselyConnected, tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match="expected one of onnx"):
         cd.export(converted, "tflite", tmp_path / "m.tflite")

@@ -91,8 +91,10 @@ def test_input_size_and_stride_follow_from_stages_and_classes_together(
     arch = Architecture(stages, (8,) * len(stages), classes=classes, classifier_keep=1.0)
     state = state_of(arch)
     if expected is None:
-        for flags in ({}, {"input_size": (64, 64)}, {"stem_stride": 1}):
-            with pytest.raises(InputRefused, match="give both --input-size and --stem-stride"):
+        for flags, missing in (
+            ({}, "--input-size and --stem-stride"), ({"input_size": (64, 64)}, "--stem-stride"), ({"stem_stride": 1}, "--input-size")
+        ):  # fmt: skip
+            with pytest.raises(InputRefused, match=f"give {missing}$"):
                 infer_architecture(state, **flags)  # type: ignore[arg-type]
     else:
         found = infer_architecture(state)

@@ -20,11 +20,12 @@ from typing import Any
 from cnet_deploy.errors import Unavailable
 
 SETTLE_SECONDS = 0.12  # the threads of onnxruntime spin for up to 0.1 s after an inference, and would steal from the next cell
+NAMED = "name:"  # before the name of a network, where a cell's model is no file
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is measured: a model (a file, or the name of a network) on a backend, with its threads and batch."""
+    """What is measured: a model (a file, or ``name:`` and a network's name) on a backend, with its threads and batch."""
 
     label: str
     model: str
@@ -120,9 +121,9 @@ def measure(cells: Sequence[Cell], settings: Settings, progress: Callable[[str],
     return results
 
 
-def steps(cells: Sequence[Cell], settings: Settings) -> int:
-    """How often ``measure`` calls ``progress``."""
-    return len(cells) * (settings.rounds + 2)
+def steps(cells: int, settings: Settings) -> int:
+    """How often ``measure`` calls ``progress`` for so many cells."""
+    return cells * (settings.rounds + 2)
 
 
 class _Worker:

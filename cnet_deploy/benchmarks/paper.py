@@ -10,9 +10,11 @@ from typing import Any
 
 from cnet_deploy.architecture import NAMED
 from cnet_deploy.benchmarks.environment import environment
-from cnet_deploy.benchmarks.measure import Cell, Result, Settings, measure, ratio
+from cnet_deploy.benchmarks.measure import NAMED as NAMED_CELL
+from cnet_deploy.benchmarks.measure import Cell, Result, Settings, measure, ratio, steps
 from cnet_deploy.deployment import export
 from cnet_deploy.errors import CnetDeployError, InputRefused
+from cnet_deploy.exporters import SUFFIXES
 from cnet_deploy.models import NAMES, build_named
 from cnet_deploy.models.baselines import BASELINES, INPUT_SIZE
 from cnet_deploy.models.counting import count
@@ -133,8 +135,7 @@ def bench(
         raise InputRefused(f"no backend is called {wrong[0]!r}; expected some of {', '.join(BACKENDS)}")
     names = list(dict.fromkeys(models)) or [row.model for row in PAPER]
     plan = {name: known if name in NAMES else _backends_of_file(name, backends) for name in names}
-    count_cells = sum(map(len, plan.values()))
-    total(len(names) + count_cells * (settings.rounds + 2))
+    total(len(names) + steps(sum(map(len, plan.values())), settings))
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="cnet-deploy-bench-") as folder:
         for name in names:
@@ -151,15 +152,17 @@ def bench(
 
 def _prepared(name: str, backend: str, threads: int, folder: Path) -> Result:
     """A cell whose artifact is there, or the error that kept it from being made: a missing backend is shown in its own cell only."""
-    cell = Cell(name, name, backend, threads)
-    if name not in NAMES or backend == "torch":
-        return Result(cell)
-    path = folder / f"{name}.onnx"
+    if name not in NAMES:
+        return Result(Cell(name, name, backend, threads))
+    target = next((target for target, suffix in SUFFIXES.items() if suffix in BACKENDS[backend]), None)
+    if target is None:  # nothing is exported for this backend: it runs the network itself
+        return Result(Cell(name, NAMED_CELL + name, backend, threads))
+    cell = Cell(name, str(folder / f"{name}{SUFFIXES[target]}"), backend, threads)
     try:
-        export(build_named(name), "onnx", path)
+        export(build_named(name), target, cell.model)
     except CnetDeployError as error:
         return Result(cell, error=str(error), exit_code=error.exit_code)
-    return Result(replace(cell, model=str(path)))
+    return Result(cell)
 
 
 def _row(name: str, results: list[Result]) -> Row:

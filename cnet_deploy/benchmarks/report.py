@@ -15,8 +15,9 @@ from rich.text import Text
 from cnet_deploy.benchmarks.environment import cores
 from cnet_deploy.benchmarks.measure import Settings
 from cnet_deploy.benchmarks.paper import BASE, CONVENTIONS, Report, Row, bench, paper_ratio
-from cnet_deploy.errors import InputRefused, Unavailable, printable
+from cnet_deploy.errors import InputRefused, OutputRefused, Unavailable, printable
 from cnet_deploy.files import atomic_output, check_output
+from cnet_deploy.sessions import BACKENDS
 
 LOG_WIDTH = 180  # a table that wraps can't be read or searched: a log gets the width it needs
 WIDE = 130  # columns that the paper's table takes with a line per row
@@ -31,7 +32,7 @@ def run(
     Raises Unavailable if no cell at all could be measured, InputRefused if that was for the files alone.
     """
     if output is not None:
-        check_output(output)
+        _check_results(output, models)
     threads = threads or cores()
     report = _with_progress(models, backends, threads, Settings(rounds=rounds, seconds=seconds))
     if output is not None:
@@ -46,6 +47,15 @@ def run(
         refused = all(result.exit_code == InputRefused.exit_code for result in results)
         raise (InputRefused if refused else Unavailable)(f"nothing could be measured: {results[0].error}")
     return report
+
+
+def _check_results(output: Path, models: Sequence[str]) -> None:
+    """Refuse to write results over a model, or over anything that results are not kept in."""
+    artifact = output.with_suffix("")  # whose manifest a file of this name would be
+    a_manifest = artifact.suffix in {suffix for suffixes in BACKENDS.values() for suffix in suffixes}
+    if output.suffix != ".json" or a_manifest or str(output) in models:
+        raise OutputRefused(f"{output}: results are not written there; expected a name that ends in .json and is no manifest's")
+    check_output(output)
 
 
 def _with_progress(models: Sequence[str], backends: Sequence[str], threads: int, settings: Settings) -> Report:

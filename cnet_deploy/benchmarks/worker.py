@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from cnet_deploy.benchmarks.measure import NAMED
 from cnet_deploy.errors import CnetDeployError, Unavailable
 from cnet_deploy.sessions import Binding, Session, open_session
 
@@ -21,12 +22,12 @@ def main() -> None:
     """Answer one line of JSON per line of JSON until the input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints must not stand among the answers
-    cell: Cell | None = None
+    cell: OpenCell | None = None
     for line in sys.stdin:
         command = json.loads(line)
         try:
             if cell is None:
-                cell = Cell(**command)
+                cell = OpenCell(**command)
                 _answer(answers, {"open_seconds": cell.open_seconds, "batch": cell.batch})
             else:
                 _answer(answers, {"samples": cell.measure(**command)})
@@ -37,7 +38,7 @@ def main() -> None:
             _answer(answers, {"error": f"{type(error).__name__}: {error}", "exit_code": Unavailable.exit_code})
 
 
-class Cell:
+class OpenCell:
     """A session with a batch bound to it."""
 
     def __init__(self, model: str, backend: str, threads: int, batch: int) -> None:
@@ -70,17 +71,10 @@ class Cell:
 
 
 def _open(model: str, backend: str, threads: int) -> Session:
-    if backend == "torch":
-        from cnet_deploy.models import NAMES, build_named
-        from cnet_deploy.models.baselines import CLASSES, INPUT_SIZE
-        from cnet_deploy.models.condensenet import DenselyConnected
-        from cnet_deploy.sessions.torch import TorchSession, from_module
+    if model.startswith(NAMED):
+        from cnet_deploy.sessions.torch import open_named
 
-        if model in NAMES:
-            network = build_named(model)
-            if isinstance(network, DenselyConnected):
-                return from_module(network, threads=threads)
-            return TorchSession(network, INPUT_SIZE, CLASSES, threads=threads)
+        return open_named(model.removeprefix(NAMED), threads=threads)
     return open_session(model, backend=backend, threads=threads)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cnet_deploy.errors import InputRefused, Unavailable
+from cnet_deploy.errors import InputRefused, Unavailable, raise_if_interrupted
 
 __all__ = ["SUFFIXES", "Written", "exporter"]
 
@@ -34,6 +34,7 @@ def exporter(target: str) -> Callable[..., Written]:
     try:
         module = importlib.import_module(f"cnet_deploy.exporters.{target}")
     except ImportError as error:
+        raise_if_interrupted(error)
         raise Unavailable(f"the {target} exporter can't be loaded ({error}); install cnet-deploy with the extra it belongs to") from None
     write: Callable[..., Written] = module.write
     return write

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from cnet_deploy.architecture import Architecture, DenseLayerShape, Form, Kind, Pointwise
+from cnet_deploy.architecture import Architecture, DenseLayerShape, Form, Kind, PointwiseShape
 from cnet_deploy.models.layers import IndexedGroupConv, IndexedLinear, LearnedGroupConv, NormReluConv
 from cnet_deploy.preprocessing import Preprocessing
 
@@ -100,7 +100,7 @@ class CondenseNet(DenselyConnected):
     kind = "condensenet"
 
 
-def pointwise(architecture: Architecture, conv: Pointwise, form: Form) -> nn.Module:
+def pointwise(architecture: Architecture, conv: PointwiseShape, form: Form) -> nn.Module:
     """The module of a 1x1 convolution in the wanted form."""
     if not architecture.learned:
         return NormReluConv(conv.in_channels, conv.out_channels, 1, architecture.group_1x1)

@@ -8,7 +8,7 @@ from typing import Any
 
 from cnet_deploy import manifest
 from cnet_deploy.architecture import Architecture
-from cnet_deploy.errors import InputRefused, Unavailable
+from cnet_deploy.errors import InputRefused, Unavailable, raise_if_interrupted
 from cnet_deploy.files import read_bytes
 from cnet_deploy.manifest import METADATA_PREFIX
 from cnet_deploy.preprocessing import Preprocessing
@@ -17,6 +17,7 @@ from cnet_deploy.sessions.base import Binding, Floats, Session
 try:
     import onnxruntime as ort
 except ImportError as error:
+    raise_if_interrupted(error)
     raise Unavailable(
         f"onnxruntime can't be imported ({error}); install the extra for this machine: cnet-deploy[cpu], or cnet-deploy[gpu], never both"
     ) from None

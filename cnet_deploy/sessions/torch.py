@@ -9,7 +9,8 @@ from torch import nn
 
 from cnet_deploy.checkpoint import load
 from cnet_deploy.errors import Unavailable
-from cnet_deploy.models import DenselyConnected
+from cnet_deploy.models import DenselyConnected, build_named
+from cnet_deploy.models.baselines import CLASSES, INPUT_SIZE
 from cnet_deploy.sessions.base import Binding, Floats, Session
 
 _OWN_CHOICE = torch.get_num_threads()
@@ -31,15 +32,20 @@ class TorchSession(Session):
     ) -> None:
         if device != "cpu":
             raise Unavailable(f"torch on {device!r} is not supported yet; expected device 'cpu'")
-        self.model = model.eval()
+        self.model: nn.Module = model.eval()
         self.input_shape = (None, 3, *input_size)
         self.classes = classes
         self.threads = threads
         if isinstance(model, DenselyConnected):
             self.architecture, self.preprocessing, self.form = model.architecture, model.preprocessing, model.form
 
+    def close(self) -> None:
+        super().close()
+        self.model = nn.Identity()
+
     def bind(self, batch: Floats) -> Binding:
-        return _TorchBinding(self.model, self.check(batch), self.threads)
+        checked = self.check(batch)
+        return _TorchBinding(self.model, checked, self.threads)
 
 
 class _TorchBinding(Binding):
@@ -65,6 +71,14 @@ class _TorchBinding(Binding):
 def from_module(model: DenselyConnected, *, threads: int | None = None) -> TorchSession:
     """A session over a model of the family that is in memory."""
     return TorchSession(model, model.architecture.input_size, model.architecture.classes, threads=threads)
+
+
+def open_named(name: str, *, threads: int | None) -> TorchSession:
+    """A session over a network of the paper, with random weights. Raises InputRefused for an unknown name."""
+    network = build_named(name)
+    if isinstance(network, DenselyConnected):
+        return from_module(network, threads=threads)
+    return TorchSession(network, INPUT_SIZE, CLASSES, threads=threads)
 
 
 def open_file(path: Path, *, device: str, threads: int | None) -> Session:

@@ -44,7 +44,7 @@ def test_cells_are_measured_each_in_its_own_process(onnx_path: Path, checkpoint_
         assert found.error is None and found.open_seconds is not None and found.open_seconds > 0
         assert len(found.rounds) == 2 and all(len(part) >= 2 for part in found.rounds)
         assert all(sample > 0 for sample in found.samples)
-    assert len(said) == steps(cells, QUICK)
+    assert len(said) == steps(len(cells), QUICK)
     assert json.loads(json.dumps([found.rounds for found in results])) == [found.rounds for found in results]
 
 
@@ -52,12 +52,12 @@ def test_a_cell_that_fails_does_not_end_the_run(onnx_path: Path, tmp_path: Path)
     (tmp_path / "broken.onnx").write_bytes(b"broken")
     cells = [
         Cell("broken", str(tmp_path / "broken.onnx"), "onnxruntime", 1),
-        Cell("unknown", "no-such-network", "torch", 1),
+        Cell("unknown", "name:no-such-network", "torch", 1),
         Cell("good", str(onnx_path), "onnxruntime", 1),
     ]
     broken, unknown, good = measure(cells, QUICK)
     assert broken.error is not None and "can't load it" in broken.error and broken.median is None
-    assert unknown.error is not None and "no such file" in unknown.error
+    assert unknown.error is not None and "no model is called" in unknown.error
     assert good.error is None and good.median
 
 
