@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -215,6 +216,24 @@ def test_results_are_not_written_over_models(onnx_path: Path, tmp_path: Path, na
     done = run("bench", onnx_path, "--rounds", 1, "--seconds", 0, "--json", tmp_path / name)
     assert done.exit_code == 4 and "results are not written there" in done.stderr
     assert (tmp_path / name).read_bytes() == b"precious"
+
+
+def test_a_run_whose_results_can_not_be_written_is_shown_all_the_same(
+    onnx_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    done = run("bench", onnx_path, "--rounds", 1, "--seconds", 0, "--json", tmp_path / "r.json")
+    assert done.exit_code == 4 and "No space left on device" in done.stderr
+    assert "median over 1 interleaved rounds" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bench_of_a_folder_says_what_it_is(tmp_path: Path) -> None:
+    done = run("bench", tmp_path)
+    assert done.exit_code == 4 and "is a directory; expected a file" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from cnet_deploy.benchmarks.measure import Cell, Result, Settings, measure, rati
 from cnet_deploy.deployment import export
 from cnet_deploy.errors import CnetDeployError, InputRefused
 from cnet_deploy.exporters import SUFFIXES
+from cnet_deploy.files import check_input
 from cnet_deploy.models import NAMES, build_named
 from cnet_deploy.models.baselines import BASELINES, INPUT_SIZE
 from cnet_deploy.models.counting import count
@@ -185,8 +186,9 @@ def _counted_file(path: str) -> tuple[int | None, int | None]:
 
 
 def _backends_of_file(path: str, wanted: Sequence[str]) -> tuple[str, ...]:
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise InputRefused(f"{path}: no such file, and no network of that name; expected a file or one of {', '.join(NAMES)}")
+    check_input(path)
     backend = backend_of(path)
     if wanted and backend not in wanted:
         raise InputRefused(f"{path}: runs on {backend}, which is not among {', '.join(wanted)}")

@@ -35,13 +35,13 @@ def run(
         _check_results(output, models)
     threads = threads or cores()
     report = _with_progress(models, backends, threads, Settings(rounds=rounds, seconds=seconds))
-    if output is not None:
-        with atomic_output(output) as temporary:
-            temporary.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
     console = Console()
     if not console.is_terminal:
         console = Console(width=LOG_WIDTH)
     console.print(render(report, console.width))
+    if output is not None:  # after the table, which is all that is left of the run where the disk is full
+        with atomic_output(output) as temporary:
+            temporary.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
     results = [result for row in report.rows for result in row.results.values()]
     if not any(result.samples for result in results):
         refused = all(result.exit_code == InputRefused.exit_code for result in results)
