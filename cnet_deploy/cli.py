@@ -122,30 +122,43 @@ def convert(checkpoint: Path, output: Path | None, classifier_keep: float | None
     click.echo(done.summary())
 
 
-@main.command(epilog="Example: cnet-deploy export model.safetensors --onnx -o model.onnx")
+@main.command(epilog="Example: cnet-deploy export model.safetensors --onnx    or: cnet-deploy export model.safetensors --native")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--onnx", "target", flag_value="onnx", help="Write an ONNX file.")
+@click.option("--native", "target", flag_value="native", help="Compile a shared library for the CPU: no runtime, several times faster.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The artifact. [default: beside the model]")
-@click.option("--opset", type=click.IntRange(17, 22), help="ONNX opset. [default: 17]")
-@click.option("--batch", type=click.IntRange(1), help="Fix the batch size. [default: dynamic]")
+@click.option("--opset", type=click.IntRange(17, 22), help="ONNX: its opset. [default: 17]")
+@click.option("--batch", type=click.IntRange(1), help="ONNX: fix the batch size. [default: dynamic]")
+@click.option(
+    "--target",
+    "cpu",
+    type=click.Choice(["host", "x86-64-v3", "x86-64-v4", "aarch64"], case_sensitive=False),
+    help="Native: the processor to compile for. [default: all of this machine's family, chosen at load]",
+)
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Native: what convolutions multiply in. [default: fp32]")
 @keep_option
 @images_option
 @tolerance_option
 @model_options
 def export(model: Path, target: str | None, output: Path | None, classifier_keep: float | None, opset: int | None, batch: int | None,
-           images: Path | None, tolerance: float | None, **overrides: Any) -> None:  # fmt: skip
+           cpu: str | None, precision: str | None, images: Path | None, tolerance: float | None, **overrides: Any) -> None:  # fmt: skip
     """Export MODEL (a checkpoint or a converted model) and verify what was written before it takes its name.
 
     The name of a network, as `bench` knows them, is exported with random weights: for measuring alone.
     """
     if target is None:
-        raise click.UsageError("Missing the target; expected --onnx")
+        raise click.UsageError("Missing the target; expected --onnx or --native")
+    options = {"opset": opset, "batch": batch, "cpu": cpu, "precision": precision}
+    options = {name: value for name, value in options.items() if value is not None}
     _share_the_processor()
     from cnet_deploy.deployment import export as run
+    from cnet_deploy.exporters import options_of
 
+    if foreign := [name for name in options if name not in options_of(target)]:
+        raise click.UsageError(f"--{'target' if foreign[0] == 'cpu' else foreign[0]} is no option of --{target}")
     done = run(
-        model, target, output, classifier_keep=classifier_keep, opset=opset, batch=batch, images=images, tolerance=tolerance,
-        overrides=overrides, say=lambda text: click.echo(text, err=True),
+        model, target, output, classifier_keep=classifier_keep, images=images, tolerance=tolerance,
+        overrides=overrides, say=lambda text: click.echo(text, err=True), **options,
     )  # fmt: skip
     for comparison in done.comparisons:
         click.echo(comparison.summary())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from cnet_deploy.checkpoint import load, save
 from cnet_deploy.conversion import DEFAULT_KEEP, convert, require_classifier_keep
 from cnet_deploy.data import Images, read_images
 from cnet_deploy.errors import CheckFailed, InputRefused, naming
-from cnet_deploy.exporters import SUFFIXES, exporter
+from cnet_deploy.exporters import SUFFIXES, exporter, options_of
 from cnet_deploy.files import atomic_outputs, check_output, digest
 from cnet_deploy.lowering import lower
 from cnet_deploy.manifest import Manifest, manifest_path
@@ -33,11 +33,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Exported:
-    """An artifact that was verified and written: its path, its manifest, how it compared with its model."""
+    """An artifact that was written: its path, its manifest, how it compared with its model.
+
+    ``comparisons`` is empty, and ``unverified`` says why, for an artifact that can't be run on this machine.
+    """
 
     path: Path
     manifest: Manifest
     comparisons: list[Comparison]
+    unverified: str | None = None
 
 
 def export(
@@ -52,15 +56,18 @@ def export(
     say: Say = lambda _: None,
     **options: Any,
 ) -> Exported:
-    """Export a model, the file it is in, or a network by its name, to ``target`` ("onnx"), and verify it before it takes its name.
+    """Export a model, the file it is in, or a named network to ``target`` ("onnx", "native"), and verify it before it takes its name.
 
     A model in training form is converted first, keeping ``classifier_keep`` of the classifier (None: the reference's half), and ``say``
-    is told so. The artifact is compared with the model on fresh random inputs and on ``images``. ``options`` are the target's own
-    (onnx: ``opset``, ``batch``); ``overrides`` are those of ``checkpoint.load``. ``out`` None puts the artifact beside the model's file.
+    is told so. The artifact is compared with the model on fresh random inputs and on ``images``, unless it is for another machine: then
+    the manifest says that it was not. ``options`` are the target's own (onnx: ``opset``, ``batch``; native: ``cpu``, ``precision``);
+    ``overrides`` are those of ``checkpoint.load``. ``out`` None puts the artifact beside the model's file.
     Raises CheckFailed if the outputs differ beyond ``tolerance`` (relative to the largest logit): no file is left then, and one that was
     there is kept; InputRefused and OutputRefused as the steps do.
     """
     write = exporter(target)
+    if unknown := sorted(set(options) - options_of(target)):
+        raise InputRefused(f"{target} has no option {', '.join(unknown)}; expected some of {', '.join(sorted(options_of(target)))}")
     source = None if isinstance(model, nn.Module) else Path(model)
     if out is None:
         if source is None:
@@ -82,21 +89,38 @@ def export(
     # A reader that meets the two names in between sees digests that differ.
     with atomic_outputs(out, manifest_path(out), source=source) as (temporary, beside), _evaluating(model):
         written = write(lower(model) if isinstance(model, DenselyConnected) else model, temporary, **options)
-        with open_session(temporary) as session, TorchSession(model, size, classes) as reference:
-            comparisons = compare_all(session, reference, data, tolerance)
-        if failed := next((c for c in comparisons if not c.passed), None):
-            raise CheckFailed(
-                f"{out}: the artifact's outputs differ from the model's beyond the tolerance; nothing was written. {failed.summary()}"
-            )
         content = temporary.read_bytes()
         description = Manifest(
             target, digest(content), len(content), written.precision,
             model.source.digest if isinstance(model, DenselyConnected) and model.source else "",
-            model.architecture if isinstance(model, DenselyConnected) else None, steps,
-            written.details, written.libraries, tuple(c.to_dict() for c in comparisons),
+            model.architecture if isinstance(model, DenselyConnected) else None, steps, written.details, written.libraries,
         )  # fmt: skip
+        comparisons: list[Comparison] = []
+        if written.unverifiable is None:
+            with _described(temporary, description), open_session(temporary) as session, TorchSession(model, size, classes) as reference:
+                comparisons = compare_all(session, reference, data, tolerance)
+            description = replace(description, verification=tuple(c.to_dict() for c in comparisons))
+        else:
+            say(f"not verified: {written.unverifiable}; run `cnet-deploy verify` where it can be run")
+            details = {**written.details, "verified": False, "reason": written.unverifiable}
+            description = replace(description, details=details)
+        if failed := next((c for c in comparisons if not c.passed), None):
+            raise CheckFailed(
+                f"{out}: the artifact's outputs differ from the model's beyond the tolerance; nothing was written. {failed.summary()}"
+            )
         beside.write_text(description.to_json(), encoding="utf-8")
-    return Exported(out, description, comparisons)
+    return Exported(out, description, comparisons, written.unverifiable)
+
+
+@contextlib.contextmanager
+def _described(artifact: Path, description: Manifest) -> Iterator[None]:
+    """The manifest beside an artifact that has not got its name yet: a session reads both."""
+    path = manifest_path(artifact)
+    try:
+        path.write_text(description.to_json(), encoding="utf-8")
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _open_model(model: Path | str, overrides: dict[str, Any], say: Say) -> nn.Module:

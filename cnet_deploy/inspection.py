@@ -83,7 +83,8 @@ def inspect(path: Path | str, **overrides: Any) -> Inspection:
     checkpoint whose pruning is unfinished is described, with ``problem`` set.
     """
     path = Path(path)
-    return _inspect_onnx(path) if path.suffix == ".onnx" else _inspect_checkpoint(path, overrides)
+    artifacts = {".onnx": _inspect_onnx, ".so": _inspect_native}
+    return artifacts[path.suffix](path) if path.suffix in artifacts else _inspect_checkpoint(path, overrides)
 
 
 def _inspect_checkpoint(path: Path, overrides: dict[str, Any]) -> Inspection:
@@ -118,6 +119,20 @@ def _inspect_checkpoint(path: Path, overrides: dict[str, Any]) -> Inspection:
     return Inspection(
         str(path), read.container, read.size, read.digest, form, architecture, tuple(layers), details=details, problem=problem
     )  # fmt: skip
+
+
+def _inspect_native(path: Path) -> Inspection:
+    """A library by its manifest alone: to ask the library itself would be to run it."""
+    data = read_bytes(path)
+    found = manifest.read(path, data)
+    if found is None:
+        raise InputRefused(f"{path}: has no manifest {manifest.manifest_path(path).name} beside it; expected the pair that `export` wrote")
+    details: dict[str, Any] = {"source_sha256": found.source_sha256, **found.details}
+    if found.preprocessing is not None:
+        details["preprocessing"] = found.preprocessing.to_dict()
+    details["manifest"] = {"precision": found.precision, "verification": list(found.verification)}
+    form = "group-conv" if found.architecture else None
+    return Inspection(str(path), f"{found.target} library", len(data), found.sha256, form, found.architecture, details=details)
 
 
 def _inspect_onnx(path: Path) -> Inspection:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -130,7 +131,10 @@ def test_a_network_by_its_name_is_exported_with_random_weights(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["export", "x.pth.tar"], "expected --onnx"),
+        (["export", "x.pth.tar"], "expected --onnx or --native"),
+        (["export", "x", "--onnx", "--target", "host"], "--target is no option of --onnx"),
+        (["export", "x", "--native", "--opset", "17"], "--opset is no option of --native"),
+        (["export", "x", "--native", "--precision", "int8"], "is not one of"),
         (["export", "x.pth.tar", "--onxx"], "--onnx"),
         (["conver", "x"], "No such command"),
         (["convert"], "Missing argument 'CHECKPOINT'"),
@@ -144,6 +148,37 @@ def test_usage_errors_exit_2(arguments: list[str], message: str) -> None:
     done = run(*arguments)
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+def test_native_from_checkpoint_to_table(checkpoint_path: Path, images_path: Path, tmp_path: Path) -> None:
+    model, artifact = tmp_path / "m.safetensors", tmp_path / "m.so"
+    assert run("convert", checkpoint_path, "-o", model).exit_code == 0
+    exported = run("export", model, "--native")
+    assert exported.exit_code == 0 and "max error" in exported.stdout and f"wrote {artifact} (" in exported.stdout
+    verified = run("verify", artifact, model, "--images", images_path)
+    assert verified.exit_code == 0 and "top-1 accuracy 90.00% (model: 90.00%)" in verified.stdout
+    inspected = run("inspect", artifact)
+    assert inspected.exit_code == 0 and "native library" in inspected.stdout and "baseline" in inspected.stdout
+    measured = run("bench", artifact, "--rounds", 1, "--seconds", 0, "--threads", 1)
+    assert measured.exit_code == 0 and "native" in measured.stdout
+
+
+def test_native_for_another_machine(checkpoint_path: Path, tmp_path: Path, system_tool: Callable[[str], str]) -> None:
+    system_tool("aarch64-linux-gnu-g++")
+    done = run("export", checkpoint_path, "--native", "--target", "AARCH64", "--precision", "bf16", "-o", tmp_path / "m.so")
+    assert done.exit_code == 0
+    assert "not verified: built for aarch64, and this machine is" in done.stderr and "max error" not in done.stdout
+    found = json.loads((tmp_path / "m.so.json").read_text())
+    assert found["precision"] == "bf16" and found["verification"] == []
+    assert found["details"]["verified"] is False and "built for aarch64" in found["details"]["reason"]
+    opened = run("verify", tmp_path / "m.so", checkpoint_path)
+    assert opened.exit_code == 5 and "run it there, or export for this machine" in opened.stderr
+
+
+def test_native_without_a_compiler_exits_5(checkpoint_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/no/such/compiler")
+    done = run("export", checkpoint_path, "--native", "-o", tmp_path / "m.so")
+    assert done.exit_code == 5 and "pip install 'cnet-deploy[compiler]'" in done.stderr and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("place", ["/proc/m.onnx", "missing/m.onnx"])

@@ -52,7 +52,8 @@ def test_sdist_to_wheel_to_elsewhere(tmp_path: Path, checkpoint_path: Path) -> N
     )
     assert built.returncode == 0, built.stderr[-3000:] + built.stdout[-3000:]
     (sdist,), (wheel,) = (tmp_path / "dist").glob("*.tar.gz"), (tmp_path / "dist").glob("*.whl")
-    expected = {str(path.relative_to(ROOT)) for path in (ROOT / "cnet_deploy").rglob("*.py")} | {"cnet_deploy/py.typed"}
+    kinds = ("*.py", "*.cpp", "*.hpp", "*.h")
+    expected = {str(path.relative_to(ROOT)) for kind in kinds for path in (ROOT / "cnet_deploy").rglob(kind)} | {"cnet_deploy/py.typed"}
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
     assert sorted(names) == sorted(expected)  # each module once, none through the doors
@@ -74,5 +75,9 @@ def test_sdist_to_wheel_to_elsewhere(tmp_path: Path, checkpoint_path: Path) -> N
     assert imported.returncode == 0, imported.stderr
     assert imported.stdout.strip() == str(elsewhere / "cnet_deploy" / "__init__.py")
     command = [sys.executable, elsewhere / "bin" / "cnet-deploy", "convert", checkpoint_path, "-o", tmp_path / "m.safetensors"]
+    ran = subprocess.run(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0 and "wrote" in ran.stdout, ran.stderr
+    # The kernels' sources came along: nothing is compiled when it is installed.
+    command = [*command[:2], "export", tmp_path / "m.safetensors", "--native", "-o", tmp_path / "m.so"]
     ran = subprocess.run(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True, check=False)
     assert ran.returncode == 0 and "wrote" in ran.stdout, ran.stderr

@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
+_PACKAGES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
 
 
 def environment() -> dict[str, Any]:

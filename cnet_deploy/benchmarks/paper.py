@@ -14,12 +14,12 @@ from cnet_deploy.benchmarks.measure import NAMED as NAMED_CELL
 from cnet_deploy.benchmarks.measure import Cell, Result, Settings, measure, ratio, steps
 from cnet_deploy.deployment import export
 from cnet_deploy.errors import CnetDeployError, InputRefused
-from cnet_deploy.exporters import SUFFIXES
+from cnet_deploy.exporters import FAMILY_ONLY, SUFFIXES
 from cnet_deploy.files import check_input
 from cnet_deploy.models import NAMES, build_named
 from cnet_deploy.models.baselines import BASELINES, INPUT_SIZE
 from cnet_deploy.models.counting import count
-from cnet_deploy.sessions import BACKENDS, backend_of
+from cnet_deploy.sessions import BACKENDS, backend_of, installed
 
 FORMAT_VERSION = 1
 
@@ -77,10 +77,12 @@ class Report:
     environment: dict[str, Any]
 
     def ratio(self, row: Row, backend: str) -> float | None:
-        """How many times as long as the base row it takes: on the same backend, or on the base's first where that does not run it."""
+        """How many times as long as the base row it takes: on the same backend, or on the base's quickest where that does not run it."""
         if backend not in row.results:
             return None
-        return ratio(row.results[backend], self.base.results.get(backend) or next(iter(self.base.results.values())))
+        known = [result for result in self.base.results.values() if result.median is not None] or [*self.base.results.values()]
+        quickest = min(known, key=lambda result: (result.median or 0) / result.batch)
+        return ratio(row.results[backend], self.base.results.get(backend) or quickest)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, raw samples included, JSON-ready."""
@@ -131,11 +133,11 @@ def bench(
     steps there will be. Raises InputRefused for what can't be measured before anything is.
     """
     settings = settings or Settings()
-    known = tuple(backends) or tuple(reversed(BACKENDS))
+    known = tuple(backends) or tuple(reversed(installed()))
     if wrong := [name for name in known if name not in BACKENDS]:
         raise InputRefused(f"no backend is called {wrong[0]!r}; expected some of {', '.join(BACKENDS)}")
     names = list(dict.fromkeys(models)) or [row.model for row in PAPER]
-    plan = {name: known if name in NAMES else _backends_of_file(name, backends) for name in names}
+    plan = {name: _backends_of_network(name, backends, known) if name in NAMES else _backends_of_file(name, backends) for name in names}
     total(len(names) + steps(sum(map(len, plan.values())), settings))
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="cnet-deploy-bench-") as folder:
@@ -155,7 +157,7 @@ def _prepared(name: str, backend: str, threads: int, folder: Path) -> Result:
     """A cell whose artifact is there, or the error that kept it from being made: a missing backend is shown in its own cell only."""
     if name not in NAMES:
         return Result(Cell(name, name, backend, threads))
-    target = next((target for target, suffix in SUFFIXES.items() if suffix in BACKENDS[backend]), None)
+    target = _target_of(backend)
     if target is None:  # nothing is exported for this backend: it runs the network itself
         return Result(Cell(name, NAMED_CELL + name, backend, threads))
     cell = Cell(name, str(folder / f"{name}{SUFFIXES[target]}"), backend, threads)
@@ -164,6 +166,16 @@ def _prepared(name: str, backend: str, threads: int, folder: Path) -> Result:
     except CnetDeployError as error:
         return Result(cell, error=str(error), exit_code=error.exit_code)
     return Result(cell)
+
+
+def _target_of(backend: str) -> str | None:
+    """What a named network is exported to for a backend; None for one that runs the network itself."""
+    return next((target for target, suffix in SUFFIXES.items() if suffix in BACKENDS[backend]), None)
+
+
+def _backends_of_network(name: str, wanted: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
+    """All that are wanted; by default, those that run it."""
+    return known if wanted else tuple(b for b in known if name not in BASELINES or _target_of(b) not in FAMILY_ONLY)
 
 
 def _row(name: str, results: list[Result]) -> Row:

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from cnet_deploy.errors import InputRefused, Unavailable, raise_if_interrupted
 
-__all__ = ["SUFFIXES", "Written", "exporter"]
+__all__ = ["FAMILY_ONLY", "SUFFIXES", "Written", "exporter", "options_of"]
 
 # Target -> suffix of its artifacts. The module is cnet_deploy.exporters.<target>.
-SUFFIXES = {"onnx": ".onnx"}
+SUFFIXES = {"onnx": ".onnx", "native": ".so"}
+# Targets that are made from a Program alone: the paper's other networks have none.
+FAMILY_ONLY = frozenset({"native"})
 
 
 @dataclass(frozen=True)
 class Written:
-    """What an exporter says of the file it wrote: for the manifest."""
+    """What an exporter says of the file it wrote: for the manifest.
+
+    ``unverifiable`` says why the file can't be run where it was made; None if it can, and then it must be verified.
+    """
 
     precision: str
     details: Mapping[str, Any] = field(default_factory=dict)
     libraries: Mapping[str, str] = field(default_factory=dict)
+    unverifiable: str | None = None
 
 
 def exporter(target: str) -> Callable[..., Written]:
@@ -38,3 +45,8 @@ def exporter(target: str) -> Callable[..., Written]:
         raise Unavailable(f"the {target} exporter can't be loaded ({error}); install cnet-deploy with the extra it belongs to") from None
     write: Callable[..., Written] = module.write
     return write
+
+
+def options_of(target: str) -> frozenset[str]:
+    """The names of a target's own options."""
+    return frozenset(name for name, p in inspect.signature(exporter(target)).parameters.items() if p.kind is p.KEYWORD_ONLY)

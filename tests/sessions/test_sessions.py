@@ -147,7 +147,7 @@ def test_accuracy_is_the_same_in_torch_and_onnxruntime(
 
 
 def test_unknown_backends_and_devices(onnx_path: Path) -> None:
-    with pytest.raises(Unavailable, match="expected one of onnxruntime, torch"):
+    with pytest.raises(Unavailable, match="expected one of native, onnxruntime, openvino, torch"):
         cd.open_session(onnx_path, backend="tflite")
     for backend in BACKENDS:
         with pytest.raises((Unavailable, InputRefused)):

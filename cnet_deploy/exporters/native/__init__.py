@@ -1,0 +1,59 @@
+"""Native libraries: the Program compiled ahead of time into one shared library, with kernels of our own and no runtime to install."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cnet_deploy import __version__
+from cnet_deploy.errors import InputRefused
+from cnet_deploy.exporters import Written
+from cnet_deploy.exporters.native.planning import make_plan
+from cnet_deploy.exporters.native.toolchain import SOURCES, Target, build, find_compiler, host_isas, host_machine, resolve
+from cnet_deploy.program import Program
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PRECISIONS = ("fp32", "bf16")
+INCLUDE = SOURCES  # the folder of cnet.h
+
+
+def write(network: Program | nn.Module, path: Path, *, cpu: str | None = None, precision: str = "fp32") -> Written:
+    """Compile one shared library, weights included. ``cpu`` None carries code for every processor of this machine's family.
+
+    The same network gives the same bytes from the same compiler. Raises InputRefused for an unknown processor or precision and for a
+    network that is not of the family, Unavailable where no compiler is.
+    """
+    if not isinstance(network, Program):
+        raise InputRefused("only CondenseNet, DenseNet and their kin are compiled; expected one of them, or another target: --onnx")
+    if precision not in PRECISIONS:
+        raise InputRefused(f"precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    target = resolve(cpu, precision)
+    compiler = find_compiler(target.machine)
+    plan = make_plan(network, precision=precision, description=describe(network, precision, target.isas), isas=target.isas)
+    build(compiler, target.isas, precision=precision, source=plan.source, weights=plan.weights, out=path)
+    details = {"machine": target.machine, "isas": list(target.isas), "layouts": list(plan.layouts), "compiler": compiler.version}
+    return Written(precision, details, unverifiable=_why_not_here(target))
+
+
+def _why_not_here(target: Target) -> str | None:
+    if target.machine != host_machine():
+        return f"built for {target.machine}, and this machine is {host_machine()}"
+    if not set(target.isas) & set(host_isas()):
+        return f"built for {', '.join(target.isas)}, and this processor has no more than {host_isas()[0]}"
+    return None
+
+
+def describe(program: Program, precision: str, isas: tuple[str, ...]) -> str:
+    """What the library says of itself through ``cnet_describe``: JSON."""
+    arch = program.architecture
+    return json.dumps(
+        {
+            "tool": f"cnet-deploy {__version__}", "precision": precision, "isas": list(isas), "input": [3, *arch.input_size],
+            "classes": arch.classes, "architecture": arch.to_dict(), "preprocessing": program.preprocessing.to_dict(),
+            "source_sha256": program.source_digest,
+        },
+        sort_keys=True,
+    )  # fmt: skip

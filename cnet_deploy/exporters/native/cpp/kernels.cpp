@@ -1,0 +1,84 @@
+// The network from image to logits, for one instruction set: CNET_ISA names its namespace, the compiler's flags say what it has.
+//
+// Nothing here may be visible outside or shared between two of these files: a linker that merged one template compiled for AVX-512 with
+// its twin for the baseline would break the machines that the baseline is for. So all is in the namespace, and no header of the
+// standard library that defines functions is included.
+#include "kernels.h"
+
+#include "conv3x3_narrow.hpp"
+#include "conv3x3_wide.hpp"
+#include "head.hpp"
+#include "layer_wide.hpp"
+#include "pointwise_narrow.hpp"
+#include "pointwise_wide.hpp"
+#include "pool.hpp"
+#include "stem.hpp"
+
+namespace cnet {
+namespace CNET_ISA {
+
+static int64_t scratch_floats(const Plan &plan) {
+    int64_t most = stem_scratch(plan, plan.block[0]);
+    for (int i = 0; i < plan.blocks; i++) {
+        const Block &b = plan.block[i];
+        for (int j = b.first_layer; j < b.last_layer; j++) {
+            const Layer &l = plan.layer[j];
+            most = greater(most, b.layout == Layout::wide ? wide_scratch(b, l.second) : narrow_scratch(b, l.first));
+        }
+    }
+    return round_up(most, line) + line;
+}
+
+// Every share of one phase that this thread can get, then the others' end.
+template <class Work>
+void phase(Member &m, Work work) {
+    for (int share; (share = claim(m)) >= 0; finish(m)) work(share);
+    meet(m);
+}
+
+// The 1x1 of a transition has its own map: no ReLU, all of it before the pooling.
+static void transition_pointwise(const Plan &plan, const Block &b, const float *map, float *middle, int share, int shares) {
+    const Range range = share_of(((int64_t)b.height * b.pitch + lanes - 1) / lanes, share, shares);
+    pointwise_wide<false>(plan.data, b.transition, map, range.begin * lanes, range.end - range.begin, -__builtin_inff(),
+                          middle + range.begin * lanes, b.plane);
+}
+
+static void run(const Plan &plan, const Memory &memory, Member &m, const float *image, float *logits) {
+    float *scratch = memory.scratch + m.thread * memory.scratch_floats;
+    const int shares = shares_of(*m.team);
+    phase(m, [&](int share) { stem(plan, plan.block[0], image, memory.activations + plan.block[0].map, scratch, share, shares); });
+    for (int i = 0; i < plan.blocks; i++) {
+        const Block &b = plan.block[i];
+        float *map = memory.activations + b.map;
+        for (int j = b.first_layer; j < b.last_layer; j++) {
+            const Layer &l = plan.layer[j];
+            if (b.layout == Layout::wide) {
+                phase(m, [&](int share) { layer_wide(plan.data, b, l, map, scratch, share, shares); });
+            } else {
+                phase(m, [&](int share) { pointwise_narrow(plan.data, b, l.first, map, scratch, memory.transposed, share, shares); });
+                phase(m, [&](int share) {
+                    conv3x3_narrow(plan.data, b, l.second, memory.transposed, map + l.channels * b.plane, share, shares);
+                });
+            }
+        }
+        if (i + 1 < plan.blocks) {
+            const Block &next = plan.block[i + 1];
+            float *middle = memory.activations + b.middle, *to = memory.activations + next.map;
+            if (b.middle_channels) {
+                phase(m, [&](int share) { transition_pointwise(plan, b, map, middle, share, shares); });
+                phase(m, [&](int share) { pool(b, middle, next, to, b.middle_channels, share, shares); });
+            } else {
+                phase(m, [&](int share) { pool(b, map, next, to, b.channels, share, shares); });
+            }
+        }
+    }
+    const Block &last = plan.block[plan.blocks - 1];
+    phase(m, [&](int share) { average(plan, last, memory.activations + last.map, memory.features, share, shares); });
+    phase(m, [&](int share) { classify(plan, memory.features, logits, share, shares); });
+}
+
+extern __attribute__((visibility("hidden"))) const Kernels kernels;
+const Kernels kernels = {CNET_ISA_NAME, scratch_floats, run};
+
+}  // namespace CNET_ISA
+}  // namespace cnet

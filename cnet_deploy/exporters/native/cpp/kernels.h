@@ -1,0 +1,25 @@
+// What one instruction set offers the engine. `kernels.cpp` is compiled once for each, with its own namespace and flags.
+#pragma once
+
+#include "plan.h"
+#include "threads.h"
+
+namespace cnet {
+
+// Memory of a handle, all of it allocated at once.
+struct Memory {
+    float *activations;  // the maps of all blocks
+    float *transposed;   // between the convolutions of a narrow layer
+    float *features;     // before the classifier
+    float *scratch;      // a piece for each thread
+    int64_t scratch_floats;
+};
+
+struct Kernels {
+    const char *name;
+    int64_t (*scratch_floats)(const Plan &plan);  // that one thread needs
+    // One thread's part of one image; all members of a team call it. The last phase is met.
+    void (*run)(const Plan &plan, const Memory &memory, Member &member, const float *image, float *logits);
+};
+
+}  // namespace cnet

@@ -1,0 +1,88 @@
+// A dense layer on a wide map: 1x1 and 3x3 in turns, a strip of the map for each share.
+//
+// What lies between the two convolutions never exists as a whole: the 1x1 fills a buffer that stays in the second-level cache, the 3x3
+// empties it, and the two rows of overlap slide to its front. A share computes the row above and below its strip itself, so that one
+// layer needs one meeting of the threads.
+#pragma once
+
+#include "conv3x3_wide.hpp"
+#include "plan.h"
+#include "pointwise_wide.hpp"
+#include "vectors.hpp"
+
+namespace cnet {
+namespace CNET_ISA {
+
+constexpr int64_t buffer_floats = 1 << 16;  // that the buffer aims at: a quarter of a megabyte
+constexpr int line = 16;                    // floats; planes begin on a cache line, and on an odd one, lest they fall on each other
+
+// How a layer goes through its strip: so many pixels at a time, in a buffer of so many planes of so many floats.
+struct Steps {
+    bool by_rows;
+    int64_t unit;    // strips and steps are made of: a vector, or the rows that share their loads
+    int64_t pixels;  // of a step
+    int64_t planes, plane;
+};
+
+CNET_INLINE Steps steps_of(const Block &b, const Conv3x3 &c) {
+    Steps s;
+    s.by_rows = rows_pay(c.outputs, b.height, b.width);
+    s.unit = s.by_rows ? 4 * b.pitch : lanes;
+    s.planes = (int64_t)c.groups * c.inputs;
+    const int64_t least = s.by_rows ? (int64_t)shared_rows_step * b.pitch : 24 * lanes;
+    const int64_t most = (buffer_floats / s.planes - 2 * b.pitch) / least * least;
+    s.pixels = lesser(round_up((int64_t)b.height * b.pitch, least), greater(least, most));
+    s.plane = round_up(s.pixels + 2 * b.pitch + (s.by_rows ? s.unit : 0) + 10 * line, line);
+    if (s.plane / line % 2 == 0) s.plane += line;
+    return s;
+}
+
+CNET_INLINE int64_t wide_scratch(const Block &b, const Conv3x3 &c) {
+    const Steps s = steps_of(b, c);
+    return (s.planes + 1) * s.plane;  // one for rows that nobody reads
+}
+
+CNET_INLINE void zero_planes(float *first, int64_t planes, int64_t plane, int64_t from, int64_t to) {
+    if (to <= from) return;
+    for (int64_t i = 0; i < planes; i++) memset(first + i * plane + from, 0, 4 * (size_t)(to - from));
+}
+
+static void layer_wide(const float *data, const Block &b, const Layer &l, float *map, float *scratch, int share, int shares) {
+    const Steps s = steps_of(b, l.second);
+    const int64_t all = (int64_t)b.height * b.pitch, halo = b.pitch + 1, computable = round_up(all, lanes);
+    // Rows that are left over go to the last strip, and to its last step, since they can't share loads alone.
+    const int64_t units = s.by_rows ? all / s.unit : computable / s.unit;
+    const Range strip = share_of(units, share, shares);
+    if (strip.begin == strip.end) return;
+    const int64_t begin = strip.begin * s.unit, end = strip.end < units ? strip.end * s.unit : s.by_rows ? all : computable;
+    float *out = map + (int64_t)l.channels * b.plane;
+
+    int64_t origin = round_down(begin - halo, line);  // the pixel that the buffer begins with
+    int64_t done = greater(origin, 0);                // pixels before it are there
+    zero_planes(scratch, s.planes, s.plane, 0, done - origin);
+    for (int64_t from = begin; from < end;) {
+        const int64_t to = end - from < s.pixels + (s.by_rows ? s.unit : 0) ? end : from + s.pixels;
+        const int64_t need = lesser(round_up(to + halo, lanes), computable);
+        if (need > done) {
+            pointwise_wide<paired>(data, l.first, map, done, (need - done) / lanes, 0.0f, scratch + (done - origin), s.plane);
+            // The column between the rows, and all that is below the map.
+            for (int64_t gap = greater(done - b.width + b.pitch - 1, 0) / b.pitch * b.pitch + b.width; gap < need; gap += b.pitch)
+                for (int64_t i = 0; i < s.planes; i++) scratch[i * s.plane + gap - origin] = 0;
+            done = need;
+        }
+        if (done >= all) zero_planes(scratch, s.planes, s.plane, all - origin, to + halo + 2 * lanes - origin);
+        conv3x3_wide(data, l.second, scratch - origin, s.plane, b.pitch, from, to, s.by_rows, out, b.plane);
+        from = to;
+        const int64_t next = round_down(from - halo, line), by = next - origin;
+        if (from < end && by > 0) {
+            for (int64_t i = 0; i < s.planes; i++) {
+                float *p = scratch + i * s.plane;
+                memmove(p, p + by, 4 * (size_t)(done - next));
+            }
+            origin = next;
+        }
+    }
+}
+
+}  // namespace CNET_ISA
+}  // namespace cnet

@@ -1,0 +1,114 @@
+"""Where every map of a network lies, and which kernels run each block. All of it is decided at export."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cnet_deploy.errors import InputRefused
+from cnet_deploy.exporters.native.packing import LINE, padded
+from cnet_deploy.program import DenseLayer, Program, Transition
+
+MAX_OFFSET = (1 << 31) - 1  # in floats, of a plane from the first of its map
+NARROW_LEAST, NARROW_AREA = 4, 400  # a row that has a tile; a map whose buffer stays near
+
+
+@dataclass
+class Block:
+    """A dense block and the transition after it. ``size`` is its map's, ``channels`` how many planes it has when all layers are done."""
+
+    layers: list[DenseLayer]
+    transition: Transition | None
+    size: tuple[int, int]
+    channels: int
+    layout: str
+    map: int = 0
+    middle: int = 0
+
+    @property
+    def pitch(self) -> int:
+        return self.size[1] + (self.layout == "wide")
+
+    @property
+    def plane(self) -> int:
+        """Floats of a plane: rows, what a last vector spills, and an odd number of cache lines."""
+        lines = padded(self.size[0] * self.pitch, LINE) // LINE + 1
+        return (lines | 1) * LINE
+
+    @property
+    def middle_channels(self) -> int:
+        return 0 if self.transition is None or self.transition.pointwise is None else self.transition.pointwise.order.size
+
+
+def plain_paths(program: Program) -> list[str]:
+    """What of a network no fast kernel covers, in words."""
+    found = []
+    if program.stem.stride > 2:
+        found.append(f"the image's rows are parted one by one: stride {program.stem.stride} (1 and 2 are done by vectors)")
+    for number, block in enumerate(blocks_of(program), 1):
+        outputs = {len(layer.weight) // layer.groups for layer in block.layers}
+        found += [
+            f"block {number}: groups of {n} outputs leave tiles of one output"
+            for n in sorted(outputs)
+            if block.layout == "wide" and n % 2 and n > 1
+        ]
+    return found
+
+
+def blocks_of(program: Program, layouts: Sequence[str] | None = None) -> list[Block]:
+    """The dense blocks of a Program, each with its layout; ``layouts`` overrules the choice."""
+    height, width = ((side - 1) // program.stem.stride + 1 for side in program.architecture.input_size)
+    channels = len(program.stem.weight)
+    blocks: list[Block] = []
+    layers: list[DenseLayer] = []
+
+    def end(transition: Transition | None) -> None:
+        layout = layouts[len(blocks)] if layouts else _layout(layers, (height, width))
+        blocks.append(Block(list(layers), transition, (height, width), channels, layout))
+        layers.clear()
+
+    for layer in program.body:
+        if isinstance(layer, DenseLayer):
+            layers.append(layer)
+            channels += len(layer.weight)
+        else:
+            end(layer)
+            height, width = height // 2, width // 2
+            if layer.pointwise is not None:
+                channels = layer.pointwise.order.size
+    end(None)
+    return blocks
+
+
+def _layout(layers: list[DenseLayer], size: tuple[int, int]) -> str:
+    """Pixels or output channels as vectors: what needs fewer multiply-adds of 16 lanes, idle ones included."""
+    height, width = size
+    if width < NARROW_LEAST or height * width > NARROW_AREA:
+        return "wide"
+    wide = narrow = 0
+    for layer in layers:
+        conv = layer.pointwise
+        inputs, rows = conv.index.size // conv.groups, len(conv.weight)
+        outputs, middle = len(layer.weight) // layer.groups, layer.weight.shape[1]
+        pixels = padded(height * (width + 1), 16) // 16
+        wide += pixels * (rows * inputs + 9 * layer.groups * outputs * middle)
+        narrow += height * width * conv.groups * padded(rows // conv.groups, 16) // 16 * inputs
+        narrow += (3 * height - 2) * (3 * width - 2) * layer.groups * padded(outputs, 16) // 16 * middle
+    return "narrow" if narrow < wide else "wide"
+
+
+def place(blocks: list[Block]) -> int:
+    """Lay the maps out in one piece of memory: neighbours at opposite ends, since only they live at the same time.
+
+    Returns its floats. Raises InputRefused where a map is too large for the tables.
+    """
+    if (largest := max(block.plane * block.channels for block in blocks)) > MAX_OFFSET:
+        times = largest / MAX_OFFSET
+        raise InputRefused(f"a map of images of this size is {times:.1f} times too large for the tables; expected images of fewer pixels")
+    sizes = [block.plane * block.channels + 4 * LINE for block in blocks]
+    total = max([a + b for a, b in itertools.pairwise(sizes)] + sizes)
+    for number, (block, size) in enumerate(zip(blocks, sizes, strict=True)):
+        block.map = 0 if number % 2 == 0 else total - size
+        block.middle = total
+    return total + max(block.plane * block.middle_channels for block in blocks) + 4 * LINE

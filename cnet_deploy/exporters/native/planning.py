@@ -1,0 +1,247 @@
+"""Program -> plan: where every map lies, which kernels run each block, and all weights packed. Nothing is decided later.
+
+``Plan.source`` is the C++ that fills the structures of ``cpp/plan.h``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cnet_deploy.exporters.native.geometry import Block, blocks_of, place
+from cnet_deploy.exporters.native.packing import (
+    NARROW_TILES,
+    ROW_TILES,
+    WIDE_TILES,
+    WIDE_TILES_PAIRED,
+    Data,
+    conv_weights,
+    fold_first_norm,
+    padded,
+    route,
+    tiled,
+    to_words,
+)
+from cnet_deploy.program import DenseLayer, Head, Pointwise, Pool, Program, Stem
+
+CHUNK, CHUNK_SLACK = 16, 16  # channels that stand together in a narrow layer's buffer, pixels after its last (pointwise_narrow.hpp)
+CLASSES_TOGETHER = 64  # head.hpp
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``source`` is plan.cpp, ``weights`` the words that it points into; ``layouts`` says wide or narrow, block after block."""
+
+    source: str
+    weights: bytes
+    layouts: tuple[str, ...]
+
+
+def make_plan(program: Program, *, precision: str, description: str, isas: Sequence[str], layouts: Sequence[str] | None = None) -> Plan:
+    """Plan a Program for ``precision`` "fp32" or "bf16". ``layouts`` overrules what is chosen for each block: for measurements.
+
+    Raises InputRefused for images so large that a map outgrows the tables.
+    """
+    paired, data = precision == "bf16", Data()
+    blocks = blocks_of(program, layouts)
+    activations = place(blocks)
+    stem = _stem(program.stem, data)
+    lines: list[str] = []
+    layers: list[str] = []
+    transposed = 0
+    for block in blocks:
+        first = len(layers)
+        for layer in block.layers:
+            pack = _wide_layer if block.layout == "wide" else _narrow_layer
+            text, floats = pack(layer, block, data, paired)
+            layers.append(text)
+            transposed = max(transposed, floats)
+        none = _struct(*[0] * 10)
+        conv = block.transition.pointwise if block.transition else None
+        transition = none if conv is None else _transition(conv, block, data, paired)
+        lines.append(
+            _struct(
+                *block.size, block.pitch, block.channels, block.plane, block.map, f"Layout::{block.layout}", first, len(layers),
+                block.middle_channels, block.middle, transition,
+            )
+        )  # fmt: skip
+    head = _head(program.head, program.pool, blocks[-1], data)
+    height, width = program.architecture.input_size
+    top = _struct(height, width, stem, head, len(blocks), "blocks", "layers", activations, transposed, "cnet_data", "description")
+    return Plan(_source(lines, layers, top, description, isas), data.tobytes(), tuple(block.layout for block in blocks))
+
+
+# ---- layers ------------------------------------------------------------------------------------------------------------------------
+
+
+def _stem(stem: Stem, data: Data) -> str:
+    channels = len(stem.weight)
+    return _struct(channels, stem.stride, data.add(tiled(stem.weight.reshape(channels, 27), WIDE_TILES)))
+
+
+def _wide_layer(layer: DenseLayer, block: Block, data: Data, paired: bool) -> tuple[str, int]:
+    conv, path = layer.pointwise, route(layer.pointwise, layer.groups, paired=paired)
+    first = _wide_pointwise(conv, block, data, paired, path.rows, path.slots, WIDE_TILES_PAIRED if paired else WIDE_TILES)
+    size, outputs = layer.weight.shape[1], len(layer.weight) // layer.groups
+    weights = [
+        tiled(conv_weights(layer.weight[h * outputs : (h + 1) * outputs], path.sources[h], h * size, paired=paired), WIDE_TILES)
+        for h in range(layer.groups)
+    ]
+    second = _struct(layer.groups, len(path.sources[0]), outputs, outputs, 0, data.add(np.concatenate(weights)))
+    return _struct(first, second, conv.in_channels), 0
+
+
+def _transition(conv: Pointwise, block: Block, data: Data, paired: bool) -> str:
+    path = route(conv, 1, paired=False)
+    return _wide_pointwise(conv, block, data, paired, path.rows, path.slots, WIDE_TILES)
+
+
+def _wide_pointwise(conv: Pointwise, block: Block, data: Data, paired: bool, rows: list[list[int]], slots: list[list[int]],
+                    sizes: Sequence[int]) -> str:  # fmt: skip
+    groups, stored = conv.groups, len(rows[0])
+    parts = [fold_first_norm(conv, g, paired=paired) for g in range(groups)]
+    inputs = max(len(part.positions) for part in parts)
+    width = conv.index.size // groups
+    counts, planes = np.zeros((groups, 2), np.int32), np.zeros((groups, inputs), np.int32)
+    shift, bias = np.zeros((groups, inputs), np.float32), np.zeros((groups, stored), np.float32)
+    weights: list[npt.NDArray[Any]] = []
+    for g, part in enumerate(parts):
+        used = len(part.positions)
+        counts[g] = part.maxima, used
+        # A padded input reads the plane before it, with a weight of 0.
+        index = [conv.index[g * width + (p if p >= 0 else part.positions[i - 1])] for i, p in enumerate(part.positions)]
+        planes[g, :used] = np.array(index) * block.plane
+        shift[g, :used] = part.shift
+        matrix = np.zeros((stored, inputs))
+        matrix[:, :used] = _rows(part.weight, rows[g])
+        bias[g] = _rows(part.bias, rows[g])
+        weights.append(tiled(to_words(matrix, paired=paired), sizes))
+    # Rows that nobody reads go to one plane more than there are.
+    target = np.array(slots, np.int32)
+    target[target < 0] = target.max() + 1
+    return _struct(
+        groups, inputs, stored, data.add(counts), data.add(planes), 0, data.add(shift), data.add(np.concatenate(weights)),
+        data.add(bias), data.add(target),
+    )  # fmt: skip
+
+
+def _narrow_layer(layer: DenseLayer, block: Block, data: Data, paired: bool) -> tuple[str, int]:
+    conv = layer.pointwise
+    path = route(conv, layer.groups, paired=paired, align=CHUNK)
+    groups, width, per_word = conv.groups, conv.index.size // conv.groups, 2 if paired else 1
+    inputs, stored = padded(width, per_word), len(path.rows[0])
+    planes, scale, shift = (np.zeros((groups, inputs), kind) for kind in (np.int32, np.float32, np.float32))
+    index = conv.index.reshape(groups, width)
+    planes[:, :width], planes[:, width:] = index * block.plane, index[:, -1:] * block.plane
+    scale[:, :width], shift[:, :width] = conv.scale.reshape(groups, width), conv.shift.reshape(groups, width)
+    rows_of = len(conv.weight) // groups
+    bias, weights = np.zeros((groups, stored), np.float32), []
+    for g in range(groups):
+        part = slice(g * rows_of, (g + 1) * rows_of)
+        matrix = np.zeros((stored, inputs))
+        matrix[:, :width] = _rows(conv.weight[part].astype(np.float64), path.rows[g])
+        bias[g] = _rows(conv.bias[part].astype(np.float64), path.rows[g])
+        weights.append(tiled(to_words(matrix, paired=paired), NARROW_TILES))
+    first = _struct(
+        groups, inputs, stored, 0, data.add(planes), data.add(scale), data.add(shift), data.add(np.concatenate(weights)), data.add(bias), 0,
+    )  # fmt: skip
+    second, floats = _narrow_conv(layer, block, data, paired, path.slots, path.sources, stored)
+    return _struct(first, second, conv.in_channels), floats
+
+
+def _narrow_conv(layer: DenseLayer, block: Block, data: Data, paired: bool, slots: list[list[int]],
+                 channels: list[list[tuple[int, ...]]], stored: int) -> tuple[str, int]:  # fmt: skip
+    per_word = 2 if paired else 1
+    area = block.size[0] * block.size[1]
+    chunk = (area + CHUNK_SLACK) * CHUNK // per_word
+    places, size, outputs = len(channels[0]), layer.weight.shape[1], len(layer.weight) // layer.groups
+    sources = np.zeros(layer.groups * places, np.int32)
+    for g, listed in enumerate(slots):
+        for word, slot in enumerate(listed):
+            row = g * stored + word * per_word
+            if slot >= 0:
+                sources[slot] = row // CHUNK * chunk + row % CHUNK // per_word
+    rows = padded(outputs, ROW_TILES[-1])
+    weights = []
+    for h in range(layer.groups):
+        words = conv_weights(layer.weight[h * outputs : (h + 1) * outputs], channels[h], h * size, paired=paired)
+        whole = np.zeros((rows, *words.shape[1:]), words.dtype)
+        whole[:outputs] = words
+        weights.append(tiled(whole.transpose(0, 2, 1, 3), ROW_TILES))
+    text = _struct(layer.groups, places, outputs, rows, data.add(sources), data.add(np.concatenate(weights)))
+    return text, len(slots) * stored // CHUNK * chunk
+
+
+def _head(head: Head, pool: Pool, block: Block, data: Data) -> str:
+    kept, classes = head.index.size, len(head.bias)
+    groups = -(-classes // CLASSES_TOGETHER)
+    weight, bias = np.zeros((groups * CLASSES_TOGETHER, kept), np.float32), np.zeros(groups * CLASSES_TOGETHER, np.float32)
+    weight[:classes], bias[:classes] = head.weight, head.bias
+    return _struct(
+        kept, classes, data.add((head.index * block.plane).astype(np.int32)), data.add(pool.scale[head.index]),
+        data.add(pool.shift[head.index]), data.add(tiled(weight, (CLASSES_TOGETHER,))), data.add(bias),
+    )  # fmt: skip
+
+
+def _rows(values: npt.NDArray[np.float64], rows: list[int]) -> npt.NDArray[np.float64]:
+    """Rows by number; zeros for -1."""
+    picked = values[rows]
+    picked[np.array(rows) < 0] = 0
+    return picked
+
+
+# ---- C++ ---------------------------------------------------------------------------------------------------------------------------
+
+
+def _struct(*fields: object) -> str:
+    return "{" + ", ".join(map(str, fields)) + "}"
+
+
+def _source(blocks: list[str], layers: list[str], top: str, description: str, isas: Sequence[str]) -> str:
+    """plan.cpp. The weights come from the file beside it, without passing through the compiler."""
+    letters = [f"\\{byte:03o}" if byte in b'"\\?' or not 32 <= byte < 127 else chr(byte) for byte in description.encode()]
+    pieces = "\n    ".join('"' + "".join(letters[i : i + 100]) + '"' for i in range(0, len(letters), 100))
+    declared = "\n".join(f'namespace {isa} {{ extern __attribute__((visibility("hidden"))) const Kernels kernels; }}' for isa in isas)
+    return f"""// Generated by `cnet-deploy export --native`: the plan that plan.h describes.
+#include "kernels.h"
+#include "plan.h"
+
+__asm__(
+    ".section .rodata\\n"
+    ".balign 64\\n"
+    ".globl cnet_data\\n"
+    ".hidden cnet_data\\n"
+    "cnet_data:\\n"
+    ".incbin \\"weights.bin\\"\\n"
+    ".balign 64\\n"
+    ".text\\n");
+extern "C" __attribute__((visibility("hidden"))) const float cnet_data[];
+
+namespace cnet {{
+
+static const char description[] =
+    {pieces};
+
+static const Layer layers[] = {{
+    {("," + chr(10) + "    ").join(layers)},
+}};
+
+static const Block blocks[] = {{
+    {("," + chr(10) + "    ").join(blocks)},
+}};
+
+extern __attribute__((visibility("hidden"))) const Plan plan;
+const Plan plan = {top};
+
+{declared}
+extern __attribute__((visibility("hidden"))) const Kernels *const carried[];
+extern __attribute__((visibility("hidden"))) const int carried_count;
+const Kernels *const carried[] = {{{", ".join(f"&{isa}::kernels" for isa in isas)}}};
+const int carried_count = {len(isas)};
+
+}}  // namespace cnet
+"""

@@ -1,0 +1,226 @@
+"""The C++ compiler: which one, for which processor, and what it makes of the sources."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import hashlib
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnet_deploy.errors import InputRefused, Unavailable, printable
+
+SOURCES = Path(__file__).parent / "cpp"
+TARGETS = ("host", "x86-64-v3", "x86-64-v4", "aarch64")
+HOW = (
+    "install one (Debian: apt-get install g++), or the compiler that comes as a Python package: pip install 'cnet-deploy[compiler]'; "
+    "$CXX overrides what is found"
+)
+
+# Instruction set -> flags. The names are namespaces in the library, and what cnet_create_for takes.
+_FLAGS = {
+    "avx512_bf16": ("-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512"),
+    "avx512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
+    "avx2": ("-march=x86-64-v3",),
+    "baseline": ("-march=x86-64",),
+    "neon": ("-march=armv8-a",),
+}
+_ZIG_FLAGS = {
+    "avx512_bf16": ("-mcpu=x86_64_v4+avx512bf16",),
+    "avx512": ("-mcpu=x86_64_v4",),
+    "avx2": ("-mcpu=x86_64_v3",),
+    "baseline": ("-mcpu=x86_64",),
+    "neon": ("-mcpu=generic",),
+}
+# No -ffast-math: reassociation would break up the chains of multiply-adds, and NaN must stay NaN.
+_COMMON = (
+    "-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", "-fno-strict-aliasing", "-fno-exceptions", "-fno-rtti",
+    "-fvisibility=hidden", "-fno-asynchronous-unwind-tables", "-fno-threadsafe-statics", "-Wall", "-Wextra", "-Wno-psabi",
+    "-Wno-ignored-attributes", "-Wno-unknown-warning-option",
+)  # fmt: skip
+_ENGINE = ("engine.cpp", "threads.cpp")
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C++ compiler: the command it is called by, its version in one line, the processor family it compiles for."""
+
+    command: tuple[str, ...]
+    version: str
+    machine: str
+
+    @property
+    def is_zig(self) -> bool:
+        return any("zig" in Path(word).name for word in self.command)
+
+    def flags(self, isa: str) -> tuple[str, ...]:
+        return (_ZIG_FLAGS if self.is_zig else _FLAGS)[isa]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Whose processor a library is for: the machine, and the instruction sets that it carries, the best first."""
+
+    machine: str
+    isas: tuple[str, ...]
+
+
+def resolve(target: str | None, precision: str) -> Target:
+    """What ``target`` names: None for all of this machine's family. Raises InputRefused for an unknown one."""
+    bf16 = ("avx512_bf16",) if precision == "bf16" else ()
+    machine = host_machine()
+    if target is None:
+        if machine == "x86_64":
+            return Target(machine, (*(bf16 or ("avx512",)), "avx2", "baseline"))
+        return Target(machine, ("neon",) if machine == "aarch64" else ("baseline",))
+    if target == "host":
+        known = resolve(None, precision)
+        return Target(machine, (next(isa for isa in (*bf16, *known.isas) if isa in host_isas()),))
+    choices = {
+        "x86-64-v3": Target("x86_64", ("avx2",)),
+        "x86-64-v4": Target("x86_64", (*bf16, "avx512")),
+        "aarch64": Target("aarch64", ("neon",)),
+    }
+    if target not in choices:
+        raise InputRefused(f"no processor is called {printable(target)!r} here; expected one of {', '.join(TARGETS)}")
+    return choices[target]
+
+
+def host_machine() -> str:
+    machine = platform.machine().lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+
+
+def host_isas() -> tuple[str, ...]:
+    """The instruction sets of ours that this processor has, the best first."""
+    machine = host_machine()
+    if machine != "x86_64":
+        return ("neon", "baseline") if machine == "aarch64" else ("baseline",)
+    flags: set[str] = set()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("flags"):
+                flags = set(line.partition(":")[2].split())
+                break
+    v3 = {"avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "abm"} <= flags
+    v4 = v3 and {"avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl"} <= flags
+    bf16 = ("avx512_bf16",) if v4 and "avx512_bf16" in flags else ()
+    return (*bf16, *(("avx512",) if v4 else ()), *(("avx2",) if v3 else ()), "baseline")
+
+
+def find_compiler(machine: str) -> Compiler:
+    """``$CXX``, else the system's, else the one in the package ``ziglang``. Raises Unavailable that says how to get one."""
+    if wanted := os.environ.get("CXX"):
+        compiler = _asked(tuple(shlex.split(wanted)), machine)
+        if compiler is None:
+            raise Unavailable(f"$CXX is {printable(wanted)!r}, which does not run as a C++ compiler; correct or unset it, or {HOW}")
+        if compiler.machine != machine:
+            raise Unavailable(
+                f"$CXX ({printable(wanted)}) compiles for {compiler.machine}; expected {machine}: set $CXX to such a compiler"
+            )
+        return compiler
+    native = machine == host_machine()
+    for name in ("g++", "clang++") if native else (f"{machine}-linux-gnu-g++",):
+        if (path := shutil.which(name)) and (found := _asked((path,), machine)) and found.machine == machine:
+            return found
+    if importlib.util.find_spec("ziglang") and (found := _asked((sys.executable, "-m", "ziglang", "c++"), machine)):
+        return found
+    what = "a C++ compiler" if native else f"a C++ compiler for {machine} ({machine}-linux-gnu-g++)"
+    raise Unavailable(f"{what} is not to be found; {HOW}")
+
+
+def _asked(command: tuple[str, ...], machine: str) -> Compiler | None:
+    """A compiler by what it says of itself; None if it does not answer."""
+    if not command:
+        return None
+    zig = any("zig" in Path(word).name for word in command)
+    if zig:
+        command = (*command, "-target", f"{machine}-linux-gnu")
+    try:
+        version, dumped = (
+            subprocess.run([*command, option], capture_output=True, text=True, timeout=120, check=True).stdout.strip()
+            for option in ("--version", "-dumpmachine")
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return Compiler(command, version.splitlines()[0] if version else "", machine if zig else dumped.split("-")[0])
+
+
+def build(compiler: Compiler, isas: Sequence[str], *, precision: str, source: str, weights: bytes, out: Path,
+          extra: Sequence[str] = ()) -> None:  # fmt: skip
+    """Compile the sources and a plan into the shared library ``out``. The same input gives the same bytes.
+
+    ``extra`` flags are for builds that watch themselves (sanitizers, -DCNET_DEBUG). Raises Unavailable with the compiler's first
+    complaint if it fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="cnet-deploy-native-") as folder:
+        place = Path(folder)
+        (place / "plan.cpp").write_text(source, encoding="utf-8")
+        (place / "weights.bin").write_bytes(weights)
+        jobs: list[tuple[str, str, tuple[str, ...]]] = [
+            (name, "baseline" if compiler.machine == "x86_64" else isas[-1], ()) for name in _ENGINE
+        ]
+        jobs += [("kernels.cpp", isa, _isa_defines(isa, precision)) for isa in isas]
+        with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            objects = list(pool.map(lambda job: _object(compiler, *job, extra=extra, scratch=place), jobs))
+        _run([*compiler.command, *_COMMON, *extra, "-I", str(SOURCES), "-c", "plan.cpp", "-o", "plan.o"], place)
+        for number, content in enumerate(objects):
+            (place / f"{number}.o").write_bytes(content)
+        names = [f"{number}.o" for number in range(len(objects))]
+        _run(
+            [*compiler.command, *extra, "-shared", "-pthread", "-Wl,--as-needed,-Bsymbolic,--build-id=none,-z,relro,-z,now,-z,noexecstack",
+             "-Wl,--no-undefined" if not extra else "-Wl,--as-needed", "-s" if not extra else "-g", "-o", "library.so", *names, "plan.o"],
+            place,
+        )  # fmt: skip
+        shutil.copyfile(place / "library.so", out)
+
+
+def _isa_defines(isa: str, precision: str) -> tuple[str, ...]:
+    return (f"-DCNET_ISA={isa}", f'-DCNET_ISA_NAME="{isa}"', f"-DCNET_BF16={int(precision == 'bf16')}")
+
+
+def _object(compiler: Compiler, name: str, isa: str, defines: Sequence[str], *, extra: Sequence[str], scratch: Path) -> bytes:
+    """One object file: from the user's cache where the same sources met the same compiler and flags before, else compiled."""
+    flags = [*_COMMON, *compiler.flags(isa), *extra, *defines]
+    content = b"".join(path.read_bytes() for path in sorted(SOURCES.iterdir()) if path.is_file())
+    key = hashlib.sha256(repr((compiler, name, flags, hashlib.sha256(content).hexdigest())).encode()).hexdigest()
+    kept = _cache() / f"{key}.o"
+    with contextlib.suppress(OSError):
+        return kept.read_bytes()
+    made = scratch / f"{key}.o"
+    # By a relative name, so that no path of this machine gets into the file.
+    _run([*compiler.command, *flags, "-c", name, "-o", str(made)], SOURCES)
+    data = made.read_bytes()
+    with contextlib.suppress(OSError):
+        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary = kept.with_name(f".{key}.{os.getpid()}")
+        temporary.write_bytes(data)
+        os.replace(temporary, kept)
+    return data
+
+
+def _cache() -> Path:
+    """Where compiled kernels are kept between exports: 5 MB at most for each compiler."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "cnet-deploy" / "native"
+
+
+def _run(command: Sequence[str], folder: Path) -> None:
+    environment = {**os.environ, "LC_ALL": "C", "SOURCE_DATE_EPOCH": "0"}
+    try:
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise Unavailable(f"{command[0]} can't be run: {error.strerror}; {HOW}") from None
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        complaint = next((line for line in lines if "error" in line or "undefined" in line), lines[-1])
+        raise Unavailable(f"{' '.join(command[:3])} … failed: {printable(complaint)}; expected GCC 9 or Clang 12 and newer: {HOW}")

@@ -1,0 +1,213 @@
+"""Native libraries through their C interface (exporters/native/cpp/cnet.h), which this calls with ctypes."""
+
+from __future__ import annotations
+
+import _ctypes
+import contextlib
+import ctypes
+import json
+import os
+import platform
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnet_deploy import manifest
+from cnet_deploy.architecture import Architecture
+from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, printable
+from cnet_deploy.files import read_bytes
+from cnet_deploy.preprocessing import Preprocessing
+from cnet_deploy.sessions.base import Binding, Floats, Session
+
+API_VERSION = 1
+MAX_THREADS = 32
+# cnet_status -> what to raise, and what to do.
+_UNSUPPORTED_CPU, _UNKNOWN_ISA, _NO_MEMORY, _NO_THREAD, _FORKED = 6, 7, 8, 9, 10
+_FAILURES: dict[int, tuple[type[CnetDeployError], str]] = {
+    _UNSUPPORTED_CPU: (
+        Unavailable,
+        "this processor lacks the instructions that the library was built for; export it again without --target",
+    ),
+    _UNKNOWN_ISA: (InputRefused, "the library carries no code of that name"),
+    _NO_MEMORY: (Unavailable, "out of memory; close something, or export for smaller images"),
+    _NO_THREAD: (Unavailable, "the system refused to start a thread; ask for fewer"),
+    _FORKED: (Unavailable, "the session was opened before a fork, and its threads are not in this process; open it here again"),
+}
+_SIZE, _POINTER = ctypes.c_size_t, ctypes.c_void_p
+_INTERFACE: dict[str, list[Any]] = {
+    "cnet_version": [_POINTER],
+    "cnet_describe": [_POINTER],
+    "cnet_create": [ctypes.c_int, _POINTER],
+    "cnet_create_for": [ctypes.c_char_p, ctypes.c_int, _POINTER],
+    "cnet_isa": [_POINTER, _POINTER],
+    "cnet_run": [_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _SIZE],
+    "cnet_destroy": [_POINTER],
+}
+
+
+class NativeSession(Session):
+    """One library, one handle. Runs release the interpreter's lock; of several threads, one runs and the others wait.
+
+    The library is code that opening it executes, so its manifest must be there and give its SHA-256, and exactly the bytes whose
+    digest was checked are loaded. ``isa`` forces one of the instruction sets that it carries, else the best is taken.
+    """
+
+    backend = "native"
+
+    def __init__(self, path: Path, *, device: str, threads: int | None, isa: str | None = None) -> None:
+        if device != "cpu":
+            raise Unavailable(f"native on {device!r}: native libraries run on the CPU; expected device 'cpu'")
+        if threads is not None and threads > MAX_THREADS:
+            raise InputRefused(f"threads is {threads}; expected at most {MAX_THREADS}")
+        data = read_bytes(path)
+        found = manifest.read(path, data)
+        if found is None:
+            raise InputRefused(
+                f"{path}: has no manifest {manifest.manifest_path(path).name} beside it, and a library is code that would be run "
+                "unchecked; put its manifest there, or export the model again"
+            )
+        machine = found.details.get("machine")
+        if found.target != "native" or not isinstance(machine, str):
+            raise InputRefused(f"{path}: its manifest describes no native library; export the model again")
+        if machine != _machine():
+            raise Unavailable(
+                f"{path}: is built for {printable(machine)}, and this is {_machine()}; run it there, or export for this machine"
+            )
+        self.manifest = found
+        try:
+            self._open(data, threads or 0, isa)
+        except CnetDeployError as error:
+            raise type(error)(f"{path}: {error}") from None
+
+    def _open(self, data: bytes, threads: int, isa: str | None) -> None:
+        library = _Library(data)
+        handle = _POINTER()
+        self._close = weakref.finalize(self, library.close, handle)
+        self._calls, self._handle, self._turn = library.calls, handle, threading.Lock()
+        try:
+            self._describe()
+            if isa is None:
+                _check(self._calls.cnet_create(threads, ctypes.byref(handle)))
+            else:
+                _check(self._calls.cnet_create_for(isa.encode(), threads, ctypes.byref(handle)))
+            chosen = ctypes.c_char_p()
+            _check(self._calls.cnet_isa(handle, ctypes.byref(chosen)))
+        except BaseException:
+            self._close()
+            raise
+        self.isa = (chosen.value or b"").decode()
+        self.threads = threads or None
+
+    def _describe(self) -> None:
+        version, text = ctypes.c_uint32(), ctypes.c_char_p()
+        _check(self._calls.cnet_version(ctypes.byref(version)))
+        if version.value != API_VERSION:
+            raise InputRefused(f"speaks version {version.value} of the interface; expected {API_VERSION}: export the model again")
+        _check(self._calls.cnet_describe(ctypes.byref(text)))
+        try:
+            said = json.loads(text.value or b"")
+            self.architecture = Architecture.from_dict(said["architecture"])
+            self.preprocessing = Preprocessing.from_dict(said["preprocessing"])
+            self.precision = str(said["precision"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputRefused(f"does not describe itself as this tool's libraries do ({error}); export the model again") from None
+        own = self.manifest
+        if own is None or (own.architecture, own.precision) != (self.architecture, self.precision):
+            raise InputRefused("its manifest describes another network than the library itself; export the model again")
+        self.input_shape = (None, 3, *self.architecture.input_size)
+        self.classes = self.architecture.classes
+
+    def bind(self, batch: Floats) -> Binding:
+        return _NativeBinding(self, self.check(batch))
+
+    def infer(self, batch: Floats, logits: Floats) -> None:
+        """Run a batch that was checked into ``logits``. Raises InputRefused once the session is closed."""
+        with self._turn:
+            if self.closed:
+                raise InputRefused("the session was closed; open it again to run another batch")
+            status = self._calls.cnet_run(
+                self._handle, batch.ctypes.data, batch.size, len(batch), logits.ctypes.data, logits.size
+            )  # fmt: skip
+        _check(status)
+
+    def close(self) -> None:
+        with self._turn:  # not under a run in another thread
+            super().close()
+            self._close()
+
+
+class _NativeBinding(Binding):
+    def __init__(self, session: NativeSession, batch: Floats) -> None:
+        self._session, self._batch = session, batch
+        self._logits = np.empty((len(batch), session.classes), np.float32)
+
+    def enqueue(self) -> None:
+        self._session.infer(self._batch, self._logits)
+
+    def result(self) -> Floats:
+        return self._logits
+
+
+def open_file(path: Path, *, device: str, threads: int | None, isa: str | None = None) -> NativeSession:
+    """A session over a library of `export --native`."""
+    return NativeSession(path, device=device, threads=threads, isa=isa)
+
+
+def _machine() -> str:
+    machine = platform.machine().lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+
+
+class _Library:
+    """The bytes as a library, from a file of our own, so that nobody can put others in their place in between.
+
+    The file stays open as long as the library: the loader takes two libraries for one if the names that they are loaded by are equal.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        with contextlib.ExitStack() as stack:
+            name = stack.enter_context(_private_copy(data))
+            try:
+                self.calls: Any = ctypes.CDLL(name)
+            except OSError as error:
+                raise InputRefused(f"can't be loaded as a library: {printable(str(error).replace(name, 'it'))}") from None
+            stack.callback(_ctypes.dlclose, self.calls._handle)
+            try:
+                for function, arguments in _INTERFACE.items():
+                    getattr(self.calls, function).argtypes = arguments
+            except AttributeError:
+                raise InputRefused(f"is no library of this tool (it has no {function}); export the model again") from None
+            self._stack = stack.pop_all()
+
+    def close(self, handle: Any) -> None:
+        """Destroy the handle, if there is one, and unload the library."""
+        if handle:
+            self.calls.cnet_destroy(handle)
+        self._stack.close()
+
+
+@contextlib.contextmanager
+def _private_copy(data: bytes) -> Iterator[str]:
+    """A path under which the bytes can be loaded: in memory, or in a folder of our own where the system forbids that."""
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(os.memfd_create("cnet-deploy", os.MFD_CLOEXEC), "wb"))
+            path = Path(f"/proc/self/fd/{file.fileno()}")
+            path.stat()
+        except (AttributeError, OSError):
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cnet-deploy-"))) / "library.so"
+            file = stack.enter_context(path.open("wb"))
+        file.write(data)
+        file.flush()
+        yield str(path)
+
+
+def _check(status: int) -> None:
+    if status:
+        kind, text = _FAILURES.get(status, (InputRefused, f"the library answered with status {status} (see cnet.h)"))
+        raise kind(text)

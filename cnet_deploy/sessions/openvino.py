@@ -1,0 +1,76 @@
+"""ONNX files in OpenVINO: the other fast runtime for a CPU, to compare with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnet_deploy import manifest
+from cnet_deploy.errors import InputRefused, Unavailable, raise_if_interrupted
+from cnet_deploy.files import read_bytes
+from cnet_deploy.sessions.base import Binding, Floats, Session
+
+try:
+    import openvino
+except ImportError as error:
+    raise_if_interrupted(error)
+    raise Unavailable(f"openvino can't be imported ({error}); install the extra: cnet-deploy[openvino]") from None
+
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenvinoSession(Session):
+    """One ONNX file with one image input and one output of logits. ``precision`` is what it computes in, whatever the file holds."""
+
+    backend = "openvino"
+
+    def __init__(self, path: Path, *, device: str, threads: int | None, precision: str = "fp32") -> None:
+        if device != "cpu":
+            raise Unavailable(f"openvino on {device!r} is not supported; expected device 'cpu'")
+        data = read_bytes(path)
+        self.manifest = manifest.read(path, data)
+        self.threads, self.precision = threads, precision
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[precision]}
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        try:
+            core = openvino.Core()
+            model = core.read_model(data)
+            if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.input().partial_shape) != 4:
+                raise InputRefused("expected an image in and logits out")
+            batch, _, height, width = model.input().partial_shape
+            self.input_shape = (batch.get_length() if batch.is_static else None, 3, height.get_length(), width.get_length())
+            self.classes = model.output().partial_shape[1].get_length()
+            self._model: Any = core.compile_model(model, "CPU", settings)
+        except (RuntimeError, InputRefused) as error:
+            raise InputRefused(f"{path}: openvino can't load it: {str(error).splitlines()[0]}") from None
+        if self.manifest is not None:
+            self.architecture, self.preprocessing = self.manifest.architecture, self.manifest.preprocessing
+
+    def close(self) -> None:
+        super().close()
+        self._model = None
+
+    def bind(self, batch: Floats) -> Binding:
+        checked = self.check(batch, exact=True)
+        return _OpenvinoBinding(self._model.create_infer_request(), checked)
+
+
+class _OpenvinoBinding(Binding):
+    def __init__(self, request: Any, batch: Floats) -> None:
+        self._request = request
+        self._request.set_input_tensor(openvino.Tensor(batch, shared_memory=True))
+        self._batch = batch
+
+    def enqueue(self) -> None:
+        self._request.infer()
+
+    def result(self) -> Floats:
+        return np.array(self._request.get_output_tensor().data, np.float32)
+
+
+def open_file(path: Path, *, device: str, threads: int | None, precision: str = "fp32") -> Session:
+    """A session over an ONNX file."""
+    return OpenvinoSession(path, device=device, threads=threads, precision=precision)

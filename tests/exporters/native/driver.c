@@ -1,0 +1,181 @@
+/* Drives a native library from C, as its users do: built by the tests with sanitizers, for other processors, in debug form.
+ *
+ *   driver run ISA THREADS BATCH FLOATS CLASSES IMAGES LOGITS   run a batch; exit with the status
+ *   driver refuse FLOATS CLASSES                                every wrong call; exit 0 if each is refused as cnet.h says
+ *   driver many FLOATS CLASSES IMAGES                           four threads with a handle each, four on one handle; all must agree
+ *   driver destroyed                                            use a handle after its end (debug builds)
+ *   driver fork FLOATS CLASSES                                  use a handle in a child process
+ */
+#define _DEFAULT_SOURCE
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "cnet.h"
+
+#define EXPECT(call, status)                                                                                   \
+    do {                                                                                                       \
+        int got = (int)(call);                                                                                 \
+        if (got != (int)(status)) {                                                                            \
+            fprintf(stderr, "%s:%d: %s gave %d, expected %d\n", __FILE__, __LINE__, #call, got, (int)(status)); \
+            exit(100);                                                                                         \
+        }                                                                                                      \
+    } while (0)
+
+static float *read_floats(const char *path, size_t count) {
+    float *values = malloc(count * sizeof *values);
+    FILE *file = fopen(path, "rb");
+    if (!values || !file || fread(values, sizeof *values, count, file) != count) exit(101);
+    fclose(file);
+    return values;
+}
+
+static int run(char **a) {
+    const char *isa = a[0];
+    int threads = atoi(a[1]);
+    size_t batch = strtoul(a[2], 0, 10), floats = strtoul(a[3], 0, 10), classes = strtoul(a[4], 0, 10);
+    cnet_model *model;
+    cnet_status status = strcmp(isa, "best") ? cnet_create_for(isa, threads, &model) : cnet_create(threads, &model);
+    if (status != CNET_OK) return (int)status;
+    const char *name;
+    EXPECT(cnet_isa(model, &name), CNET_OK);
+    printf("%s\n", name);
+    float *images = read_floats(a[5], batch * floats), *logits = calloc(batch * classes, sizeof *logits);
+    for (int i = 0; i < 3; i++) EXPECT(cnet_run(model, images, batch * floats, batch, logits, batch * classes), CNET_OK);
+    FILE *file = fopen(a[6], "wb");
+    if (!file || fwrite(logits, sizeof *logits, batch * classes, file) != batch * classes) exit(101);
+    fclose(file);
+    free(images);
+    free(logits);
+    EXPECT(cnet_destroy(model), CNET_OK);
+    return 0;
+}
+
+static int refuse(char **a) {
+    size_t floats = strtoul(a[0], 0, 10), classes = strtoul(a[1], 0, 10);
+    float *images = calloc(2 * floats, sizeof *images), *logits = calloc(2 * classes, sizeof *logits);
+    cnet_model *model = (cnet_model *)images;
+    uint32_t version = 0;
+    const char *text = 0;
+    EXPECT(cnet_version(0), CNET_NULL_POINTER);
+    EXPECT(cnet_version(&version), CNET_OK);
+    EXPECT(version, CNET_API_VERSION);
+    EXPECT(cnet_describe(0), CNET_NULL_POINTER);
+    EXPECT(cnet_describe(&text), CNET_OK);
+    EXPECT(text[0], '{');
+    EXPECT(cnet_create(1, 0), CNET_NULL_POINTER);
+    EXPECT(cnet_create(-1, &model), CNET_BAD_THREADS);
+    EXPECT(model == 0, 1);
+    EXPECT(cnet_create(CNET_MAX_THREADS + 1, &model), CNET_BAD_THREADS);
+    EXPECT(cnet_create_for("no-such", 1, &model), CNET_UNKNOWN_ISA);
+    EXPECT(cnet_create_for(0, 1, &model), CNET_NULL_POINTER);
+    EXPECT(cnet_create(0, &model), CNET_OK);
+    EXPECT(cnet_isa(0, &text), CNET_NULL_POINTER);
+    EXPECT(cnet_isa(model, 0), CNET_NULL_POINTER);
+    EXPECT(cnet_run(0, images, floats, 1, logits, classes), CNET_NULL_POINTER);
+    EXPECT(cnet_run(model, 0, floats, 1, logits, classes), CNET_NULL_POINTER);
+    EXPECT(cnet_run(model, images, floats, 1, 0, classes), CNET_NULL_POINTER);
+    EXPECT(cnet_run(model, images, 0, 0, logits, 0), CNET_BAD_BATCH);
+    EXPECT(cnet_run(model, images, floats, 2, logits, 2 * classes), CNET_BAD_SHAPE);
+    EXPECT(cnet_run(model, images, floats - 1, 1, logits, classes), CNET_BAD_SHAPE);
+    EXPECT(cnet_run(model, images, floats + 1, 1, logits, classes), CNET_BAD_SHAPE);
+    EXPECT(cnet_run(model, images, floats, 1, logits, classes - 1), CNET_BAD_SHAPE);
+    EXPECT(cnet_run(model, images, floats, 1, logits, classes + 1), CNET_BAD_SHAPE);
+    EXPECT(cnet_run(model, images, floats, (size_t)-1, logits, classes), CNET_BAD_SHAPE);
+    EXPECT(cnet_run(model, images, 2 * floats, 2, logits, 2 * classes), CNET_OK);
+    for (int i = CNET_OK; i <= CNET_FORKED + 1; i++) EXPECT(strlen(cnet_message((cnet_status)i)) > 3, 1);
+    EXPECT(cnet_destroy(0), CNET_NULL_POINTER);
+    EXPECT(cnet_destroy((cnet_model *)images), CNET_BAD_HANDLE);
+    EXPECT(cnet_destroy(model), CNET_OK);
+    free(images);
+    free(logits);
+    return 0;
+}
+
+struct task {
+    cnet_model *model;
+    const float *images;
+    size_t floats, classes;
+    float *logits;
+};
+
+static void *repeat(void *argument) {
+    struct task *t = argument;
+    cnet_model *own = t->model;
+    if (!own) EXPECT(cnet_create(2, &own), CNET_OK);
+    for (int i = 0; i < 20; i++) {
+        memset(t->logits, 0, t->classes * sizeof *t->logits);
+        EXPECT(cnet_run(own, t->images, t->floats, 1, t->logits, t->classes), CNET_OK);
+    }
+    if (!t->model) EXPECT(cnet_destroy(own), CNET_OK);
+    return 0;
+}
+
+static int many(char **a) {
+    size_t floats = strtoul(a[0], 0, 10), classes = strtoul(a[1], 0, 10);
+    float *images = read_floats(a[2], floats);
+    cnet_model *shared;
+    EXPECT(cnet_create(3, &shared), CNET_OK);
+    struct task task[8];
+    pthread_t thread[8];
+    for (int i = 0; i < 8; i++) {
+        task[i] = (struct task){i < 4 ? 0 : shared, images, floats, classes, calloc(classes, sizeof(float))};
+        if (pthread_create(&thread[i], 0, repeat, &task[i])) exit(101);
+    }
+    for (int i = 0; i < 8; i++) pthread_join(thread[i], 0);
+    for (int i = 1; i < 8; i++) EXPECT(memcmp(task[0].logits, task[i].logits, classes * sizeof(float)), 0);
+    for (int i = 0; i < 8; i++) free(task[i].logits);
+    EXPECT(cnet_destroy(shared), CNET_OK);
+    free(images);
+    return 0;
+}
+
+static int destroyed(void) {
+    cnet_model *model;
+    float value = 0;
+    const char *name;
+    EXPECT(cnet_create(2, &model), CNET_OK);
+    EXPECT(cnet_destroy(model), CNET_OK);
+    EXPECT(cnet_run(model, &value, 1, 1, &value, 1), CNET_BAD_HANDLE);
+    EXPECT(cnet_isa(model, &name), CNET_BAD_HANDLE);
+    EXPECT(cnet_destroy(model), CNET_BAD_HANDLE);
+    return 0;
+}
+
+static int forked(char **a) {
+    size_t floats = strtoul(a[0], 0, 10), classes = strtoul(a[1], 0, 10);
+    float *images = calloc(floats, sizeof *images), *logits = calloc(classes, sizeof *logits);
+    cnet_model *model;
+    EXPECT(cnet_create(2, &model), CNET_OK);
+    EXPECT(cnet_run(model, images, floats, 1, logits, classes), CNET_OK);
+    pid_t child = fork();
+    if (child == 0) {
+        EXPECT(cnet_run(model, images, floats, 1, logits, classes), CNET_FORKED);
+        EXPECT(cnet_destroy(model), CNET_OK);
+        EXPECT(cnet_create(2, &model), CNET_OK);
+        EXPECT(cnet_run(model, images, floats, 1, logits, classes), CNET_OK);
+        EXPECT(cnet_destroy(model), CNET_OK);
+        _exit(0);
+    }
+    int status = 1;
+    waitpid(child, &status, 0);
+    EXPECT(status, 0);
+    EXPECT(cnet_run(model, images, floats, 1, logits, classes), CNET_OK);
+    EXPECT(cnet_destroy(model), CNET_OK);
+    free(images);
+    free(logits);
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    if (argc == 9 && !strcmp(argv[1], "run")) return run(argv + 2);
+    if (argc == 4 && !strcmp(argv[1], "refuse")) return refuse(argv + 2);
+    if (argc == 5 && !strcmp(argv[1], "many")) return many(argv + 2);
+    if (argc == 2 && !strcmp(argv[1], "destroyed")) return destroyed();
+    if (argc == 4 && !strcmp(argv[1], "fork")) return forked(argv + 2);
+    return 102;
+}

@@ -1,0 +1,20 @@
+"""planning.py: geometry and memory of what is compiled."""
+
+from __future__ import annotations
+
+from cnet_deploy.exporters.native import planning
+from cnet_deploy.lowering import lower
+from tests.exporters.native.helpers import every_kernel, plan_of
+
+
+def test_one_plan_gives_the_same_words() -> None:
+    first, second = (plan_of(every_kernel(), ("avx2", "baseline")) for _ in range(2))
+    assert first == second and first.layouts == ("wide", "wide", "narrow")
+
+
+def test_descriptions_survive_in_c() -> None:
+    program = lower(every_kernel())
+    nasty = '"quotes" \\ ?? %s \u00e9 \n end'
+    source = planning.make_plan(program, precision="fp32", description=nasty, isas=("baseline",)).source
+    text = "".join(line.strip().strip('"') for line in source.split("description[] =")[1].split(";")[0].splitlines())
+    assert text.encode().decode("unicode_escape").encode("latin-1").decode() == nasty

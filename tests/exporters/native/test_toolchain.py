@@ -1,0 +1,154 @@
+"""toolchain.py: which compiler, for which processor, and what is said where there is none."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import cnet_deploy as cd
+from cnet_deploy.errors import InputRefused, Unavailable
+from cnet_deploy.exporters.native import toolchain
+from cnet_deploy.exporters.native.toolchain import find_compiler, host_isas, host_machine, resolve
+from cnet_deploy.lowering import lower
+from cnet_deploy.sessions.native import open_file
+from tests.builders import TINY
+from tests.exporters.native.helpers import drive, driver, exact, images_for, isas, library, network
+
+x86_only = pytest.mark.skipif(host_machine() != "x86_64", reason="targets of x86")
+
+
+@x86_only
+def test_targets() -> None:
+    assert resolve(None, "fp32").isas == ("avx512", "avx2", "baseline")
+    assert resolve(None, "bf16").isas == ("avx512_bf16", "avx2", "baseline")
+    assert resolve("x86-64-v3", "fp32").isas == ("avx2",)
+    assert resolve("x86-64-v4", "bf16").isas == ("avx512_bf16", "avx512")
+    assert resolve("aarch64", "bf16") == toolchain.Target("aarch64", ("neon",))
+    assert resolve("host", "fp32").isas == (isas()[0],) and resolve("host", "bf16").isas == (isas("bf16")[0],)
+    with pytest.raises(InputRefused, match=r"no processor is called 'z80' here; expected one of host, x86-64-v3"):
+        resolve("z80", "fp32")
+
+
+def test_host_isas_agree_with_the_library(tmp_path: Path) -> None:
+    """Python reads /proc/cpuinfo, the library asks the processor."""
+    path = cd.export(network(TINY), "native", tmp_path / "m.so").path
+    with open_file(path, device="cpu", threads=1) as session:
+        assert session.isa == isas()[0]
+    assert host_isas()[-1] == "baseline"
+
+
+def test_cxx_comes_first(monkeypatch: pytest.MonkeyPatch, system_tool: Callable[[str], str]) -> None:
+    assert "g++" in find_compiler(host_machine()).command[0]
+    monkeypatch.setenv("CXX", f"{system_tool('clang++')} -pipe")
+    compiler = find_compiler(host_machine())
+    assert compiler.command[1:] == ("-pipe",) and "clang" in compiler.version
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_clang_compiles_the_same_network(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system_tool: Callable[[str], str]
+) -> None:
+    monkeypatch.setenv("CXX", system_tool("clang++"))
+    model = network(TINY)
+    done = cd.export(model, "native", tmp_path / "m.so", precision=precision, tolerance=1)
+    assert "clang" in done.manifest.details["compiler"]
+    images = images_for(model, 2)
+    expected = exact(model, images)
+    for isa in isas(precision):
+        with open_file(done.path, device="cpu", threads=2, isa=isa) as session:
+            error = abs(session.run(images) - expected).max() / abs(expected).max()
+            assert error <= (1e-5 if precision == "fp32" else 3e-2)
+
+
+@pytest.mark.parametrize(
+    ("cxx", "message"),
+    [
+        ("/no/such/compiler", r"\$CXX is '/no/such/compiler', which does not run as a C\+\+ compiler; correct or unset it, or install one"),
+        ("false", r"which does not run as a C\+\+ compiler"),
+        ("aarch64-linux-gnu-g++", r"\$CXX \(aarch64-linux-gnu-g\+\+\) compiles for aarch64; expected x86_64"),
+    ],
+)
+@x86_only
+def test_a_cxx_that_is_none(cxx: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", cxx)
+    with pytest.raises(Unavailable, match=message):
+        find_compiler("x86_64")
+
+
+def test_no_compiler_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(Unavailable, match=r"a C\+\+ compiler is not to be found; install one \(Debian: apt-get install g\+\+\)"):
+        find_compiler(host_machine())
+    with pytest.raises(Unavailable, match=r"a C\+\+ compiler for riscv64 \(riscv64-linux-gnu-g\+\+\) is not to be found"):
+        find_compiler("riscv64")
+
+
+def test_a_compiler_that_fails_is_quoted_and_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "broken-g++"
+    broken.write_text(
+        f"#!/bin/sh\ncase $1 in --version) echo broken 1.0;; -dumpmachine) echo {host_machine()}-linux-gnu;;"
+        ' *) echo "kernels.cpp:1: error: this is no compiler" >&2; exit 1;; esac\n'
+    )
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    (tmp_path / "m.so").write_bytes(b"old")
+    with pytest.raises(Unavailable, match=r"error: this is no compiler; expected GCC 9 or Clang 12 and newer"):
+        cd.export(network(TINY), "native", tmp_path / "m.so")
+    assert (tmp_path / "m.so").read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken-g++", "m.so"]
+
+
+def test_the_same_network_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network(TINY)
+    first = cd.export(model, "native", tmp_path / "a.so", cpu="host").path.read_bytes()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))  # compiled again
+    assert cd.export(model, "native", tmp_path / "b.so", cpu="host").path.read_bytes() == first
+    assert list((tmp_path / "elsewhere" / "cnet-deploy" / "native").glob("*.o"))
+    for place in (os.fspath(tmp_path), str(toolchain.SOURCES), str(Path.home())):
+        assert place.encode() not in first
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert cd.export(network(TINY), "native", tmp_path / "m.so", cpu="host").path.exists()
+
+
+@pytest.mark.slow
+def test_the_compiler_from_pypi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system_tool: Callable[[str], str]) -> None:
+    """ziglang, with nothing of the system's on the path: for this machine and for another."""
+    pytest.importorskip("ziglang", reason="needs the extra: cnet-deploy[compiler]")
+    model = network(TINY)
+    (tmp_path / "empty").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path / "empty"))
+        path = cd.export(model, "native", tmp_path / "m.so").path
+        assert find_compiler(host_machine()).command[:2] == (sys.executable, "-m")
+        other = library(model, tmp_path / "other.so", ("neon",), machine="aarch64")
+    images = images_for(model, 1)
+    expected = exact(model, images)
+    for isa in isas():
+        with open_file(path, device="cpu", threads=2, isa=isa) as session:
+            assert abs(session.run(images) - expected).max() <= 1e-5 * abs(expected).max()
+    images.tofile(tmp_path / "images")
+    system_tool("aarch64-linux-gnu-gcc")
+    program = driver(tmp_path / "driver", other, compiler=("aarch64-linux-gnu-gcc",))
+    under = (system_tool("qemu-aarch64"), "-L", "/usr/aarch64-linux-gnu")
+    done = drive(program, "run", "best", 1, 1, 3072, 10, tmp_path / "images", tmp_path / "logits", under=under)
+    assert (done.returncode, done.stdout.strip()) == (0, "neon"), done.stderr
+
+
+def test_only_the_family_is_compiled() -> None:
+    from cnet_deploy.exporters.native import write
+    from cnet_deploy.models import build_named
+
+    with pytest.raises(InputRefused, match="only CondenseNet, DenseNet and their kin are compiled"):
+        write(build_named("resnet-18"), Path("never.so"))
+    with pytest.raises(InputRefused, match="precision 'int8'; expected one of fp32, bf16"):
+        write(lower(network(TINY)), Path("never.so"), precision="int8")

@@ -1,0 +1,254 @@
+"""sessions/native.py: a library is code, so what opens it is careful."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cnet_deploy as cd
+from cnet_deploy.errors import InputRefused, Unavailable
+from cnet_deploy.files import digest
+from cnet_deploy.models import DenselyConnected, build_random
+from cnet_deploy.sessions import native
+from cnet_deploy.sessions.native import NativeSession, open_file
+
+
+@pytest.fixture(scope="module")
+def made(converted: DenselyConnected, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cd.export(converted, "native", tmp_path_factory.mktemp("native") / "model.so").path
+
+
+@pytest.fixture
+def pair(made: Path, tmp_path: Path) -> Path:
+    """A copy of the artifact and its manifest, to be spoiled."""
+    for suffix in ("", ".json"):
+        shutil.copy(f"{made}{suffix}", tmp_path / f"model.so{suffix}")
+    return tmp_path / "model.so"
+
+
+def images(batch: int = 2) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.random.default_rng(0).standard_normal((batch, 3, 32, 32), np.float32)
+
+
+def change_manifest(path: Path, **changes: Any) -> None:
+    place = path.with_name(path.name + ".json")
+    place.write_text(json.dumps({**json.loads(place.read_text()), **changes}))
+
+
+def test_what_a_session_tells(made: Path, converted: DenselyConnected) -> None:
+    with cd.open_session(made, threads=2) as session:
+        assert isinstance(session, NativeSession)
+        assert (session.backend, session.device, session.precision, session.threads) == ("native", "cpu", "fp32", 2)
+        assert session.input_shape == (None, 3, 32, 32) and session.classes == 10
+        assert session.architecture == converted.architecture and session.preprocessing == converted.preprocessing
+        assert session.manifest is not None and session.manifest.target == "native"
+        assert session.isa in session.manifest.details["isas"]
+    session.close()
+    with pytest.raises(InputRefused, match="the session was closed"):
+        session.run(images())
+
+
+def test_shape_type_and_layout_of_a_batch(made: Path) -> None:
+    with open_file(made, device="cpu", threads=1) as session:
+        expected = session.run(images())
+        spread = np.zeros((2, 3, 32, 64), np.float32)
+        spread[..., ::2] = images()
+        assert np.array_equal(session.run(spread[..., ::2]), expected)
+        assert np.array_equal(session.run(np.asfortranarray(images())), expected)
+        readonly = images()
+        readonly.flags.writeable = False
+        assert np.array_equal(session.run(readonly), expected)
+        for wrong in (images()[0], images().astype(np.float64), images()[:, :2], images()[:0], images()[..., :31], images().tolist()):
+            with pytest.raises(InputRefused, match=r"batch is .*; expected float32 \[N, 3, 32, 32\]"):
+                session.run(wrong)  # type: ignore[arg-type]
+        one = np.concatenate([session.run(image[None]) for image in images(9)])
+        assert np.array_equal(session.run(images(9)), one)
+
+
+def test_the_interpreter_goes_on_meanwhile(made: Path) -> None:
+    """While one thread is inside the library, another runs Python."""
+    with open_file(made, device="cpu", threads=1) as session:
+        big = images(2000)
+        session.run(images())
+        inside = threading.Thread(target=session.run, args=(big,))
+        inside.start()
+        turns = 0
+        while inside.is_alive():
+            turns += 1
+            time.sleep(0.0005)
+        inside.join()
+    assert turns > 20  # some 0.5 s of work; with the lock held there would be a turn or two
+
+
+def test_many_threads_on_one_session(made: Path) -> None:
+    with open_file(made, device="cpu", threads=2) as session:
+        expected = session.run(images())
+        found: list[Any] = []
+        threads = [threading.Thread(target=lambda: found.append(session.run(images()))) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == 8 and all(np.array_equal(logits, expected) for logits in found)
+
+
+def _run_in_child(session: NativeSession, answers: Any) -> None:
+    try:
+        session.run(images())
+        answers.put("ran")
+    except Unavailable as error:
+        answers.put(str(error))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_session_does_not_cross_a_fork(made: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    with open_file(made, device="cpu", threads=2) as session:
+        session.run(images())
+        child = context.Process(target=_run_in_child, args=(session, answers))
+        child.start()
+        assert "opened before a fork" in answers.get(timeout=60)
+        child.join()
+        session.run(images())
+
+
+def test_sessions_leave_nothing_open(made: Path) -> None:
+    def count() -> tuple[int, int]:
+        return len(list(Path("/proc/self/fd").iterdir())), len(list(Path("/proc/self/task").iterdir()))
+
+    open_file(made, device="cpu", threads=4).close()
+    before = count()
+    for _ in range(20):
+        with open_file(made, device="cpu", threads=4) as session:
+            session.run(images())
+    for _ in range(3):
+        open_file(made, device="cpu", threads=4)  # left to the garbage collector
+    assert count() == before
+
+
+def test_two_networks_of_one_shape_at_once(made: Path, converted: DenselyConnected, tmp_path: Path) -> None:
+    other = cd.export(build_random(converted.architecture, seed=5), "native", tmp_path / "model.so").path
+    with open_file(made, device="cpu", threads=1) as alone:
+        expected = alone.run(images())
+    with open_file(other, device="cpu", threads=1) as first, open_file(made, device="cpu", threads=1) as second:
+        assert np.array_equal(second.run(images()), expected) and not np.array_equal(first.run(images()), expected)
+    with open_file(other, device="cpu", threads=1) as first:
+        assert not np.array_equal(first.run(images()), expected)
+
+
+def test_threads(made: Path) -> None:
+    for threads in (None, 1, 2, 32):
+        with open_file(made, device="cpu", threads=threads) as session:
+            assert session.run(images()).shape == (2, 10)
+    with pytest.raises(InputRefused, match="threads is 33; expected at most 32"):
+        open_file(made, device="cpu", threads=33)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[:-1], lambda d: d[: len(d) // 2], lambda d: d[:5000] + b"\x90" + d[5001:], lambda d: d + b"x"]
+)
+def test_other_bytes_are_never_loaded(pair: Path, damage: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    pair.write_bytes(damage(pair.read_bytes()))
+    monkeypatch.setattr(native, "_Library", lambda _: pytest.fail("it was loaded"))
+    with pytest.raises(InputRefused, match=r"SHA-256 .* but its manifest model.so.json expects"):
+        cd.open_session(pair)
+
+
+def test_a_library_without_manifest_is_refused(pair: Path) -> None:
+    pair.with_name("model.so.json").unlink()
+    with pytest.raises(InputRefused, match="has no manifest model.so.json beside it, and a library is code that would be run unchecked"):
+        cd.open_session(pair)
+
+
+def test_the_bytes_that_were_checked_are_the_ones_that_run(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is swapped after its digest was taken is not what runs."""
+    load = native._Library
+
+    def swap(data: bytes) -> Any:
+        pair.write_bytes(b"something else")
+        return load(data)
+
+    monkeypatch.setattr(native, "_Library", swap)
+    with cd.open_session(pair) as session:
+        assert session.run(images()).shape == (2, 10)
+
+
+def test_without_files_in_memory(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> int:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    with cd.open_session(pair) as session:
+        assert session.run(images()).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": "onnx"}, "its manifest describes no native library"),
+        ({"details": {}}, "its manifest describes no native library"),
+        ({"precision": "bf16"}, "its manifest describes another network than the library itself"),
+        ({"architecture": None}, "its manifest describes another network than the library itself"),
+    ],
+)
+def test_a_manifest_that_lies(pair: Path, changes: dict[str, Any], message: str) -> None:
+    change_manifest(pair, **changes)
+    with pytest.raises(InputRefused, match=message):
+        cd.open_session(pair)
+
+
+def test_a_library_for_another_machine(pair: Path) -> None:
+    change_manifest(pair, details={"machine": "aarch64", "isas": ["neon"]})
+    with pytest.raises(Unavailable, match="is built for aarch64, and this is x86_64"):
+        cd.open_session(pair)
+
+
+@pytest.mark.parametrize("content", [b"not a library at all" * 100, b"\x7fELF" + bytes(4000)])
+def test_what_is_no_library(pair: Path, content: bytes) -> None:
+    pair.write_bytes(content)
+    change_manifest(pair, sha256=digest(content), bytes=len(content))
+    with pytest.raises(InputRefused, match="can't be loaded as a library"):
+        cd.open_session(pair)
+
+
+def test_a_library_of_somebody_else(pair: Path) -> None:
+    import _ctypes
+
+    content = Path(_ctypes.__file__).read_bytes()
+    pair.write_bytes(content)
+    change_manifest(pair, sha256=digest(content), bytes=len(content))
+    with pytest.raises(InputRefused, match="is no library of this tool|can't be loaded as a library"):
+        cd.open_session(pair)
+
+
+def test_what_is_not_there(made: Path) -> None:
+    with pytest.raises(Unavailable, match="native libraries run on the CPU"):
+        cd.open_session(made, device="cuda")
+    with pytest.raises(InputRefused, match=r"model.so: the library carries no code of that name"):
+        open_file(made, device="cpu", threads=1, isa="altivec")
+    with pytest.raises(InputRefused, match="onnxruntime does not open .so"):
+        cd.open_session(made, backend="onnxruntime")
+
+
+def test_inspect_reads_the_manifest_alone(pair: Path, converted: DenselyConnected, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_Library", lambda _: pytest.fail("it was loaded"))
+    found = cd.inspect(pair)
+    assert found.container == "native library" and found.architecture == converted.architecture and found.form == "group-conv"
+    assert "baseline" in found.summary() and found.details["manifest"]["precision"] == "fp32"
+    pair.write_bytes(pair.read_bytes()[:-1])
+    with pytest.raises(InputRefused, match="does not belong together"):
+        cd.inspect(pair)
+    pair.with_name("model.so.json").unlink()
+    with pytest.raises(InputRefused, match="has no manifest"):
+        cd.inspect(pair)

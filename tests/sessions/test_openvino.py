@@ -1,0 +1,35 @@
+"""sessions/openvino.py: the peer agrees with the others, where it is installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cnet_deploy as cd
+from cnet_deploy.errors import InputRefused, Unavailable
+from cnet_deploy.sessions import installed
+
+pytest.importorskip("openvino", reason="needs the extra: cnet-deploy[openvino]")
+
+
+def test_agrees_with_onnxruntime(onnx_path: Path) -> None:
+    batch = np.random.default_rng(0).standard_normal((3, 3, 32, 32), np.float32)
+    with cd.open_session(onnx_path) as expected, cd.open_session(onnx_path, backend="openvino", threads=1) as session:
+        assert session.backend == "openvino" and session.input_shape == expected.input_shape and session.classes == 10
+        reference = expected.run(batch)
+        assert np.abs(session.run(batch) - reference).max() <= 1e-5 * np.abs(reference).max()
+        with pytest.raises(InputRefused, match="batch is"):
+            session.run(batch[0])
+    with pytest.raises(InputRefused, match="closed"):
+        session.run(batch)
+
+
+def test_refusals(onnx_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(onnx_path.read_bytes()[:1000])
+    with pytest.raises(InputRefused, match="openvino can't load it"):
+        cd.open_session(tmp_path / "bad.onnx", backend="openvino")
+    with pytest.raises(Unavailable, match="expected device 'cpu'"):
+        cd.open_session(onnx_path, backend="openvino", device="cuda")
+    assert "openvino" in installed()
