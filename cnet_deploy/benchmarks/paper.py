@@ -19,7 +19,7 @@ from cnet_deploy.files import check_input
 from cnet_deploy.models import NAMES, build_named
 from cnet_deploy.models.baselines import BASELINES, INPUT_SIZE
 from cnet_deploy.models.counting import count
-from cnet_deploy.sessions import BACKENDS, backend_of, installed
+from cnet_deploy.sessions import BACKENDS, PEERS, backend_of
 
 FORMAT_VERSION = 1
 
@@ -133,11 +133,11 @@ def bench(
     steps there will be. Raises InputRefused for what can't be measured before anything is.
     """
     settings = settings or Settings()
-    known = tuple(backends) or tuple(reversed(installed()))
+    known = tuple(backends) or tuple(name for name in reversed(BACKENDS) if name not in PEERS)
     if wrong := [name for name in known if name not in BACKENDS]:
         raise InputRefused(f"no backend is called {wrong[0]!r}; expected some of {', '.join(BACKENDS)}")
     names = list(dict.fromkeys(models)) or [row.model for row in PAPER]
-    plan = {name: _backends_of_network(name, backends, known) if name in NAMES else _backends_of_file(name, backends) for name in names}
+    plan = {name: _backends_of_network(name, known) if name in NAMES else _backends_of_file(name, backends) for name in names}
     total(len(names) + steps(sum(map(len, plan.values())), settings))
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="cnet-deploy-bench-") as folder:
@@ -161,6 +161,8 @@ def _prepared(name: str, backend: str, threads: int, folder: Path) -> Result:
     if target is None:  # nothing is exported for this backend: it runs the network itself
         return Result(Cell(name, NAMED_CELL + name, backend, threads))
     cell = Cell(name, str(folder / f"{name}{SUFFIXES[target]}"), backend, threads)
+    if Path(cell.model).exists():  # made for another backend
+        return Result(cell)
     try:
         export(build_named(name), target, cell.model)
     except CnetDeployError as error:
@@ -173,9 +175,9 @@ def _target_of(backend: str) -> str | None:
     return next((target for target, suffix in SUFFIXES.items() if suffix in BACKENDS[backend]), None)
 
 
-def _backends_of_network(name: str, wanted: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
-    """All that are wanted; by default, those that run it."""
-    return known if wanted else tuple(b for b in known if name not in BASELINES or _target_of(b) not in FAMILY_ONLY)
+def _backends_of_network(name: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that run it; if none does, all the same, for the reason to be shown."""
+    return tuple(b for b in known if name not in BASELINES or _target_of(b) not in FAMILY_ONLY) or known
 
 
 def _row(name: str, results: list[Result]) -> Row:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from pathlib import Path
 
 from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.files import check_input
 from cnet_deploy.sessions.base import Binding, Session
 
-__all__ = ["BACKENDS", "Binding", "Session", "backend_of", "installed", "open_session"]
+__all__ = ["BACKENDS", "Binding", "Session", "PEERS", "backend_of", "open_session"]
 
 # Which backend opens which suffix, in the order of preference. A backend is a module of this package with ``open_file``.
 BACKENDS: dict[str, tuple[str, ...]] = {
@@ -20,13 +19,8 @@ BACKENDS: dict[str, tuple[str, ...]] = {
     "torch": (".safetensors", ".tar", ".pth", ".pt"),
 }
 
-# Backends that are there to be compared with: left out where their package is not installed, unless they are asked for.
-PEERS = ("openvino",)
-
-
-def installed() -> tuple[str, ...]:
-    """All backends but the peers that are not here."""
-    return tuple(name for name in BACKENDS if name not in PEERS or importlib.util.find_spec(name))
+# Backends that are there to be compared with, and used where they are asked for by name.
+PEERS = frozenset({"openvino"})
 
 
 def backend_of(path: Path | str) -> str:

@@ -11,6 +11,7 @@ from cnet_deploy.exporters.native.packing import LINE, padded
 from cnet_deploy.program import DenseLayer, Program, Transition
 
 MAX_OFFSET = (1 << 31) - 1  # in floats, of a plane from the first of its map
+WHOLE_AREA = 1100  # of a map of which several threads do one convolution after the other
 NARROW_LEAST, NARROW_AREA = 4, 400  # a row that has a tile; a map whose buffer stays near
 
 
@@ -35,6 +36,14 @@ class Block:
         """Floats of a plane: rows, what a last vector spills, and an odd number of cache lines."""
         lines = padded(self.size[0] * self.pitch, LINE) // LINE + 1
         return (lines | 1) * LINE
+
+    @property
+    def whole(self) -> int:
+        """Floats a plane of the shared buffer, zeros around the map included; 0 for maps that threads do strip by strip."""
+        floats = self.size[0] * self.pitch
+        if self.layout == "narrow" or floats > WHOLE_AREA:
+            return 0
+        return (padded(floats + 2 * self.pitch + 8 * LINE, LINE) // LINE | 1) * LINE
 
     @property
     def middle_channels(self) -> int:

@@ -52,26 +52,26 @@ def make_plan(program: Program, *, precision: str, description: str, isas: Seque
     stem = _stem(program.stem, data)
     lines: list[str] = []
     layers: list[str] = []
-    transposed = 0
+    between = 0
     for block in blocks:
         first = len(layers)
         for layer in block.layers:
             pack = _wide_layer if block.layout == "wide" else _narrow_layer
             text, floats = pack(layer, block, data, paired)
             layers.append(text)
-            transposed = max(transposed, floats)
+            between = max(between, floats)
         none = _struct(*[0] * 10)
         conv = block.transition.pointwise if block.transition else None
         transition = none if conv is None else _transition(conv, block, data, paired)
         lines.append(
             _struct(
-                *block.size, block.pitch, block.channels, block.plane, block.map, f"Layout::{block.layout}", first, len(layers),
+                *block.size, block.pitch, block.channels, block.plane, block.map, f"Layout::{block.layout}", block.whole, first, len(layers),
                 block.middle_channels, block.middle, transition,
             )
         )  # fmt: skip
     head = _head(program.head, program.pool, blocks[-1], data)
     height, width = program.architecture.input_size
-    top = _struct(height, width, stem, head, len(blocks), "blocks", "layers", activations, transposed, "cnet_data", "description")
+    top = _struct(height, width, stem, head, len(blocks), "blocks", "layers", activations, between, "cnet_data", "description")
     return Plan(_source(lines, layers, top, description, isas), data.tobytes(), tuple(block.layout for block in blocks))
 
 
@@ -92,7 +92,7 @@ def _wide_layer(layer: DenseLayer, block: Block, data: Data, paired: bool) -> tu
         for h in range(layer.groups)
     ]
     second = _struct(layer.groups, len(path.sources[0]), outputs, outputs, 0, data.add(np.concatenate(weights)))
-    return _struct(first, second, conv.in_channels), 0
+    return _struct(first, second, conv.in_channels), (layer.groups * len(path.sources[0]) + 1) * block.whole
 
 
 def _transition(conv: Pointwise, block: Block, data: Data, paired: bool) -> str:

@@ -55,9 +55,9 @@ size_t rounded(size_t n, size_t to) { return (n + to - 1) / to * to; }
 bool allocate(cnet_model &m, int threads) {
     Memory &memory = m.memory;
     memory.scratch_floats = m.kernels->scratch_floats(plan);
-    const size_t floats[] = {(size_t)plan.activations, (size_t)plan.transposed, (size_t)plan.head.features,
+    const size_t floats[] = {(size_t)plan.activations, (size_t)plan.between, (size_t)plan.head.features,
                              (size_t)memory.scratch_floats * (size_t)threads};
-    float **const pieces[] = {&memory.activations, &memory.transposed, &memory.features, &memory.scratch};
+    float **const pieces[] = {&memory.activations, &memory.between, &memory.features, &memory.scratch};
 #ifdef CNET_DEBUG
     for (int i = 0; i < 4; i++) {
         void *piece = nullptr;
@@ -83,7 +83,7 @@ bool allocate(cnet_model &m, int threads) {
 void free_memory(cnet_model &m) {
 #ifdef CNET_DEBUG
     free(m.memory.activations);
-    free(m.memory.transposed);
+    free(m.memory.between);
     free(m.memory.features);
     free(m.memory.scratch);
 #else

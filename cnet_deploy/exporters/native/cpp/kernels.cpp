@@ -52,12 +52,15 @@ static void run(const Plan &plan, const Memory &memory, Member &m, const float *
         float *map = memory.activations + b.map;
         for (int j = b.first_layer; j < b.last_layer; j++) {
             const Layer &l = plan.layer[j];
-            if (b.layout == Layout::wide) {
+            if (b.layout == Layout::wide && goes_whole(b, shares)) {
+                phase(m, [&](int share) { whole_pointwise(plan.data, b, l, map, memory.between, share, shares); });
+                phase(m, [&](int share) { whole_conv3x3(plan.data, b, l, map, memory.between, share, shares); });
+            } else if (b.layout == Layout::wide) {
                 phase(m, [&](int share) { layer_wide(plan.data, b, l, map, scratch, share, shares); });
             } else {
-                phase(m, [&](int share) { pointwise_narrow(plan.data, b, l.first, map, scratch, memory.transposed, share, shares); });
+                phase(m, [&](int share) { pointwise_narrow(plan.data, b, l.first, map, scratch, memory.between, share, shares); });
                 phase(m, [&](int share) {
-                    conv3x3_narrow(plan.data, b, l.second, memory.transposed, map + l.channels * b.plane, share, shares);
+                    conv3x3_narrow(plan.data, b, l.second, memory.between, map + l.channels * b.plane, share, shares);
                 });
             }
         }

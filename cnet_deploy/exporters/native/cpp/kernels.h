@@ -9,7 +9,7 @@ namespace cnet {
 // Memory of a handle, all of it allocated at once.
 struct Memory {
     float *activations;  // the maps of all blocks
-    float *transposed;   // between the convolutions of a narrow layer
+    float *between;      // what all threads share between the two convolutions of a layer
     float *features;     // before the classifier
     float *scratch;      // a piece for each thread
     int64_t scratch_floats;

@@ -84,5 +84,33 @@ static void layer_wide(const float *data, const Block &b, const Layer &l, float 
     }
 }
 
+// Several threads on a small map: strips of few rows would compute much twice. So the 1x1 of the whole map comes first, into a buffer
+// that all share, and the 3x3 after one more meeting.
+CNET_INLINE bool goes_whole(const Block &b, int shares) { return shares > 1 && b.whole > 0; }
+CNET_INLINE int64_t whole_origin(const Block &b) { return -round_up(b.pitch + 1, line); }
+
+static void whole_pointwise(const float *data, const Block &b, const Layer &l, const float *map, float *between, int share, int shares) {
+    const int64_t all = (int64_t)b.height * b.pitch, origin = whole_origin(b), planes = (int64_t)l.second.groups * l.second.inputs;
+    const Range strip = share_of(round_up(all, lanes) / lanes, share, shares), mine = share_of(planes, share, shares);
+    const int64_t from = strip.begin * lanes, to = strip.end * lanes;
+    pointwise_wide<paired>(data, l.first, map, from, strip.end - strip.begin, 0.0f, between + (from - origin), b.whole);
+    for (int64_t gap = greater(from - b.width + b.pitch - 1, 0) / b.pitch * b.pitch + b.width; gap < to; gap += b.pitch)
+        for (int64_t i = 0; i < planes; i++) between[i * b.whole + gap - origin] = 0;
+    // What is above the map; what is below it is left of the last strip by its own share, since the 1x1 writes there.
+    zero_planes(between + mine.begin * b.whole, mine.end - mine.begin, b.whole, 0, -origin);
+    if (share + 1 == shares) zero_planes(between, planes, b.whole, all - origin, all + b.pitch + 1 + 2 * lanes - origin);
+}
+
+static void whole_conv3x3(const float *data, const Block &b, const Layer &l, float *map, const float *between, int share, int shares) {
+    const Steps s = steps_of(b, l.second);
+    const int64_t all = (int64_t)b.height * b.pitch, computable = round_up(all, lanes);
+    const int64_t units = s.by_rows ? all / s.unit : computable / s.unit;
+    const Range strip = share_of(units, share, shares);
+    if (strip.begin == strip.end) return;
+    const int64_t end = strip.end < units ? strip.end * s.unit : s.by_rows ? all : computable;
+    conv3x3_wide(data, l.second, between - whole_origin(b), b.whole, b.pitch, strip.begin * s.unit, end, s.by_rows,
+                 map + (int64_t)l.channels * b.plane, b.plane);
+}
+
 }  // namespace CNET_ISA
 }  // namespace cnet

@@ -52,6 +52,7 @@ struct Block {
     int64_t plane;     // floats from plane to plane
     int64_t map;       // where the map lies among the activations, in floats
     Layout layout;
+    int64_t whole;     // floats a plane in `between`, where several threads do a wide layer in two phases; 0 where they never do
     int32_t first_layer, last_layer;  // [first, last)
     int32_t middle_channels;          // of the 1x1 in the transition after it; 0 if there is none
     int64_t middle;                   // where the transition's 1x1 leaves its planes
@@ -79,7 +80,7 @@ struct Plan {
     const Block *block;
     const Layer *layer;
     int64_t activations;  // floats of all maps
-    int64_t transposed;   // floats of the buffer between the two convolutions of a narrow layer, which all threads share
+    int64_t between;      // floats of the buffer between the two convolutions of a layer that all threads share
     const float *data;
     const char *description;  // JSON
 };
