@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,13 +25,17 @@ NAMED = "name:"  # before the name of a network, where a cell's model is no file
 
 @dataclass(frozen=True)
 class Cell:
-    """What is measured: a model (a file, or ``name:`` and a network's name) on a backend, with its threads and batch."""
+    """What is measured: a model (a file, or ``name:`` and a network's name) on a backend, with its threads and batch.
+
+    ``options`` are the backend's own (see ``open_session``).
+    """
 
     label: str
     model: str
     backend: str
     threads: int
     batch: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -101,7 +105,7 @@ def measure(cells: Sequence[Cell], settings: Settings, progress: Callable[[str],
         for number, result in enumerate(results):
             progress(f"open {result.cell.label} on {result.cell.backend}")
             workers[number] = stack.enter_context(_worker(result.cell))
-            answer = workers[number].ask({key: getattr(result.cell, key) for key in ("model", "backend", "threads", "batch")})
+            answer = workers[number].ask({key: getattr(result.cell, key) for key in ("model", "backend", "threads", "batch", "options")})
             result.fail(answer)
             result.open_seconds, result.batch = answer.get("open_seconds"), answer.get("batch", result.batch)
         for turn in range(settings.rounds + 1):

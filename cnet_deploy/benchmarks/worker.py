@@ -41,9 +41,9 @@ def main() -> None:
 class OpenCell:
     """A session with a batch bound to it."""
 
-    def __init__(self, model: str, backend: str, threads: int, batch: int) -> None:
+    def __init__(self, model: str, backend: str, threads: int, batch: int, options: dict[str, Any]) -> None:
         start = time.perf_counter()
-        self.session = _open(model, backend, threads)
+        self.session = _open(model, backend, threads, options)
         self.open_seconds = time.perf_counter() - start
         fixed, *shape = self.session.input_shape
         self.batch = fixed or batch
@@ -70,12 +70,12 @@ class OpenCell:
         return round(time.perf_counter() - start, 9)
 
 
-def _open(model: str, backend: str, threads: int) -> Session:
+def _open(model: str, backend: str, threads: int, options: dict[str, Any]) -> Session:
     if model.startswith(NAMED):
         from cnet_deploy.sessions.torch import open_named
 
-        return open_named(model.removeprefix(NAMED), threads=threads)
-    return open_session(model, backend=backend, threads=threads)
+        return open_named(model.removeprefix(NAMED), threads=threads, **options)
+    return open_session(model, backend=backend, threads=threads, **options)
 
 
 def _answer(stream: IO[str], answer: dict[str, Any]) -> None:

@@ -45,6 +45,10 @@ def build_random(architecture: Architecture, seed: int = 0) -> DenselyConnected:
             per_group = module.index.numel() // module.groups
             picks = [np.sort(random.permutation(channels)[:per_group]) for _ in range(module.groups)]
             module.index.copy_(torch.from_numpy(np.concatenate(picks)))
+            # As conversion leaves it: a channel's norm is the same in every group that reads it.
+            for values in (module.norm.weight.data, module.norm.bias.data, module.norm.running_mean, module.norm.running_var):
+                if values is not None:
+                    values.copy_(values[module.index % values.numel()])
     if isinstance(model.classifier, IndexedLinear):
         kept = model.classifier.index.numel()
         model.classifier.index.copy_(torch.from_numpy(np.sort(random.permutation(architecture.features)[:kept])))

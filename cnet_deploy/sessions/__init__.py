@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.files import check_input
@@ -33,10 +34,11 @@ def backend_of(path: Path | str) -> str:
     raise InputRefused(f"{path}: no backend opens the suffix {suffix or '(none)'!r}; expected one of {known}")
 
 
-def open_session(path: Path | str, backend: str | None = None, device: str = "cpu", threads: int | None = None) -> Session:
+def open_session(path: Path | str, backend: str | None = None, device: str = "cpu", threads: int | None = None, **options: Any) -> Session:
     """Open an artifact or a model to run batches: ``with open_session("model.onnx") as session: session.run(batch)``.
 
     ``backend`` None takes the one that fits the suffix; ``threads`` None leaves the number to the backend.
+    ``options`` are the backend's own (native: ``isa``; openvino: ``precision``; torch: ``compiled``).
     Raises InputRefused for a file that can't be opened, Unavailable for a backend or device that is not here.
     """
     path = Path(path)
@@ -51,5 +53,5 @@ def open_session(path: Path | str, backend: str | None = None, device: str = "cp
             f"{path}: {backend} does not open {path.suffix or 'files without a suffix'}; expected {', '.join(BACKENDS[backend])}"
         )
     module = importlib.import_module(f"cnet_deploy.sessions.{backend}")
-    session: Session = module.open_file(path, device=device, threads=threads)
+    session: Session = module.open_file(path, device=device, threads=threads, **options)
     return session

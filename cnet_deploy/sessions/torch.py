@@ -17,7 +17,10 @@ _OWN_CHOICE = torch.get_num_threads()
 
 
 class TorchSession(Session):
-    """A module run eagerly, without gradients. ``threads`` is set for the whole process: torch has one pool."""
+    """A module run eagerly, or ``compiled`` and frozen (weights as constants), without gradients.
+
+    ``threads`` is set for the whole process: torch has one pool.
+    """
 
     backend = "torch"
 
@@ -29,10 +32,11 @@ class TorchSession(Session):
         *,
         device: str = "cpu",
         threads: int | None = None,
+        compiled: bool = False,
     ) -> None:
         if device != "cpu":
             raise Unavailable(f"torch on {device!r} is not supported yet; expected device 'cpu'")
-        self.model: nn.Module = model.eval()
+        self.model: nn.Module = _compiled(model.eval()) if compiled else model.eval()
         self.input_shape = (None, 3, *input_size)
         self.classes = classes
         self.threads = threads
@@ -73,15 +77,26 @@ def from_module(model: DenselyConnected, *, threads: int | None = None) -> Torch
     return TorchSession(model, model.architecture.input_size, model.architecture.classes, threads=threads)
 
 
-def open_named(name: str, *, threads: int | None) -> TorchSession:
+def _compiled(model: nn.Module) -> nn.Module:
+    """The module through ``torch.compile``, with its weights frozen into the code."""
+    import torch._inductor.config as inductor
+
+    inductor.freezing = True
+    model.compile()
+    return model
+
+
+def open_named(name: str, *, threads: int | None, compiled: bool = False) -> TorchSession:
     """A session over a network of the paper, with random weights. Raises InputRefused for an unknown name."""
     network = build_named(name)
     if isinstance(network, DenselyConnected):
-        return from_module(network, threads=threads)
-    return TorchSession(network, INPUT_SIZE, CLASSES, threads=threads)
+        arch = network.architecture
+        return TorchSession(network, arch.input_size, arch.classes, threads=threads, compiled=compiled)
+    return TorchSession(network, INPUT_SIZE, CLASSES, threads=threads, compiled=compiled)
 
 
-def open_file(path: Path, *, device: str, threads: int | None) -> Session:
+def open_file(path: Path, *, device: str, threads: int | None, compiled: bool = False) -> Session:
     """A session over a checkpoint of the family, in the form in which it is stored."""
     model = load(path)
-    return TorchSession(model, model.architecture.input_size, model.architecture.classes, device=device, threads=threads)
+    arch = model.architecture
+    return TorchSession(model, arch.input_size, arch.classes, device=device, threads=threads, compiled=compiled)

@@ -65,8 +65,8 @@ def make_plan(program: Program, *, precision: str, description: str, isas: Seque
         transition = none if conv is None else _transition(conv, block, data, paired)
         lines.append(
             _struct(
-                *block.size, block.pitch, block.channels, block.plane, block.map, f"Layout::{block.layout}", block.whole, first, len(layers),
-                block.middle_channels, block.middle, transition,
+                *block.size, block.pitch, block.channels, block.plane, block.map, f"Layout::{block.layout}", block.whole, first,
+                len(layers), block.middle_channels, block.middle, transition,
             )
         )  # fmt: skip
     head = _head(program.head, program.pool, blocks[-1], data)
