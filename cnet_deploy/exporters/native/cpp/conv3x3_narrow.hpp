@@ -20,8 +20,7 @@ struct RowTile {
     int64_t in_row;          // words from row to row
     const int32_t *sources;  // [inputs]
     int inputs;
-    const float *weight;     // [3][inputs][3][stride]
-    int stride;
+    const float *weight;     // [3][inputs][3][TILE]
     int first, last;         // rows of taps that lie on the map: [first, last)
     bool left, right;        // whether the map goes on there
     float *out;              // the tile's first pixel, in the plane of its first output
@@ -29,7 +28,7 @@ struct RowTile {
     int outputs;             // that are stored
 };
 
-template <class V, int VECTORS, int PIXELS>
+template <class V, int TILE, int VECTORS, int PIXELS>
 __attribute__((noinline)) void row_tile(const RowTile &t) {
     using kind = kind_of<V>;
     constexpr int size = kind::size;
@@ -37,13 +36,13 @@ __attribute__((noinline)) void row_tile(const RowTile &t) {
     CNET_UNROLL for (int v = 0; v < VECTORS; v++)
         CNET_UNROLL for (int p = 0; p < PIXELS; p++) sum[v][p] = V{};
     for (int ky = t.first; ky < t.last; ky++) {
-        const float *row = t.in + ky * t.in_row, *w = t.weight + (int64_t)ky * t.inputs * 3 * t.stride;
+        const float *row = t.in + ky * t.in_row, *w = t.weight + (int64_t)ky * t.inputs * 3 * TILE;
         for (int i = 0; i < t.inputs; i++) {
             const float *x = row + t.sources[i];
             V weight[3][VECTORS];
             CNET_UNROLL for (int k = 0; k < 3; k++)
                 CNET_UNROLL for (int v = 0; v < VECTORS; v++) {
-                    weight[k][v] = kind::get(w + k * t.stride + size * v);
+                    weight[k][v] = kind::get(w + k * TILE + size * v);
                     hold(weight[k][v]);
                 }
             if (t.left) {
@@ -62,7 +61,7 @@ __attribute__((noinline)) void row_tile(const RowTile &t) {
                 V b = kind::fill(x[PIXELS * chunk_words]);
                 CNET_UNROLL for (int v = 0; v < VECTORS; v++) sum[v][PIXELS - 1] = multiply_add(sum[v][PIXELS - 1], b, weight[2][v]);
             }
-            w += 3 * t.stride;
+            w += 3 * TILE;
         }
     }
     alignas(64) float turned[PIXELS][VECTORS * size];
@@ -74,14 +73,14 @@ __attribute__((noinline)) void row_tile(const RowTile &t) {
     }
 }
 
-template <class V, int VECTORS, int PIXELS = row_most(VECTORS)>
+template <class V, int TILE, int VECTORS, int PIXELS = row_most(VECTORS)>
 void row_tile_of(int pixels, const RowTile &t) {
-    if (pixels == PIXELS) row_tile<V, VECTORS, PIXELS>(t);
-    else if constexpr (PIXELS > row_least) row_tile_of<V, VECTORS, PIXELS - 1>(pixels, t);
+    if (pixels == PIXELS) row_tile<V, TILE, VECTORS, PIXELS>(t);
+    else if constexpr (PIXELS > row_least) row_tile_of<V, TILE, VECTORS, PIXELS - 1>(pixels, t);
 }
 
 // One row of outputs [o, o + VECTORS * size): in as few pieces as there can be, the last shifted back so that all are of one length.
-template <class V, int VECTORS>
+template <class V, int TILE, int VECTORS>
 void conv3x3_row(RowTile t, int width) {
     constexpr int most = row_most(VECTORS);
     const int pieces = (width + most - 1) / most, pixels = (width + pieces - 1) / pieces;
@@ -93,7 +92,7 @@ void conv3x3_row(RowTile t, int width) {
         t.out = out + from;
         t.left = from > 0;
         t.right = from + pixels < width;
-        row_tile_of<V, VECTORS>(pixels, t);
+        row_tile_of<V, TILE, VECTORS>(pixels, t);
     }
 }
 
@@ -104,34 +103,32 @@ static void conv3x3_narrow(const float *data, const Block &b, const Conv3x3 &c, 
     const Range units = share_of(c.groups * blocks * b.height, share, shares);
     for (int64_t u = units.begin; u < units.end; u++) {
         const int g = (int)(u / (blocks * b.height)), y = (int)(u % b.height);
+        RowTile t;
+        t.in = transposed + (int64_t)(y - 1) * b.width * chunk_words;
+        t.in_row = (int64_t)b.width * chunk_words;
+        t.sources = sources + (int64_t)g * c.inputs;
+        t.inputs = c.inputs;
+        t.first = y == 0;
+        t.last = y + 1 == b.height ? 2 : 3;
+        t.out_plane = b.plane;
         // Stored outputs come in tiles of 32, then 16, then 8; the last unit of a group takes both of the smaller ones.
         int first = (int)(u / b.height % blocks) * 32;
-        for (int rest = (int)lesser(32, c.stored - first); rest > 0;) {
-            const int tile = rest >= 32 ? 32 : rest >= 16 ? 16 : 8;
-            for (int o = 0; o < tile;) {
-                RowTile t;
-                t.in = transposed + (int64_t)(y - 1) * b.width * chunk_words;
-                t.in_row = (int64_t)b.width * chunk_words;
-                t.sources = sources + (int64_t)g * c.inputs;
-                t.inputs = c.inputs;
-                t.weight = data + c.weight + (int64_t)g * c.stored * c.inputs * 9 + (int64_t)first * c.inputs * 9 + o;
-                t.stride = tile;
-                t.first = y == 0;
-                t.last = y + 1 == b.height ? 2 : 3;
+        const int end = (int)lesser(first + 32, c.stored);
+        auto take = [&](auto tile_of, auto kind, auto vectors) {
+            constexpr int tile = decltype(tile_of)::value, n = decltype(vectors)::value, at_once = n * decltype(kind)::size;
+            if (end - first < tile) return;
+            for (int o = 0; o < tile; o += at_once) {
+                t.weight = data + c.weight + ((int64_t)g * c.stored + first) * c.inputs * 9 + o;
                 t.out = out + (int64_t)(g * c.outputs + first + o) * b.plane + (int64_t)y * b.width;
-                t.out_plane = b.plane;
-                auto run = [&](auto vectors, auto kind, int width) {
-                    t.outputs = (int)lesser(width, c.outputs - first - o);
-                    if (t.outputs > 0) conv3x3_row<typename decltype(kind)::type, decltype(vectors)::value>(t, b.width);
-                    o += width;
-                };
-                if (tile - o >= 2 * lanes && registers == 32) run(Constant<2>{}, kind_of<vec>{}, 2 * lanes);
-                else if (tile - o >= lanes) run(Constant<1>{}, kind_of<vec>{}, lanes);
-                else run(Constant<1>{}, kind_of<half>{}, half_lanes);
+                t.outputs = (int)lesser(at_once, c.outputs - first - o);
+                if (t.outputs > 0) conv3x3_row<typename decltype(kind)::type, tile, n>(t, b.width);
             }
             first += tile;
-            rest -= tile;
-        }
+        };
+        constexpr int two = registers == 32 ? 2 : 1;  // vectors of outputs, where there are registers for their weights
+        take(Constant<32>{}, kind_of<vec>{}, Constant<two>{});
+        take(Constant<16>{}, kind_of<vec>{}, Constant<(lanes == 16 ? 1 : two)>{});
+        take(Constant<8>{}, kind_of<half>{}, Constant<(half_lanes == 8 ? 1 : two)>{});
     }
 }
 

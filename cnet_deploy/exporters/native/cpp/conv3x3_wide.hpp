@@ -17,21 +17,20 @@ struct Conv3x3Tile {
     int64_t in_plane;    // floats from input plane to input plane
     int inputs;
     int pitch;           // floats from row to row
-    const float *weight; // [inputs][3][3][stride]
-    int stride;
+    const float *weight; // [inputs][3][3][TILE]
     float *out;          // the tile's first pixel, in the plane of its first output
     int64_t out_plane;
 };
 
-// Stores `last` floats of the last vector, all of the others.
-template <int OUT, int V, int ROWS>
+// OUT outputs of the TILE that stand together in the weights. Stores `last` floats of the last vector, all of the others.
+template <int TILE, int OUT, int V, int ROWS>
 __attribute__((noinline)) void conv3x3_tile(const Conv3x3Tile &t, int last) {
     vec sum[ROWS][OUT][V];
     CNET_UNROLL for (int r = 0; r < ROWS; r++)
         CNET_UNROLL for (int o = 0; o < OUT; o++)
             CNET_UNROLL for (int v = 0; v < V; v++) sum[r][o][v] = vec{};
     const float *plane = t.in - t.pitch - 1, *w = t.weight;
-    const int64_t pitch = t.pitch, stride = t.stride;
+    const int64_t pitch = t.pitch;
     for (int i = 0; i < t.inputs; i++) {
         const float *p = plane;
         CNET_UNROLL for (int y = 0; y < ROWS + 2; y++) {
@@ -46,7 +45,7 @@ __attribute__((noinline)) void conv3x3_tile(const Conv3x3Tile &t, int last) {
                     const int ky = y - r;
                     if (ky >= 0 && ky < 3) {
                         CNET_UNROLL for (int o = 0; o < OUT; o++) {
-                            vec b = broadcast(w[(ky * 3 + kx) * stride + o]);
+                            vec b = broadcast(w[(ky * 3 + kx) * TILE + o]);
                             if (V > 1) hold(b);
                             CNET_UNROLL for (int v = 0; v < V; v++) sum[r][o][v] = multiply_add(sum[r][o][v], x[v], b);
                         }
@@ -56,7 +55,7 @@ __attribute__((noinline)) void conv3x3_tile(const Conv3x3Tile &t, int last) {
             p += pitch;
         }
         plane += t.in_plane;
-        w += 9 * stride;
+        w += 9 * TILE;
     }
     CNET_UNROLL for (int r = 0; r < ROWS; r++)
         CNET_UNROLL for (int o = 0; o < OUT; o++) {
@@ -66,15 +65,15 @@ __attribute__((noinline)) void conv3x3_tile(const Conv3x3Tile &t, int last) {
         }
 }
 
-template <int OUT, int V>
+template <int TILE, int OUT, int V>
 void conv3x3_flat(Conv3x3Tile t, int64_t vectors) {
     for (; vectors >= V; vectors -= V) {
-        conv3x3_tile<OUT, V, 1>(t, lanes);
+        conv3x3_tile<TILE, OUT, V, 1>(t, lanes);
         t.in += V * lanes;
         t.out += V * lanes;
     }
     if constexpr (V > 1) {
-        if (vectors) conv3x3_flat<OUT, V / 2>(t, vectors);
+        if (vectors) conv3x3_flat<TILE, OUT, V / 2>(t, vectors);
     }
 }
 
@@ -89,7 +88,7 @@ void conv3x3_rows(Conv3x3Tile t, int width) {
         part.in += from * lanes;
         part.out += from * lanes;
         auto run = [&](auto n) {
-            if (to - from == decltype(n)::value) conv3x3_tile<OUT, decltype(n)::value, ROWS>(part, last);
+            if (to - from == decltype(n)::value) conv3x3_tile<OUT, OUT, decltype(n)::value, ROWS>(part, last);
         };
         run(Constant<V>{});
         if constexpr (V > 1) run(Constant<V - 1>{});
@@ -128,7 +127,6 @@ CNET_INLINE void conv3x3_wide(const float *data, const Conv3x3 &c, const float *
                 for (int o = 0; o < tile; o += at_once) {
                     t.in = in + (int64_t)g * c.inputs * in_plane + from;
                     t.weight = weight + (int64_t)done * c.inputs * 9 + o;
-                    t.stride = tile;
                     t.out = out + (int64_t)(g * c.outputs + done + o) * out_plane + from;
                     if constexpr (tile <= 2) {
                         if (by_rows) {
@@ -145,7 +143,7 @@ CNET_INLINE void conv3x3_wide(const float *data, const Conv3x3 &c, const float *
                             continue;
                         }
                     }
-                    conv3x3_flat<at_once, wide_vectors(at_once)>(t, (to - from + lanes - 1) / lanes);
+                    conv3x3_flat<tile, at_once, wide_vectors(at_once)>(t, (to - from + lanes - 1) / lanes);
                 }
             }
         };

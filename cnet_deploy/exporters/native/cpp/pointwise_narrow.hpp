@@ -30,15 +30,15 @@ CNET_INLINE int narrow_pixels(int64_t pixels) {
 
 struct ColumnTile {
     const float *columns;  // [inputs][column]
-    const float *weight;   // [inputs][stride]
-    int stride, inputs;    // inputs in words
+    const float *weight;   // [inputs][TILE]
+    int inputs;            // in words
     const float *bias;
     float *out;            // the tile's first pixel, in the chunk of the first output
     int64_t out_chunk;     // words from chunk to chunk
     int offset;            // of the first output in its chunk
 };
 
-template <int PIXELS, int V>
+template <int TILE, int PIXELS, int V>
 __attribute__((noinline)) void column_tile(const ColumnTile &t) {
     vec sum[V][PIXELS];
     CNET_UNROLL for (int v = 0; v < V; v++) {
@@ -57,7 +57,7 @@ __attribute__((noinline)) void column_tile(const ColumnTile &t) {
             CNET_UNROLL for (int v = 0; v < V; v++) sum[v][p] = multiply_add(sum[v][p], b, weight[v]);
         }
         x += column;
-        w += t.stride;
+        w += TILE;
     }
     CNET_UNROLL for (int v = 0; v < V; v++) {
         const int first = t.offset + lanes * v;
@@ -66,10 +66,10 @@ __attribute__((noinline)) void column_tile(const ColumnTile &t) {
     }
 }
 
-template <int V, int PIXELS = narrow_most>
+template <int TILE, int V, int PIXELS = narrow_most>
 void column_tile_of(int pixels, const ColumnTile &t) {
-    if (pixels == PIXELS) column_tile<PIXELS, V>(t);
-    else if constexpr (PIXELS > narrow_least) column_tile_of<V, PIXELS - 1>(pixels, t);
+    if (pixels == PIXELS) column_tile<TILE, PIXELS, V>(t);
+    else if constexpr (PIXELS > narrow_least) column_tile_of<TILE, V, PIXELS - 1>(pixels, t);
 }
 
 // Gather the inputs of group g into columns: [tiles][inputs][column].
@@ -112,7 +112,6 @@ static void pointwise_narrow(const float *data, const Block &b, const Pointwise 
         const int stored = (int)lesser(32, p.outputs - first), row = g * p.outputs + first;
         ColumnTile t;
         t.columns = columns + j * words * column;
-        t.stride = stored;
         t.inputs = words;
         t.out = transposed + row / chunk * out_chunk + j * pixels * chunk_words;
         t.out_chunk = out_chunk;
@@ -120,8 +119,9 @@ static void pointwise_narrow(const float *data, const Block &b, const Pointwise 
             t.weight = data + p.weight + (int64_t)g * p.outputs * words + (int64_t)first * words + o;
             t.bias = data + p.bias + row + o;
             t.offset = o;
-            if (stored - o >= lanes * narrow_vectors) column_tile_of<narrow_vectors>(pixels, t);
-            else if constexpr (lanes == 16) column_tile_of<1>(pixels, t);
+            // Where a tile of 16 is one vector, it is taken as one; elsewhere both are whole multiples.
+            if (stored == 32) column_tile_of<32, narrow_vectors>(pixels, t);
+            else column_tile_of<16, narrow_vectors * lanes <= 16 ? narrow_vectors : 1>(pixels, t);
         }
     }
 }

@@ -25,8 +25,7 @@ struct PointwiseTile {
     const int32_t *planes;     // of the inputs
     int maxima, inputs;        // inputs with a maximum, inputs in all
     const float *shift;        // of the inputs
-    const float *weight;       // [inputs][stride]
-    int stride;
+    const float *weight;       // [inputs][TILE]
     const float *bias;         // of the outputs
     float floor;               // 0 for a ReLU after it, minus infinity for none
     float *out;                // the tile's first pixel in the target's plane 0
@@ -34,7 +33,7 @@ struct PointwiseTile {
     int64_t plane;             // floats from plane to plane of the target
 };
 
-template <bool MAXIMUM, int OUT, int V, bool PREFETCH>
+template <bool MAXIMUM, int TILE, int OUT, int V, bool PREFETCH>
 CNET_INLINE void take_input(const PointwiseTile &t, int i, vec (&sum)[V][OUT]) {
     vec x[V];
     const float *p = t.map + t.planes[i];
@@ -54,15 +53,16 @@ CNET_INLINE void take_input(const PointwiseTile &t, int i, vec (&sum)[V][OUT]) {
         }
     }
     CNET_UNROLL for (int v = 0; v < V; v++) hold(x[v]);
-    const float *w = t.weight + (int64_t)(i / per_word) * t.stride;
+    const float *w = t.weight + (int64_t)(i / per_word) * TILE;
     CNET_UNROLL for (int o = 0; o < OUT; o++) {
         vec b = broadcast(w[o]);
         CNET_UNROLL for (int v = 0; v < V; v++) sum[v][o] = multiply_add(sum[v][o], x[v], b);
     }
 }
 
+// OUT outputs of the TILE that stand together in the weights: all of them, where registers allow.
 // PAIRS: the target holds pairs of outputs in a word (what a 3x3 in bf16 reads), not planes of floats.
-template <int OUT, int V, bool PREFETCH, bool PAIRS>
+template <int TILE, int OUT, int V, bool PREFETCH, bool PAIRS>
 __attribute__((noinline)) void pointwise_tile(const PointwiseTile &t) {
     vec sum[V][OUT];
     CNET_UNROLL for (int o = 0; o < OUT; o++) {
@@ -70,8 +70,8 @@ __attribute__((noinline)) void pointwise_tile(const PointwiseTile &t) {
         CNET_UNROLL for (int v = 0; v < V; v++) sum[v][o] = b;
     }
     int i = 0;
-    for (; i < t.maxima; i += per_word) take_input<true, OUT, V, PREFETCH>(t, i, sum);
-    for (; i < t.inputs; i += per_word) take_input<false, OUT, V, PREFETCH>(t, i, sum);
+    for (; i < t.maxima; i += per_word) take_input<true, TILE, OUT, V, PREFETCH>(t, i, sum);
+    for (; i < t.inputs; i += per_word) take_input<false, TILE, OUT, V, PREFETCH>(t, i, sum);
     vec floor = broadcast(t.floor);
     constexpr int step = PAIRS ? 2 : 1;
     CNET_UNROLL for (int o = 0; o < OUT; o += step) {
@@ -85,15 +85,15 @@ __attribute__((noinline)) void pointwise_tile(const PointwiseTile &t) {
 }
 
 // `vectors` vectors of pixels, in tiles that become smaller towards the end.
-template <int OUT, int V, bool PREFETCH, bool PAIRS>
+template <int TILE, int OUT, int V, bool PREFETCH, bool PAIRS>
 void pointwise_run(PointwiseTile t, int64_t vectors) {
     for (; vectors >= V; vectors -= V) {
-        pointwise_tile<OUT, V, PREFETCH, PAIRS>(t);
+        pointwise_tile<TILE, OUT, V, PREFETCH, PAIRS>(t);
         t.map += V * lanes;
         t.out += V * lanes;
     }
     if constexpr (V > 1) {
-        if (vectors) pointwise_run<OUT, V / 2, PREFETCH, PAIRS>(t, vectors);
+        if (vectors) pointwise_run<TILE, OUT, V / 2, PREFETCH, PAIRS>(t, vectors);
     }
 }
 
@@ -124,12 +124,11 @@ void pointwise_wide(const float *data, const Pointwise &p, const float *map, int
                     for (int o = 0; o < tile; o += out_at_once) {
                         int64_t row = (int64_t)g * p.outputs + done + o;
                         t.weight = weight + (int64_t)done * (p.inputs / per_word) + o;
-                        t.stride = tile;
                         t.bias = data + p.bias + row;
                         t.target = target + row / pair_of;
                         // The first outputs to come by fetch the next pixels while they compute.
-                        if (done + o == 0) pointwise_run<out_at_once, decltype(vectors_of)::value, true, PAIRS>(t, count);
-                        else pointwise_run<out_at_once, decltype(vectors_of)::value, false, PAIRS>(t, count);
+                        if (done + o == 0) pointwise_run<tile, out_at_once, decltype(vectors_of)::value, true, PAIRS>(t, count);
+                        else pointwise_run<tile, out_at_once, decltype(vectors_of)::value, false, PAIRS>(t, count);
                     }
                 }
             };

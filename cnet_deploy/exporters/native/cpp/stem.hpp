@@ -17,9 +17,8 @@ constexpr int taps = 27, margin = 16;  // floats before and after a parted row, 
 CNET_INLINE int64_t parted_floats(int width) { return round_up(width, line) + 2 * margin + 4 * line; }
 CNET_INLINE int64_t stem_scratch(const Plan &p, const Block &b) { (void)p; return 3 * 3 * 3 * parted_floats(b.width); }
 
-template <int OUT, int V>
-__attribute__((noinline)) void stem_tile(const float *const *tap, int64_t at, const float *weight, int stride, float *out, int64_t plane,
-                                         int last) {
+template <int TILE, int OUT, int V>
+__attribute__((noinline)) void stem_tile(const float *const *tap, int64_t at, const float *weight, float *out, int64_t plane, int last) {
     vec sum[OUT][V];
     CNET_UNROLL for (int o = 0; o < OUT; o++)
         CNET_UNROLL for (int v = 0; v < V; v++) sum[o][v] = vec{};
@@ -30,7 +29,7 @@ __attribute__((noinline)) void stem_tile(const float *const *tap, int64_t at, co
             hold(x[v]);
         }
         CNET_UNROLL for (int o = 0; o < OUT; o++) {
-            vec b = broadcast(weight[i * stride + o]);
+            vec b = broadcast(weight[i * TILE + o]);
             CNET_UNROLL for (int v = 0; v < V; v++) sum[o][v] = sum[o][v] + x[v] * b;
         }
     }
@@ -41,11 +40,11 @@ __attribute__((noinline)) void stem_tile(const float *const *tap, int64_t at, co
     }
 }
 
-template <int OUT, int V>
-void stem_row(const float *const *tap, int from, int width, const float *weight, int stride, float *out, int64_t plane) {
-    for (; width - from >= V * lanes; from += V * lanes) stem_tile<OUT, V>(tap, from, weight, stride, out, plane, lanes);
-    if constexpr (V > 1) stem_row<OUT, V / 2>(tap, from, width, weight, stride, out, plane);
-    else if (from < width) stem_tile<OUT, 1>(tap, from, weight, stride, out, plane, width - from);
+template <int TILE, int OUT, int V>
+void stem_row(const float *const *tap, int from, int width, const float *weight, float *out, int64_t plane) {
+    for (; width - from >= V * lanes; from += V * lanes) stem_tile<TILE, OUT, V>(tap, from, weight, out, plane, lanes);
+    if constexpr (V > 1) stem_row<TILE, OUT, V / 2>(tap, from, width, weight, out, plane);
+    else if (from < width) stem_tile<TILE, OUT, 1>(tap, from, weight, out, plane, width - from);
 }
 
 // to[x] = row[x * stride + remainder] for the pixels that there are; zeros around them.
@@ -101,7 +100,7 @@ static void stem(const Plan &p, const Block &b, const float *image, float *map, 
             constexpr int tile = decltype(outputs)::value, at_once = tile < wide_outputs ? tile : wide_outputs;
             for (; p.stem.channels - done >= tile; done += tile)
                 for (int o = 0; o < tile; o += at_once)
-                    stem_row<at_once, wide_vectors(at_once)>(tap_of, 0, b.width, p.data + p.stem.weight + (int64_t)done * taps + o, tile,
+                    stem_row<tile, at_once, wide_vectors(at_once)>(tap_of, 0, b.width, p.data + p.stem.weight + (int64_t)done * taps + o,
                                                              out + (int64_t)(done + o) * b.plane, b.plane);
         };
         take(Constant<8>{});
