@@ -12,6 +12,8 @@ demo: .venv/ready
 	$(BIN)/cnet-deploy convert examples/reference-cifar10.pth.tar -o $(OUT)/model.safetensors --images examples/cifar10-test-500.bin
 	$(BIN)/cnet-deploy export $(OUT)/model.safetensors --onnx -o $(OUT)/model.onnx
 	$(BIN)/cnet-deploy verify $(OUT)/model.onnx $(OUT)/model.safetensors --images examples/cifar10-test-500.bin
+	$(BIN)/cnet-deploy export $(OUT)/model.safetensors --native -o $(OUT)/model.so
+	$(BIN)/cnet-deploy verify $(OUT)/model.so $(OUT)/model.safetensors --images examples/cifar10-test-500.bin
 	$(BIN)/cnet-deploy bench --json $(OUT)/table.json
 
 test: .venv/ready lint

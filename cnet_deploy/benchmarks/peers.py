@@ -25,9 +25,10 @@ from cnet_deploy.benchmarks.environment import environment
 from cnet_deploy.benchmarks.measure import NAMED as NAMED_CELL
 from cnet_deploy.benchmarks.measure import Cell, Result, Settings, measure
 from cnet_deploy.exporters.native import INCLUDE
-from cnet_deploy.exporters.native.toolchain import find_compiler, host_isas, host_machine
+from cnet_deploy.exporters.native.toolchain import find_compiler
 from cnet_deploy.files import atomic_output, check_output
 from cnet_deploy.lowering import lower
+from cnet_deploy.machine import host_isas, host_machine
 from cnet_deploy.models import build_random
 from cnet_deploy.onnx_graph import build_graph
 from cnet_deploy.rewriting import dense_pointwise

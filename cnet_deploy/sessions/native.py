@@ -7,7 +7,6 @@ import contextlib
 import ctypes
 import json
 import os
-import platform
 import tempfile
 import threading
 import weakref
@@ -21,6 +20,7 @@ from cnet_deploy import manifest
 from cnet_deploy.architecture import Architecture
 from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, printable
 from cnet_deploy.files import read_bytes
+from cnet_deploy.machine import host_machine
 from cnet_deploy.preprocessing import Preprocessing
 from cnet_deploy.sessions.base import Binding, Floats, Session
 
@@ -74,9 +74,9 @@ class NativeSession(Session):
         machine = found.details.get("machine")
         if found.target != "native" or not isinstance(machine, str):
             raise InputRefused(f"{path}: its manifest describes no native library; export the model again")
-        if machine != _machine():
+        if machine != host_machine():
             raise Unavailable(
-                f"{path}: is built for {printable(machine)}, and this is {_machine()}; run it there, or export for this machine"
+                f"{path}: is built for {printable(machine)}, and this is {host_machine()}; run it there, or export for this machine"
             )
         self.manifest = found
         try:
@@ -125,14 +125,12 @@ class NativeSession(Session):
     def bind(self, batch: Floats) -> Binding:
         return _NativeBinding(self, self.check(batch))
 
-    def infer(self, batch: Floats, logits: Floats) -> None:
-        """Run a batch that was checked into ``logits``. Raises InputRefused once the session is closed."""
+    def infer(self, arguments: tuple[int, ...]) -> None:
+        """Run a batch that was checked; ``arguments`` are those of cnet_run. Raises InputRefused once the session is closed."""
         with self._turn:
             if self.closed:
                 raise InputRefused("the session was closed; open it again to run another batch")
-            status = self._calls.cnet_run(
-                self._handle, batch.ctypes.data, batch.size, len(batch), logits.ctypes.data, logits.size
-            )  # fmt: skip
+            status = self._calls.cnet_run(self._handle, *arguments)
         _check(status)
 
     def close(self) -> None:
@@ -145,9 +143,10 @@ class _NativeBinding(Binding):
     def __init__(self, session: NativeSession, batch: Floats) -> None:
         self._session, self._batch = session, batch
         self._logits = np.empty((len(batch), session.classes), np.float32)
+        self._arguments = (batch.ctypes.data, batch.size, len(batch), self._logits.ctypes.data, self._logits.size)
 
     def enqueue(self) -> None:
-        self._session.infer(self._batch, self._logits)
+        self._session.infer(self._arguments)
 
     def result(self) -> Floats:
         return self._logits
@@ -156,11 +155,6 @@ class _NativeBinding(Binding):
 def open_file(path: Path, *, device: str, threads: int | None, isa: str | None = None) -> NativeSession:
     """A session over a library of `export --native`."""
     return NativeSession(path, device=device, threads=threads, isa=isa)
-
-
-def _machine() -> str:
-    machine = platform.machine().lower()
-    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
 
 
 class _Library:

@@ -8,7 +8,7 @@ import pytest
 
 from cnet_deploy.benchmarks.measure import Cell, Settings
 from cnet_deploy.benchmarks.peers import Suite
-from cnet_deploy.exporters.native.toolchain import host_isas
+from cnet_deploy.machine import host_isas
 
 pytest.importorskip("openvino", reason="needs the extra: cnet-deploy[openvino]")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "native" / "classify.c"

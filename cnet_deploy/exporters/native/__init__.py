@@ -10,7 +10,8 @@ from cnet_deploy import __version__
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.exporters import Written
 from cnet_deploy.exporters.native.planning import make_plan
-from cnet_deploy.exporters.native.toolchain import SOURCES, Target, build, find_compiler, host_isas, host_machine, resolve
+from cnet_deploy.exporters.native.toolchain import SOURCES, Target, build, find_compiler, resolve
+from cnet_deploy.machine import host_isas, host_machine
 from cnet_deploy.program import Program
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import importlib.util
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnet_deploy.errors import InputRefused, Unavailable, printable
+from cnet_deploy.machine import host_isas, host_machine
 
 SOURCES = Path(__file__).parent / "cpp"
 TARGETS = ("host", "x86-64-v3", "x86-64-v4", "aarch64")
@@ -93,28 +93,6 @@ def resolve(target: str | None, precision: str) -> Target:
     if target not in choices:
         raise InputRefused(f"no processor is called {printable(target)!r} here; expected one of {', '.join(TARGETS)}")
     return choices[target]
-
-
-def host_machine() -> str:
-    machine = platform.machine().lower()
-    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
-
-
-def host_isas() -> tuple[str, ...]:
-    """The instruction sets of ours that this processor has, the best first."""
-    machine = host_machine()
-    if machine != "x86_64":
-        return ("neon", "baseline") if machine == "aarch64" else ("baseline",)
-    flags: set[str] = set()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("flags"):
-                flags = set(line.partition(":")[2].split())
-                break
-    v3 = {"avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "abm"} <= flags
-    v4 = v3 and {"avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl"} <= flags
-    bf16 = ("avx512_bf16",) if v4 and "avx512_bf16" in flags else ()
-    return (*bf16, *(("avx512",) if v4 else ()), *(("avx2",) if v3 else ()), "baseline")
 
 
 def find_compiler(machine: str) -> Compiler:

@@ -16,8 +16,9 @@ from torch import nn
 from cnet_deploy.architecture import Architecture
 from cnet_deploy.exporters.native import describe
 from cnet_deploy.exporters.native.planning import Plan, make_plan
-from cnet_deploy.exporters.native.toolchain import SOURCES, build, find_compiler, host_isas, host_machine
+from cnet_deploy.exporters.native.toolchain import SOURCES, build, find_compiler
 from cnet_deploy.lowering import lower
+from cnet_deploy.machine import host_isas, host_machine
 from cnet_deploy.models import DenselyConnected, build_random
 from tests.builders import TINY
 

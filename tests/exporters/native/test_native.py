@@ -17,7 +17,8 @@ import cnet_deploy as cd
 from cnet_deploy.architecture import NAMED, Architecture
 from cnet_deploy.data import read_images
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.exporters.native.toolchain import SOURCES, host_machine
+from cnet_deploy.exporters.native.toolchain import SOURCES
+from cnet_deploy.machine import host_machine
 from cnet_deploy.models import build_named
 from cnet_deploy.sessions.native import open_file
 from tests.builders import TINY, VARIETIES

@@ -13,8 +13,9 @@ import pytest
 import cnet_deploy as cd
 from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.exporters.native import toolchain
-from cnet_deploy.exporters.native.toolchain import find_compiler, host_isas, host_machine, resolve
+from cnet_deploy.exporters.native.toolchain import find_compiler, resolve
 from cnet_deploy.lowering import lower
+from cnet_deploy.machine import host_isas, host_machine
 from cnet_deploy.sessions.native import open_file
 from tests.builders import TINY
 from tests.exporters.native.helpers import drive, driver, exact, images_for, isas, library, network

@@ -1,0 +1,30 @@
+"""What processor this is, as compilers and libraries name it."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from pathlib import Path
+
+
+def host_machine() -> str:
+    """The processor family: ``x86_64``, ``aarch64`` …"""
+    machine = platform.machine().lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+
+
+def host_isas() -> tuple[str, ...]:
+    """The instruction sets that native libraries are compiled for and this processor has, the best first."""
+    machine = host_machine()
+    if machine != "x86_64":
+        return ("neon", "baseline") if machine == "aarch64" else ("baseline",)
+    flags: set[str] = set()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("flags"):
+                flags = set(line.partition(":")[2].split())
+                break
+    v3 = {"avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "abm"} <= flags
+    v4 = v3 and {"avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl"} <= flags
+    bf16 = ("avx512_bf16",) if v4 and "avx512_bf16" in flags else ()
+    return (*bf16, *(("avx512",) if v4 else ()), *(("avx2",) if v3 else ()), "baseline")
