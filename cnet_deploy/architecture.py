@@ -102,6 +102,8 @@ class Architecture:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Architecture:
         """The inverse of ``to_dict``. Raises InputRefused for missing, unknown or ill-typed entries."""
+        if not isinstance(values, Mapping):
+            raise InputRefused(f"architecture: {type(values).__name__}; expected named entries")
         try:
             known = {f.name for f in fields(cls)}
             if unknown := sorted(set(values) - known):

@@ -20,8 +20,10 @@ from cnet_deploy.models import NAMES, build_named
 from cnet_deploy.models.baselines import BASELINES, INPUT_SIZE
 from cnet_deploy.models.counting import count
 from cnet_deploy.sessions import BACKENDS, PEERS, backend_of
+from cnet_deploy.sessions.native import MAX_THREADS
 
 FORMAT_VERSION = 1
+OURS = "native"  # which takes no more threads than its interface allows
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,8 @@ def bench(
 
 def _prepared(name: str, backend: str, threads: int, folder: Path) -> Result:
     """A cell whose artifact is there, or the error that kept it from being made: a missing backend is shown in its own cell only."""
+    if backend == OURS:
+        threads = min(threads, MAX_THREADS)
     if name not in NAMES:
         return Result(Cell(name, name, backend, threads))
     target = _target_of(backend)
@@ -204,6 +208,9 @@ def _backends_of_file(path: str, wanted: Sequence[str]) -> tuple[str, ...]:
         raise InputRefused(f"{path}: no such file, and no network of that name; expected a file or one of {', '.join(NAMES)}")
     check_input(path)
     backend = backend_of(path)
-    if wanted and backend not in wanted:
+    if not wanted:
+        return (backend,)
+    fitting = tuple(name for name in wanted if Path(path).suffix in BACKENDS[name])
+    if not fitting:
         raise InputRefused(f"{path}: runs on {backend}, which is not among {', '.join(wanted)}")
-    return (backend,)
+    return fitting

@@ -57,6 +57,7 @@ extern "C" double peak(int threads, double seconds) {
     pthread_t thread[64];
     Task task[64];
     double total = 0;
+    if (threads > 64) return 0;
     for (int i = 0; i < threads; i++) {
         task[i] = {seconds, 0};
         if (pthread_create(&thread[i], nullptr, run, &task[i])) return 0;

@@ -1,4 +1,7 @@
-"""The native library beside its peers, and beside what the processor can do: ``python -m cnet_deploy.benchmarks.peers RESULTS.json``.
+"""The native library beside its peers, and beside what the processor can do.
+
+``python -m cnet_deploy.benchmarks.peers RESULTS.json CLASSIFY.C``: the second file is examples/native/classify.c,
+for the time of a whole process.
 
 Every group of cells is one interleaved run. Ratios are of 10th percentiles: what a runtime does when the machine lets it. onnxruntime
 and OpenVINO get the network as it is and with dense 1x1 convolutions (rewriting.py), and the better of the two counts.
@@ -24,6 +27,7 @@ from cnet_deploy.architecture import NAMED, Architecture
 from cnet_deploy.benchmarks.environment import environment
 from cnet_deploy.benchmarks.measure import NAMED as NAMED_CELL
 from cnet_deploy.benchmarks.measure import Cell, Result, Settings, measure
+from cnet_deploy.errors import CnetDeployError
 from cnet_deploy.exporters.native import INCLUDE
 from cnet_deploy.exporters.native.toolchain import find_compiler
 from cnet_deploy.files import atomic_output, check_output
@@ -32,6 +36,7 @@ from cnet_deploy.machine import host_isas, host_machine
 from cnet_deploy.models import build_random
 from cnet_deploy.onnx_graph import build_graph
 from cnet_deploy.rewriting import dense_pointwise
+from cnet_deploy.sessions.native import MAX_THREADS
 
 FORMAT_VERSION = 1
 IMAGENET = ("condensenet-74-g4", "condensenet-74-g8")
@@ -109,6 +114,10 @@ class Suite:
         before = max(peak(threads, 0.2) for _ in range(3))
         (result,) = measure([Cell(isa, path, "native", threads, 1, {"isa": isa})], self.settings)
         most = max(before, *(peak(threads, 0.2) for _ in range(3)))
+        if not result.samples:
+            self.results.append({"what": "utilisation", "network": name, "isa": isa, "threads": threads, "cells": [_entry(result)]})
+            self.say(f"{name}, {isa}, {threads} thread(s): {result.error}")
+            return
         best = min(result.samples)
         share = NAMED[name].macs / best / 1e9 / most
         facts = {"network": name, "isa": isa, "threads": threads, "peak_gmacs": most, "best_seconds": best, "share_of_peak": share}
@@ -118,7 +127,7 @@ class Suite:
     def busy_core(self, name: str) -> None:
         """All threads while another process keeps the last core busy: the 99th percentile beside the median."""
         cores = sorted(os.sched_getaffinity(0))
-        cell = Cell(OURS, self.artifacts(name)["native"], "native", len(cores))
+        cell = Cell(OURS, self.artifacts(name)["native"], "native", min(len(cores), MAX_THREADS))
         load = subprocess.Popen(
             [sys.executable, "-c", f"import os\nos.sched_setaffinity(0, {{{cores[-1]}}})\nwhile True: pass"], stdin=subprocess.DEVNULL
         )
@@ -127,6 +136,10 @@ class Suite:
         finally:
             load.kill()
             load.wait()
+        if not result.samples:
+            self.results.append({"what": "busy core", "network": name, "cells": [_entry(result)]})
+            self.say(f"{name}, one core busy: {result.error}")
+            return
         median, p99 = (float(np.percentile(result.samples, q)) for q in (50, 99))
         self.results.append({"what": "busy core", "network": name, "median": median, "p99": p99, "cells": [_entry(result)]})
         self.say(f"{name}, one of {len(cores)} cores busy: median {median * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms, {p99 / median:.1f} times")
@@ -191,7 +204,7 @@ def _peak(isa: str, folder: Path) -> Callable[[int, float], float]:
 def main(output: Path, program: Path, say: Say = print) -> None:
     """The whole suite: some twenty minutes. ``program`` is examples/native/classify.c."""
     check_output(output)
-    cores = len(os.sched_getaffinity(0))
+    cores = min(len(os.sched_getaffinity(0)), MAX_THREADS)
     fast = [isa for isa in host_isas() if isa in ("avx512", "avx2", "neon")]
     with tempfile.TemporaryDirectory(prefix="cnet-deploy-peers-") as folder:
         suite = Suite(Path(folder), say)
@@ -214,4 +227,10 @@ def main(output: Path, program: Path, say: Say = print) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m cnet_deploy.benchmarks.peers RESULTS.json examples/native/classify.c")
+    try:
+        main(Path(sys.argv[1]), Path(sys.argv[2]))
+    except CnetDeployError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -10,7 +10,6 @@ import os
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +87,8 @@ class NativeSession(Session):
         library = _Library(data)
         handle = _POINTER()
         self._close = weakref.finalize(self, library.close, handle)
+        self._close.atexit = False  # a daemon thread may be inside still, and the end of the process frees everything
+        self._process = os.getpid()
         self._calls, self._handle, self._turn = library.calls, handle, threading.Lock()
         try:
             self._describe()
@@ -127,6 +128,8 @@ class NativeSession(Session):
 
     def infer(self, arguments: tuple[int, ...]) -> None:
         """Run a batch that was checked; ``arguments`` are those of cnet_run. Raises InputRefused once the session is closed."""
+        if self._process != os.getpid():  # before the lock, which may have been copied in another thread's hands
+            _check(_FORKED)
         with self._turn:
             if self.closed:
                 raise InputRefused("the session was closed; open it again to run another batch")
@@ -134,6 +137,9 @@ class NativeSession(Session):
         _check(status)
 
     def close(self) -> None:
+        if self._process != os.getpid():
+            super().close()
+            return
         with self._turn:  # not under a run in another thread
             super().close()
             self._close()
@@ -164,19 +170,13 @@ class _Library:
     """
 
     def __init__(self, data: bytes) -> None:
-        with contextlib.ExitStack() as stack:
-            name = stack.enter_context(_private_copy(data))
-            try:
-                self.calls: Any = ctypes.CDLL(name)
-            except OSError as error:
-                raise InputRefused(f"can't be loaded as a library: {printable(str(error).replace(name, 'it'))}") from None
-            stack.callback(_ctypes.dlclose, self.calls._handle)
-            try:
-                for function, arguments in _INTERFACE.items():
-                    getattr(self.calls, function).argtypes = arguments
-            except AttributeError:
-                raise InputRefused(f"is no library of this tool (it has no {function}); export the model again") from None
-            self._stack = stack.pop_all()
+        self._stack, self.calls = _loaded(data)
+        try:
+            for function, arguments in _INTERFACE.items():
+                getattr(self.calls, function).argtypes = arguments
+        except AttributeError:
+            self._stack.close()
+            raise InputRefused(f"is no library of this tool (it has no {function}); export the model again") from None
 
     def close(self, handle: Any) -> None:
         """Destroy the handle, if there is one, and unload the library."""
@@ -185,20 +185,40 @@ class _Library:
         self._stack.close()
 
 
-@contextlib.contextmanager
-def _private_copy(data: bytes) -> Iterator[str]:
-    """A path under which the bytes can be loaded: in memory, or in a folder of our own where the system forbids that."""
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(open(os.memfd_create("cnet-deploy", os.MFD_CLOEXEC), "wb"))
-            path = Path(f"/proc/self/fd/{file.fileno()}")
-            path.stat()
-        except (AttributeError, OSError):
-            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cnet-deploy-"))) / "library.so"
-            file = stack.enter_context(path.open("wb"))
-        file.write(data)
-        file.flush()
-        yield str(path)
+def _loaded(data: bytes) -> tuple[contextlib.ExitStack, Any]:
+    """The library, and what unloads it. From memory; from a folder of our own where the system forbids that."""
+    reason = ""
+    for copy in (_in_memory, _in_a_folder):
+        with contextlib.ExitStack() as stack:
+            try:
+                name = copy(data, stack)
+            except (AttributeError, OSError) as error:
+                if copy is _in_a_folder:
+                    raise Unavailable(f"can't be copied to {tempfile.gettempdir()} to be loaded: {error}; set TMPDIR") from None
+                continue
+            try:
+                library = ctypes.CDLL(name)
+            except OSError as error:
+                reason = str(error).replace(name, "it")
+                continue
+            stack.callback(_ctypes.dlclose, library._handle)
+            return stack.pop_all(), library
+    raise InputRefused(f"can't be loaded as a library: {printable(reason)}")
+
+
+def _in_memory(data: bytes, stack: contextlib.ExitStack) -> str:
+    file = stack.enter_context(open(os.memfd_create("cnet-deploy", os.MFD_CLOEXEC), "wb"))  # noqa: SIM115
+    file.write(data)
+    file.flush()
+    path = f"/proc/self/fd/{file.fileno()}"
+    Path(path).stat()
+    return path
+
+
+def _in_a_folder(data: bytes, stack: contextlib.ExitStack) -> str:
+    path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cnet-deploy-"))) / "library.so"
+    path.write_bytes(data)
+    return str(path)
 
 
 def _check(status: int) -> None:

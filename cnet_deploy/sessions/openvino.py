@@ -31,6 +31,8 @@ class OpenvinoSession(Session):
             raise Unavailable(f"openvino on {device!r} is not supported; expected device 'cpu'")
         data = read_bytes(path)
         self.manifest = manifest.read(path, data)
+        if precision not in _HINTS:
+            raise InputRefused(f"precision {precision!r}; expected one of {', '.join(_HINTS)}")
         self.threads, self.precision = threads, precision
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[precision]}
         if threads:

@@ -183,6 +183,8 @@ MANIFESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "another size": lambda whole: whole | {"bytes": 1},
     "another architecture": lambda whole: whole | {"architecture": whole["architecture"] | {"classes": 100}},
     "architecture that is a list": lambda whole: whole | {"architecture": [1]},
+    "architecture that is an empty list": lambda whole: whole | {"architecture": []},
+    "architecture that is a list of its names": lambda whole: whole | {"architecture": ["stages"]},
     "infinite preprocessing": lambda whole: whole | {"preprocessing": PREPROCESSING | {"crop": [float("inf"), 1]}},
     "verification that is text": lambda whole: whole | {"verification": "passed"},
 }

@@ -6,6 +6,9 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -123,6 +126,34 @@ def test_a_session_does_not_cross_a_fork(made: Path) -> None:
         session.run(images())
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_while_another_thread_runs(made: Path) -> None:
+    """The child must hear that it may not use the session, not wait for a lock that nobody will give back."""
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    with open_file(made, device="cpu", threads=1) as session:
+        busy = threading.Thread(target=session.run, args=(images(2000),))
+        busy.start()
+        time.sleep(0.02)
+        child = context.Process(target=_run_in_child, args=(session, answers))
+        child.start()
+        assert "opened before a fork" in answers.get(timeout=60)
+        child.join()
+        busy.join()
+
+
+def test_a_daemon_thread_at_the_end(made: Path) -> None:
+    script = (
+        "import sys, threading, time, numpy as np, cnet_deploy as cd\n"
+        "session = cd.open_session(sys.argv[1], threads=1)\n"
+        "batch = np.zeros((500, 3, 32, 32), np.float32)\n"
+        "threading.Thread(target=lambda: [session.run(batch) for _ in range(1000)], daemon=True).start()\n"
+        "time.sleep(0.2)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, made], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_sessions_leave_nothing_open(made: Path) -> None:
     def count() -> tuple[int, int]:
         return len(list(Path("/proc/self/fd").iterdir())), len(list(Path("/proc/self/task").iterdir()))
@@ -191,6 +222,9 @@ def test_without_files_in_memory(pair: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(os, "memfd_create", refuse)
     with cd.open_session(pair) as session:
         assert session.run(images()).shape == (2, 10)
+    monkeypatch.setattr(tempfile, "tempdir", str(pair.with_name("missing")))
+    with pytest.raises(Unavailable, match="can't be copied to .*missing to be loaded: .*; set TMPDIR"):
+        cd.open_session(pair)
 
 
 @pytest.mark.parametrize(

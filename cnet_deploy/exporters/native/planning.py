@@ -26,6 +26,7 @@ from cnet_deploy.exporters.native.packing import (
     tiled,
     to_words,
 )
+from cnet_deploy.files import digest
 from cnet_deploy.program import DenseLayer, Head, Pointwise, Pool, Program, Stem
 
 CHUNK, CHUNK_SLACK = 16, 16  # channels that stand together in a narrow layer's buffer, pixels after its last (pointwise_narrow.hpp)
@@ -71,8 +72,9 @@ def make_plan(program: Program, *, precision: str, description: str, isas: Seque
         )  # fmt: skip
     head = _head(program.head, program.pool, blocks[-1], data)
     height, width = program.architecture.input_size
+    weights = data.tobytes()
     top = _struct(height, width, stem, head, len(blocks), "blocks", "layers", activations, between, "cnet_data", "description")
-    return Plan(_source(lines, layers, top, description, isas), data.tobytes(), tuple(block.layout for block in blocks))
+    return Plan(_source(lines, layers, top, description, isas, weights_name(weights)), weights, tuple(block.layout for block in blocks))
 
 
 # ---- layers ------------------------------------------------------------------------------------------------------------------------
@@ -201,7 +203,12 @@ def _struct(*fields: object) -> str:
     return "{" + ", ".join(map(str, fields)) + "}"
 
 
-def _source(blocks: list[str], layers: list[str], top: str, description: str, isas: Sequence[str]) -> str:
+def weights_name(weights: bytes) -> str:
+    """The file that plan.cpp takes the weights from. Compilers that keep results look at plan.cpp alone, so it must tell weights apart."""
+    return f"weights-{digest(weights)}.bin"
+
+
+def _source(blocks: list[str], layers: list[str], top: str, description: str, isas: Sequence[str], weights: str) -> str:
     """plan.cpp. The weights come from the file beside it, without passing through the compiler."""
     letters = [f"\\{byte:03o}" if byte in b'"\\?' or not 32 <= byte < 127 else chr(byte) for byte in description.encode()]
     pieces = "\n    ".join('"' + "".join(letters[i : i + 100]) + '"' for i in range(0, len(letters), 100))
@@ -216,7 +223,7 @@ __asm__(
     ".globl cnet_data\\n"
     ".hidden cnet_data\\n"
     "cnet_data:\\n"
-    ".incbin \\"weights.bin\\"\\n"
+    ".incbin \\"{weights}\\"\\n"
     ".balign 64\\n"
     ".text\\n");
 extern "C" __attribute__((visibility("hidden"))) const float cnet_data[];

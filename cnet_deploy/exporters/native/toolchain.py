@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnet_deploy.errors import InputRefused, Unavailable, printable
+from cnet_deploy.exporters.native.planning import weights_name
+from cnet_deploy.files import digest
 from cnet_deploy.machine import host_isas, host_machine
 
 SOURCES = Path(__file__).parent / "cpp"
@@ -98,7 +100,7 @@ def resolve(target: str | None, precision: str) -> Target:
 def find_compiler(machine: str) -> Compiler:
     """``$CXX``, else the system's, else the one in the package ``ziglang``. Raises Unavailable that says how to get one."""
     if wanted := os.environ.get("CXX"):
-        compiler = _asked(tuple(shlex.split(wanted)), machine)
+        compiler = _asked(_words(wanted), machine)
         if compiler is None:
             raise Unavailable(f"$CXX is {printable(wanted)!r}, which does not run as a C++ compiler; correct or unset it, or {HOW}")
         if compiler.machine != machine:
@@ -116,6 +118,17 @@ def find_compiler(machine: str) -> Compiler:
     raise Unavailable(f"{what} is not to be found; {HOW}")
 
 
+def _words(command: str) -> tuple[str, ...]:
+    """A command's words, its program by a path that holds in any folder; none if it can't be read."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return ()
+    if words and "/" in words[0]:
+        words[0] = str(Path(words[0]).absolute())
+    return tuple(words)
+
+
 def _asked(command: tuple[str, ...], machine: str) -> Compiler | None:
     """A compiler by what it says of itself; None if it does not answer."""
     if not command:
@@ -128,7 +141,7 @@ def _asked(command: tuple[str, ...], machine: str) -> Compiler | None:
             subprocess.run([*command, option], capture_output=True, text=True, timeout=120, check=True).stdout.strip()
             for option in ("--version", "-dumpmachine")
         )
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None
     return Compiler(command, version.splitlines()[0] if version else "", machine if zig else dumped.split("-")[0])
 
@@ -143,7 +156,7 @@ def build(compiler: Compiler, isas: Sequence[str], *, precision: str, source: st
     with tempfile.TemporaryDirectory(prefix="cnet-deploy-native-") as folder:
         place = Path(folder)
         (place / "plan.cpp").write_text(source, encoding="utf-8")
-        (place / "weights.bin").write_bytes(weights)
+        (place / weights_name(weights)).write_bytes(weights)
         jobs: list[tuple[str, str, tuple[str, ...]]] = [
             (name, "baseline" if compiler.machine == "x86_64" else isas[-1], ()) for name in _ENGINE
         ]
@@ -171,23 +184,41 @@ def _object(compiler: Compiler, name: str, isa: str, defines: Sequence[str], *, 
     flags = [*_COMMON, *compiler.flags(isa), *extra, *defines]
     content = b"".join(path.read_bytes() for path in sorted(SOURCES.iterdir()) if path.is_file())
     key = hashlib.sha256(repr((compiler, name, flags, hashlib.sha256(content).hexdigest())).encode()).hexdigest()
-    kept = _cache() / f"{key}.o"
-    with contextlib.suppress(OSError):
-        return kept.read_bytes()
+    if (found := _from_cache(key)) is not None:
+        return found
     made = scratch / f"{key}.o"
     # By a relative name, so that no path of this machine gets into the file.
     _run([*compiler.command, *flags, "-c", name, "-o", str(made)], SOURCES)
     data = made.read_bytes()
-    with contextlib.suppress(OSError):
-        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = kept.with_name(f".{key}.{os.getpid()}")
-        temporary.write_bytes(data)
-        os.replace(temporary, kept)
+    _to_cache(key, data)
     return data
 
 
+def _from_cache(key: str) -> bytes | None:
+    """An object that was kept, if it is whole: its digest stands before it."""
+    with contextlib.suppress(OSError, RuntimeError):
+        kept = (_cache() / f"{key}.o").read_bytes()
+        if kept[:64] == digest(kept[64:]).encode():
+            return kept[64:]
+    return None
+
+
+def _to_cache(key: str, data: bytes) -> None:
+    """Keep an object, if that is possible."""
+    with contextlib.suppress(OSError, RuntimeError):
+        folder = _cache()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=folder)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(digest(data).encode() + data)
+            os.replace(name, folder / f"{key}.o")
+        except OSError:
+            Path(name).unlink(missing_ok=True)
+
+
 def _cache() -> Path:
-    """Where compiled kernels are kept between exports: 5 MB at most for each compiler."""
+    """Where compiled kernels are kept between exports, a megabyte or two for each version of them, compiler and precision."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "cnet-deploy" / "native"
 
@@ -201,4 +232,4 @@ def _run(command: Sequence[str], folder: Path) -> None:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         complaint = next((line for line in lines if "error" in line or "undefined" in line), lines[-1])
-        raise Unavailable(f"{' '.join(command[:3])} … failed: {printable(complaint)}; expected GCC 9 or Clang 12 and newer: {HOW}")
+        raise Unavailable(f"{' '.join(command[:3])} … failed: {printable(complaint)}; expected GCC 11 or Clang 12 and newer: {HOW}")

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from cnet_deploy.exporters.native import planning
 from cnet_deploy.lowering import lower
-from tests.exporters.native.helpers import every_kernel, plan_of
+from tests.builders import TINY
+from tests.exporters.native.helpers import every_kernel, network, plan_of
 
 
 def test_one_plan_gives_the_same_words() -> None:
     first, second = (plan_of(every_kernel(), ("avx2", "baseline")) for _ in range(2))
     assert first == second and first.layouts == ("wide", "wide", "narrow")
+
+
+def test_the_source_tells_weights_apart() -> None:
+    """Compilers that keep results (zig, ccache) look at the source, not at the file that it includes."""
+    one, other = (plan_of(network(TINY, seed), ("baseline",)) for seed in (0, 1))
+    assert one.weights != other.weights and one.source != other.source
 
 
 def test_descriptions_survive_in_c() -> None:

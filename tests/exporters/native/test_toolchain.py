@@ -71,6 +71,7 @@ def test_clang_compiles_the_same_network(
     [
         ("/no/such/compiler", r"\$CXX is '/no/such/compiler', which does not run as a C\+\+ compiler; correct or unset it, or install one"),
         ("false", r"which does not run as a C\+\+ compiler"),
+        ("g++ 'x", r"which does not run as a C\+\+ compiler"),
         ("aarch64-linux-gnu-g++", r"\$CXX \(aarch64-linux-gnu-g\+\+\) compiles for aarch64; expected x86_64"),
     ],
 )
@@ -99,7 +100,7 @@ def test_a_compiler_that_fails_is_quoted_and_nothing_is_written(tmp_path: Path, 
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
     (tmp_path / "m.so").write_bytes(b"old")
-    with pytest.raises(Unavailable, match=r"error: this is no compiler; expected GCC 9 or Clang 12 and newer"):
+    with pytest.raises(Unavailable, match=r"error: this is no compiler; expected GCC 11 or Clang 12 and newer"):
         cd.export(network(TINY), "native", tmp_path / "m.so")
     assert (tmp_path / "m.so").read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken-g++", "m.so"]
@@ -113,6 +114,23 @@ def test_the_same_network_gives_the_same_bytes(tmp_path: Path, monkeypatch: pyte
     assert list((tmp_path / "elsewhere" / "cnet-deploy" / "native").glob("*.o"))
     for place in (os.fspath(tmp_path), str(toolchain.SOURCES), str(Path.home())):
         assert place.encode() not in first
+
+
+def test_a_damaged_cache_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = cd.export(network(TINY), "native", tmp_path / "m.so", cpu="host").path.read_bytes()
+    kept = list((tmp_path / "cache" / "cnet-deploy" / "native").iterdir())
+    for path, damage in zip(kept, (lambda data: data[:-5], lambda _: b"", lambda data: data[:300] + b"?" + data[301:]), strict=True):
+        path.write_bytes(damage(path.read_bytes()))
+    assert cd.export(network(TINY), "native", tmp_path / "m.so", cpu="host").path.read_bytes() == first
+    assert sorted((tmp_path / "cache" / "cnet-deploy" / "native").iterdir()) == sorted(kept)
+
+
+def test_a_relative_cxx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system_tool: Callable[[str], str]) -> None:
+    (tmp_path / "g++").symlink_to(system_tool("g++"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CXX", "./g++")
+    assert cd.export(network(TINY), "native", tmp_path / "m.so", cpu="host").path.exists()
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

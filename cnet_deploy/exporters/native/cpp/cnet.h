@@ -46,7 +46,8 @@ CNET_API cnet_status cnet_version(uint32_t *version);
  * precision, preprocessing, the instruction sets inside, the digest of the checkpoint. */
 CNET_API cnet_status cnet_describe(const char **json);
 
-/* Make a handle that runs on `threads` threads, the caller's included; 0: one for each processor that this process may use.
+/* Make a handle that runs on `threads` threads, the caller's included; 0: one for each processor that this process may use,
+ * at most CNET_MAX_THREADS.
  * The best instructions that both the file and the processor have are chosen. */
 CNET_API cnet_status cnet_create(int threads, cnet_model **model);
 

@@ -138,7 +138,8 @@ void release(cnet_model *m, bool own) {
 
 int processors() {
     cpu_set_t set;
-    int count = sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
+    // A set of 1024 is too small for some machines: there, all that are online.
+    const int count = sched_getaffinity(0, sizeof set, &set) ? (int)sysconf(_SC_NPROCESSORS_ONLN) : CPU_COUNT(&set);
     return count < 1 ? 1 : count > most_threads ? most_threads : count;
 }
 
