@@ -29,6 +29,7 @@ bench: .venv/ready
 	mkdir -p $(RESULTS)
 	$(BIN)/cnet-deploy bench --threads 1 --rounds 20 --json $(RESULTS)/table-1-thread.json
 	$(BIN)/cnet-deploy bench --threads 2 --rounds 20 --json $(RESULTS)/table-2-threads.json
+	$(BIN)/python -m cnet_deploy.benchmarks.overhead $(RESULTS)/overhead.json
 	$(BIN)/python -m cnet_deploy.benchmarks.peers $(RESULTS)/native-and-peers.json examples/native/classify.c
 
 clean:

@@ -3,47 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
 from cnet_deploy import __version__
 from cnet_deploy.errors import CheckFailed, CnetDeployError
-
-F = TypeVar("F", bound=Callable[..., Any])
-if TYPE_CHECKING:
-    _SizeType = click.ParamType[tuple[int, int]]
-else:
-    _SizeType = click.ParamType  # generic only in newer releases of click
-
-
-class Size(_SizeType):
-    """``224`` or ``HEIGHTxWIDTH``."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        sides = value.lower().split("x")
-        if len(sides) not in (1, 2) or not all(side.isascii() and side.isdigit() and 0 < int(side) < 1 << 16 for side in sides):
-            self.fail(f"{value!r} is no size; expected pixels as 224 or HEIGHTxWIDTH as 224x192", param, ctx)
-        return int(sides[0]), int(sides[-1])
-
-
-class Finite(click.FloatRange):
-    """A FloatRange without NaN and infinity, which no bound keeps out."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not finite; expected a number", param, ctx)
-        return number
+from cnet_deploy.parameters import Finite, Numbers, Share, Words, images_option, keep_option, model_options, tolerance_option
 
 
 class Commands(click.Group):
@@ -61,39 +30,6 @@ class Commands(click.Group):
             _fail("interrupted; nothing was written", 130)
         except BrokenPipeError:
             sys.exit(0)
-
-
-def model_options(command: F) -> F:
-    """What a checkpoint can't tell of itself."""
-    for option in (
-        click.option(
-            "--stem-stride",
-            type=click.IntRange(1, 16),
-            help="Stride of the first convolution; wins over what is inferred.",
-        ),
-        click.option("--input-size", type=Size(), help="Input in pixels, as 224 or HEIGHTxWIDTH; wins over what is inferred."),
-        click.option("--condense-factor", type=click.IntRange(1), help="C, where the checkpoint's counters don't tell it."),
-        click.option("--groups", type=click.IntRange(1), help="G of the 1x1 convolutions, where the masks don't tell it."),
-    ):
-        command = option(command)
-    return command
-
-
-images_option = click.option(
-    "--images",
-    type=click.Path(path_type=Path),
-    help="Real images to check on: a CIFAR binary file, an image, or a folder of images.",
-)
-tolerance_option = click.option(
-    "--tolerance",
-    type=Finite(0),
-    help="Largest error allowed, relative to the largest logit. [default: 1e-4]",
-)
-keep_option = click.option(
-    "--classifier-keep",
-    type=Finite(0, 1, min_open=True),
-    help="Share of the classifier's inputs to keep. [default: 0.5, as the reference]",
-)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -200,29 +136,98 @@ def inspect(file: Path, as_json: bool, **overrides: Any) -> None:
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.summary())
 
 
-@main.command(epilog="Example: cnet-deploy bench --threads 2    or: cnet-deploy bench model.onnx")
+@main.command(epilog="Example: cnet-deploy bench --threads 2 --html report.html    or: cnet-deploy bench model.onnx")
 @click.argument("models", nargs=-1)
-@click.option("--backend", "backends", multiple=True, help="Measure on this backend only; may be repeated.")
-@click.option("--threads", type=click.IntRange(1), help="Threads of every cell. [default: all cores]")
+@click.option("--backend", "backends", type=Words(), default=(), help="Measure on these only: one, or several as torch,onnxruntime.")
+@click.option("--threads", type=Numbers(), default=(), help="Threads: a number, or several as 1,2. [default: all cores]")
+@click.option("--batch", "batches", type=Numbers(), default=(1,), help="Images an inference: a number, or several as 1,8,32. [default: 1]")
 @click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Turns of every cell.")
 @click.option("--seconds", type=Finite(0), default=0.2, show_default=True, help="Least time that a turn measures.")
-@click.option("--json", "output", type=click.Path(path_type=Path), help="Keep raw samples and the environment in this file (.json).")
+@click.option("--warmup", type=Finite(0), default=0.5, show_default=True, help="Least time that a process runs before anything counts.")
+@click.option("--json", type=click.Path(path_type=Path), help="Keep raw samples and the environment in this file, while the run goes on.")
+@click.option("--resume", is_flag=True, help="Go on with the interrupted run whose results are in the file of --json.")
+@click.option(
+    "--save-baseline",
+    "baseline",
+    type=click.Path(path_type=Path),
+    help="Measure each turn in a process of its own, and keep it in this file for `gate --baseline`.",
+)
+@click.option("--html", type=click.Path(path_type=Path), help="Write the report as one page with its pictures.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write the tables as Markdown.")
+@click.option("--csv", type=click.Path(path_type=Path), help="Write a line for each cell.")
+@click.option("--svg", type=click.Path(path_type=Path), help="Write the picture: latency against top-1 error.")
 def bench(
-    models: tuple[str, ...],
-    backends: tuple[str, ...],
-    threads: int | None,
-    rounds: int,
-    seconds: float,
-    output: Path | None,
-) -> None:
+    models: tuple[str, ...], backends: tuple[str, ...], threads: tuple[int, ...], batches: tuple[int, ...],
+    rounds: int, seconds: float, warmup: float, resume: bool, baseline: Path | None, **outputs: Path | None,
+) -> None:  # fmt: skip
     """Measure the paper's inference-time table on this machine, or any MODELS.
 
-    A model is a file (.onnx, .safetensors, a checkpoint) or the name of a network, which runs with random weights on every backend:
+    A model is a file (.onnx, .so, .safetensors, a checkpoint) or the name of a network, which runs with random weights on every backend:
     condensenet-74-g4, condensenet-74-g8, condensenet-50 to condensenet-182, vgg-16, resnet-18, mobilenet-1.0-224.
+    Backends: native, onnxruntime, torch; by name also openvino and torch.compile.
     """
-    from cnet_deploy.benchmarks.report import run
+    if baseline is not None and rounds < 8:
+        raise click.UsageError("--save-baseline needs 8 rounds or more, as the gate does; give --rounds 8")
+    from cnet_deploy.benchmarks.measure import Settings
+    from cnet_deploy.benchmarks.report import Outputs, run
 
-    run(models, backends=backends, threads=threads, rounds=rounds, seconds=seconds, output=output)
+    run(
+        models, backends=backends, threads=threads, batches=batches, resume=resume,
+        settings=Settings(rounds=rounds, seconds=seconds, warmup=warmup, fresh=baseline is not None),
+        outputs=Outputs(baseline=baseline, **outputs),
+    )  # fmt: skip
+
+
+@main.command(
+    epilog="Example: cnet-deploy gate released.onnx candidate.onnx --tolerance 5%    or: cnet-deploy gate --baseline b.json model.so"
+)
+@click.argument("models", nargs=-1, required=True, metavar="[BASE] HEAD")
+@click.option("--tolerance", type=Share(), default=0.05, help="How much more time head may take: 5% or 0.05. [default: 5%]")
+@click.option("--backend", help="What runs both. [default: the one that opens each]")
+@click.option("--threads", type=click.IntRange(1), help="Threads of both. [default: all cores]")
+@click.option("--max-rounds", type=click.IntRange(8), default=64, show_default=True, help="Rounds after which it gives up for noise.")
+@click.option("--seconds", type=Finite(0), help="Least time that a turn measures. [default: 0.5; with --baseline: as recorded]")
+@click.option("--warmup", type=Finite(0), help="Least time that a process runs before that. [default: 0.5; with --baseline: as recorded]")
+@click.option("--base-python", help="The Python that runs base: an installation of another revision. [default: this one]")
+@click.option("--head-python", help="The Python that runs head. [default: this one]")
+@click.option("--baseline", type=click.Path(path_type=Path), help="Compare HEAD with what `bench --save-baseline` stored on this machine.")
+@click.option("--new-artifact", is_flag=True, help="With --baseline: HEAD is meant to take the place of the stored artifact.")
+@click.option("--allow-changes", is_flag=True, help="Let operators, FLOPs, parameters, size and precision change; show them only.")
+@click.option("--json", type=click.Path(path_type=Path), help="Write the verdict with all rounds and raw samples to this file.")
+@click.option("--summary", type=click.Path(path_type=Path), help="Append the verdict to this Markdown file: a CI job's summary page.")
+def gate(
+    models: tuple[str, ...], baseline: Path | None, new_artifact: bool, json: Path | None, summary: Path | None,
+    seconds: float | None, warmup: float | None, **options: Any,
+) -> None:  # fmt: skip
+    """Is HEAD slower than BASE? Exit code 0: surely not; 1: it is; 3: too noisy to say; 5: it could not be measured.
+
+    Both are files, or names of networks as `bench` knows them. One MODEL alone is run by two installations: --base-python, --head-python.
+    Every round is a fresh process of each, in turns; base is compared with itself first, and rounds are added until the verdict is sure.
+    """
+    only_two = {"base_python": "--base-python", "head_python": "--head-python"}
+    if baseline is not None:
+        if len(models) != 1:
+            raise click.UsageError(f"--baseline takes one model, HEAD; got {len(models)}")
+        for name in (*only_two, "allow_changes"):
+            if options.pop(name):
+                raise click.UsageError(f"--{name.replace('_', '-')} is no option of --baseline")
+        if seconds is not None or warmup is not None:
+            raise click.UsageError("--seconds and --warmup are no options of --baseline, which measures as it was recorded")
+        options["new_artifact"] = new_artifact
+    else:
+        if len(models) > 2 or (len(models) == 1 and not any(options[name] for name in only_two)):
+            raise click.UsageError("expected BASE and HEAD, or one model with --base-python or --head-python, or --baseline FILE and HEAD")
+        if new_artifact:
+            raise click.UsageError("--new-artifact is an option of --baseline")
+        from dataclasses import replace
+
+        from cnet_deploy.benchmarks.gate import SETTINGS
+
+        turns = SETTINGS if seconds is None else replace(SETTINGS, seconds=seconds)
+        options["settings"] = turns if warmup is None else replace(turns, warmup=warmup)
+    from cnet_deploy.benchmarks.verdicts import Places, run
+
+    run(models, baseline, Places(json, summary), say=lambda text: click.echo(text, err=True), **options)
 
 
 def _share_the_processor() -> None:

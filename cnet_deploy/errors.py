@@ -54,6 +54,12 @@ class CheckFailed(CnetDeployError):
     exit_code = 1
 
 
+class Inconclusive(CnetDeployError):
+    """The machine is too noisy, or the rounds are too few, to say. The message says what to change."""
+
+    exit_code = 3
+
+
 class InputRefused(CnetDeployError):
     """The input is unreadable, hostile, inconsistent, or not of the CondenseNet family."""
 
@@ -74,3 +80,9 @@ class Unavailable(CnetDeployError):
     """A backend, driver or compiler is missing. The message names it and says how to get it."""
 
     exit_code = 5
+
+
+class Interrupted(CnetDeployError):
+    """Ctrl-C, where there is more to say than that: what was kept, and how to go on."""
+
+    exit_code = 130

@@ -52,7 +52,7 @@ def test_sdist_to_wheel_to_elsewhere(tmp_path: Path, checkpoint_path: Path) -> N
     )
     assert built.returncode == 0, built.stderr[-3000:] + built.stdout[-3000:]
     (sdist,), (wheel,) = (tmp_path / "dist").glob("*.tar.gz"), (tmp_path / "dist").glob("*.whl")
-    kinds = ("*.py", "*.cpp", "*.hpp", "*.h")
+    kinds = ("*.py", "*.cpp", "*.hpp", "*.h", "*.j2")
     expected = {str(path.relative_to(ROOT)) for kind in kinds for path in (ROOT / "cnet_deploy").rglob(kind)} | {"cnet_deploy/py.typed"}
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]

@@ -6,77 +6,96 @@ Samples of one process are correlated and machines drift, so cells are compared 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import random
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cnet_deploy.errors import Unavailable
-
-SETTLE_SECONDS = 0.12  # the threads of onnxruntime spin for up to 0.1 s after an inference, and would steal from the next cell
-NAMED = "name:"  # before the name of a network, where a cell's model is no file
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What is measured: a model (a file, or ``name:`` and a network's name) on a backend, with its threads and batch.
-
-    ``options`` are the backend's own (see ``open_session``).
-    """
-
-    label: str
-    model: str
-    backend: str
-    threads: int
-    batch: int = 1
-    options: Mapping[str, Any] = field(default_factory=dict)
+from cnet_deploy.benchmarks.summary import Summary, summarise
+from cnet_deploy.benchmarks.workers import SETTLE_SECONDS, Cell, Worker, worker
 
 
 @dataclass
 class Result:
     """A cell's raw samples in seconds, round by round; or why there are none.
 
-    ``batch`` is how many images an inference takes: the cell's, unless the artifact has a fixed one. ``exit_code`` is the error's.
+    ``batch`` is how many images an inference takes: the cell's, unless the artifact has a fixed one. ``cold_seconds`` are from the start of
+    a process to its first result, ``open_seconds`` the opening alone, one of each per process; ``warmup`` is what the first process did
+    from its first inference on, before anything counted. ``peak_bytes`` is the most memory that a process held. ``device_rounds`` and
+    ``transfer_rounds`` are an inference's time by the device's own clock, and the transfers', round by round; empty on a CPU.
+    ``exit_code`` is the error's.
     """
 
     cell: Cell
-    open_seconds: float | None = None
     batch: int = 1
+    cold_seconds: list[float] = field(default_factory=list)
+    open_seconds: list[float] = field(default_factory=list)
+    warmup: list[float] = field(default_factory=list)
     rounds: list[list[float]] = field(default_factory=list)
+    device_rounds: list[float] = field(default_factory=list)
+    transfer_rounds: list[float] = field(default_factory=list)
+    peak_bytes: int | None = None
     error: str | None = None
     exit_code: int | None = None
-
-    def fail(self, answer: dict[str, Any]) -> None:
-        """Take over the error of an answer, if it has one."""
-        self.error, self.exit_code = answer.get("error"), answer.get("exit_code")
 
     @property
     def samples(self) -> list[float]:
         return [sample for part in self.rounds for sample in part]
 
     @property
-    def median(self) -> float | None:
-        """Seconds; None where nothing was measured."""
-        return statistics.median(self.samples) if self.samples else None
+    def summary(self) -> Summary | None:
+        """Of all samples; None where nothing was measured."""
+        return summarise(self.samples)
 
     @property
-    def p90(self) -> float | None:
-        """Seconds that nine of ten inferences did not exceed; None where nothing was measured."""
-        ordered = sorted(self.samples)
-        return ordered[min(len(ordered) - 1, -(-9 * len(ordered) // 10) - 1)] if ordered else None
+    def median(self) -> float | None:
+        """Seconds; None where nothing was measured."""
+        return statistics.median(self.samples) if self.rounds else None
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Throughput: the batch over its median time; None where nothing was measured."""
+        return self.batch / self.median if self.median else None
+
+    def opened(self, answer: dict[str, Any]) -> bool:
+        """Take over the answer of a worker that opened; False if it says that it could not."""
+        if self._failed(answer):
+            return False
+        self.batch = answer["batch"]
+        self.cold_seconds.append(answer["cold_seconds"])
+        self.open_seconds.append(answer["open_seconds"])
+        if not self.warmup:
+            self.warmup.append(answer["first_seconds"])
+        return True
+
+    def measured(self, answer: dict[str, Any], *, counts: bool) -> bool:
+        """Take over the answer of a turn; what does not count is warm-up. False if it says that it failed."""
+        if self._failed(answer):
+            return False
+        if len(self.cold_seconds) == 1 and not self.rounds:
+            self.warmup += answer["warmup"]
+        if counts:
+            self.rounds.append(answer["samples"])
+            if "device_seconds" in answer:
+                self.device_rounds.append(answer["device_seconds"])
+                self.transfer_rounds.append(answer["upload_seconds"] + answer["download_seconds"])
+        self.peak_bytes = max(self.peak_bytes or 0, answer["peak_bytes"] or 0) or None
+        return True
+
+    def _failed(self, answer: dict[str, Any]) -> bool:
+        self.error, self.exit_code = answer.get("error"), answer.get("exit_code")
+        return self.error is not None
 
 
 @dataclass(frozen=True)
 class Settings:
     """How long is measured: ``rounds`` turns of every cell, each of ``seconds`` and at least ``least`` inferences.
 
-    Before its first turn a cell warms up for ``warmup`` seconds, and before each for ``rewarm``, since others had the caches meanwhile.
+    Before its first turn a process warms up for ``warmup`` seconds, and before each for ``rewarm``, since others had the caches meanwhile.
+    ``fresh`` gives every turn a process of its own, as the gate does: slower, and good to be compared with at another time.
     """
 
     rounds: int = 10
@@ -84,6 +103,11 @@ class Settings:
     least: int = 3
     warmup: float = 0.5
     rewarm: float = 0.1
+    fresh: bool = False
+
+    def turn(self) -> dict[str, Any]:
+        """The command of a turn that counts."""
+        return {"warmup": self.warmup if self.fresh else self.rewarm, "seconds": self.seconds, "least": self.least}
 
 
 def ratio(result: Result, base: Result) -> float | None:
@@ -99,81 +123,86 @@ def measure(cells: Sequence[Cell], settings: Settings, progress: Callable[[str],
     ``progress`` is called with a cell's label before each of its turns: one to open, one to warm up, one per round.
     """
     results = [Result(cell, batch=cell.batch) for cell in cells]
-    order = random.Random(0)
-    with contextlib.ExitStack() as stack:
-        workers: dict[int, _Worker] = {}
-        for number, result in enumerate(results):
-            progress(f"open {result.cell.label} on {result.cell.backend}")
-            workers[number] = stack.enter_context(_worker(result.cell))
-            answer = workers[number].ask({key: getattr(result.cell, key) for key in ("model", "backend", "threads", "batch", "options")})
-            result.fail(answer)
-            result.open_seconds, result.batch = answer.get("open_seconds"), answer.get("batch", result.batch)
-        for turn in range(settings.rounds + 1):
-            numbers = list(workers)
-            order.shuffle(numbers)
-            for number in numbers:
-                result = results[number]
-                progress(f"{'warm up' if not turn else f'round {turn}'}: {result.cell.label} on {result.cell.backend}")
-                if result.error is not None:
-                    continue
-                time.sleep(SETTLE_SECONDS)
-                counted = {"warmup": settings.rewarm, "seconds": settings.seconds, "least": settings.least}
-                answer = workers[number].ask(counted if turn else {"warmup": settings.warmup, "seconds": 0.0, "least": 1})
-                result.fail(answer)
-                if turn and result.error is None:
-                    result.rounds.append(answer.get("samples", []))
+    proceed(results, settings, progress)
     return results
 
 
-def steps(cells: int, settings: Settings) -> int:
-    """How often ``measure`` calls ``progress`` for so many cells."""
-    return cells * (settings.rounds + 2)
+def proceed(
+    results: list[Result],
+    settings: Settings,
+    progress: Callable[[str], None] = lambda _: None,
+    keep: Callable[[], None] = lambda: None,
+) -> None:
+    """``measure`` for results that may hold some rounds already; they are changed in place.
+
+    A round that was cut off, so that not every cell had it, is measured anew, since ratios are taken within rounds. Results with an error
+    stay as they are. ``keep`` is called after every turn, while nothing is being measured.
+    """
+    alive = [result for result in results if result.error is None]
+    done = rounds_of(results, settings)
+    for result in alive:
+        del result.rounds[done:], result.device_rounds[done:], result.transfer_rounds[done:]
+    if done < settings.rounds:
+        in_processes = _in_fresh_processes if settings.fresh else _in_lasting_processes
+        in_processes(alive, range(done, settings.rounds), settings, progress, keep)
 
 
-class _Worker:
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def ask(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Send a command and wait for its answer; a worker that dies answers with an error."""
-        assert self._process.stdin and self._process.stdout
-        try:
-            self._process.stdin.write(json.dumps(command) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            said = (self._process.stderr.read() if self._process.stderr else "").strip().splitlines()
-            reason = said[-1] if said else "out of memory?"
-            return {
-                "error": f"the measuring process ended with status {self._process.wait()}: {reason}",
-                "exit_code": Unavailable.exit_code,
-            }
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+def rounds_of(results: Sequence[Result], settings: Settings) -> int:
+    """How many rounds all cells have had that did not fail."""
+    return min((len(result.rounds) for result in results if result.error is None), default=settings.rounds)
 
 
-@contextlib.contextmanager
-def _worker(cell: Cell) -> Iterator[_Worker]:
-    # The number of OpenMP's threads is fixed before torch is imported: a pool that was larger once goes on spinning.
-    surroundings = {**os.environ, "OMP_NUM_THREADS": str(cell.threads), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cnet_deploy.benchmarks.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=surroundings,
-    )
-    try:
-        yield _Worker(process)
-    finally:
-        if process.stdin:
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
-        process.kill()
-        process.wait()
-        for stream in (process.stdout, process.stderr):
-            if stream:
-                stream.close()
+def _in_lasting_processes(
+    results: list[Result], rounds: range, settings: Settings, progress: Callable[[str], None], keep: Callable[[], None]
+) -> None:  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        workers: list[tuple[Result, Worker]] = []
+        for result in results:
+            progress(f"open {_name(result)}")
+            time.sleep(SETTLE_SECONDS)  # before a start too: its time is told
+            held = stack.enter_context(worker(result.cell))
+            workers.append((result, held))
+            result.opened(held.open())
+        for turn in (None, *rounds):
+            for result, held in _shuffled(workers, turn):
+                progress(f"{'warm up' if turn is None else f'round {turn + 1}'}: {_name(result)}")
+                if result.error is not None:
+                    continue
+                time.sleep(SETTLE_SECONDS)
+                command = {"warmup": settings.warmup, "seconds": 0.0, "least": 1} if turn is None else settings.turn()
+                result.measured(held.ask(command), counts=turn is not None)
+                keep()
+
+
+def _in_fresh_processes(
+    results: list[Result], rounds: range, settings: Settings, progress: Callable[[str], None], keep: Callable[[], None]
+) -> None:  # fmt: skip
+    for turn in rounds:
+        for result in _shuffled(results, turn):
+            progress(f"round {turn + 1}: {_name(result)}")
+            if result.error is None:
+                take_turn(result, settings)
+                keep()
+
+
+def take_turn(result: Result, settings: Settings, python: str = sys.executable) -> None:
+    """One turn of a cell in a process of its own, added to its result."""
+    time.sleep(SETTLE_SECONDS)
+    with worker(result.cell, python) as held:
+        if result.opened(held.open()):
+            result.measured(held.ask(settings.turn()), counts=True)
+
+
+def steps(cells: int, settings: Settings, done: int = 0) -> int:
+    """How often ``measure`` calls ``progress`` for so many cells, of which ``done`` rounds were measured before."""
+    if done >= settings.rounds:
+        return 0
+    return cells * (settings.rounds - done + (0 if settings.fresh else 2))
+
+
+def _shuffled(items: list[Any], turn: int | None) -> list[Any]:
+    return random.Random(-1 if turn is None else turn).sample(items, len(items))
+
+
+def _name(result: Result) -> str:
+    return f"{result.cell.label} on {result.cell.backend}"

@@ -25,8 +25,9 @@ import numpy as np
 from cnet_deploy import deployment
 from cnet_deploy.architecture import NAMED, Architecture
 from cnet_deploy.benchmarks.environment import environment
-from cnet_deploy.benchmarks.measure import NAMED as NAMED_CELL
-from cnet_deploy.benchmarks.measure import Cell, Result, Settings, measure
+from cnet_deploy.benchmarks.measure import Result, Settings, measure
+from cnet_deploy.benchmarks.worker import NAMED as NAMED_CELL
+from cnet_deploy.benchmarks.workers import Cell
 from cnet_deploy.errors import CnetDeployError
 from cnet_deploy.exporters.native import INCLUDE
 from cnet_deploy.exporters.native.toolchain import find_compiler

@@ -1,9 +1,9 @@
-"""A measurement for people: the progress bar, the table on a terminal, the raw samples in a file."""
+"""A sweep for people: the progress bar, the tables on a terminal, the files that were asked for."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from rich import box
@@ -12,11 +12,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from cnet_deploy.benchmarks.environment import cores
-from cnet_deploy.benchmarks.measure import Settings
-from cnet_deploy.benchmarks.paper import BASE, CONVENTIONS, Report, Row, bench, paper_ratio
-from cnet_deploy.errors import InputRefused, OutputRefused, Unavailable, printable
-from cnet_deploy.files import atomic_output, check_output
+from cnet_deploy.benchmarks.advice import warnings_of
+from cnet_deploy.benchmarks.measure import Result, Settings
+from cnet_deploy.benchmarks.page import page, picture
+from cnet_deploy.benchmarks.paper import CONVENTIONS, paper_ratio
+from cnet_deploy.benchmarks.results import Group as Cells
+from cnet_deploy.benchmarks.results import Journal, Keep, Report, read_report, write_text
+from cnet_deploy.benchmarks.summary import UNSTABLE
+from cnet_deploy.benchmarks.sweep import bench
+from cnet_deploy.benchmarks.tables import base_title, comma_separated, group_title, markdown, milliseconds
+from cnet_deploy.errors import InputRefused, Interrupted, OutputRefused, Unavailable, printable
+from cnet_deploy.files import check_output
 from cnet_deploy.sessions import BACKENDS
 
 LOG_WIDTH = 180  # a table that wraps can't be read or searched: a log gets the width it needs
@@ -24,41 +30,107 @@ WIDE = 130  # columns that the paper's table takes with a line per row
 NARROW = 98  # and that it takes folded; below that a ratio stands under its time
 
 
-def run(
-    models: Sequence[str], *, backends: Sequence[str], threads: int | None, rounds: int, seconds: float, output: Path | None = None
-) -> Report:  # fmt: skip
-    """Measure (see ``bench``), print the table on standard output and keep everything in ``output``.
+@dataclass(frozen=True)
+class Outputs:
+    """Files to write, None where none is wanted. ``json`` and ``baseline`` hold the same; a baseline is measured with fresh processes."""
 
-    Raises Unavailable if no cell at all could be measured, InputRefused if that was for the files alone.
+    json: Path | None = None
+    baseline: Path | None = None
+    html: Path | None = None
+    markdown: Path | None = None
+    csv: Path | None = None
+    svg: Path | None = None
+
+    def check(self, models: Sequence[str]) -> None:
+        """Refuse names that results are not kept under: a model's, its manifest's, the same twice. Raises OutputRefused."""
+        wanted = [(entry.name, path) for entry in fields(self) if (path := getattr(self, entry.name)) is not None]
+        for kind, path in wanted:
+            suffixes = _SUFFIXES.get(kind, (".json",))
+            artifact = path.with_suffix("")  # whose manifest a file of this name would be
+            a_manifest = path.suffix == ".json" and artifact.suffix in {suffix for known in BACKENDS.values() for suffix in known}
+            if path.suffix not in suffixes or a_manifest or str(path) in models:
+                expected = f"expected a name that ends in {' or '.join(suffixes)} and is no manifest's"
+                raise OutputRefused(f"{path}: results are not written there; {expected}")
+            if [other for _, other in wanted].count(path) > 1:
+                raise OutputRefused(f"{path}: is asked for twice; expected a name for each output")
+            check_output(path)
+
+    def write(self, report: Report) -> None:
+        """Write what people read. Raises OutputRefused for the first that can't be written, after the others."""
+        refused: OutputRefused | None = None
+        for kind, render in _RENDERED.items():
+            path: Path | None = getattr(self, kind)
+            try:
+                if path is not None:
+                    write_text(path, render(report))
+            except OutputRefused as error:
+                refused = refused or error
+        if refused is not None:
+            raise refused
+
+
+_SUFFIXES = {"html": (".html", ".htm"), "markdown": (".md", ".markdown"), "csv": (".csv",), "svg": (".svg",)}
+_RENDERED: dict[str, Callable[[Report], str]] = {"html": page, "markdown": markdown, "csv": comma_separated, "svg": picture}
+
+
+def run(
+    models: Sequence[str], *, backends: Sequence[str] = (), threads: Sequence[int] = (), batches: Sequence[int] = (),
+    settings: Settings | None = None, outputs: Outputs | None = None, resume: bool = False,
+) -> Report:  # fmt: skip
+    """Measure (see ``bench``), print the tables on standard output and write ``outputs``; JSON is kept while the run goes on.
+
+    ``resume`` continues the run whose results are in ``outputs.json`` (or ``outputs.baseline``). Raises Unavailable if no cell at all could
+    be measured, InputRefused if that was for the files alone, Interrupted by Ctrl-C after what was measured is shown and written.
     """
-    if output is not None:
-        _check_results(output, models)
-    threads = threads or cores()
-    report = _with_progress(models, backends, threads, Settings(rounds=rounds, seconds=seconds))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=LOG_WIDTH)
-    console.print(render(report, console.width))
-    if output is not None:  # after the table, which is all that is left of the run where the disk is full
-        with atomic_output(output) as temporary:
-            temporary.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
-    results = [result for row in report.rows for result in row.results.values()]
+    outputs, settings = outputs or Outputs(), settings or Settings()
+    outputs.check(models)
+    kept = [path for path in (outputs.json, outputs.baseline) if path is not None]
+    if resume and not kept:
+        raise InputRefused("nothing to resume; expected the results of the interrupted run with --json")
+    earlier = read_report(kept[0]) if resume and kept[0].exists() else None
+    journal = Journal(*kept)
+    latest: list[Report] = []
+
+    def keep(report: Report) -> None:
+        latest[:] = [report]
+        journal.keep(report)
+
+    try:
+        report = _with_progress(models, backends, threads, batches or [1], settings, keep, earlier)
+    except KeyboardInterrupt:
+        if not latest:
+            raise
+        _show(latest[0])
+        _write(latest[0], journal, outputs)
+        where = f"it is in {kept[0]}, and the same command with --resume goes on" if kept else "--json FILE would have kept it for --resume"
+        raise Interrupted(f"interrupted; what was measured is above: {where}") from None
+    _show(report)  # first, since it is all that is left of the run where the disk is full
+    _write(report, journal, outputs)
+    results = list(report.results)
     if not any(result.samples for result in results):
         refused = all(result.exit_code == InputRefused.exit_code for result in results)
         raise (InputRefused if refused else Unavailable)(f"nothing could be measured: {results[0].error}")
     return report
 
 
-def _check_results(output: Path, models: Sequence[str]) -> None:
-    """Refuse to write results over a model, or over anything that results are not kept in."""
-    artifact = output.with_suffix("")  # whose manifest a file of this name would be
-    a_manifest = artifact.suffix in {suffix for suffixes in BACKENDS.values() for suffix in suffixes}
-    if output.suffix != ".json" or a_manifest or str(output) in models:
-        raise OutputRefused(f"{output}: results are not written there; expected a name that ends in .json and is no manifest's")
-    check_output(output)
+def _show(report: Report) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=LOG_WIDTH)
+    console.print(render(report, console.width))
 
 
-def _with_progress(models: Sequence[str], backends: Sequence[str], threads: int, settings: Settings) -> Report:
+def _write(report: Report, journal: Journal, outputs: Outputs) -> None:
+    try:
+        journal.close(report)
+    finally:
+        outputs.write(report)
+
+
+def _with_progress(
+    models: Sequence[str], backends: Sequence[str], threads: Sequence[int], batches: Sequence[int], settings: Settings,
+    keep: Keep, earlier: Report | None,
+) -> Report:  # fmt: skip
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     # The bar is drawn between turns only: a thread that redraws it would steal time from what is measured.
@@ -70,62 +142,74 @@ def _with_progress(models: Sequence[str], backends: Sequence[str], threads: int,
             bar.refresh()
 
         return bench(
-            models, backends=backends, threads=threads, settings=settings, progress=step, total=lambda n: bar.update(task, total=n)
-        )
+            models, backends=backends, threads=threads, batches=batches, settings=settings, progress=step,
+            total=lambda n: bar.update(task, total=n), keep=keep, earlier=earlier,
+        )  # fmt: skip
 
 
 def render(report: Report, width: int = LOG_WIDTH) -> RenderableType:
-    """The table, a row a model; below it the errors, the conditions and whose counts the FLOPs are. Narrow terminals get it folded."""
-    in_paper = any(row.paper for row in report.rows)
-    base = "MobileNet" if report.base.label == BASE else report.base.label
-    title = "Inference time, batch 1 unless said" + (", beside the paper's table" if in_paper else "")
-    fold = width < WIDE
-    looks = {"box": box.SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True} if fold else {}
-    table = Table(title=title, title_justify="left", **looks)  # type: ignore[arg-type]
-    table.add_column("Model", overflow="fold")
-    paper = ("Paper:\ntop-1 err.", "Paper:\nARM s", "Paper:\nratio") if in_paper else ()
-    for column in ("M FLOPs", "M params", *paper):
-        table.add_column(column.replace(" ", "\n") if fold else column, justify="right")
-    stack = width < NARROW
-    for backend in report.backends:
-        for heading in (f"{backend}\nms (p90)\nratio",) if stack else (f"{backend}\nms (p90)", "\nratio"):
-            table.add_column(heading.replace(" (", "\n(") if fold else heading, justify="right")
-    for row in report.rows:
-        cells = _cells(report, row, in_paper)
-        if stack:
-            first = len(cells) - 2 * len(report.backends)
-            cells[first:] = [f"{time}\n{times}".strip() for time, times in zip(cells[first::2], cells[first + 1 :: 2], strict=True)]
-        table.add_row(*(cell.replace(" (", "\n(") if fold else cell for cell in cells))
+    """A table for each number of threads and batch size, a row a model; below them errors, conditions and whose counts the FLOPs are.
+
+    Narrow terminals get them folded.
+    """
+    notes = [f"{row.label} on {result.cell.backend}: {result.error}" for row in report.rows for result in row.results if result.error]
     machine = report.environment
-    load = (machine["load_average"] or [0.0])[0]
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
-    notes = [f"{row.label} on {backend}: {result.error}" for row in report.rows for backend, result in row.results.items() if result.error]
+    load = (machine["load_average"] or [0.0])[0]
+    each = "a process for every turn" if report.settings.fresh else "one process per cell"
     notes += [
-        f"Ratio: time of an image relative to {base}, on the same backend where it runs there; median over "
-        f"{report.settings.rounds} interleaved rounds. One process per cell, {report.threads} thread(s).",
+        f"Ratio: time of an image relative to {base_title(report)}, on the same backend where it runs there; median over "
+        f"{report.settings.rounds} interleaved rounds, {each}. p90 stands where samples support it; ~ marks a coefficient of variation "
+        f"above {UNSTABLE:.1%}.",
         f"{machine['cpu']}, {machine['cores']} cores, load {load:.1f}; Python {machine['python']}, {versions}.",
     ]
-    if in_paper:
+    if any(row.paper for row in report.rows):
         notes += [
             f"FLOPs of {', '.join(row.paper.title for row in report.rows if row.paper and row.paper.convention == key)}: {text}."
             for key, text in CONVENTIONS.items()
             if any(row.paper and row.paper.convention == key for row in report.rows)
         ]
-    return Group(table, Text("\n".join(notes), style="dim"))
+    tables = [_table(report, group, width) for group in report.groups]
+    return Group(*tables, Text("\n".join([*notes, *(f"! {text}" for text in warnings_of(report))]), style="dim"))
 
 
-def _cells(report: Report, row: Row, in_paper: bool) -> list[str]:
-    cells = [row.paper.title if row.paper else printable(row.label)]
-    cells.append("" if row.flops is None else f"{row.flops / 1e6:,.0f}")
-    cells.append("" if row.params is None else f"{row.params / 1e6:.2f}")
-    if in_paper:
-        cells += [f"{row.paper.top1_error:.1f} %", f"{row.paper.arm_seconds:g}", f"{paper_ratio(row.paper):.2f}"] if row.paper else [""] * 3
+def _table(report: Report, group: Cells, width: int) -> Table:
+    in_paper = any(row.paper for row in report.rows)
+    fold, stack = width < WIDE, width < NARROW
+    looks = {"box": box.SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True} if fold else {}
+    what = "Inference time" if group[1] == 1 else "Throughput"
+    title = f"{what}, {group_title(group)}" + (", beside the paper's table" if in_paper else "")
+    table = Table(title=title, title_justify="left", **looks)  # type: ignore[arg-type]
+    table.add_column("Model", overflow="fold")
+    paper = ("Paper:\ntop-1 err.", "Paper:\nARM s", "Paper:\nratio") if in_paper else ()
+    for column in ("M FLOPs", "M params", *paper):
+        table.add_column(column.replace(" ", "\n") if fold else column, justify="right")
+    figure = "ms (p90)" if group[1] == 1 else "images/s"
     for backend in report.backends:
-        result = row.results.get(backend)
-        if result is None or result.median is None or result.p90 is None:
-            cells += ["failed" if result else "", ""]
-            continue
-        times = report.ratio(row, backend)
-        batch = f" batch {result.batch}" if result.batch != 1 else ""
-        cells += [f"{result.median * 1e3:.2f} ({result.p90 * 1e3:.2f}){batch}", "" if times is None else f"{times:.2f}"]
-    return cells
+        for heading in (f"{backend}\n{figure}\nratio",) if stack else (f"{backend}\n{figure}", "\nratio"):
+            table.add_column(heading.replace(" (", "\n(") if fold else heading, justify="right")
+    for row in report.rows:
+        cells = [printable(row.title), "" if row.flops is None else f"{row.flops / 1e6:,.0f}"]
+        cells.append("" if row.params is None else f"{row.params / 1e6:.2f}")
+        if in_paper:
+            known = row.paper
+            cells += [f"{known.top1_error:.1f} %", f"{known.arm_seconds:g}", f"{paper_ratio(known):.2f}"] if known else [""] * 3
+        for backend in report.backends:
+            time, times = _figures(report, row.find(backend, group))
+            cells += [f"{time}\n{times}".strip()] if stack else [time, times]
+        table.add_row(*(cell.replace(" (", "\n(") if fold else cell for cell in cells))
+    return table
+
+
+def _figures(report: Report, result: Result | None) -> tuple[str, str]:
+    if result is None:
+        return "", ""
+    found, times = result.summary, report.ratio(result)
+    if found is None:
+        return "failed" if result.error else "not yet", ""
+    if result.cell.batch == 1:
+        text = milliseconds(found.median) + (f" ({milliseconds(found.p90)})" if found.p90 is not None else "")
+    else:
+        text = f"{result.images_per_second:,.1f}"
+    text += f" batch {result.batch}" if result.batch != result.cell.batch else ""
+    return ("~" if found.unstable else "") + text, "" if times is None else f"{times:.2f}"

@@ -10,7 +10,7 @@ from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.files import check_input
 from cnet_deploy.sessions.base import Binding, Session
 
-__all__ = ["BACKENDS", "Binding", "Session", "PEERS", "backend_of", "open_session"]
+__all__ = ["BACKENDS", "Binding", "Session", "PEERS", "VARIANTS", "backend_of", "open_session", "resolve_backend"]
 
 # Which backend opens which suffix, in the order of preference. A backend is a module of this package with ``open_file``.
 BACKENDS: dict[str, tuple[str, ...]] = {
@@ -22,6 +22,8 @@ BACKENDS: dict[str, tuple[str, ...]] = {
 
 # Backends that are there to be compared with, and used where they are asked for by name.
 PEERS = frozenset({"openvino"})
+# What is measured under a name of its own, though it is a backend with an option.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"torch.compile": ("torch", {"compiled": True})}
 
 
 def backend_of(path: Path | str) -> str:
@@ -32,6 +34,19 @@ def backend_of(path: Path | str) -> str:
             return backend
     known = ", ".join(suffix for suffixes in BACKENDS.values() for suffix in suffixes)
     raise InputRefused(f"{path}: no backend opens the suffix {suffix or '(none)'!r}; expected one of {known}")
+
+
+def resolve_backend(name: str) -> tuple[str, dict[str, Any]]:
+    """The backend behind a name of ``BACKENDS`` or ``VARIANTS``, and the options that make it the variant.
+
+    >>> resolve_backend("torch.compile")
+    ('torch', {'compiled': True})
+
+    Raises InputRefused for any other name.
+    """
+    if name not in BACKENDS and name not in VARIANTS:
+        raise InputRefused(f"no backend is called {name!r}; expected some of {', '.join((*BACKENDS, *VARIANTS))}")
+    return VARIANTS.get(name, (name, {}))
 
 
 def open_session(path: Path | str, backend: str | None = None, device: str = "cpu", threads: int | None = None, **options: Any) -> Session:

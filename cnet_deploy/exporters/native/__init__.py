@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,10 @@ def write(network: Program | nn.Module, path: Path, *, cpu: str | None = None, p
     compiler = find_compiler(target.machine)
     plan = make_plan(network, precision=precision, description=describe(network, precision, target.isas), isas=target.isas)
     build(compiler, target.isas, precision=precision, source=plan.source, weights=plan.weights, out=path)
-    details = {"machine": target.machine, "isas": list(target.isas), "layouts": list(plan.layouts), "compiler": compiler.version}
+    details = {
+        "machine": target.machine, "isas": list(target.isas), "layouts": list(plan.layouts), "compiler": compiler.version,
+        "operators": dict(Counter(type(layer).__name__ for layer in (network.stem, *network.body, network.pool, network.head))),
+    }  # fmt: skip
     return Written(precision, details, unverifiable=_why_not_here(target))
 
 

@@ -1,0 +1,265 @@
+"""The latency gate: is head slower than base? Fresh processes round by round; ``rule.py`` decides.
+
+``gate`` compares two artifacts or models, or one that two installations run; ``gate_baseline`` one with what was stored.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cnet_deploy.benchmarks.baseline import find_baseline
+from cnet_deploy.benchmarks.environment import environment
+from cnet_deploy.benchmarks.figures import Change, Figures, changes, figures_of
+from cnet_deploy.benchmarks.measure import Result, Settings, take_turn
+from cnet_deploy.benchmarks.rule import Decision, SelfTest, Verdict, adaptively, decide, self_test
+from cnet_deploy.benchmarks.sweep import backends_of, default_threads, is_named, target_for
+from cnet_deploy.benchmarks.worker import NAMED
+from cnet_deploy.benchmarks.workers import Cell, worker
+from cnet_deploy.errors import CheckFailed, Inconclusive, InputRefused, Unavailable, naming
+from cnet_deploy.exporters import SUFFIXES
+from cnet_deploy.files import check_input
+from cnet_deploy.sessions import resolve_backend
+
+SETTINGS = Settings(warmup=0.5, seconds=0.5, least=5, fresh=True)
+MAX_ROUNDS = 64
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Side:
+    """Base or head: what was named, the interpreter that runs it, and the cell that came of it."""
+
+    name: str
+    model: str
+    python: str
+    cell: Cell
+    figures: Figures | None = None
+
+
+@dataclass(frozen=True)
+class Round:
+    """One process of each side. ``order`` is AB where base came first, BA where head did, - where they were not measured together."""
+
+    order: str
+    base: tuple[float, ...]
+    head: tuple[float, ...]
+
+    @property
+    def medians(self) -> tuple[float, float]:
+        """Seconds of base and of head."""
+        return statistics.median(self.base), statistics.median(self.head)
+
+
+@dataclass
+class Outcome:
+    """What a gate found. ``rounds`` are empty where the self-test failed; ``changes`` are of figures that don't flicker."""
+
+    base: str
+    head: str
+    backends: tuple[str, str]
+    threads: int
+    tolerance: float
+    settings: Settings
+    changes: list[Change] = field(default_factory=list)
+    allow_changes: bool = False
+    self_rounds: list[Round] = field(default_factory=list)
+    self_test: SelfTest | None = None
+    rounds: list[Round] = field(default_factory=list)
+    decision: Decision | None = None
+    installations: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=environment)
+
+    @property
+    def worse(self) -> list[Change]:
+        """Changes that fail the gate by themselves."""
+        return [] if self.allow_changes else [change for change in self.changes if change.worse]
+
+    @property
+    def verdict(self) -> Verdict:
+        """A figure that grew is a regression whatever the clock says; without rounds there is nothing to conclude."""
+        if self.worse:
+            return Verdict.REGRESSION
+        return self.decision.verdict if self.decision else Verdict.INCONCLUSIVE
+
+    @property
+    def exit_code(self) -> int:
+        return {Verdict.PASS: 0, Verdict.REGRESSION: CheckFailed.exit_code, Verdict.INCONCLUSIVE: Inconclusive.exit_code}[self.verdict]
+
+
+def gate(
+    base: str, head: str, *, backend: str | None = None, threads: int | None = None, tolerance: float = 0.05, max_rounds: int = MAX_ROUNDS,
+    settings: Settings = SETTINGS, base_python: str | None = None, head_python: str | None = None, allow_changes: bool = False,
+    say: Say = lambda _: None,
+) -> Outcome:  # fmt: skip
+    """Gate ``head`` against ``base``: files or named networks, each run by an interpreter that has cnet-deploy (None: this one).
+
+    A model that the backend does not open is exported for it first, by that side's own installation. Raises Unavailable where either side
+    is missing or can't be run, and where both interpreters load the same installation; InputRefused for a file that is refused.
+    """
+    apart = base_python is not None or head_python is not None
+    with tempfile.TemporaryDirectory(prefix="cnet-deploy-gate-") as folder:
+        sides = [
+            _side(name, model, backend, threads, _interpreter(python), Path(folder), say)
+            for name, model, python in (("base", base, base_python), ("head", head, head_python))
+        ]
+        a, b = sides
+        outcome = Outcome(base, head, (a.cell.backend, b.cell.backend), a.cell.threads, tolerance, settings, allow_changes=allow_changes)
+        if a.figures and b.figures:
+            outcome.changes = changes(a.figures, b.figures)
+        for change in outcome.changes:
+            say(str(change))
+
+        for side in sides:  # before minutes are spent on the one, the other must open too
+            _open(side, outcome)
+        if apart:
+            _require_two_installations(outcome)
+
+        def itself(number: int) -> None:
+            outcome.self_rounds.append(_round(number, a, a, outcome, say, "self-test"))
+
+        def together(number: int) -> None:
+            outcome.rounds.append(_round(number, a, b, outcome, say, "round"))
+
+        def quiet() -> bool:
+            outcome.self_test = self_test(*_columns(outcome.self_rounds), tolerance)
+            return outcome.self_test.passed
+
+        def decided() -> bool:
+            outcome.decision = decide(*_columns(outcome.rounds), tolerance)
+            return outcome.decision.verdict is not Verdict.INCONCLUSIVE
+
+        adaptively(itself, quiet, max_rounds)
+        if outcome.self_test and outcome.self_test.passed:
+            adaptively(together, decided, max_rounds)
+    return outcome
+
+
+def gate_baseline(
+    baseline: Path, head: str, *, backend: str | None = None, threads: int | None = None, tolerance: float = 0.05,
+    max_rounds: int = MAX_ROUNDS, new_artifact: bool = False, say: Say = lambda _: None,
+) -> Outcome:  # fmt: skip
+    """Gate ``head`` against rounds that ``bench --save-baseline`` stored, measured in the same way.
+
+    Raises Unavailable where the two can't be compared (see ``find_baseline``).
+    """
+    _require_file("head", head)
+    if not baseline.exists():
+        raise Unavailable(f"{baseline}: no such file; record a baseline with `cnet-deploy bench --save-baseline {baseline}`")
+    stored = find_baseline(baseline, Path(head), backend=backend, threads=threads, new_artifact=new_artifact)
+    settings = replace(SETTINGS, warmup=stored.warmup, seconds=stored.seconds, least=stored.least)
+    cell = Cell(Path(head).name, head, stored.backend, stored.threads, stored.batch)
+    side = Side("head", head, sys.executable, cell)
+    outcome = Outcome(f"{baseline} ({stored.label})", head, (stored.backend, stored.backend), stored.threads, tolerance, settings)
+    _open(side, outcome)
+    outcome.self_test = self_test(stored.medians, stored.medians, tolerance, paired=False)
+    if not outcome.self_test.passed:
+        return outcome
+
+    def measure(number: int) -> None:
+        say(f"round {number + 1}")
+        samples = _turn(side, outcome)
+        outcome.rounds.append(Round("-", (stored.medians[number % len(stored.medians)],), samples))
+
+    def decided() -> bool:
+        outcome.decision = decide(stored.medians, [part.medians[1] for part in outcome.rounds], tolerance, paired=False)
+        return outcome.decision.verdict is not Verdict.INCONCLUSIVE
+
+    adaptively(measure, decided, max_rounds)
+    return outcome
+
+
+def _columns(rounds: list[Round]) -> tuple[list[float], list[float]]:
+    return [part.medians[0] for part in rounds], [part.medians[1] for part in rounds]
+
+
+def _round(number: int, base: Side, head: Side, outcome: Outcome, say: Say, what: str) -> Round:
+    """One process of each, in turns first: what the machine does to the second comes to both alike."""
+    say(f"{what} {number + 1}")
+    if number % 2:
+        second = _turn(head, outcome)
+        return Round("BA", _turn(base, outcome), second)
+    first = _turn(base, outcome)
+    return Round("AB", first, _turn(head, outcome))
+
+
+def _turn(side: Side, outcome: Outcome) -> tuple[float, ...]:
+    result = Result(side.cell, batch=side.cell.batch)
+    take_turn(result, outcome.settings, side.python)
+    _check(side, result.error, result.exit_code)
+    return tuple(result.samples)
+
+
+def _open(side: Side, outcome: Outcome) -> None:
+    """Open it once, which tells whose code runs it, or why it can't be run."""
+    with worker(side.cell, side.python) as held:
+        opened = held.open()
+    _check(side, opened.get("error"), opened.get("exit_code"))
+    outcome.installations[side.name] = f"{opened['version']} in {opened['installation']}"
+
+
+def _check(side: Side, error: str | None, exit_code: int | None) -> None:
+    if error is not None:
+        raise (InputRefused if exit_code == InputRefused.exit_code else Unavailable)(f"{side.name}: {error}")
+
+
+def _require_two_installations(outcome: Outcome) -> None:
+    if len(set(outcome.installations.values())) == 1:
+        raise Unavailable(
+            f"both interpreters load cnet-deploy {outcome.installations['base']}, so there is nothing to compare; install the two "
+            "revisions apart (not editable, PYTHONPATH unset)"
+        )
+
+
+def _side(name: str, model: str, backend: str | None, threads: int | None, python: str, folder: Path, say: Say) -> Side:
+    if not is_named(model):
+        _require_file(name, model)
+    with naming(name):
+        if backend is not None:
+            resolve_backend(backend)
+        chosen = backends_of(model, (backend,) if backend else ())[-1]
+    label, target = Path(model).name, target_for(chosen, model)
+    path = model
+    if target is not None:
+        path = str(folder / f"{name}{SUFFIXES[target]}")
+        say(f"{name}: exporting {model} for {chosen}")
+        _export(name, model, target, path, python, folder)
+    elif is_named(model):
+        path = NAMED + model
+    cell = Cell(label, path, chosen, threads or default_threads())
+    return Side(name, model, python, cell, None if path.startswith(NAMED) else figures_of(path))
+
+
+def _interpreter(python: str | None) -> str:
+    """A path that holds in every folder; a virtual environment's own link must not be followed."""
+    if python is None:
+        return sys.executable
+    return str(Path(python).absolute()) if os.sep in python else python
+
+
+def _require_file(name: str, model: str) -> None:
+    if not Path(model).exists():
+        raise Unavailable(f"{name}: {model}: no such file, and no network of that name; nothing was compared, and that is no pass")
+    with naming(name):
+        check_input(model)
+
+
+def _export(name: str, model: str, target: str, path: str, python: str, folder: Path) -> None:
+    """By the side's own installation, from a folder where no other can be found."""
+    source = model if is_named(model) else str(Path(model).resolve())
+    command = [python, "-m", "cnet_deploy", "export", source, f"--{target}", "-o", path]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise Unavailable(f"{name}: {python}: can't be run ({error.strerror}); expected a Python that has cnet-deploy installed") from None
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        refused = done.returncode == InputRefused.exit_code
+        raise (InputRefused if refused else Unavailable)(f"{name}: {model} can't be exported for --{target}: {said}")

@@ -1,0 +1,119 @@
+"""When is head slower than base? The decision rule of the gate: numbers in, a verdict out; no clock and no process in sight.
+
+Samples of one process are correlated, and machines drift: the unit is therefore a round, one fresh process of each side, one right after
+the other; of each the median is kept, and d = ln(head / base) is the round's figure. The estimate is exp(median d), its bounds come from a
+bootstrap over rounds. Few rounds or much noise give no verdict rather than a wrong one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+LEAST_ROUNDS = 8
+RESAMPLES = 4000
+ONE_SIDED = 0.01  # each bound holds with 99 %
+TWO_SIDED = 0.005  # so that the interval between both bounds does
+
+Floats = npt.NDArray[np.float64]
+Seconds = Sequence[float]
+
+
+class Verdict(Enum):
+    """What a gate says; ``value`` is what stands in files."""
+
+    PASS = "pass"
+    REGRESSION = "regression"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A verdict and its grounds. All ratios are head's time over base's: 1.03 is 3 % slower.
+
+    ``lower`` and ``upper`` are one-sided 99 % bounds of ``estimate``; ``reason`` is a phrase for people.
+    """
+
+    verdict: Verdict
+    estimate: float
+    lower: float
+    upper: float
+    rounds: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """Base against itself: ``half_width`` of the 99 % interval of their ratio, which is 1 in truth, after ``rounds`` rounds."""
+
+    half_width: float
+    limit: float
+    rounds: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether the machine is quiet enough for the tolerance: half of it must not be exceeded."""
+        return self.rounds >= LEAST_ROUNDS and self.half_width <= self.limit
+
+
+def decide(base: Seconds, head: Seconds, tolerance: float, *, paired: bool = True) -> Decision:
+    """The verdict on the medians of rounds, in seconds; ``tolerance`` 0.05 allows head 5 % more.
+
+    Regression only if the estimate is beyond the tolerance and the lower bound beyond half of it; pass only if the upper bound is within
+    the tolerance. ``paired`` False is for two sides that were measured at different times: they are resampled apart.
+    """
+    rounds = min(len(base), len(head))
+    medians, estimate = _resampled(base, head, paired=paired), _estimate(base, head, paired=paired)
+    lower, upper = (math.exp(float(np.quantile(medians, q))) for q in (ONE_SIDED, 1 - ONE_SIDED))
+    if rounds < LEAST_ROUNDS:
+        verdict, reason = Verdict.INCONCLUSIVE, f"{rounds} rounds are too few, {LEAST_ROUNDS} are the least"
+    elif estimate > 1 + tolerance and lower > 1 + tolerance / 2:
+        verdict, reason = Verdict.REGRESSION, "beyond the tolerance, and surely beyond half of it"
+    elif upper < 1 + tolerance:
+        verdict, reason = Verdict.PASS, "surely within the tolerance"
+    else:
+        verdict, reason = Verdict.INCONCLUSIVE, "neither surely within the tolerance nor surely beyond half of it"
+    return Decision(verdict, estimate, lower, upper, rounds, reason)
+
+
+def self_test(first: Seconds, second: Seconds, tolerance: float, *, paired: bool = True) -> SelfTest:
+    """How far rounds of base against itself scatter, beside half the tolerance."""
+    medians = _resampled(first, second, paired=paired)
+    low, high = (math.exp(float(np.quantile(medians, q))) for q in (TWO_SIDED, 1 - TWO_SIDED))
+    return SelfTest((high - low) / 2, tolerance / 2, min(len(first), len(second)))
+
+
+def adaptively(measure: Callable[[int], None], enough: Callable[[], bool], most: int) -> None:
+    """Measure rounds until they are ``enough``: 8 first, then twice as many, up to ``most``. ``measure`` takes the round's number, from 0.
+
+    Doubling keeps the looks at the data few: each look is another chance of a wrong verdict.
+    """
+    done, goal = 0, LEAST_ROUNDS
+    while done < most:
+        goal = min(goal, most)
+        for number in range(done, goal):
+            measure(number)
+        if enough():
+            return
+        done, goal = goal, 2 * goal
+
+
+def _estimate(base: Seconds, head: Seconds, *, paired: bool) -> float:
+    before, after = np.log(base), np.log(head)
+    return math.exp(float(np.median(after - before) if paired else np.median(after) - np.median(before)))
+
+
+def _resampled(base: Seconds, head: Seconds, *, paired: bool) -> Floats:
+    """Bootstrap: the median of ln(head / base) over as many rounds, drawn with replacement, many times. The same rounds give the same."""
+    before, after = np.log(base), np.log(head)
+    random = np.random.default_rng(0)
+    draws = random.integers(0, len(after), (RESAMPLES, len(after)))
+    if paired:
+        return np.asarray(np.median((after - before)[draws], axis=1))
+    others = random.integers(0, len(before), (RESAMPLES, len(before)))
+    return np.asarray(np.median(after[draws], axis=1) - np.median(before[others], axis=1))

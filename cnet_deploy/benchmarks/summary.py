@@ -1,0 +1,63 @@
+"""What samples say: the median, percentiles where there are samples enough for them, and how much they scatter."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+UNSTABLE = 0.025  # coefficient of variation above which trtexec too speaks of unstable times
+PERCENTILES = (0.90, 0.95, 0.99)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Seconds of ``count`` samples. A percentile is None where too few samples support it (see ``support``)."""
+
+    count: int
+    least: float
+    median: float
+    mean: float
+    p90: float | None
+    p95: float | None
+    p99: float | None
+    variation: float
+
+    @property
+    def unstable(self) -> bool:
+        """Whether the coefficient of variation is above 2.5 %."""
+        return self.variation > UNSTABLE
+
+
+def support(share: float) -> int:
+    """The least number of samples of which one lies beyond this percentile with 95 % confidence: ln 0.05 / ln share.
+
+    Fewer say nothing of it: their greatest may lie before it. (Wilks, Determination of sample sizes for setting tolerance limits, 1941.)
+
+    >>> [support(share) for share in PERCENTILES]
+    [29, 59, 299]
+    """
+    return math.ceil(math.log(0.05) / math.log(share))
+
+
+def percentile(samples: Sequence[float], share: float) -> float | None:
+    """The value that this share of the samples does not exceed; None where fewer than ``support`` were taken."""
+    if len(samples) < support(share):
+        return None
+    return float(np.quantile(samples, share, method="inverted_cdf"))
+
+
+def summarise(samples: Sequence[float]) -> Summary | None:
+    """The summary of all samples; None where there are none.
+
+    ``variation`` is the coefficient of variation: standard deviation over mean, 0 for a single sample.
+    """
+    if not samples:
+        return None
+    mean = statistics.fmean(samples)
+    spread = statistics.stdev(samples) / mean if len(samples) > 1 else 0.0
+    p90, p95, p99 = (percentile(samples, share) for share in PERCENTILES)
+    return Summary(len(samples), min(samples), statistics.median(samples), mean, p90, p95, p99, spread)

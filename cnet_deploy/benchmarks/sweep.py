@@ -1,0 +1,182 @@
+"""A sweep: models on backends, with numbers of threads and sizes of batches; planned, prepared, measured."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from cnet_deploy import manifest
+from cnet_deploy.benchmarks.environment import cores, differences, environment, fingerprint
+from cnet_deploy.benchmarks.measure import Result, Settings, proceed, rounds_of, steps
+from cnet_deploy.benchmarks.paper import PAPER, counted, paper_row
+from cnet_deploy.benchmarks.results import Group, Keep, Report, Row
+from cnet_deploy.benchmarks.worker import NAMED
+from cnet_deploy.benchmarks.workers import Cell
+from cnet_deploy.deployment import export
+from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable
+from cnet_deploy.exporters import FAMILY_ONLY, SUFFIXES
+from cnet_deploy.files import check_input, digest, read_bytes
+from cnet_deploy.models import NAMES
+from cnet_deploy.models.baselines import BASELINES
+from cnet_deploy.sessions import BACKENDS, PEERS, backend_of, resolve_backend
+from cnet_deploy.sessions.native import MAX_THREADS
+
+
+def default_threads() -> int:
+    """All cores, as far as every backend takes them."""
+    return min(cores(), MAX_THREADS)
+
+
+def bench(
+    models: Sequence[str] = (), *, backends: Sequence[str] = (), threads: Sequence[int] = (), batches: Sequence[int] = (1,),
+    settings: Settings | None = None, progress: Callable[[str], None] = lambda _: None, total: Callable[[int], None] = lambda _: None,
+    keep: Keep = lambda _: None, earlier: Report | None = None,
+) -> Report:  # fmt: skip
+    """Measure the paper's table, or any files and named networks, with every number of ``threads`` and every batch size.
+
+    A named network runs with random weights on every backend of ``backends`` (all but peers, if none is given). A file runs on the backend
+    that opens it; a model's file on those that it can be exported for, too, where they are asked for. ``progress`` hears what is being
+    done, ``total`` how many steps there will be, ``keep`` gets the report as it grows. ``earlier`` is the report of the same sweep that
+    was interrupted: what it holds is not measured again. Raises InputRefused for what can't be measured before anything is.
+    """
+    settings = settings or Settings()
+    for name in backends:
+        resolve_backend(name)
+    groups = [(count, batch) for count in threads or [default_threads()] for batch in batches]
+    names = list(dict.fromkeys(models)) or [row.model for row in PAPER]
+    plan = {name: backends_of(name, backends) for name in names}
+    report = Report([_row(name, plan[name], groups) for name in names], settings)
+    if earlier is not None:
+        _continue(report, earlier)
+        if report.after is not None:
+            return report
+    parts = [[result for result in report.results if (result.cell.threads, result.cell.batch) == group] for group in groups]
+    total(len(names) + sum(steps(len(part), settings, rounds_of(part, settings)) for part in parts))
+    with tempfile.TemporaryDirectory(prefix="cnet-deploy-bench-") as folder:
+        for row in report.rows:
+            progress(f"prepare {row.label}")
+            for result in row.results:
+                _prepare(result, Path(folder))
+        for part in parts:
+            proceed(part, settings, progress, keep=lambda: keep(report))
+    report.after = environment()
+    return report
+
+
+def backends_of(name: str, wanted: Sequence[str]) -> tuple[str, ...]:
+    """The backends that a file or a named network is measured on. Raises InputRefused where it is neither, or none fits."""
+    if is_named(name):
+        known = tuple(wanted) or tuple(backend for backend in reversed(BACKENDS) if backend not in PEERS)
+        # If no backend runs it, all the same: for the reason to be shown.
+        return tuple(b for b in known if name not in BASELINES or _target_of(b) not in FAMILY_ONLY) or known
+    if not Path(name).exists():
+        raise InputRefused(f"{name}: no such file, and no network of that name; expected a file or one of {', '.join(NAMES)}")
+    check_input(name)
+    own = backend_of(name)
+    if not wanted:
+        return (own,)
+    a_model = own == "torch"  # can be exported for any backend
+    fitting = tuple(backend for backend in wanted if a_model or opens(backend, name))
+    if not fitting:
+        raise InputRefused(f"{name}: runs on {own}, which is not among {', '.join(wanted)}")
+    return fitting
+
+
+def is_named(model: str) -> bool:
+    """Whether this is the name of a network, and no file."""
+    return model in NAMES and not Path(model).exists()
+
+
+def opens(backend: str, path: Path | str) -> bool:
+    """Whether a backend opens files of this suffix."""
+    return Path(path).suffix in BACKENDS[resolve_backend(backend)[0]]
+
+
+def target_for(backend: str, model: str) -> str | None:
+    """What a model has to be exported to for a backend; None if it runs as it is."""
+    return None if not is_named(model) and opens(backend, model) else _target_of(backend)
+
+
+def _target_of(backend: str) -> str | None:
+    """What networks are exported to for a backend; None for one that runs them itself."""
+    suffixes = BACKENDS[resolve_backend(backend)[0]]
+    return next((target for target, suffix in SUFFIXES.items() if suffix in suffixes), None)
+
+
+def _row(name: str, backends: Sequence[str], groups: Sequence[Group]) -> Row:
+    results = [Result(Cell(name, name, backend, *group), batch=group[1]) for group in groups for backend in backends]
+    if is_named(name):
+        paper = paper_row(name)
+        flops, params = counted(name)
+        return Row(name, flops, params, None, paper.top1_error if paper else None, results)
+    data, found = read_bytes(name), _counted_file(name)
+    return Row(name, *found, digest(data), _top1_error(name, data), results)
+
+
+def _top1_error(path: str, data: bytes) -> float | None:
+    """In per cent, of the images that an artifact was verified on; None where its manifest does not tell."""
+    try:
+        found = manifest.read(path, data)
+    except InputRefused:
+        return None  # told by the cell, which can't be opened then
+    known = [entry["top1"] for entry in (found.verification if found else ()) if isinstance(entry.get("top1"), float)]
+    return 100 * (1 - known[-1]) if known else None
+
+
+def _prepare(result: Result, folder: Path) -> None:
+    """Put the path of the artifact into a cell, or the error that kept it from being made: a missing backend is shown in its own cell."""
+    cell = result.cell
+    target = target_for(cell.backend, cell.label)
+    path = cell.label
+    if target is not None:
+        path = str(folder / f"{digest(cell.label.encode())[:16]}{SUFFIXES[target]}")
+        try:
+            if result.error is None and not Path(path).exists():  # else it was made for another cell
+                export(cell.label, target, path)
+        except CnetDeployError as error:
+            result.error, result.exit_code = str(error), error.exit_code
+        except Exception as error:  # of a library's exporter; one network's, and no reason to end the run
+            result.error, result.exit_code = f"{type(error).__name__}: {error}"[:500], Unavailable.exit_code
+    elif is_named(cell.label):
+        path = NAMED + cell.label
+    result.cell = replace(cell, model=path)
+
+
+def _continue(report: Report, earlier: Report) -> None:
+    """Put an interrupted run's results into the same sweep's report. Raises InputRefused if it is another sweep, or another machine."""
+    was, now = _outline(earlier), _outline(report)
+    if now != was:
+        key = next(key for key in now if now[key] != was[key])
+        raise InputRefused(
+            f"the results are of another sweep ({key}: {was[key]} there, {now[key]} asked for); repeat the command that was "
+            "interrupted, or measure anew without --resume"
+        )
+    if earlier.after is None and (found := differences(fingerprint(report.environment), fingerprint(earlier.environment))):
+        raise InputRefused(f"the results were measured elsewhere ({'; '.join(found)}); measure anew without --resume")
+    for row, old in zip(report.rows, earlier.rows, strict=True):
+        row.results = old.results
+    report.environment, report.after = earlier.environment, earlier.after
+
+
+def _outline(report: Report) -> dict[str, object]:
+    """What makes two sweeps one."""
+    return {
+        "models": [(row.label, row.sha256) for row in report.rows],
+        "cells": [(result.cell.backend, result.cell.threads, result.cell.batch) for result in report.results],
+        "settings": asdict(report.settings),
+    }
+
+
+def _counted_file(path: str) -> tuple[int | None, int | None]:
+    from cnet_deploy.inspection import inspect
+
+    try:
+        found = inspect(path)
+    except InputRefused:
+        return None, None  # not of the family: it can be measured all the same
+    if found.architecture is None or found.form is None:
+        return None, None
+    cost = found.architecture.cost("training" if found.form == "training" else "group-conv")
+    return cost.flops, cost.params

@@ -1,0 +1,46 @@
+"""Reports with known figures, and settings for those who can't wait."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from cnet_deploy.benchmarks.environment import environment
+from cnet_deploy.benchmarks.measure import Result, Settings
+from cnet_deploy.benchmarks.results import Report, Row
+from cnet_deploy.benchmarks.workers import Cell
+
+QUICK = Settings(rounds=2, seconds=0.0, least=2, warmup=0.0, rewarm=0.0)
+
+
+def result(*rounds: list[float], label: str = "x", backend: str = "torch", threads: int = 1, batch: int = 1, **values: Any) -> Result:
+    """A cell that took these seconds."""
+    cell = Cell(label, label, backend, threads, batch)
+    return Result(
+        cell, batch=batch, cold_seconds=[0.5], open_seconds=[0.2], warmup=[0.1, 0.05], rounds=[list(part) for part in rounds], **values
+    )
+
+
+def report(**changes: Any) -> Report:
+    """Two of the paper's networks and a file with a hostile name, on two backends, one cell of which failed."""
+    steady = [[0.010 + 0.0001 * ((7 * n + turn) % 5) for n in range(20)] for turn in range(2)]
+    rows = [
+        Row("mobilenet-1.0-224", 569_000_000, 4_230_000, None, 29.4, []),
+        Row("condensenet-74-g8", 274_000_000, 2_940_000, None, 29.0, []),
+        Row("<script>alert(1)</script>|.onnx", 1_500_000, None, "ab" * 32, 12.5, []),
+        Row("unknown.onnx", None, None, "cd" * 32, None, []),
+    ]
+    for number, row in enumerate(rows):
+        scaled = [[sample * (number + 1) for sample in part] for part in steady]
+        row.results = [result(*scaled, label=row.label, backend="onnxruntime", peak_bytes=100 << 20)]
+        row.results.append(result(*([s / 3 for s in part] for part in scaled), label=row.label, backend="native", peak_bytes=10 << 20))
+        row.results.append(result(*scaled, label=row.label, backend="onnxruntime", batch=8))
+    rows[1].results[1] = Result(rows[1].results[1].cell, error="no compiler <b>here</b>", exit_code=5)
+    values: dict[str, Any] = {"rows": rows, "settings": Settings(rounds=2), "after": environment()}
+    return Report(**{**values, **changes})
+
+
+def interruptible(command: list[str]) -> list[str]:
+    """The command with Ctrl-C as a terminal gives it: what is started in the background may have been told to ignore it."""
+    script = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    return [sys.executable, "-c", script, *command]

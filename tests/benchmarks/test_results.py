@@ -1,0 +1,112 @@
+"""The file of results: what is written is read again, what is damaged is refused, and a run may be killed at any time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnet_deploy.benchmarks.results import Journal, read_report
+from cnet_deploy.errors import InputRefused, OutputRefused
+
+from .helpers import interruptible, report
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    made = report()
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(made.to_dict()))
+    found = read_report(path)
+    assert found == made and found.to_dict() == json.loads(path.read_text())
+
+
+def test_ratios_and_the_base() -> None:
+    made = report()
+    assert made.base.label == "mobilenet-1.0-224"
+    assert made.ratio(made.rows[1].results[0]) == pytest.approx(2.0)
+    made.rows[0].results[1].rounds = []  # where the base was not measured, its quickest stands in
+    assert made.ratio(made.rows[2].results[1]) == pytest.approx(1.0)
+    made.rows[0].results = []
+    assert made.base is made.rows[1]
+
+
+DAMAGE: list[tuple[str, Any]] = [
+    ("cnet_deploy_bench", 1),
+    ("rows", []),
+    ("rows", None),
+    ("rows", [{"label": "x"}]),
+    ("settings", {"rounds": 1, "more": 2}),
+    ("environment", None),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), DAMAGE, ids=str)
+def test_damage_is_refused(key: str, value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps({**report().to_dict(), key: value}))
+    with pytest.raises(InputRefused, match="measure again with"):
+        read_report(path)
+
+
+@pytest.mark.parametrize("value", [None, "text", -1.0, float("inf"), float("nan"), [1.0], {}], ids=str)
+def test_times_that_are_none_are_refused(value: Any, tmp_path: Path) -> None:
+    values = report().to_dict()
+    values["rows"][0]["cells"][0]["rounds"][0][0] = value
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputRefused, match="is damaged"):
+        read_report(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_what_is_no_file_of_results(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_bytes(data)
+    with pytest.raises(InputRefused):
+        read_report(path)
+
+
+def test_a_journal_that_can_not_be_written_tells_at_the_end(tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    journal = Journal(folder / "r.json", tmp_path / "s.json")
+    folder.rmdir()
+    journal.keep(report())
+    assert read_report(tmp_path / "s.json") == report(
+        environment=read_report(tmp_path / "s.json").environment, after=read_report(tmp_path / "s.json").after
+    )
+    with pytest.raises(OutputRefused, match="make it first"):
+        journal.close(report())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
+def test_a_run_may_be_killed_at_any_time(onnx_path: Path, tmp_path: Path, kill: signal.Signals) -> None:
+    """As a user would: kill it, look at the file, and let --resume finish."""
+    path = tmp_path / "r.json"
+    command = [sys.executable, "-m", "cnet_deploy", "bench", str(onnx_path), "--threads", "1", "--rounds", "12", "--seconds", "0.05"]
+    command += ["--warmup", "0", "--json", str(path)]
+    process = subprocess.Popen(interruptible(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not path.exists() or len(json.loads(path.read_text())["rows"][0]["cells"][0]["rounds"]) < 3:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, kill)
+    stdout, stderr = process.communicate(timeout=60)
+    kept = read_report(path)
+    rounds = next(kept.results).rounds
+    assert kept.after is None and 3 <= len(rounds) < 12
+    if kill is signal.SIGINT:
+        assert process.returncode == 130 and "interrupted; what was measured is above" in stderr and "--resume" in stderr
+        assert "model.onnx" in stdout  # the table of what there is
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True)
+    finished = read_report(path)
+    assert "interrupted" not in done.stdout and finished.after is not None
+    assert next(finished.results).rounds[: len(rounds)] == rounds and len(next(finished.results).rounds) == 12
