@@ -208,7 +208,7 @@ def gate(
     if baseline is not None:
         if len(models) != 1:
             raise click.UsageError(f"--baseline takes one model, HEAD; got {len(models)}")
-        for name in (*only_two, "allow_changes"):
+        for name in only_two:
             if options.pop(name):
                 raise click.UsageError(f"--{name.replace('_', '-')} is no option of --baseline")
         if seconds is not None or warmup is not None:

@@ -32,6 +32,14 @@ def read_bytes(path: Path | str, limit: int = MAX_BYTES) -> bytes:
     return data
 
 
+def exists(path: Path | str) -> bool:
+    """Whether something is there; what can't be a path is nothing."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def check_input(path: Path | str) -> None:
     """Refuse a path that is no regular file, without opening it."""
     path = Path(path)

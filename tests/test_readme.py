@@ -23,6 +23,16 @@ def commands() -> list[str]:
     return [line for block in blocks("sh") for line in block.splitlines() if line.startswith("cnet-deploy ")]
 
 
+def hurried(line: str) -> str:
+    """The command as it stands; where it measures, no longer than it takes to see that it does."""
+    shorter = {"bench": "--rounds 1 --seconds 0 --warmup 0", "gate": "--seconds 0 --warmup 0 --max-rounds 8"}
+    if "--save-baseline" in line:
+        shorter["bench"] = "--rounds 8 --seconds 0 --warmup 0"
+    if "--baseline" in line:
+        shorter["gate"] = "--max-rounds 8"
+    return f"{line} {shorter.get(line.split()[1], '')}"
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("readme")
@@ -31,18 +41,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_there_is_something_to_run() -> None:
-    assert {line.split()[1] for line in commands()} == {"inspect", "convert", "export", "verify", "bench"}
+    assert {line.split()[1] for line in commands()} == {"inspect", "convert", "export", "verify", "bench", "gate"}
     assert len(blocks("python")) == 1
     assert "make demo" in README and "make test" in README
 
 
 @pytest.mark.slow
 def test_commands_in_their_order(folder: Path) -> None:
-    for line in commands():
+    for line in map(hurried, commands()):
         surroundings = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         surroundings["PYTHONPATH"] = str(ROOT)
         done = subprocess.run(line, shell=True, cwd=folder, env=surroundings, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        codes = (0, 3) if " gate " in line else (0,)  # a busy machine may be too noisy to say
+        assert done.returncode in codes, f"{line}\n{done.stdout}\n{done.stderr}"
 
 
 @pytest.mark.slow

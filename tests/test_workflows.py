@@ -51,8 +51,8 @@ def bash(script: str, folder: Path, **variables: str) -> subprocess.CompletedPro
     """As GitHub runs a step."""
     places = {"GITHUB_STEP_SUMMARY": str(folder / "summary.md"), "GITHUB_OUTPUT": str(folder / "output")}
     return subprocess.run(
-        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script], cwd=folder, env={**os.environ, "GITHUB_ACTIONS": "true", **places, **variables}, capture_output=True,
-        text=True, check=False,
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script], cwd=folder, capture_output=True, text=True, check=False,
+        env={**os.environ, "GITHUB_ACTIONS": "true", **places, **variables},
     )  # fmt: skip
 
 

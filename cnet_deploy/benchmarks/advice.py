@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cnet_deploy.benchmarks.environment import stolen
 from cnet_deploy.benchmarks.results import Report
+from cnet_deploy.errors import printable
 
 BUSY = 0.3  # load average per core before the run, above which others are at work
 STOLEN = 0.01
@@ -78,8 +79,8 @@ def _samples(report: Report) -> list[str]:
         assert worst.summary is not None
         found.append(
             f"{len(unstable)} of {sum(1 for result in report.results if result.rounds)} cells are unstable (coefficient of variation above "
-            f"2.5 %; the worst is {row.title} on {worst.cell.backend} with {worst.summary.variation:.0%}): read medians and ratios, "
-            "and give the run more rounds (--rounds) on a quieter machine."
+            f"2.5 %; the worst is {printable(row.title)} on {worst.cell.backend} with {worst.summary.variation:.0%}): "
+            "read medians and ratios, and give the run more rounds (--rounds) on a quieter machine."
         )
     failed = sum(result.error is not None for result in report.results)
     if failed:

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnet_deploy.benchmarks.environment import differences, environment, fingerprint
-from cnet_deploy.benchmarks.results import Report, read_report
+from cnet_deploy.benchmarks.figures import Figures
+from cnet_deploy.benchmarks.results import Report, Row, read_report
 from cnet_deploy.benchmarks.rule import LEAST_ROUNDS
-from cnet_deploy.errors import Unavailable, printable
+from cnet_deploy.benchmarks.sweep import is_named
+from cnet_deploy.errors import InputRefused, Unavailable, printable
 from cnet_deploy.files import digest, read_bytes
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """One stored cell: the median of each round in seconds, how it was measured, and the digest of the artifact that it is of."""
+    """One stored cell: the median of each round in seconds, how it was measured, the digest and the figures of the file that it is of."""
 
     label: str
     backend: str
@@ -26,6 +28,7 @@ class Baseline:
     seconds: float
     least: int
     sha256: str | None
+    figures: Figures | None
 
 
 def find_baseline(path: Path, head: Path, *, backend: str | None, threads: int | None, new_artifact: bool) -> Baseline:
@@ -45,18 +48,19 @@ def find_baseline(path: Path, head: Path, *, backend: str | None, threads: int |
             f"{path}: cannot compare: it was measured elsewhere ({'; '.join(found)}); record it anew here, or gate two artifacts "
             "against each other: cnet-deploy gate BASE HEAD"
         )
-    sha256 = digest(read_bytes(head))
+    sha256 = None if is_named(str(head)) else digest(read_bytes(head))
     fitting = [
         cell
         for cell in _cells(report)
         if (backend is None or cell.backend == backend) and (threads is None or cell.threads == threads) and cell.medians
     ]
-    same = [cell for cell in fitting if cell.sha256 == sha256]
+    same = [cell for cell in fitting if cell.sha256 == sha256 and (sha256 or cell.label == str(head))]
     if not same and not new_artifact:
         stored = ", ".join(f"{printable(cell.label)} ({(cell.sha256 or 'random weights')[:12]})" for cell in fitting) or "nothing"
+        own = (sha256 or "random weights")[:12]
         raise Unavailable(
-            f"{path}: cannot compare: it holds {stored} and {head} is {sha256[:12]}; if it is meant to take the stored artifact's "
-            "place, say --new-artifact"
+            f"{path}: cannot compare: it holds {stored} and {head} is {own}; if it is meant to take the stored artifact's place, "
+            "say --new-artifact"
         )
     chosen = same or fitting
     if len(chosen) != 1:
@@ -73,9 +77,16 @@ def _cells(report: Report) -> list[Baseline]:
     settings = report.settings
     return [
         Baseline(
-            row.label, result.cell.backend, result.cell.threads, result.cell.batch, tuple(map(statistics.median, result.rounds)),
-            settings.warmup, settings.seconds, settings.least, row.sha256,
+            row.label, result.cell.backend, result.cell.threads, result.batch, tuple(map(statistics.median, result.rounds)),
+            settings.warmup, settings.seconds, settings.least, row.sha256, _figures(row),
         )
         for row in report.rows
         for result in row.results
     ]  # fmt: skip
+
+
+def _figures(row: Row) -> Figures | None:
+    try:
+        return None if row.figures is None else Figures(**row.figures)
+    except TypeError:
+        raise InputRefused(f"the figures of {printable(row.label)} are damaged; record the baseline anew") from None

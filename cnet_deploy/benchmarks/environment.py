@@ -10,6 +10,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from cnet_deploy.errors import printable
+
 _PACKAGES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
 _CPUFREQ = "/sys/devices/system/cpu/cpu0/cpufreq"
 _FINGERPRINT = ("cpu", "cores", "affinity", "memory_gib", "system", "python", "packages", "gpu", "driver")
@@ -43,6 +45,25 @@ def environment() -> dict[str, Any]:
         "gpu": None,
         "driver": _read("/proc/driver/nvidia/version"),
     }
+
+
+def check_environment(found: Any) -> None:
+    """Raise ValueError for something that ``environment`` does not give: what a file holds goes into reports and onto terminals."""
+    if not isinstance(found, dict) or set(found) != set(environment()):
+        raise ValueError("its environment is none")
+    texts = [found[key] for key in ("time", "cpu", "governor", "system", "python", "gpu", "driver")]
+    texts += [*found["packages"], *found["packages"].values()]
+    numbers = [found[key] for key in ("cores", "machine_cores", "memory_bytes", "memory_gib")]
+    for key in ("affinity", "clock_mhz", "load_average"):
+        numbers += [] if found[key] is None else list(found[key])
+    if found["processor_ticks"] is not None:
+        numbers += [found["processor_ticks"][kind] for kind in _TICKS] + list(found["processor_ticks"].values())
+    if not all(text is None or (isinstance(text, str) and printable(text) == text) for text in texts):
+        raise ValueError("its environment holds something else than text")
+    if not all(type(number) in (int, float) and 0 <= number < 1 << 62 for number in numbers if number is not None) or not found["cores"]:
+        raise ValueError("its environment holds something else than numbers")
+    if not all(type(found[key]) in (bool, type(None)) for key in ("turbo", "virtual")) or not found["cpu"]:
+        raise ValueError("its environment is damaged")
 
 
 def cores() -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cnet_deploy.errors import InputRefused, printable
-from cnet_deploy.files import digest, read_bytes
+from cnet_deploy.files import read_bytes
 from cnet_deploy.inspection import inspect
 from cnet_deploy.manifest import manifest_path
 from cnet_deploy.manifest import read as read_manifest
@@ -23,10 +23,11 @@ class Figures:
     """What was counted, None or empty where the file does not tell.
 
     ``multiply_adds`` and ``params`` of an ONNX file are counted in its graph, whatever its metadata say; of anything else they follow from
-    the architecture. ``operators`` counts nodes of a graph or layers of a native library by kind.
+    the architecture. So only figures of one ``format`` (the file's suffix) are compared. ``operators`` counts nodes of a graph, or layers
+    of a native library, by kind.
     """
 
-    sha256: str
+    format: str
     bytes: int
     multiply_adds: int | None = None
     params: int | None = None
@@ -34,6 +35,7 @@ class Figures:
     operators: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values; ``Figures(**values)`` is the inverse."""
         return asdict(self)
 
 
@@ -58,17 +60,19 @@ def figures_of(path: Path | str) -> Figures:
     precision = manifest.precision if manifest else None
     if path.suffix == ".onnx":
         macs, params, operators = _count_onnx(path, data)
-        return Figures(digest(data), len(data), macs, params, precision, operators)
+        return Figures(path.suffix, len(data), macs, params, precision, operators)
     found = inspect(path)
     cost = found.architecture.cost("training" if found.form == "training" else "group-conv") if found.architecture else None
     operators = {key: value for key, value in (found.details.get("operators") or {}).items() if isinstance(value, int)}
-    return Figures(digest(data), len(data), cost.macs if cost else None, cost.params if cost else None, precision, operators)
+    return Figures(path.suffix, len(data), cost.macs if cost else None, cost.params if cost else None, precision, operators)
 
 
 def changes(base: Figures, head: Figures) -> list[Change]:
     """What differs, with before and after. Worse is what costs: more operators, multiply-adds, parameters, over 1 % more bytes, another
-    precision. A figure that either side does not tell is not compared."""
-    found = []
+    precision. A figure that either side does not tell is not compared, and none is if the formats differ."""
+    found: list[Change] = []
+    if base.format != head.format:
+        return found
     for what, before, after, allowed in (
         ("multiply-adds", base.multiply_adds, head.multiply_adds, 0.0),
         ("parameters", base.params, head.params, 0.0),

@@ -20,12 +20,12 @@ from cnet_deploy.benchmarks.environment import environment
 from cnet_deploy.benchmarks.figures import Change, Figures, changes, figures_of
 from cnet_deploy.benchmarks.measure import Result, Settings, take_turn
 from cnet_deploy.benchmarks.rule import Decision, SelfTest, Verdict, adaptively, decide, self_test
-from cnet_deploy.benchmarks.sweep import backends_of, default_threads, is_named, target_for
+from cnet_deploy.benchmarks.sweep import backends_of, copied, default_threads, is_named, target_for
 from cnet_deploy.benchmarks.worker import NAMED
 from cnet_deploy.benchmarks.workers import Cell, worker
 from cnet_deploy.errors import CheckFailed, Inconclusive, InputRefused, Unavailable, naming
 from cnet_deploy.exporters import SUFFIXES
-from cnet_deploy.files import check_input
+from cnet_deploy.files import check_input, exists
 from cnet_deploy.sessions import resolve_backend
 
 SETTINGS = Settings(warmup=0.5, seconds=0.5, least=5, fresh=True)
@@ -35,13 +35,18 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Side:
-    """Base or head: what was named, the interpreter that runs it, and the cell that came of it."""
+    """Base or head: what was named, the interpreter that runs it, and the cell that came of it.
+
+    ``figures`` are of the artifact that runs, None for a network that the backend builds itself; ``model_figures`` of the file that was
+    named.
+    """
 
     name: str
     model: str
     python: str
     cell: Cell
     figures: Figures | None = None
+    model_figures: Figures | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,8 @@ class Round:
 
 @dataclass
 class Outcome:
-    """What a gate found. ``rounds`` are empty where the self-test failed; ``changes`` are of figures that don't flicker."""
+    """What a gate found. ``rounds`` are empty where the self-test failed; ``changes`` are of figures that don't flicker, and ``compared``
+    says of them "no change", or why there was nothing to compare."""
 
     base: str
     head: str
@@ -69,6 +75,7 @@ class Outcome:
     tolerance: float
     settings: Settings
     changes: list[Change] = field(default_factory=list)
+    compared: str = "not compared"
     allow_changes: bool = False
     self_rounds: list[Round] = field(default_factory=list)
     self_test: SelfTest | None = None
@@ -112,13 +119,9 @@ def gate(
         ]
         a, b = sides
         outcome = Outcome(base, head, (a.cell.backend, b.cell.backend), a.cell.threads, tolerance, settings, allow_changes=allow_changes)
-        if a.figures and b.figures:
-            outcome.changes = changes(a.figures, b.figures)
-        for change in outcome.changes:
-            say(str(change))
-
-        for side in sides:  # before minutes are spent on the one, the other must open too
-            _open(side, outcome)
+        _compare(outcome, a.figures, b.figures, say)
+        # Before minutes are spent on the one, the other must open too.
+        _require_one_batch(*(_open(side, outcome) for side in sides))
         if apart:
             _require_two_installations(outcome)
 
@@ -144,35 +147,37 @@ def gate(
 
 def gate_baseline(
     baseline: Path, head: str, *, backend: str | None = None, threads: int | None = None, tolerance: float = 0.05,
-    max_rounds: int = MAX_ROUNDS, new_artifact: bool = False, say: Say = lambda _: None,
+    max_rounds: int = MAX_ROUNDS, new_artifact: bool = False, allow_changes: bool = False, say: Say = lambda _: None,
 ) -> Outcome:  # fmt: skip
     """Gate ``head`` against rounds that ``bench --save-baseline`` stored, measured in the same way.
 
     Raises Unavailable where the two can't be compared (see ``find_baseline``).
     """
-    _require_file("head", head)
-    if not baseline.exists():
+    if not is_named(head):
+        _require_file("head", head)
+    if not exists(baseline):
         raise Unavailable(f"{baseline}: no such file; record a baseline with `cnet-deploy bench --save-baseline {baseline}`")
     stored = find_baseline(baseline, Path(head), backend=backend, threads=threads, new_artifact=new_artifact)
     settings = replace(SETTINGS, warmup=stored.warmup, seconds=stored.seconds, least=stored.least)
-    cell = Cell(Path(head).name, head, stored.backend, stored.threads, stored.batch)
-    side = Side("head", head, sys.executable, cell)
-    outcome = Outcome(f"{baseline} ({stored.label})", head, (stored.backend, stored.backend), stored.threads, tolerance, settings)
-    _open(side, outcome)
+    name = f"{baseline} ({stored.label})"
+    outcome = Outcome(name, head, (stored.backend, stored.backend), stored.threads, tolerance, settings, allow_changes=allow_changes)
     outcome.self_test = self_test(stored.medians, stored.medians, tolerance, paired=False)
-    if not outcome.self_test.passed:
-        return outcome
+    with tempfile.TemporaryDirectory(prefix="cnet-deploy-gate-") as folder:
+        side = _side("head", head, stored.backend, stored.threads, sys.executable, Path(folder), say, batch=stored.batch)
+        _compare(outcome, stored.figures, side.model_figures, say)
+        _require_one_batch(stored.batch, _open(side, outcome))
+        if not outcome.self_test.passed:
+            return outcome
 
-    def measure(number: int) -> None:
-        say(f"round {number + 1}")
-        samples = _turn(side, outcome)
-        outcome.rounds.append(Round("-", (stored.medians[number % len(stored.medians)],), samples))
+        def measure(number: int) -> None:
+            say(f"round {number + 1}")
+            outcome.rounds.append(Round("-", (statistics.median(stored.medians),), _turn(side, outcome)))
 
-    def decided() -> bool:
-        outcome.decision = decide(stored.medians, [part.medians[1] for part in outcome.rounds], tolerance, paired=False)
-        return outcome.decision.verdict is not Verdict.INCONCLUSIVE
+        def decided() -> bool:
+            outcome.decision = decide(stored.medians, [part.medians[1] for part in outcome.rounds], tolerance, paired=False)
+            return outcome.decision.verdict is not Verdict.INCONCLUSIVE
 
-    adaptively(measure, decided, max_rounds)
+        adaptively(measure, decided, max_rounds)
     return outcome
 
 
@@ -197,17 +202,38 @@ def _turn(side: Side, outcome: Outcome) -> tuple[float, ...]:
     return tuple(result.samples)
 
 
-def _open(side: Side, outcome: Outcome) -> None:
-    """Open it once, which tells whose code runs it, or why it can't be run."""
+def _open(side: Side, outcome: Outcome) -> int:
+    """Open it once, which tells whose code runs it, or why it can't be run. How many images it takes an inference."""
     with worker(side.cell, side.python) as held:
         opened = held.open()
     _check(side, opened.get("error"), opened.get("exit_code"))
     outcome.installations[side.name] = f"{opened['version']} in {opened['installation']}"
+    return int(opened["batch"])
 
 
 def _check(side: Side, error: str | None, exit_code: int | None) -> None:
     if error is not None:
-        raise (InputRefused if exit_code == InputRefused.exit_code else Unavailable)(f"{side.name}: {error}")
+        named = error.replace(side.cell.model, side.model)
+        raise (InputRefused if exit_code == InputRefused.exit_code else Unavailable)(f"{side.name}: {named}")
+
+
+def _compare(outcome: Outcome, base: Figures | None, head: Figures | None, say: Say) -> None:
+    if base is None or head is None:
+        outcome.compared = "not compared: a network that its backend builds has none"
+    elif base.format != head.format:
+        outcome.compared = f"not compared: {base.format} and {head.format} are counted in different ways"
+    else:
+        outcome.changes = changes(base, head)
+        outcome.compared = f"{len(outcome.changes)} changed" if outcome.changes else "no change"
+    for change in outcome.changes:
+        say(str(change))
+
+
+def _require_one_batch(base: int, head: int) -> None:
+    if base != head:
+        raise Unavailable(
+            f"cannot compare: base takes {base} images an inference and head {head}; export both with the same batch, or with a free one"
+        )
 
 
 def _require_two_installations(outcome: Outcome) -> None:
@@ -218,7 +244,8 @@ def _require_two_installations(outcome: Outcome) -> None:
         )
 
 
-def _side(name: str, model: str, backend: str | None, threads: int | None, python: str, folder: Path, say: Say) -> Side:
+def _side(name: str, model: str, backend: str | None, threads: int | None, python: str, folder: Path, say: Say, batch: int = 1
+) -> Side:  # fmt: skip
     if not is_named(model):
         _require_file(name, model)
     with naming(name):
@@ -226,15 +253,20 @@ def _side(name: str, model: str, backend: str | None, threads: int | None, pytho
             resolve_backend(backend)
         chosen = backends_of(model, (backend,) if backend else ())[-1]
     label, target = Path(model).name, target_for(chosen, model)
-    path = model
+    # A copy: what is opened again for every round must not be another file by then.
+    path = model if is_named(model) else str(copied(model, folder / name))
+    try:
+        given = None if is_named(model) else figures_of(path)
+    except InputRefused as error:
+        raise InputRefused(f"{name}: {str(error).replace(path, model)}") from None
     if target is not None:
-        path = str(folder / f"{name}{SUFFIXES[target]}")
+        source, path = path, str(folder / f"{name}{SUFFIXES[target]}")
         say(f"{name}: exporting {model} for {chosen}")
-        _export(name, model, target, path, python, folder)
+        _export(name, model, source, target, path, python, folder)
     elif is_named(model):
         path = NAMED + model
-    cell = Cell(label, path, chosen, threads or default_threads())
-    return Side(name, model, python, cell, None if path.startswith(NAMED) else figures_of(path))
+    cell = Cell(label, path, chosen, threads or default_threads(), batch)
+    return Side(name, model, python, cell, None if path.startswith(NAMED) else figures_of(path), given)
 
 
 def _interpreter(python: str | None) -> str:
@@ -245,15 +277,14 @@ def _interpreter(python: str | None) -> str:
 
 
 def _require_file(name: str, model: str) -> None:
-    if not Path(model).exists():
+    if not exists(model):
         raise Unavailable(f"{name}: {model}: no such file, and no network of that name; nothing was compared, and that is no pass")
     with naming(name):
         check_input(model)
 
 
-def _export(name: str, model: str, target: str, path: str, python: str, folder: Path) -> None:
+def _export(name: str, model: str, source: str, target: str, path: str, python: str, folder: Path) -> None:
     """By the side's own installation, from a folder where no other can be found."""
-    source = model if is_named(model) else str(Path(model).resolve())
     command = [python, "-m", "cnet_deploy", "export", source, f"--{target}", "-o", path]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -262,4 +293,6 @@ def _export(name: str, model: str, target: str, path: str, python: str, folder: 
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         refused = done.returncode == InputRefused.exit_code
-        raise (InputRefused if refused else Unavailable)(f"{name}: {model} can't be exported for --{target}: {said}")
+        raise (InputRefused if refused else Unavailable)(
+            f"{name}: {model} can't be exported for --{target}: {said.removeprefix('Error: ').replace(source, model)}"
+        )

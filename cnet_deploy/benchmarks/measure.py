@@ -86,7 +86,9 @@ class Result:
         return True
 
     def _failed(self, answer: dict[str, Any]) -> bool:
-        self.error, self.exit_code = answer.get("error"), answer.get("exit_code")
+        error, self.exit_code = answer.get("error"), answer.get("exit_code")
+        # In the user's words: the file that failed may be a copy or an export of the one that was named.
+        self.error = None if error is None else error.replace(self.cell.model, self.cell.label)
         return self.error is not None
 
 

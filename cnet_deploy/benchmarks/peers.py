@@ -39,7 +39,7 @@ from cnet_deploy.onnx_graph import build_graph
 from cnet_deploy.rewriting import dense_pointwise
 from cnet_deploy.sessions.native import MAX_THREADS
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 IMAGENET = ("condensenet-74-g4", "condensenet-74-g8")
 SETTINGS = Settings(rounds=20, seconds=0.2)
 OURS = "native"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -17,12 +20,12 @@ from cnet_deploy.benchmarks.measure import Result, Settings
 from cnet_deploy.benchmarks.page import page, picture
 from cnet_deploy.benchmarks.paper import CONVENTIONS, paper_ratio
 from cnet_deploy.benchmarks.results import Group as Cells
-from cnet_deploy.benchmarks.results import Journal, Keep, Report, read_report, write_text
+from cnet_deploy.benchmarks.results import Journal, Keep, Report, part_of, read_report, write_text
 from cnet_deploy.benchmarks.summary import UNSTABLE
 from cnet_deploy.benchmarks.sweep import bench
 from cnet_deploy.benchmarks.tables import base_title, comma_separated, group_title, markdown, milliseconds
 from cnet_deploy.errors import InputRefused, Interrupted, OutputRefused, Unavailable, printable
-from cnet_deploy.files import check_output
+from cnet_deploy.files import check_output, exists
 from cnet_deploy.sessions import BACKENDS
 
 LOG_WIDTH = 180  # a table that wraps can't be read or searched: a log gets the width it needs
@@ -48,10 +51,10 @@ class Outputs:
             suffixes = _SUFFIXES.get(kind, (".json",))
             artifact = path.with_suffix("")  # whose manifest a file of this name would be
             a_manifest = path.suffix == ".json" and artifact.suffix in {suffix for known in BACKENDS.values() for suffix in known}
-            if path.suffix not in suffixes or a_manifest or str(path) in models:
+            if path.suffix not in suffixes or a_manifest or is_any(path, models):
                 expected = f"expected a name that ends in {' or '.join(suffixes)} and is no manifest's"
                 raise OutputRefused(f"{path}: results are not written there; {expected}")
-            if [other for _, other in wanted].count(path) > 1:
+            if [other.resolve() for _, other in wanted].count(path.resolve()) > 1:
                 raise OutputRefused(f"{path}: is asked for twice; expected a name for each output")
             check_output(path)
 
@@ -87,8 +90,9 @@ def run(
     kept = [path for path in (outputs.json, outputs.baseline) if path is not None]
     if resume and not kept:
         raise InputRefused("nothing to resume; expected the results of the interrupted run with --json")
-    earlier = read_report(kept[0]) if resume and kept[0].exists() else None
-    journal = Journal(*kept)
+    begun = next((path for path in (*map(part_of, kept), *kept) if resume and exists(path)), None)
+    earlier = None if begun is None else read_report(begun)
+    journal = Journal(*kept, resumed=begun)
     latest: list[Report] = []
 
     def keep(report: Report) -> None:
@@ -102,7 +106,11 @@ def run(
             raise
         _show(latest[0])
         _write(latest[0], journal, outputs)
-        where = f"it is in {kept[0]}, and the same command with --resume goes on" if kept else "--json FILE would have kept it for --resume"
+        where = (
+            f"it is in {journal.places[kept[0]]}, and the same command with --resume goes on"
+            if kept
+            else "--json FILE would have kept it for --resume"
+        )
         raise Interrupted(f"interrupted; what was measured is above: {where}") from None
     _show(report)  # first, since it is all that is left of the run where the disk is full
     _write(report, journal, outputs)
@@ -115,9 +123,32 @@ def run(
 
 def _show(report: Report) -> None:
     console = Console()
+    show(render(report, console.width if console.is_terminal else LOG_WIDTH))
+
+
+def show(what: RenderableType) -> None:
+    """Print on standard output, as wide as a log wants it where that is no terminal (see ``put``)."""
+    console = Console()
     if not console.is_terminal:
         console = Console(width=LOG_WIDTH)
-    console.print(render(report, console.width))
+    with console.capture() as text:
+        console.print(what)
+    put(text.get())
+
+
+def put(text: str) -> None:
+    """Write to standard output. A reader who has gone, or a full disk behind it, loses no file and changes no exit code."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def is_any(path: Path, others: Iterable[Path | str]) -> bool:
+    """Whether it is one of these files, by whatever name."""
+    return any(path.resolve() == Path(other).resolve() for other in others)
 
 
 def _write(report: Report, journal: Journal, outputs: Outputs) -> None:
@@ -152,7 +183,12 @@ def render(report: Report, width: int = LOG_WIDTH) -> RenderableType:
 
     Narrow terminals get them folded.
     """
-    notes = [f"{row.label} on {result.cell.backend}: {result.error}" for row in report.rows for result in row.results if result.error]
+    notes = [
+        f"{printable(row.label)} on {result.cell.backend}: {printable(result.error)}"
+        for row in report.rows
+        for result in row.results
+        if result.error
+    ]
     machine = report.environment
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     load = (machine["load_average"] or [0.0])[0]

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from cnet_deploy.benchmarks.environment import environment
+from cnet_deploy.benchmarks.environment import check_environment, environment
 from cnet_deploy.benchmarks.measure import Result, Settings, ratio
 from cnet_deploy.benchmarks.paper import BASE, PaperRow, paper_ratio, paper_row
 from cnet_deploy.benchmarks.workers import Cell
-from cnet_deploy.errors import InputRefused, OutputRefused
-from cnet_deploy.files import atomic_output, read_bytes
-from cnet_deploy.sessions import BACKENDS, VARIANTS
+from cnet_deploy.errors import InputRefused, OutputRefused, printable
+from cnet_deploy.files import atomic_output, exists, read_bytes
+from cnet_deploy.sessions import BACKENDS, VARIANTS, resolve_backend
 
 FORMAT = "cnet_deploy_bench"
 FORMAT_VERSION = 2
 MAX_BYTES = 1 << 30
+MAX_SECONDS = 1e6
 WRITING_SHARE = 0.05  # of a run's time, at most: a long run's file is large, and is not written after every turn
 
 Group = tuple[int, int]
@@ -30,7 +31,8 @@ class Row:
     """A model's figures and its cells.
 
     ``flops`` and ``params`` as counted here, None if unknown; ``sha256`` None for a named network. ``top1_error`` in per cent is the
-    paper's own, or what the file's manifest tells of the images that it was verified on; None if neither is known.
+    paper's own, or what the file's manifest tells of the images that it was verified on; None if neither is known. ``figures`` are
+    those of a baseline's file (figures.py).
     """
 
     label: str
@@ -39,6 +41,7 @@ class Row:
     sha256: str | None
     top1_error: float | None
     results: list[Result]
+    figures: dict[str, Any] | None = None
 
     @property
     def paper(self) -> PaperRow | None:
@@ -108,6 +111,7 @@ class Report:
             "rows": [
                 {
                     "label": row.label, "flops": row.flops, "params": row.params, "sha256": row.sha256, "top1_error": row.top1_error,
+                    "figures": row.figures,
                     "paper": row.paper and {**asdict(row.paper), "ratio": paper_ratio(row.paper)},
                     "cells": [self._cell(row, result) for result in row.results],
                 }
@@ -139,10 +143,15 @@ def read_report(path: Path | str) -> Report:
             cells = [{key: cell[key] for key in names} for cell in row["cells"]]
             results = [Result(**{**cell, "cell": Cell(**cell["cell"])}) for cell in cells]
             _check(results)
-            rows.append(Row(row["label"], row["flops"], row["params"], row["sha256"], row["top1_error"], results))
+            rows.append(Row(row["label"], row["flops"], row["params"], row["sha256"], row["top1_error"], results, row["figures"]))
+            _check_row(rows[-1])
         if not rows:
             raise ValueError("no rows")
-        return Report(rows, Settings(**values["settings"]), dict(values["environment"]), values["environment_after"])
+        settings, here, after = Settings(**values["settings"]), values["environment"], values["environment_after"]
+        _check_settings(settings)
+        for found in (here, *([] if after is None else [after])):
+            check_environment(found)
+        return Report(rows, settings, here, after)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputRefused(f"{path}: is damaged ({type(error).__name__}: {error}); measure again with `bench --json`") from None
 
@@ -150,23 +159,46 @@ def read_report(path: Path | str) -> Report:
 def _check(results: list[Result]) -> None:
     for result in results:
         cell = result.cell
-        times = [time for part in (*result.rounds, result.cold_seconds, result.open_seconds, result.warmup) for time in part]
-        if not all(isinstance(time, (int, float)) and 0 <= time < float("inf") for time in times) or not all(result.rounds):
+        parts = [*result.rounds, result.cold_seconds, result.open_seconds, result.warmup, result.device_rounds, result.transfer_rounds]
+        if not all(type(part) is list and all(type(time) is float and 0 < time < MAX_SECONDS for time in part) for part in parts):
             raise ValueError("a time is no number of seconds")
-        if not all(type(number) is int and number > 0 for number in (cell.threads, cell.batch, result.batch)):
-            raise ValueError("threads or batch is no whole number")
+        if not all(result.rounds):
+            raise ValueError("a round is empty")
+        counts = [cell.threads, cell.batch, result.batch, result.peak_bytes or 1, result.exit_code or 1]
+        if not all(type(number) is int and 0 < number < 1 << 62 for number in counts):
+            raise ValueError("threads, batch or memory is no whole number")
         if not isinstance(cell.label, str) or not isinstance(cell.backend, str) or type(result.error) not in (str, type(None)):
             raise ValueError("a label, a backend or an error is no text")
+        resolve_backend(cell.backend)
+        result.error = result.error and printable(result.error)
+
+
+def _check_row(row: Row) -> None:
+    if not isinstance(row.label, str) or not row.results or any(result.cell.label != row.label for result in row.results):
+        raise ValueError("a row's cells are another's")
+    for number, most in ((row.flops, 1 << 62), (row.params, 1 << 62), (row.top1_error, 100)):
+        if number is not None and not (type(number) in (int, float) and 0 <= number <= most):
+            raise ValueError("a figure is no number")
+    if type(row.sha256) not in (str, type(None)) or type(row.figures) not in (dict, type(None)):
+        raise ValueError("a digest or figures are none")
+
+
+def _check_settings(settings: Settings) -> None:
+    if type(settings.rounds) is not int or type(settings.least) is not int or type(settings.fresh) is not bool or settings.rounds < 1:
+        raise ValueError("settings are none")
+    if not all(type(time) in (int, float) and 0 <= time < MAX_SECONDS for time in (settings.seconds, settings.warmup, settings.rewarm)):
+        raise ValueError("settings are none")
 
 
 class Journal:
-    """The file that a run's results are kept in while it goes on, so that it may be killed at any time.
+    """The files that a run's results are kept in while it goes on, so that it may be killed at any time.
 
-    What can't be written is told at the end, by ``close``: a run is not given up for a disk that is full.
+    A file that holds a finished run already is replaced only by another finished one: until then ``part_of`` it grows beside it. What can't
+    be written is told at the end, by ``close``: a run is not given up for a disk that is full.
     """
 
-    def __init__(self, *paths: Path) -> None:
-        self._paths = paths
+    def __init__(self, *paths: Path, resumed: Path | None = None) -> None:
+        self.places = {path: part_of(path) if exists(path) and path != resumed else path for path in paths}
         self._quiet_until = 0.0
         self._refused: OutputRefused | None = None
 
@@ -174,23 +206,37 @@ class Journal:
         """Write the results if enough time has passed for what that costs."""
         if time.monotonic() >= self._quiet_until:
             start = time.monotonic()
-            self._write(report)
+            self._write(report, self.places.values())
             end = time.monotonic()
             self._quiet_until = end + (end - start) / WRITING_SHARE
 
     def close(self, report: Report) -> None:
-        """Write the results. Raises OutputRefused where that can't be done."""
-        self._write(report)
+        """Write the results; under their own name if the run is complete. Raises OutputRefused where that can't be done."""
+        self._write(report, self.places.values() if report.after is None else self.places)
         if self._refused is not None:
             raise self._refused
+        if report.after is not None:
+            for path, place in self.places.items():
+                if place != path:
+                    place.unlink(missing_ok=True)
 
-    def _write(self, report: Report) -> None:
+    def _write(self, report: Report, paths: Iterable[Path]) -> None:
         self._refused = None
-        for path in self._paths:
+        text = json.dumps(report.to_dict(), indent=1) + "\n"
+        for path in paths:
             try:
-                write_text(path, json.dumps(report.to_dict(), indent=1) + "\n")
+                write_text(path, text)
             except OutputRefused as error:
                 self._refused = error
+
+
+def part_of(path: Path) -> Path:
+    """Where an unfinished run grows beside a finished one.
+
+    >>> part_of(Path("results.json")).as_posix()
+    'results.part.json'
+    """
+    return path.with_suffix(".part.json")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from cnet_deploy import manifest
 from cnet_deploy.benchmarks.environment import cores, differences, environment, fingerprint
+from cnet_deploy.benchmarks.figures import figures_of
 from cnet_deploy.benchmarks.measure import Result, Settings, proceed, rounds_of, steps
 from cnet_deploy.benchmarks.paper import PAPER, counted, paper_row
 from cnet_deploy.benchmarks.results import Group, Keep, Report, Row
@@ -17,7 +19,7 @@ from cnet_deploy.benchmarks.workers import Cell
 from cnet_deploy.deployment import export
 from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable
 from cnet_deploy.exporters import FAMILY_ONLY, SUFFIXES
-from cnet_deploy.files import check_input, digest, read_bytes
+from cnet_deploy.files import check_input, digest, exists, read_bytes
 from cnet_deploy.models import NAMES
 from cnet_deploy.models.baselines import BASELINES
 from cnet_deploy.sessions import BACKENDS, PEERS, backend_of, resolve_backend
@@ -47,7 +49,7 @@ def bench(
     groups = [(count, batch) for count in threads or [default_threads()] for batch in batches]
     names = list(dict.fromkeys(models)) or [row.model for row in PAPER]
     plan = {name: backends_of(name, backends) for name in names}
-    report = Report([_row(name, plan[name], groups) for name in names], settings)
+    report = Report([_row(name, plan[name], groups, fresh=settings.fresh) for name in names], settings)
     if earlier is not None:
         _continue(report, earlier)
         if report.after is not None:
@@ -58,7 +60,7 @@ def bench(
         for row in report.rows:
             progress(f"prepare {row.label}")
             for result in row.results:
-                _prepare(result, Path(folder))
+                _prepare(result, Path(folder), fresh=settings.fresh)
         for part in parts:
             proceed(part, settings, progress, keep=lambda: keep(report))
     report.after = environment()
@@ -71,7 +73,7 @@ def backends_of(name: str, wanted: Sequence[str]) -> tuple[str, ...]:
         known = tuple(wanted) or tuple(backend for backend in reversed(BACKENDS) if backend not in PEERS)
         # If no backend runs it, all the same: for the reason to be shown.
         return tuple(b for b in known if name not in BASELINES or _target_of(b) not in FAMILY_ONLY) or known
-    if not Path(name).exists():
+    if not exists(name):
         raise InputRefused(f"{name}: no such file, and no network of that name; expected a file or one of {', '.join(NAMES)}")
     check_input(name)
     own = backend_of(name)
@@ -86,7 +88,18 @@ def backends_of(name: str, wanted: Sequence[str]) -> tuple[str, ...]:
 
 def is_named(model: str) -> bool:
     """Whether this is the name of a network, and no file."""
-    return model in NAMES and not Path(model).exists()
+    return model in NAMES and not exists(model)
+
+
+def copied(path: Path | str, folder: Path) -> Path:
+    """A copy of an artifact or a model in a folder of its own, its manifest beside it. Made once."""
+    source, copy = Path(path), folder / Path(path).name
+    if not copy.exists():
+        folder.mkdir(exist_ok=True)
+        copy.write_bytes(read_bytes(source))
+        if exists(manifest.manifest_path(source)):
+            shutil.copyfile(manifest.manifest_path(source), manifest.manifest_path(copy))
+    return copy
 
 
 def opens(backend: str, path: Path | str) -> bool:
@@ -105,14 +118,15 @@ def _target_of(backend: str) -> str | None:
     return next((target for target, suffix in SUFFIXES.items() if suffix in suffixes), None)
 
 
-def _row(name: str, backends: Sequence[str], groups: Sequence[Group]) -> Row:
+def _row(name: str, backends: Sequence[str], groups: Sequence[Group], *, fresh: bool) -> Row:
     results = [Result(Cell(name, name, backend, *group), batch=group[1]) for group in groups for backend in backends]
     if is_named(name):
         paper = paper_row(name)
         flops, params = counted(name)
         return Row(name, flops, params, None, paper.top1_error if paper else None, results)
     data, found = read_bytes(name), _counted_file(name)
-    return Row(name, *found, digest(data), _top1_error(name, data), results)
+    counts = figures_of(name).to_dict() if fresh else None
+    return Row(name, *found, digest(data), _top1_error(name, data), results, counts)
 
 
 def _top1_error(path: str, data: bytes) -> float | None:
@@ -121,15 +135,17 @@ def _top1_error(path: str, data: bytes) -> float | None:
         found = manifest.read(path, data)
     except InputRefused:
         return None  # told by the cell, which can't be opened then
-    known = [entry["top1"] for entry in (found.verification if found else ()) if isinstance(entry.get("top1"), float)]
+    known = [
+        entry["top1"] for entry in (found.verification if found else ()) if isinstance(entry.get("top1"), float) and 0 <= entry["top1"] <= 1
+    ]
     return 100 * (1 - known[-1]) if known else None
 
 
-def _prepare(result: Result, folder: Path) -> None:
+def _prepare(result: Result, folder: Path, *, fresh: bool) -> None:
     """Put the path of the artifact into a cell, or the error that kept it from being made: a missing backend is shown in its own cell."""
     cell = result.cell
     target = target_for(cell.backend, cell.label)
-    path = cell.label
+    path = str(Path(cell.label).absolute())
     if target is not None:
         path = str(folder / f"{digest(cell.label.encode())[:16]}{SUFFIXES[target]}")
         try:
@@ -141,6 +157,8 @@ def _prepare(result: Result, folder: Path) -> None:
             result.error, result.exit_code = f"{type(error).__name__}: {error}"[:500], Unavailable.exit_code
     elif is_named(cell.label):
         path = NAMED + cell.label
+    elif fresh:  # opened again for every turn, and must not be another file then
+        path = str(copied(path, folder / digest(cell.label.encode())[:16]))
     result.cell = replace(cell, model=path)
 
 
@@ -156,7 +174,8 @@ def _continue(report: Report, earlier: Report) -> None:
     if earlier.after is None and (found := differences(fingerprint(report.environment), fingerprint(earlier.environment))):
         raise InputRefused(f"the results were measured elsewhere ({'; '.join(found)}); measure anew without --resume")
     for row, old in zip(report.rows, earlier.rows, strict=True):
-        row.results = old.results
+        # The cells are the plan's own: a file must not choose what is opened.
+        row.results = [replace(done, cell=result.cell) for result, done in zip(row.results, old.results, strict=True)]
     report.environment, report.after = earlier.environment, earlier.after
 
 

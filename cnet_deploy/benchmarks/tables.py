@@ -59,7 +59,7 @@ def markdown(report: Report) -> str:
         lines.append("")
     lines += [f"Ratio: time of an image relative to {base_title(report)}, the median over {report.settings.rounds} interleaved rounds.", ""]
     lines += [f"- {text}" for text in warnings_of(report)]
-    lines += [f"- {row.title} on {r.cell.backend}: {printable(r.error)}" for row in report.rows for r in row.results if r.error]
+    lines += [f"- {printable(row.title)} on {r.cell.backend}: {printable(r.error)}" for row in report.rows for r in row.results if r.error]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -97,7 +97,7 @@ def _values(report: Report, row: Row, result: Result) -> list[object]:
     if found is not None:
         times = [found.count, *map(ms, (found.median, found.mean, found.p90, found.p95, found.p99)), found.variation, found.unstable]
     return [
-        row.label, cell.backend, cell.threads, result.batch, row.flops, row.params, *times,
+        printable(row.label), cell.backend, cell.threads, result.batch, row.flops, row.params, *times,
         result.images_per_second, report.ratio(result),
         ms(min(result.cold_seconds, default=None)), ms(min(result.open_seconds, default=None)),
         None if result.peak_bytes is None else result.peak_bytes / 2**20, result.error and printable(result.error),

@@ -10,17 +10,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from cnet_deploy.benchmarks.gate import MAX_ROUNDS, Outcome, Round, gate, gate_baseline
-from cnet_deploy.benchmarks.report import LOG_WIDTH
+from cnet_deploy.benchmarks.report import is_any, put, show
 from cnet_deploy.benchmarks.results import write_text
 from cnet_deploy.benchmarks.rule import Verdict
-from cnet_deploy.benchmarks.sweep import is_named
 from cnet_deploy.benchmarks.tables import milliseconds
 from cnet_deploy.errors import CheckFailed, CnetDeployError, Inconclusive, OutputRefused, printable
 from cnet_deploy.files import check_output
+from cnet_deploy.manifest import manifest_path
 
 FORMAT = "cnet_deploy_gate"
 FORMAT_VERSION = 1
@@ -35,16 +34,18 @@ class Places:
     json: Path | None = None
     summary: Path | None = None
 
-    def check(self, models: Sequence[str]) -> None:
-        """Refuse places that can't be written to, or that hold a model. Raises OutputRefused."""
-        for path, suffixes in ((self.json, (".json",)), (self.summary, ())):
+    def check(self, inputs: Sequence[Path | str]) -> None:
+        """Refuse places that can't be written to, that are an input or its manifest, or each other. Raises OutputRefused."""
+        taken: list[Path | str] = [*inputs, *map(manifest_path, inputs)]
+        for path, suffix in ((self.json, ".json"), (self.summary, "")):
             if path is not None:
-                if str(path) in models or (suffixes and path.suffix not in suffixes):
+                if is_any(path, taken) or not path.name.endswith(suffix):
+                    expected = "a name that ends in .json" if suffix else "a name of its own"
                     raise OutputRefused(
-                        f"{path}: a verdict is not written there; expected another name{' that ends in .json' * bool(suffixes)}"
+                        f"{path}: a verdict is not written there; expected {expected}, and neither a model's nor a baseline's"
                     )
-                for model in models:
-                    check_output(path, source=None if is_named(model) else model)
+                check_output(path)
+                taken.append(path)
 
 
 def run(models: Sequence[str], baseline: Path | None, places: Places, **options: Any) -> Outcome:
@@ -53,17 +54,14 @@ def run(models: Sequence[str], baseline: Path | None, places: Places, **options:
     Raises CheckFailed for a regression, Inconclusive where nothing can be said, and what the gate raises where nothing could be measured,
     after that has been told in the same places.
     """
-    places.check(models)
+    places.check([*models, *([] if baseline is None else [baseline])])
     try:
         outcome = gate_baseline(baseline, models[0], **options) if baseline is not None else gate(models[0], models[-1], **options)
     except CnetDeployError as error:
         _tell(NOT_MEASURED, f"{NOT_MEASURED}: {error}", {"exit_code": error.exit_code, "reason": str(error)}, [], places)
         raise
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=LOG_WIDTH)
     if outcome.rounds or outcome.self_rounds:
-        console.print(_table(outcome))
+        show(_table(outcome))
     _tell(outcome.verdict.value, verdict(outcome), to_dict(outcome), _markdown(outcome), places)
     if outcome.verdict is Verdict.REGRESSION:
         raise CheckFailed("the gate did not pass: find what changed in head, or allow it (--tolerance, --allow-changes)")
@@ -112,6 +110,7 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
         "settings": asdict(outcome.settings),
         "decision": decision and {**asdict(decision), "verdict": decision.verdict.value},
         "self_test": quiet and {**asdict(quiet), "passed": quiet.passed},
+        "compared": outcome.compared,
         "changes": [asdict(change) for change in outcome.changes],
         "self_test_rounds": [asdict(part) for part in outcome.self_rounds],
         "rounds": [asdict(part) for part in outcome.rounds],
@@ -130,17 +129,24 @@ def _share(value: float) -> str:
 
 def _tell(word: str, line: str, values: dict[str, Any], lines: list[str], places: Places) -> None:
     line = printable(line, 4000)
-    print(line, flush=True)
+    text = line
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        print(f"::{_LEVELS[word]} title=Latency gate::{_escaped(line)}", flush=True)
+        text += f"\n::{_LEVELS[word]} title=Latency gate::{_escaped(line)}"
+    put(text + "\n")
+    refused: OutputRefused | None = None
     if places.json is not None:
-        write_text(places.json, json.dumps({FORMAT: FORMAT_VERSION, "verdict": word, "line": line, **values}, indent=1) + "\n")
+        try:
+            write_text(places.json, json.dumps({FORMAT: FORMAT_VERSION, "verdict": word, "line": line, **values}, indent=1) + "\n")
+        except OutputRefused as error:
+            refused = error
     if places.summary is not None:
         try:
             with places.summary.open("a", encoding="utf-8") as page:
                 page.write("\n".join([f"### Latency gate: {word}", "", line, "", *lines]).rstrip() + "\n\n")
         except OSError as error:
-            raise OutputRefused(f"{places.summary}: can't be written: {error.strerror}") from None
+            refused = refused or OutputRefused(f"{places.summary}: can't be written: {error.strerror}")
+    if refused is not None:
+        raise refused
 
 
 def _escaped(text: str) -> str:
@@ -171,7 +177,7 @@ def _markdown(outcome: Outcome) -> list[str]:
     """What stands under the verdict on a summary page."""
     lines = [f"- base: `{_code(outcome.base)}` on {outcome.backends[0]} {_code(outcome.installations.get('base', ''))}".rstrip()]
     lines.append(f"- head: `{_code(outcome.head)}` on {outcome.backends[1]} {_code(outcome.installations.get('head', ''))}".rstrip())
-    lines += [f"- {change}" for change in outcome.changes] or ["- operators, multiply-adds, parameters, bytes: no change"]
+    lines += [f"- {change}" for change in outcome.changes] or [f"- operators, multiply-adds, parameters, bytes: {outcome.compared}"]
     if quiet := outcome.self_test:
         lines.append(
             f"- base against itself: ±{_share(quiet.half_width)} (99 %) in {quiet.rounds} rounds, at most {_share(quiet.limit)} allowed"

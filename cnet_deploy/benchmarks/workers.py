@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cnet_deploy.benchmarks.worker import NAMED
-from cnet_deploy.errors import Unavailable
+from cnet_deploy.errors import Unavailable, printable
 from cnet_deploy.sessions import resolve_backend
 
 SETTLE_SECONDS = 0.12  # the threads of onnxruntime spin for up to 0.1 s after an inference, and would steal from the next cell
@@ -71,13 +71,21 @@ class Worker:
         if not line:
             status = self._process.wait()
             self._said.seek(0)
-            said = self._said.read().strip().splitlines()
-            return {
-                "error": f"the measuring process ended with status {status}: {said[-1] if said else 'out of memory?'}",
-                "exit_code": Unavailable.exit_code,
-            }
-        answer: dict[str, Any] = json.loads(line)
+            said = self._said.read().strip().splitlines() or ["out of memory?" if status < 0 else "is it a Python that has cnet-deploy?"]
+            return _broken(f"the measuring process ended with status {status}: {said[-1]}")
+        try:
+            answer: dict[str, Any] = json.loads(line)
+            if not isinstance(answer, dict):
+                raise ValueError("no object")
+        except ValueError:
+            return _broken(
+                f"the measuring process answered {printable(line.strip(), 80)!r}; expected a Python that has cnet-deploy and prints nothing"
+            )
         return answer
+
+
+def _broken(message: str) -> dict[str, Any]:
+    return {"error": message, "exit_code": Unavailable.exit_code}
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ def test_native_libraries_and_models(converted, tmp_path: Path) -> None:  # type
     assert [str(change) for change in changes(native, bf16) if change.what == "precision"] == ["precision: fp32 -> bf16 (worse)"]
 
 
-BASE = Figures("a", 1000, 10, 20, "fp32", {"Conv": 3, "Relu": 2})
+BASE = Figures(".onnx", 1000, 10, 20, "fp32", {"Conv": 3, "Relu": 2})
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,8 @@ BASE = Figures("a", 1000, 10, 20, "fp32", {"Conv": 3, "Relu": 2})
         (replace(BASE, operators={"Conv": 3, "Clip": 2}), {"operators": False, "operator Clip": False, "operator Relu": False}),
         (replace(BASE, operators={"Conv": 4, "Relu": 2}), {"operators": True, "operator Conv": False}),
         (replace(BASE, precision="fp16"), {"precision": True}),
-        (Figures("b", 1000), {}),
+        (Figures(".onnx", 1000), {}),
+        (replace(BASE, format=".so", bytes=99999, params=1), {}),
     ],
 )
 def test_what_is_worse(head: Figures, found: dict[str, bool]) -> None:

@@ -174,4 +174,4 @@ def test_on_paper(browser: str, tmp_path: Path) -> None:
     data = (tmp_path / "r.pdf").read_bytes()
     pages = len(re.findall(rb"/Type\s*/Page\b", data))
     boxes = {tuple(map(float, found.split())) for found in re.findall(rb"/MediaBox\s*\[([^\]]+)\]", data)}
-    assert 1 <= pages <= 8 and all(box[2] > box[3] for box in boxes)  # landscape
+    assert 1 <= pages <= 6 and all(abs(box[2] - 595) < 2 and abs(box[3] - 842) < 2 for box in boxes)  # A4

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from cnet_deploy.benchmarks.results import Journal, read_report
+from cnet_deploy.benchmarks.measure import Settings
+from cnet_deploy.benchmarks.results import Journal, part_of, read_report
 from cnet_deploy.errors import InputRefused, OutputRefused
 
 from .helpers import interruptible, report
@@ -55,7 +56,43 @@ def test_damage_is_refused(key: str, value: Any, tmp_path: Path) -> None:
         read_report(path)
 
 
-@pytest.mark.parametrize("value", [None, "text", -1.0, float("inf"), float("nan"), [1.0], {}], ids=str)
+ENVIRONMENTS: list[Any] = [
+    {}, "x", {"packages": None}, {"packages": {"torch": "\x1b[2J"}}, {"load_average": 5}, {"governor": 7}, {"cores": "x"}, {"cores": 0},
+    {"clock_mhz": ["x"]}, {"processor_ticks": {"a": 1}}, {"cpu": "\ud800"}, {"cpu": None}, {"turbo": "on"}, {"more": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", ENVIRONMENTS, ids=ascii)
+@pytest.mark.parametrize("key", ["environment", "environment_after"])
+def test_an_environment_that_is_none_is_refused(change: Any, key: str, tmp_path: Path) -> None:
+    values = report().to_dict()
+    values[key] = {**values[key], **change} if change and isinstance(change, dict) else change
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputRefused):
+        read_report(path)
+
+
+CELLS: list[tuple[str, Any]] = [
+    ("warmup", [0.0]), ("peak_bytes", "x"), ("device_rounds", ["a"]), ("transfer_rounds", 5), ("batch", 0), ("batch", True),
+    ("exit_code", "x"), ("rounds", [[]]), ("rounds", [5]), ("cold_seconds", [True]), ("cell", {}), ("cell", {"label": "another"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), CELLS, ids=str)
+def test_a_cell_that_is_none_is_refused(key: str, value: Any, tmp_path: Path) -> None:
+    values = report().to_dict()
+    cell = values["rows"][0]["cells"][0]
+    cell[key] = {**cell["cell"], **value} if value and isinstance(value, dict) else value
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputRefused):
+        read_report(path)
+
+
+@pytest.mark.parametrize(
+    "value", [None, "text", -1.0, 0.0, 1e308, 10**400, True, float("inf"), float("nan"), [1.0], {}], ids=lambda v: str(v)[:9]
+)
 def test_times_that_are_none_are_refused(value: Any, tmp_path: Path) -> None:
     values = report().to_dict()
     values["rows"][0]["cells"][0]["rounds"][0][0] = value
@@ -84,6 +121,19 @@ def test_a_journal_that_can_not_be_written_tells_at_the_end(tmp_path: Path) -> N
     )
     with pytest.raises(OutputRefused, match="make it first"):
         journal.close(report())
+
+
+def test_a_finished_run_is_replaced_by_a_finished_one_only(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    Journal(path).close(report())
+    finished = path.read_bytes()
+    journal = Journal(path)
+    journal.keep(report(after=None))
+    journal.close(report(after=None))  # as an interrupt leaves it
+    assert path.read_bytes() == finished and read_report(part_of(path)).after is None
+    resumed = Journal(path, resumed=part_of(path))
+    resumed.close(report(settings=Settings(rounds=3)))
+    assert read_report(path).settings.rounds == 3 and [entry.name for entry in tmp_path.iterdir()] == ["r.json"]
 
 
 @pytest.mark.slow
