@@ -28,7 +28,7 @@ lint: .venv/ready
 bench: .venv/ready
 	mkdir -p $(RESULTS)
 	$(BIN)/cnet-deploy bench --threads 1 --rounds 20 --json $(RESULTS)/table-1-thread.json
-	$(BIN)/cnet-deploy bench --threads 2 --rounds 20 --json $(RESULTS)/table-2-threads.json
+	$(BIN)/cnet-deploy bench --threads 2 --rounds 20 --json $(RESULTS)/table-2-threads.json --html $(RESULTS)/report.html
 	$(BIN)/python -m cnet_deploy.benchmarks.overhead $(RESULTS)/overhead.json
 	$(BIN)/python -m cnet_deploy.benchmarks.peers $(RESULTS)/native-and-peers.json examples/native/classify.c
 

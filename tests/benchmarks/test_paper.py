@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from cnet_deploy.benchmarks.paper import BASE, PAPER, counted, paper_ratio, paper_row
+from cnet_deploy.benchmarks.results import read_report
 
 
 @pytest.mark.parametrize("row", PAPER, ids=lambda row: row.model)
@@ -18,3 +21,12 @@ def test_the_papers_own_ratios() -> None:
     found = {row.model: round(paper_ratio(row), 2) for row in PAPER}
     assert found == {"vgg-16": 180.61, "resnet-18": 4.15, BASE: 1.0, "condensenet-74-g4": 0.96, "condensenet-74-g8": 0.51}
     assert paper_row(BASE) is PAPER[2] and paper_row("condensenet-50") is None
+
+
+def test_recorded_runs_can_be_read() -> None:
+    folder = Path(__file__).parents[2] / "cnet_deploy" / "benchmarks" / "results"
+    found = [read_report(path) for path in sorted(folder.glob("*/table-*.json"))]
+    assert len(found) >= 2
+    for made in found:
+        assert made.after is not None and [row.label for row in made.rows] == [row.model for row in PAPER]
+        assert all(result.error is None for result in made.results)
