@@ -118,11 +118,11 @@ def test_the_same_network_gives_the_same_bytes(tmp_path: Path, monkeypatch: pyte
 
 def test_a_damaged_cache_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    first = cd.export(network(TINY), "native", tmp_path / "m.so", cpu="host").path.read_bytes()
+    first = cd.export(network(TINY), "native", tmp_path / "m.so", cpu="x86-64-v3" if "avx2" in isas() else "host").path.read_bytes()
     kept = list((tmp_path / "cache" / "cnet-deploy" / "native").iterdir())
     for path, damage in zip(kept, (lambda data: data[:-5], lambda _: b"", lambda data: data[:300] + b"?" + data[301:]), strict=True):
         path.write_bytes(damage(path.read_bytes()))
-    assert cd.export(network(TINY), "native", tmp_path / "m.so", cpu="host").path.read_bytes() == first
+    assert cd.export(network(TINY), "native", tmp_path / "m.so", cpu="x86-64-v3" if "avx2" in isas() else "host").path.read_bytes() == first
     assert sorted((tmp_path / "cache" / "cnet-deploy" / "native").iterdir()) == sorted(kept)
 
 
@@ -130,13 +130,13 @@ def test_a_relative_cxx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system_
     (tmp_path / "g++").symlink_to(system_tool("g++"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CXX", "./g++")
-    assert cd.export(network(TINY), "native", tmp_path / "m.so", cpu="host").path.exists()
+    assert cd.export(network(TINY), "native", tmp_path / "m.so", cpu="x86-64-v3" if "avx2" in isas() else "host").path.exists()
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert cd.export(network(TINY), "native", tmp_path / "m.so", cpu="host").path.exists()
+    assert cd.export(network(TINY), "native", tmp_path / "m.so", cpu="x86-64-v3" if "avx2" in isas() else "host").path.exists()
 
 
 @pytest.mark.slow
@@ -147,7 +147,7 @@ def test_the_compiler_from_pypi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     (tmp_path / "empty").mkdir()
     with monkeypatch.context() as patch:
         patch.setenv("PATH", str(tmp_path / "empty"))
-        path = cd.export(model, "native", tmp_path / "m.so", cpu="host").path
+        path = cd.export(model, "native", tmp_path / "m.so", cpu="x86-64-v3" if "avx2" in isas() else "host").path
         assert find_compiler(host_machine()).command[:2] == (sys.executable, "-m")
         other = library(model, tmp_path / "other.so", ("neon",), machine="aarch64")
     images = images_for(model, 1)
