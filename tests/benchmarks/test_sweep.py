@@ -84,7 +84,8 @@ def test_what_can_not_be_made_fails_in_its_own_cells(onnx_path: Path, monkeypatc
     assert "failed" in out.getvalue() and "condensenet-50 on native: " in out.getvalue()
 
 
-def test_an_interrupted_sweep_goes_on(onnx_path: Path, tmp_path: Path) -> None:
+def test_an_interrupted_sweep_goes_on(onnx_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnet_deploy.benchmarks.results.WRITING_SHARE", 1e9)  # after every turn, however short it is here
     kept = tmp_path / "r.json"
     journal = Journal(kept)
     settings = replace(QUICK, rounds=3)
