@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT := build/demo
 RESULTS ?= build/bench
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-gpu clean
 
 demo: .venv/ready
 	mkdir -p $(OUT)
@@ -31,6 +31,11 @@ bench: .venv/ready
 	$(BIN)/cnet-deploy bench --threads 2 --rounds 20 --json $(RESULTS)/table-2-threads.json --html $(RESULTS)/report.html
 	$(BIN)/python -m cnet_deploy.benchmarks.overhead $(RESULTS)/overhead.json
 	$(BIN)/python -m cnet_deploy.benchmarks.peers $(RESULTS)/native-and-peers.json examples/native/classify.c
+
+# The same table on the GPU: needs a CUDA device and the extra for it (gpu or rtx).
+bench-gpu: .venv/ready
+	mkdir -p $(RESULTS)
+	$(BIN)/cnet-deploy bench --device cuda --batch 1,8,64,256 --rounds 20 --json $(RESULTS)/table-cuda.json --html $(RESULTS)/report-cuda.html
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

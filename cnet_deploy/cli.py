@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from cnet_deploy import __version__
-from cnet_deploy.errors import CheckFailed, CnetDeployError
-from cnet_deploy.parameters import Finite, Numbers, Share, Words, images_option, keep_option, model_options, tolerance_option
+from cnet_deploy import __version__, parameters
+from cnet_deploy.errors import CheckFailed, CnetDeployError, Unavailable
+from cnet_deploy.parameters import Batches, Finite, Numbers, Share, Words, images_option, keep_option, model_options, tolerance_option
 
 
 class Commands(click.Group):
@@ -62,43 +62,75 @@ def convert(checkpoint: Path, output: Path | None, classifier_keep: float | None
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--onnx", "target", flag_value="onnx", help="Write an ONNX file.")
 @click.option("--native", "target", flag_value="native", help="Compile a shared library for the CPU: no runtime, several times faster.")
+@click.option("--tensorrt", "target", flag_value="tensorrt", help="Build a TensorRT engine for NVIDIA GPUs.")
+@click.option(
+    "--triton",
+    type=click.Path(path_type=Path),
+    help="Put the artifact into this model repository of NVIDIA Triton Inference Server: --tensorrt, or ONNX.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The artifact. [default: beside the model]")
-@click.option("--opset", type=click.IntRange(17, 22), help="ONNX: its opset. [default: 17]")
-@click.option("--batch", type=click.IntRange(1), help="ONNX: fix the batch size. [default: dynamic]")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "tf32", "fp16", "bf16"]),
+    help="Of weights and layers; images and logits stay float32. ONNX: no tf32; native: fp32, bf16. [default: fp32]",
+)
+@click.option("--batch", type=Batches(), help="ONNX: fix the batch size. TensorRT: N, or LEAST:BEST:MOST. [default: free; 1:1:32]")
+@click.option("--opset", type=click.IntRange(17, 22), help="ONNX: its opset. [default: 17; for bf16 22]")
 @click.option(
     "--target",
     "cpu",
     type=click.Choice(["host", "x86-64-v3", "x86-64-v4", "aarch64"], case_sensitive=False),
     help="Native: the processor to compile for. [default: all of this machine's family, chosen at load]",
 )
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Native: what convolutions multiply in. [default: fp32]")
+@parameters.lowering_options
 @keep_option
 @images_option
 @tolerance_option
 @model_options
-def export(model: Path, target: str | None, output: Path | None, classifier_keep: float | None, opset: int | None, batch: int | None,
-           cpu: str | None, precision: str | None, images: Path | None, tolerance: float | None, **overrides: Any) -> None:  # fmt: skip
+def export(model: Path, target: str | None, triton: Path | None, output: Path | None, classifier_keep: float | None, lowering: str | None,
+           images: Path | None, tolerance: float | None, **options: Any) -> None:  # fmt: skip
     """Export MODEL (a checkpoint or a converted model) and verify what was written before it takes its name.
 
     The name of a network, as `bench` knows them, is exported with random weights: for measuring alone.
     """
+    overrides = {name: options.pop(name) for name in ("groups", "condense_factor", "input_size", "stem_stride")}
+    target = target or ("onnx" if triton is not None else None)
     if target is None:
-        raise click.UsageError("Missing the target; expected --onnx or --native")
-    options = {"opset": opset, "batch": batch, "cpu": cpu, "precision": precision}
+        raise click.UsageError("Missing the target; expected --onnx, --native or --tensorrt")
+    if triton is not None and output is not None:
+        raise click.UsageError("--triton and --output name two places; expected one of them")
     options = {name: value for name, value in options.items() if value is not None}
     _share_the_processor()
-    from cnet_deploy.deployment import export as run
+    from cnet_deploy import deployment
     from cnet_deploy.exporters import options_of
+    from cnet_deploy.progress import bar
 
+    flags = {"cpu": "target", "flavour": "tensorrt-flavour", "timing_cache": "timing-cache"}
     if foreign := [name for name in options if name not in options_of(target)]:
-        raise click.UsageError(f"--{'target' if foreign[0] == 'cpu' else foreign[0]} is no option of --{target}")
-    done = run(
-        model, target, output, classifier_keep=classifier_keep, images=images, tolerance=tolerance,
-        overrides=overrides, say=lambda text: click.echo(text, err=True), **options,
-    )  # fmt: skip
-    for comparison in done.comparisons:
-        click.echo(comparison.summary())
-    click.echo(f"wrote {done.path} ({done.manifest.bytes:,} bytes) and {done.path.name}.json")
+        raise click.UsageError(f"--{flags.get(foreign[0], foreign[0])} is no option of --{target}")
+    if lowering not in (None, "gather") and target == "native":
+        raise click.UsageError("--lowering is no option of --native, which has kernels for the network as it is")
+    if target == "onnx" and not isinstance(options.get("batch", 1), int):
+        raise click.UsageError("--batch of --onnx is one number; leave it out for a free batch")
+    common: dict[str, Any] = {
+        "classifier_keep": classifier_keep, "images": images, "tolerance": tolerance, "overrides": overrides,
+        "say": lambda text: click.echo(text, err=True),
+    }  # fmt: skip
+    with bar(f"export {model.name}") as told:
+        if lowering == "auto":
+            from cnet_deploy.benchmarks.lowerings import choose_for_file
+
+            common["lowering"] = choose_for_file(model, target, output, options=options, progress=told, **common)
+        else:
+            common["lowering"] = lowering or "gather"
+        if "progress" in options_of(target):
+            options["progress"] = told
+        if triton is not None:
+            done, repository = deployment.export_repository(model, target, triton, **common, **options)
+        else:
+            done = deployment.export(model, target, output, **common, **options)
+    for line in done.lines() if triton is None else [*done.lines()[:-1], *repository.lines()]:
+        click.echo(line)
 
 
 @main.command(epilog="Example: cnet-deploy verify model.onnx model.safetensors --images examples/cifar10-test-500.bin")
@@ -139,6 +171,7 @@ def inspect(file: Path, as_json: bool, **overrides: Any) -> None:
 @main.command(epilog="Example: cnet-deploy bench --threads 2 --html report.html    or: cnet-deploy bench model.onnx")
 @click.argument("models", nargs=-1)
 @click.option("--backend", "backends", type=Words(), default=(), help="Measure on these only: one, or several as torch,onnxruntime.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="What runs the models.")
 @click.option("--threads", type=Numbers(), default=(), help="Threads: a number, or several as 1,2. [default: all cores]")
 @click.option("--batch", "batches", type=Numbers(), default=(1,), help="Images an inference: a number, or several as 1,8,32. [default: 1]")
 @click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Turns of every cell.")
@@ -157,14 +190,15 @@ def inspect(file: Path, as_json: bool, **overrides: Any) -> None:
 @click.option("--csv", type=click.Path(path_type=Path), help="Write a line for each cell.")
 @click.option("--svg", type=click.Path(path_type=Path), help="Write the picture: latency against top-1 error.")
 def bench(
-    models: tuple[str, ...], backends: tuple[str, ...], threads: tuple[int, ...], batches: tuple[int, ...],
+    models: tuple[str, ...], backends: tuple[str, ...], device: str, threads: tuple[int, ...], batches: tuple[int, ...],
     rounds: int, seconds: float, warmup: float, resume: bool, baseline: Path | None, **outputs: Path | None,
 ) -> None:  # fmt: skip
     """Measure the paper's inference-time table on this machine, or any MODELS.
 
     A model is a file (.onnx, .so, .safetensors, a checkpoint) or the name of a network, which runs with random weights on every backend:
     condensenet-74-g4, condensenet-74-g8, condensenet-50 to condensenet-182, vgg-16, resnet-18, mobilenet-1.0-224.
-    Backends: native, onnxruntime, torch; by name also openvino and torch.compile.
+    Backends: native, onnxruntime, torch, and on a GPU tensorrt; by name also openvino. Parts after dots make another of it:
+    torch.compile, torch.cudagraph.fp16, tensorrt.fp16.cudagraph, onnxruntime.tensorrt, native.bf16 …
     """
     if baseline is not None and rounds < 8:
         raise click.UsageError("--save-baseline needs 8 rounds or more, as the gate does; give --rounds 8")
@@ -172,7 +206,7 @@ def bench(
     from cnet_deploy.benchmarks.report import Outputs, run
 
     run(
-        models, backends=backends, threads=threads, batches=batches, resume=resume,
+        models, backends=backends, threads=threads, batches=batches, device=device, resume=resume,
         settings=Settings(rounds=rounds, seconds=seconds, warmup=warmup, fresh=baseline is not None),
         outputs=Outputs(baseline=baseline, **outputs),
     )  # fmt: skip
@@ -184,6 +218,7 @@ def bench(
 @click.argument("models", nargs=-1, required=True, metavar="[BASE] HEAD")
 @click.option("--tolerance", type=Share(), default=0.05, help="How much more time head may take: 5% or 0.05. [default: 5%]")
 @click.option("--backend", help="What runs both. [default: the one that opens each]")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="What both run on. [default: cpu; with --baseline: as recorded]")
 @click.option("--threads", type=click.IntRange(1), help="Threads of both. [default: all cores]")
 @click.option("--max-rounds", type=click.IntRange(8), default=64, show_default=True, help="Rounds after which it gives up for noise.")
 @click.option("--seconds", type=Finite(0), help="Least time that a turn measures. [default: 0.5; with --baseline: as recorded]")
@@ -213,12 +248,15 @@ def gate(
                 raise click.UsageError(f"--{name.replace('_', '-')} is no option of --baseline")
         if seconds is not None or warmup is not None:
             raise click.UsageError("--seconds and --warmup are no options of --baseline, which measures as it was recorded")
+        if options.pop("device"):
+            raise click.UsageError("--device is no option of --baseline, which measures where it was recorded")
         options["new_artifact"] = new_artifact
     else:
         if len(models) > 2 or (len(models) == 1 and not any(options[name] for name in only_two)):
             raise click.UsageError("expected BASE and HEAD, or one model with --base-python or --head-python, or --baseline FILE and HEAD")
         if new_artifact:
             raise click.UsageError("--new-artifact is an option of --baseline")
+        options["device"] = options["device"] or "cpu"
         from dataclasses import replace
 
         from cnet_deploy.benchmarks.gate import SETTINGS
@@ -228,6 +266,26 @@ def gate(
     from cnet_deploy.benchmarks.verdicts import Places, run
 
     run(models, baseline, Places(json, summary), say=lambda text: click.echo(text, err=True), **options)
+
+
+@main.command(epilog="Example: cnet-deploy doctor    or, where an image is built: cnet-deploy doctor tensorrt")
+@click.argument("backends", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(backends: tuple[str, ...], as_json: bool) -> None:
+    """What works on this machine, by trying it; what does not, why, and what to install.
+
+    With the names of BACKENDS only these are tried, and one that works nowhere is exit code 5.
+    """
+    _share_the_processor()
+    from cnet_deploy.diagnosis import diagnose, known_names, missing
+
+    if unknown := [name for name in backends if name not in known_names()]:
+        raise click.UsageError(f"no backend is called {', '.join(unknown)}; expected some of {', '.join(known_names())}")
+    found = diagnose(backends, told=lambda finding: None if as_json else click.echo(finding.words()))
+    if as_json:
+        click.echo(json.dumps([finding.to_dict() for finding in found], indent=2))
+    if names := missing(found, backends):
+        raise Unavailable(f"{', '.join(names)} does not work here; the lines above say why and what to install")
 
 
 def _share_the_processor() -> None:

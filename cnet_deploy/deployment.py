@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cnet_deploy import proof
 from cnet_deploy.architecture import Cost
 from cnet_deploy.checkpoint import load, save
 from cnet_deploy.conversion import DEFAULT_KEEP, convert, require_classifier_keep
@@ -24,11 +26,15 @@ from cnet_deploy.manifest import Manifest, manifest_path
 from cnet_deploy.models import NAMES, DenselyConnected, build_named
 from cnet_deploy.models.baselines import BASELINES, CLASSES, INPUT_SIZE
 from cnet_deploy.preprocessing import Preprocessing
+from cnet_deploy.program import Program
+from cnet_deploy.rewriting import rewrite
 from cnet_deploy.sessions import open_session
 from cnet_deploy.sessions.torch import TorchSession, from_module
+from cnet_deploy.triton import Repository, write_repository
 from cnet_deploy.verification import TOLERANCES, Batch, Comparison, compare, compare_all
 
 Say = Callable[[str], None]
+_NO_LOWERINGS = "only CondenseNet, DenseNet and their kin have lowerings to choose from; leave --lowering out"
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,17 @@ class Exported:
     comparisons: list[Comparison]
     unverified: str | None = None
 
+    def lines(self) -> list[str]:
+        """For people: how it compared, what it really is, what was written."""
+        found = self.manifest.details
+        lines = [comparison.summary() for comparison in self.comparisons]
+        if "flavour" in found:
+            counts = ", ".join(f"{count} {name}" for name, count in found["layers"].items())
+            lines.append(
+                f"built by {found['flavour']} {found['version']}; layers by precision: {counts} (read from the {found['precision_source']})"
+            )
+        return [*lines, f"wrote {self.path} ({self.manifest.bytes:,} bytes) and {self.path.name}.json"]
+
 
 def export(
     model: nn.Module | Path | str,
@@ -54,13 +71,16 @@ def export(
     tolerance: float | None = None,
     overrides: dict[str, Any] | None = None,
     say: Say = lambda _: None,
+    lowering: str | Mapping[str, str] = "gather",
     **options: Any,
 ) -> Exported:
-    """Export a model, the file it is in, or a named network to ``target`` ("onnx", "native"), and verify it before it takes its name.
+    """Export a model, the file it is in, or a named network to ``target`` (a key of ``exporters.SUFFIXES``), and verify it before it
+    takes its name.
 
     A model in training form is converted first, keeping ``classifier_keep`` of the classifier (None: the reference's half), and ``say``
-    is told so. The artifact is compared with the model on fresh random inputs and on ``images``, unless it is for another machine: then
-    the manifest says that it was not. ``options`` are the target's own (onnx: ``opset``, ``batch``; native: ``cpu``, ``precision``);
+    is told so. The artifact is compared with the model on fresh random inputs and on ``images``, unless it can't be run here: then the
+    manifest says that it was not, and carries a proof by which the first opening does it. ``lowering`` is a form of rewriting.FORMS, or
+    one for each dense block. ``options`` are the target's own (see ``write`` in its module);
     ``overrides`` are those of ``checkpoint.load``. ``out`` None puts the artifact beside the model's file.
     Raises CheckFailed if the outputs differ beyond ``tolerance`` (relative to the largest logit): no file is left then, and one that was
     there is kept; InputRefused and OutputRefused as the steps do.
@@ -88,12 +108,13 @@ def export(
             model = _group_conv_form(model, classifier_keep, say)
     # A reader that meets the two names in between sees digests that differ.
     with atomic_outputs(out, manifest_path(out), source=source) as (temporary, beside), _evaluating(model):
-        written = write(lower(model) if isinstance(model, DenselyConnected) else model, temporary, **options)
+        written = write(_lowered(model, lowering), temporary, **options)
         content = temporary.read_bytes()
         description = Manifest(
             target, digest(content), len(content), written.precision,
             model.source.digest if isinstance(model, DenselyConnected) and model.source else "",
-            model.architecture if isinstance(model, DenselyConnected) else None, steps, written.details, written.libraries,
+            model.architecture if isinstance(model, DenselyConnected) else None, steps,
+            {**written.details, **({} if lowering == "gather" else {"lowering": lowering})}, written.libraries,
         )  # fmt: skip
         comparisons: list[Comparison] = []
         if written.unverifiable is None:
@@ -101,15 +122,42 @@ def export(
                 comparisons = compare_all(session, reference, data, tolerance)
             description = replace(description, verification=tuple(c.to_dict() for c in comparisons))
         else:
-            say(f"not verified: {written.unverifiable}; run `cnet-deploy verify` where it can be run")
-            details = {**written.details, "verified": False, "reason": written.unverifiable}
-            description = replace(description, details=details)
+            say(f"not verified: {written.unverifiable}; the first opening where it can be run does so, by the manifest's proof")
+            details = {**description.details, "verified": False, "reason": written.unverifiable}
+            with TorchSession(model, size, classes) as reference:
+                allowed = TOLERANCES[written.precision] if tolerance is None else tolerance
+                evidence = proof.make(reference.run, (3, *size), allowed)
+            description = replace(description, details=details, proof=evidence)
         if failed := next((c for c in comparisons if not c.passed), None):
             raise CheckFailed(
                 f"{out}: the artifact's outputs differ from the model's beyond the tolerance; nothing was written. {failed.summary()}"
             )
         beside.write_text(description.to_json(), encoding="utf-8")
     return Exported(out, description, comparisons, written.unverifiable)
+
+
+def export_repository(model: Path | str, target: str, folder: Path | str, **options: Any) -> tuple[Exported, Repository]:
+    """``export`` straight into a model repository of NVIDIA Triton Inference Server (triton.py), named after the model's file."""
+    with tempfile.TemporaryDirectory(prefix="cnet-deploy-") as place:
+        done = export(model, target, Path(place) / default_output(model, SUFFIXES[target]).name, **options)
+        return done, write_repository(folder, done.path)
+
+
+def group_conv_network(model: Path | str, classifier_keep: float | None, overrides: dict[str, Any]) -> DenselyConnected:
+    """The network that ``export`` would lower. Raises InputRefused for one that has no lowerings."""
+    network = _open_model(model, overrides, lambda _: None)
+    if not isinstance(network, DenselyConnected):
+        raise InputRefused(_NO_LOWERINGS)
+    with naming(model):
+        return _group_conv_form(network, classifier_keep, lambda _: None)
+
+
+def _lowered(model: nn.Module, lowering: str | Mapping[str, str]) -> Program | nn.Module:
+    if isinstance(model, DenselyConnected):
+        return rewrite(lower(model), lowering)
+    if lowering != "gather":
+        raise InputRefused(_NO_LOWERINGS)
+    return model
 
 
 @contextlib.contextmanager

@@ -83,7 +83,7 @@ def inspect(path: Path | str, **overrides: Any) -> Inspection:
     checkpoint whose pruning is unfinished is described, with ``problem`` set.
     """
     path = Path(path)
-    artifacts = {".onnx": _inspect_onnx, ".so": _inspect_native}
+    artifacts = {".onnx": _inspect_onnx, ".so": _inspect_by_manifest, ".engine": _inspect_by_manifest}
     return artifacts[path.suffix](path) if path.suffix in artifacts else _inspect_checkpoint(path, overrides)
 
 
@@ -121,8 +121,8 @@ def _inspect_checkpoint(path: Path, overrides: dict[str, Any]) -> Inspection:
     )  # fmt: skip
 
 
-def _inspect_native(path: Path) -> Inspection:
-    """A library by its manifest alone: to ask the library itself would be to run it."""
+def _inspect_by_manifest(path: Path) -> Inspection:
+    """A library or an engine by its manifest alone: to ask it itself would be to run it."""
     data = read_bytes(path)
     found = manifest.read(path, data)
     if found is None:
@@ -132,7 +132,12 @@ def _inspect_native(path: Path) -> Inspection:
         details["preprocessing"] = found.preprocessing.to_dict()
     details["manifest"] = {"precision": found.precision, "verification": list(found.verification)}
     form = "group-conv" if found.architecture else None
-    return Inspection(str(path), f"{found.target} library", len(data), found.sha256, form, found.architecture, details=details)
+    return Inspection(
+        str(path), _CONTAINERS.get(found.target, found.target), len(data), found.sha256, form, found.architecture, details=details
+    )
+
+
+_CONTAINERS = {"native": "native library", "tensorrt": "TensorRT engine"}
 
 
 def _inspect_onnx(path: Path) -> Inspection:

@@ -29,7 +29,8 @@ class Manifest:
 
     ``sha256`` and ``bytes`` are the artifact's own; ``source_sha256`` is the digest of the checkpoint that it was made from ("" for
     weights that were never in a file). ``architecture`` and ``preprocessing`` are None for the paper's other networks. ``details`` is
-    what only this kind of artifact has (opset, batch …), ``libraries`` what made it, ``verification`` how it compared with its model.
+    what only this kind of artifact has (opset, batch …), ``libraries`` what made it, ``verification`` how it compared with its model;
+    ``proof`` (see proof.py) is there while that is still to be seen.
     """
 
     target: str
@@ -42,6 +43,12 @@ class Manifest:
     details: Mapping[str, Any] = field(default_factory=dict)
     libraries: Mapping[str, str] = field(default_factory=dict)
     verification: tuple[Mapping[str, Any], ...] = ()
+    proof: Mapping[str, Any] | None = None
+
+    @property
+    def unverified(self) -> str | None:
+        """Why nobody has seen the artifact compute what its model does; None if somebody has."""
+        return str(self.details.get("reason", "no reason given")) if self.details.get("verified") is False else None
 
     def to_json(self) -> str:
         values: dict[str, Any] = asdict(self)
@@ -66,6 +73,8 @@ class Manifest:
             if (steps := values["preprocessing"]) is not None:
                 values["preprocessing"] = Preprocessing.from_dict(steps)
             values["verification"] = tuple(values["verification"])
+            if not isinstance(values.get("proof"), (dict, type(None))):
+                raise InputRefused("proof is none")
             return cls(**values)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputRefused(f"is no whole manifest ({type(error).__name__}: {error})") from None

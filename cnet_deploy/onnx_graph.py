@@ -21,23 +21,38 @@ from cnet_deploy.manifest import METADATA_PREFIX
 from cnet_deploy.program import DenseLayer, Head, Pointwise, Pool, Program, Transition
 
 OPSETS = range(17, 23)
+BF16_OPSET = 22  # the first whose convolutions and poolings take bf16
+PRECISIONS = ("fp32", "fp16", "bf16")
 INPUT, OUTPUT = "input", "logits"
+_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
 
-def build_graph(program: Program, *, opset: int = 17, batch: int | None = None) -> onnx.ModelProto:
-    """The ONNX model of a Program in float32: ``input`` [batch, 3, H, W] -> ``logits`` [batch, classes].
+def default_opset(precision: str) -> int:
+    """The lowest opset, for the most runtimes, in which a network of this precision can be written."""
+    return BF16_OPSET if precision == "bf16" else OPSETS.start
 
-    ``batch`` None leaves it dynamic. The same Program gives the same bytes. Raises InputRefused for an opset out of 17 to 22 or a
-    batch under 1.
+
+def build_graph(program: Program, *, opset: int | None = None, batch: int | None = None, precision: str = "fp32") -> onnx.ModelProto:
+    """The ONNX model of a Program: float32 ``input`` [batch, 3, H, W] -> float32 ``logits`` [batch, classes].
+
+    ``batch`` None leaves it dynamic; ``opset`` None takes the lowest. Between its ends the network is in ``precision``, weights included.
+    The same Program gives the same bytes. Raises InputRefused for an opset out of 17 to 22 (22 for bf16), a batch under 1, an unknown
+    precision, and for weights that fp16 can't hold.
     """
+    if precision not in PRECISIONS:
+        raise InputRefused(f"precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    opset = default_opset(precision) if opset is None else opset
     if type(opset) is not int or opset not in OPSETS:
         raise InputRefused(f"opset {opset!r}; expected {OPSETS.start} to {OPSETS.stop - 1}")
+    if opset < default_opset(precision):
+        raise InputRefused(f"opset {opset} has no convolution in {precision}; expected {default_opset(precision)}")
     if batch is not None and (type(batch) is not int or batch < 1):
         raise InputRefused(f"batch {batch!r}; expected at least 1, or none for a dynamic batch")
     arch = program.architecture
-    graph = _Graph()
+    graph = _Graph(precision)
+    x = graph.cast(INPUT, "input", precision)
     x = graph.node(
-        "Conv", program.stem.name, [INPUT, graph.constant(f"{program.stem.name}.weight", program.stem.weight)],
+        "Conv", program.stem.name, [x, graph.constant(f"{program.stem.name}.weight", program.stem.weight)],
         kernel_shape=[3, 3], pads=[1] * 4, strides=[program.stem.stride] * 2,
     )  # fmt: skip
     for layer in program.body:
@@ -82,14 +97,23 @@ def read_metadata(model: onnx.ModelProto) -> dict[str, str]:
 class _Graph:
     """Nodes and constants as they are collected; a node's name is its layer's, and so is its output's."""
 
-    def __init__(self) -> None:
+    def __init__(self, precision: str) -> None:
+        self.precision = precision
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self._shared: set[str] = set()
 
     def constant(self, name: str, values: npt.NDArray[Any]) -> str:
+        if values.dtype == np.float32 and self.precision != "fp32":
+            if self.precision == "fp16" and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
+                raise InputRefused(f"{name} holds {np.abs(values).max():.3g}, which is beyond fp16; expected bf16 or fp32 for this network")
+            values = values.astype(helper.tensor_dtype_to_np_dtype(_TYPES[self.precision]))
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
         return name
+
+    def cast(self, x: str, name: str, precision: str, output: str | None = None) -> str:
+        """``x`` in another precision; nothing is emitted in a network of fp32."""
+        return x if self.precision == "fp32" else self.node("Cast", name, [x], output, to=_TYPES[precision])
 
     def filled(self, value: float, size: int) -> str:
         """A vector of one value, shared by all that need it."""
@@ -161,4 +185,6 @@ def _pool(graph: _Graph, x: str, pool: Pool) -> str:
 def _head(graph: _Graph, features: str, head: Head) -> str:
     kept = _gather(graph, features, f"{head.name}.index", head.index, head.features)
     parts = [graph.constant(f"{head.name}.weight", head.weight), graph.constant(f"{head.name}.bias", head.bias)]
-    return graph.node("Gemm", head.name, [kept, *parts], OUTPUT, transB=1)
+    if graph.precision == "fp32":
+        return graph.node("Gemm", head.name, [kept, *parts], OUTPUT, transB=1)
+    return graph.cast(graph.node("Gemm", head.name, [kept, *parts], transB=1), "logits", "fp32", OUTPUT)

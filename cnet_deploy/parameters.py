@@ -83,6 +83,38 @@ class Finite(click.FloatRange):
         return number
 
 
+class Batches(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """``8``, or ``LEAST:BEST:MOST`` as 1:8:32."""
+
+    name = "batch"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        parts = value.split(":")
+        if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() and 0 < int(part) < 1 << 16 for part in parts):
+            self.fail(f"{value!r} is no batch; expected images as 8, or least:best:most as 1:8:32", param, ctx)
+        numbers = tuple(map(int, parts))
+        return numbers[0] if len(numbers) == 1 else numbers
+
+
+class Bytes(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """``512M`` or ``2G``, in powers of 1024."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        units = {"K": 10, "M": 20, "G": 30}
+        digits, unit = value.upper().removesuffix("B").removesuffix("I"), 0
+        if digits[-1:] in units:
+            digits, unit = digits[:-1], units[digits[-1]]
+        if not (digits.isascii() and digits.isdigit() and 0 < int(digits) << unit < 1 << 50):
+            self.fail(f"{value!r} is no size; expected bytes as 512M or 2G", param, ctx)
+        return int(digits) << unit
+
+
 def model_options(command: F) -> F:
     """What a checkpoint can't tell of itself."""
     for option in (
@@ -94,6 +126,29 @@ def model_options(command: F) -> F:
         click.option("--input-size", type=Size(), help="Input in pixels, as 224 or HEIGHTxWIDTH; wins over what is inferred."),
         click.option("--condense-factor", type=click.IntRange(1), help="C, where the checkpoint's counters don't tell it."),
         click.option("--groups", type=click.IntRange(1), help="G of the 1x1 convolutions, where the masks don't tell it."),
+    ):
+        command = option(command)
+    return command
+
+
+def lowering_options(command: F) -> F:
+    """How `export` writes the network for GPUs, and how TensorRT builds it."""
+    for option in (
+        click.option(
+            "--lowering",
+            type=click.Choice(["gather", "dense", "absorbed", "auto"]),
+            help="ONNX, TensorRT: how 1x1 convolutions are written; auto measures what is quickest for each block. [default: gather]",
+        ),
+        click.option(
+            "--timing-cache", type=click.Path(path_type=Path), help="TensorRT: a file that keeps what was timed, for the next build."
+        ),
+        click.option("--workspace", type=Bytes(), help="TensorRT: most device memory that a layer may take for itself, as 512M or 2G."),
+        click.option(
+            "--tensorrt-flavour",
+            "flavour",
+            type=click.Choice(["tensorrt", "tensorrt-rtx"]),
+            help="TensorRT: which one builds. [default: the one that can]",
+        ),
     ):
         command = option(command)
     return command

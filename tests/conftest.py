@@ -17,6 +17,28 @@ from cnet_deploy.models import DenselyConnected
 ROOT = Path(__file__).parent.parent
 
 
+_NOT_RUN: list[str] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none, with the driver's reason."""
+    from cnet_deploy.device_memory import why_no_device
+
+    wanted = [item for item in items if item.get_closest_marker("gpu")]
+    if wanted and (reason := why_no_device()):
+        for item in wanted:
+            item.add_marker(pytest.mark.skip(reason=f"needs a GPU: {reason}"))
+            _NOT_RUN.append(item.nodeid)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name what was not run for want of a GPU, so that nobody takes it for tested."""
+    if _NOT_RUN:
+        terminalreporter.section(f"{len(_NOT_RUN)} tests need a GPU and were not run")
+        for name in _NOT_RUN:
+            terminalreporter.line(name)
+
+
 @pytest.fixture(scope="session")
 def checkpoint_path() -> Path:
     """The real training checkpoint."""

@@ -131,7 +131,7 @@ def test_a_network_by_its_name_is_exported_with_random_weights(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["export", "x.pth.tar"], "expected --onnx or --native"),
+        (["export", "x.pth.tar"], "expected --onnx, --native or --tensorrt"),
         (["export", "x", "--onnx", "--target", "host"], "--target is no option of --onnx"),
         (["export", "x", "--native", "--opset", "17"], "--opset is no option of --native"),
         (["export", "x", "--native", "--precision", "int8"], "is not one of"),

@@ -36,7 +36,7 @@ def test_no_room_grows_past_its_size() -> None:
     assert {path.name: count for path, count in lines.items() if count > 310} == {}
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "bench", "lint"])
+@pytest.mark.parametrize("target", ["demo", "test", "bench", "bench-gpu", "lint"])
 def test_make_targets(target: str, system_tool: Callable[[str], str]) -> None:
     done = subprocess.run([system_tool("make"), "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and ".venv/bin/" in done.stdout

@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_there_is_something_to_run() -> None:
-    assert {line.split()[1] for line in commands()} == {"inspect", "convert", "export", "verify", "bench", "gate"}
+    assert {line.split()[1] for line in commands()} == {"inspect", "convert", "export", "verify", "bench", "gate", "doctor"}
     assert len(blocks("python")) == 1
     assert "make demo" in README and "make test" in README
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cnet_deploy.benchmarks.environment import stolen
+from cnet_deploy.benchmarks.gpu import slowdowns
 from cnet_deploy.benchmarks.results import Report
 from cnet_deploy.errors import printable
 
@@ -13,7 +14,7 @@ FLOATING = 0.03  # how far clocks may be apart before that explains what is seen
 
 def warnings_of(report: Report) -> list[str]:
     """Sentences for people: what was found, and what to do. Empty where nothing is in the way."""
-    return [*_clocks(report), *_neighbours(report), *_threads(report), *_samples(report)]
+    return [*_clocks(report), *_gpu(report), *_neighbours(report), *_threads(report), *_samples(report)]
 
 
 def _clocks(report: Report) -> list[str]:
@@ -42,6 +43,31 @@ def _clocks(report: Report) -> list[str]:
     return found
 
 
+def _gpu(report: Report) -> list[str]:
+    if report.device == "cpu":
+        return []
+    here, after, found = report.environment["gpu_state"], report.after and report.after["gpu_state"], []
+    if here is None:
+        return ["nvidia-smi tells nothing here, so the GPU's clocks and slowdowns are not known: install it, or compare ratios only."]
+    if slowed := slowdowns(here, after):
+        reasons = ", ".join(printable(name) + ("" if seconds is None else f" for {seconds:.1f} s") for name, seconds in slowed.items())
+        found.append(
+            f"The GPU held its clocks down ({reasons}): cool it or raise its power limit (nvidia-smi -q -d TEMPERATURE,POWER), "
+            "or lock a clock that it can keep (sudo nvidia-smi -lgc F), and measure again."
+        )
+    if here["persistence"] == "Disabled":
+        found.append(
+            "The GPU's persistence mode is off, so the driver may put it to sleep between processes: turn it on (sudo nvidia-smi -pm 1)."
+        )
+    clocks = [state["sm_mhz"] for state in (here, after or {}) if state.get("sm_mhz") and "idle" not in (state["reasons"] or ())]
+    if clocks and max(clocks) > min(clocks) * (1 + FLOATING):
+        found.append(
+            f"The GPU's clock floats: {min(clocks):.0f} and {max(clocks):.0f} MHz were seen before and after the run: lock it "
+            "(sudo nvidia-smi -lgc F), or compare ratios only."
+        )
+    return found
+
+
 def _neighbours(report: Report) -> list[str]:
     here, found = report.environment, []
     load = (here["load_average"] or [0.0])[0]
@@ -60,6 +86,8 @@ def _neighbours(report: Report) -> list[str]:
 
 def _threads(report: Report) -> list[str]:
     here, found = report.environment, []
+    if report.device != "cpu":
+        return []  # they only start what the device does
     most = max(threads for threads, _ in report.groups)
     if most > here["cores"]:
         found.append(f"{most} threads share {here['cores']} cores: ask for no more threads than cores (--threads {here['cores']}).")

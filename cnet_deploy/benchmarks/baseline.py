@@ -21,6 +21,7 @@ class Baseline:
 
     label: str
     backend: str
+    device: str
     threads: int
     batch: int
     medians: tuple[float, ...]
@@ -77,8 +78,8 @@ def _cells(report: Report) -> list[Baseline]:
     settings = report.settings
     return [
         Baseline(
-            row.label, result.cell.backend, result.cell.threads, result.batch, tuple(map(statistics.median, result.rounds)),
-            settings.warmup, settings.seconds, settings.least, row.sha256, _figures(row),
+            row.label, result.cell.backend, result.cell.device, result.cell.threads, result.batch,
+            tuple(map(statistics.median, result.rounds)), settings.warmup, settings.seconds, settings.least, row.sha256, _figures(row),
         )
         for row in report.rows
         for result in row.results

@@ -10,9 +10,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from cnet_deploy.benchmarks.gpu import check_state, driver_of_module, read_gpu
 from cnet_deploy.errors import printable
 
-_PACKAGES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
+_PACKAGES = (
+    "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "tensorrt", "tensorrt-rtx", "pycuda", "cuda-python",
+    "cuda-bindings",
+)  # fmt: skip
+_KEYS = frozenset({
+    "time", "cpu", "cores", "affinity", "machine_cores", "governor", "turbo", "virtual", "clock_mhz", "memory_bytes", "memory_gib",
+    "load_average", "processor_ticks", "system", "python", "packages", "gpu", "driver", "gpu_state",
+})  # fmt: skip
 _CPUFREQ = "/sys/devices/system/cpu/cpu0/cpufreq"
 _FINGERPRINT = ("cpu", "cores", "affinity", "memory_gib", "system", "python", "packages", "gpu", "driver")
 _TICKS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
@@ -22,8 +30,10 @@ def environment() -> dict[str, Any]:
     """What decides a latency and can be read without privileges; None where the system does not tell.
 
     ``clock_mhz`` are the cores' clocks at this moment, ``processor_ticks`` what all cores have done since the machine started
-    (hundredths of a second by kind): two of them tell how much a hypervisor took in between (see ``stolen``).
+    (hundredths of a second by kind): two of them tell how much a hypervisor took in between (see ``stolen``). ``gpu_state`` is what gpu.py
+    tells of the first GPU; it is no part of the fingerprint.
     """
+    gpu = read_gpu()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -42,18 +52,21 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])} {platform.machine()}",
         "python": platform.python_version(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
-        "gpu": None,
-        "driver": _read("/proc/driver/nvidia/version"),
+        "gpu": gpu and gpu.name,
+        "driver": (gpu and gpu.driver) or driver_of_module(_read("/proc/driver/nvidia/version") or ""),
+        "gpu_state": gpu and gpu.state,
     }
 
 
 def check_environment(found: Any) -> None:
     """Raise ValueError for something that ``environment`` does not give: what a file holds goes into reports and onto terminals."""
-    if not isinstance(found, dict) or set(found) != set(environment()):
+    if not isinstance(found, dict) or set(found) != _KEYS:
         raise ValueError("its environment is none")
     texts = [found[key] for key in ("time", "cpu", "governor", "system", "python", "gpu", "driver")]
     texts += [*found["packages"], *found["packages"].values()]
     numbers = [found[key] for key in ("cores", "machine_cores", "memory_bytes", "memory_gib")]
+    more_texts, more_numbers = check_state(found["gpu_state"])
+    texts, numbers = texts + more_texts, numbers + more_numbers
     for key in ("affinity", "clock_mhz", "load_average"):
         numbers += [] if found[key] is None else list(found[key])
     if found["processor_ticks"] is not None:

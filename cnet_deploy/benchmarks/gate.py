@@ -20,7 +20,7 @@ from cnet_deploy.benchmarks.environment import environment
 from cnet_deploy.benchmarks.figures import Change, Figures, changes, figures_of
 from cnet_deploy.benchmarks.measure import Result, Settings, take_turn
 from cnet_deploy.benchmarks.rule import Decision, SelfTest, Verdict, adaptively, decide, self_test
-from cnet_deploy.benchmarks.sweep import backends_of, copied, default_threads, is_named, target_for
+from cnet_deploy.benchmarks.sweep import backends_of, copied, default_threads, export_options, is_named, target_for
 from cnet_deploy.benchmarks.worker import NAMED
 from cnet_deploy.benchmarks.workers import Cell, worker
 from cnet_deploy.errors import CheckFailed, Inconclusive, InputRefused, Unavailable, naming
@@ -82,6 +82,7 @@ class Outcome:
     rounds: list[Round] = field(default_factory=list)
     decision: Decision | None = None
     installations: dict[str, str] = field(default_factory=dict)
+    device: str = "cpu"
     environment: dict[str, Any] = field(default_factory=environment)
 
     @property
@@ -104,7 +105,7 @@ class Outcome:
 def gate(
     base: str, head: str, *, backend: str | None = None, threads: int | None = None, tolerance: float = 0.05, max_rounds: int = MAX_ROUNDS,
     settings: Settings = SETTINGS, base_python: str | None = None, head_python: str | None = None, allow_changes: bool = False,
-    say: Say = lambda _: None,
+    device: str = "cpu", say: Say = lambda _: None,
 ) -> Outcome:  # fmt: skip
     """Gate ``head`` against ``base``: files or named networks, each run by an interpreter that has cnet-deploy (None: this one).
 
@@ -114,11 +115,12 @@ def gate(
     apart = base_python is not None or head_python is not None
     with tempfile.TemporaryDirectory(prefix="cnet-deploy-gate-") as folder:
         sides = [
-            _side(name, model, backend, threads, _interpreter(python), Path(folder), say)
+            _side(name, model, backend, threads, _interpreter(python), Path(folder), say, device)
             for name, model, python in (("base", base, base_python), ("head", head, head_python))
         ]
         a, b = sides
-        outcome = Outcome(base, head, (a.cell.backend, b.cell.backend), a.cell.threads, tolerance, settings, allow_changes=allow_changes)
+        chosen = (a.cell.backend, b.cell.backend)
+        outcome = Outcome(base, head, chosen, a.cell.threads, tolerance, settings, allow_changes=allow_changes, device=device)
         _compare(outcome, a.figures, b.figures, say)
         # Before minutes are spent on the one, the other must open too.
         _require_one_batch(*(_open(side, outcome) for side in sides))
@@ -160,10 +162,11 @@ def gate_baseline(
     stored = find_baseline(baseline, Path(head), backend=backend, threads=threads, new_artifact=new_artifact)
     settings = replace(SETTINGS, warmup=stored.warmup, seconds=stored.seconds, least=stored.least)
     name = f"{baseline} ({stored.label})"
-    outcome = Outcome(name, head, (stored.backend, stored.backend), stored.threads, tolerance, settings, allow_changes=allow_changes)
+    chosen = (stored.backend, stored.backend)
+    outcome = Outcome(name, head, chosen, stored.threads, tolerance, settings, allow_changes=allow_changes, device=stored.device)
     outcome.self_test = self_test(stored.medians, stored.medians, tolerance, paired=False)
     with tempfile.TemporaryDirectory(prefix="cnet-deploy-gate-") as folder:
-        side = _side("head", head, stored.backend, stored.threads, sys.executable, Path(folder), say, batch=stored.batch)
+        side = _side("head", head, stored.backend, stored.threads, sys.executable, Path(folder), say, stored.device, stored.batch)
         _compare(outcome, stored.figures, side.model_figures, say)
         _require_one_batch(stored.batch, _open(side, outcome))
         if not outcome.self_test.passed:
@@ -244,14 +247,15 @@ def _require_two_installations(outcome: Outcome) -> None:
         )
 
 
-def _side(name: str, model: str, backend: str | None, threads: int | None, python: str, folder: Path, say: Say, batch: int = 1
+def _side(
+    name: str, model: str, backend: str | None, threads: int | None, python: str, folder: Path, say: Say, device: str, batch: int = 1
 ) -> Side:  # fmt: skip
     if not is_named(model):
         _require_file(name, model)
     with naming(name):
         if backend is not None:
             resolve_backend(backend)
-        chosen = backends_of(model, (backend,) if backend else ())[-1]
+        chosen = backends_of(model, (backend,) if backend else (), device)[-1]
     label, target = Path(model).name, target_for(chosen, model)
     # A copy: what is opened again for every round must not be another file by then.
     path = model if is_named(model) else str(copied(model, folder / name))
@@ -262,10 +266,10 @@ def _side(name: str, model: str, backend: str | None, threads: int | None, pytho
     if target is not None:
         source, path = path, str(folder / f"{name}{SUFFIXES[target]}")
         say(f"{name}: exporting {model} for {chosen}")
-        _export(name, model, source, target, path, python, folder)
+        _export(name, model, source, target, path, python, folder, export_options(chosen, batch))
     elif is_named(model):
         path = NAMED + model
-    cell = Cell(label, path, chosen, threads or default_threads(), batch)
+    cell = Cell(label, path, chosen, threads or default_threads(), batch, device=device)
     return Side(name, model, python, cell, None if path.startswith(NAMED) else figures_of(path), given)
 
 
@@ -283,9 +287,11 @@ def _require_file(name: str, model: str) -> None:
         check_input(model)
 
 
-def _export(name: str, model: str, source: str, target: str, path: str, python: str, folder: Path) -> None:
+def _export(name: str, model: str, source: str, target: str, path: str, python: str, folder: Path, options: dict[str, Any]) -> None:
     """By the side's own installation, from a folder where no other can be found."""
     command = [python, "-m", "cnet_deploy", "export", source, f"--{target}", "-o", path]
+    for key, value in options.items():
+        command += [f"--{key}", value if isinstance(value, str) else ":".join(map(str, value))]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     except OSError as error:

@@ -52,8 +52,23 @@ class Result:
 
     @property
     def median(self) -> float | None:
-        """Seconds; None where nothing was measured."""
+        """Seconds; None where nothing was measured. On a device inputs lie there already."""
         return statistics.median(self.samples) if self.rounds else None
+
+    @property
+    def device_median(self) -> float | None:
+        """Seconds of an inference by the device's own clock: the median over rounds; None on a CPU."""
+        return statistics.median(self.device_rounds) if self.device_rounds else None
+
+    @property
+    def transfer_median(self) -> float | None:
+        """Seconds that the batch takes to the device and the logits back: the median over rounds; None on a CPU."""
+        return statistics.median(self.transfer_rounds) if self.transfer_rounds else None
+
+    @property
+    def end_to_end(self) -> float | None:
+        """Seconds from images on the host to logits on the host: the median inference and the median transfers; None on a CPU."""
+        return None if self.median is None or self.transfer_median is None else self.median + self.transfer_median
 
     @property
     def images_per_second(self) -> float | None:

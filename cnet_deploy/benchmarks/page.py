@@ -8,11 +8,12 @@ from typing import Any
 
 import jinja2
 
-from cnet_deploy.benchmarks import plots
+from cnet_deploy.benchmarks import on_device, plots
 from cnet_deploy.benchmarks.advice import warnings_of
 from cnet_deploy.benchmarks.paper import CONVENTIONS, paper_ratio
 from cnet_deploy.benchmarks.results import Group, Report
-from cnet_deploy.benchmarks.tables import base_title, group_title, milliseconds
+from cnet_deploy.benchmarks.summary import milliseconds
+from cnet_deploy.benchmarks.tables import base_title, group_title
 from cnet_deploy.errors import printable
 
 WIDTHS = {"wide": 860, "narrow": 340}
@@ -29,6 +30,7 @@ def page(report: Report) -> str:
     return _template().render(
         report=report,
         groups=[_group(report, group) for group in report.groups],
+        machine=(report.environment["gpu"] if report.device != "cpu" else None) or report.environment["cpu"],
         base=base_title(report),
         warnings=warnings_of(report),
         pictures={kind: {size: draw(report, width) for size, width in WIDTHS.items()} for kind, draw in _PICTURES.items()},
@@ -38,6 +40,7 @@ def page(report: Report) -> str:
         conventions=[
             (text, [row.title for row in report.rows if row.paper and row.paper.convention == key]) for key, text in CONVENTIONS.items()
         ],
+        device_notes=on_device.notes(report),
         has_paper=any(row.paper for row in report.rows),
         paper_ratio=paper_ratio,
     )
@@ -48,12 +51,25 @@ _PICTURES = {"latency": plots.latency_and_error, "distributions": plots.distribu
 
 def _group(report: Report, group: Group) -> dict[str, Any]:
     cells = {row.label: {backend: row.find(backend, group) for backend in report.backends} for row in report.rows}
-    return {"title": group_title(group), "batch": group[1], "cells": cells}
+    found = {"title": group_title(report, group), "batch": group[1], "cells": cells}
+    return found if report.device == "cpu" else {**found, "headings": on_device.headings(report, group), "lines": _lines(report, group)}
+
+
+def _lines(report: Report, group: Group) -> list[dict[str, Any]]:
+    """A device's lines: what is the model's, the backend, figures; and the result they are of."""
+    first = on_device.headings(report, group).index("backend")
+    return [
+        {"model": [printable(row.title), *words[1:first]], "backend": words[first], "figures": words[first + 1 :], "result": result}
+        for row, result, words in on_device.lines(report, group)
+    ]
 
 
 def _environment(report: Report) -> list[tuple[str, str]]:
     """What people look for first, then the rest as it is."""
-    found = [(key.replace("_", " "), value) for key, value in report.environment.items() if key not in ("packages", "processor_ticks")]
+    apart = ("packages", "processor_ticks", "gpu_state")
+    found = [(key.replace("_", " "), value) for key, value in report.environment.items() if key not in apart]
+    for when, state in (("before", report.environment["gpu_state"]), ("after", report.after and report.after["gpu_state"])):
+        found += [(f"GPU {when}, {key.replace('_', ' ')}", value) for key, value in (state or {}).items()]
     found += list(report.environment["packages"].items())
     return [(name, "not told by this system" if value is None else printable(value)) for name, value in found]
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from cnet_deploy.benchmarks.measure import Result
 from cnet_deploy.benchmarks.results import Report, Row
-from cnet_deploy.benchmarks.tables import group_title, milliseconds
+from cnet_deploy.benchmarks.summary import milliseconds
+from cnet_deploy.benchmarks.tables import group_title
 from cnet_deploy.errors import printable
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by the colour-blind too (Okabe and Ito)
@@ -77,7 +78,7 @@ def latency_and_error(report: Report, width: int) -> str:
     svg, x = _svg(width, height), axis([time for *_, time in points], left, width - right, 1.3)
     _legend(svg, report, width)
     bottom = height - 46
-    _scale(svg, x, top, bottom, f"ms an image, {group_title(group)}")
+    _scale(svg, x, top, bottom, f"ms an image, {group_title(report, group)}")
     heights: dict[int, float] = {}
     if known:
         for row in known:
@@ -119,7 +120,7 @@ def distributions(report: Report, width: int) -> str:
         low, first, third, high = spreads[number]
         place = top + 2 * LANE * number + 1.5 * LANE
         title = f"{printable(row.title, 40)}, {result.cell.backend}, {milliseconds(middles[number])} ms"
-        title += f", {group_title((result.cell.threads, result.cell.batch))}" if len(report.groups) > 1 else ""
+        title += f", {group_title(report, (result.cell.threads, result.cell.batch))}" if len(report.groups) > 1 else ""
         _text(svg, 8, place - 14, title, "start", "quiet")
         _line(svg, x.at(low), place, x.at(high), place).set("stroke", colour)
         box = {"x": x.at(first), "y": place - 6, "width": max(1.0, round(x.at(third) - x.at(first), 1)), "height": 12, "rx": 2}
@@ -190,7 +191,8 @@ def _shape(svg: Xml.Element, number: int, x: float, y: float) -> Xml.Element:
         f"M{x} {y + 7}l7 -12h-14z",
         f"M{x - 7} {y - 2.5}h14v5h-14z",
     )
-    return _add(svg, "path", d=forms[number % len(forms)], fill=COLOURS[number % len(COLOURS)], fill_opacity=0.85)
+    form = forms[(number + number // len(COLOURS)) % len(forms)]  # another where colours begin anew
+    return _add(svg, "path", d=form, fill=COLOURS[number % len(COLOURS)], fill_opacity=0.85)
 
 
 def _scale(svg: Xml.Element, x: Axis, top: float, bottom: float, title: str) -> None:

@@ -15,15 +15,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from cnet_deploy.benchmarks import on_device
 from cnet_deploy.benchmarks.advice import warnings_of
 from cnet_deploy.benchmarks.measure import Result, Settings
 from cnet_deploy.benchmarks.page import page, picture
 from cnet_deploy.benchmarks.paper import CONVENTIONS, paper_ratio
 from cnet_deploy.benchmarks.results import Group as Cells
 from cnet_deploy.benchmarks.results import Journal, Keep, Report, part_of, read_report, write_text
-from cnet_deploy.benchmarks.summary import UNSTABLE
+from cnet_deploy.benchmarks.summary import UNSTABLE, milliseconds
 from cnet_deploy.benchmarks.sweep import bench
-from cnet_deploy.benchmarks.tables import base_title, comma_separated, group_title, markdown, milliseconds
+from cnet_deploy.benchmarks.tables import base_title, comma_separated, group_title, markdown
 from cnet_deploy.errors import InputRefused, Interrupted, OutputRefused, Unavailable, printable
 from cnet_deploy.files import check_output, exists
 from cnet_deploy.sessions import BACKENDS
@@ -78,7 +79,7 @@ _RENDERED: dict[str, Callable[[Report], str]] = {"html": page, "markdown": markd
 
 def run(
     models: Sequence[str], *, backends: Sequence[str] = (), threads: Sequence[int] = (), batches: Sequence[int] = (),
-    settings: Settings | None = None, outputs: Outputs | None = None, resume: bool = False,
+    device: str = "cpu", settings: Settings | None = None, outputs: Outputs | None = None, resume: bool = False,
 ) -> Report:  # fmt: skip
     """Measure (see ``bench``), print the tables on standard output and write ``outputs``; JSON is kept while the run goes on.
 
@@ -100,7 +101,7 @@ def run(
         journal.keep(report)
 
     try:
-        report = _with_progress(models, backends, threads, batches or [1], settings, keep, earlier)
+        report = _with_progress(models, backends, threads, batches or [1], device, settings, keep, earlier)
     except KeyboardInterrupt:
         if not latest:
             raise
@@ -159,7 +160,7 @@ def _write(report: Report, journal: Journal, outputs: Outputs) -> None:
 
 
 def _with_progress(
-    models: Sequence[str], backends: Sequence[str], threads: Sequence[int], batches: Sequence[int], settings: Settings,
+    models: Sequence[str], backends: Sequence[str], threads: Sequence[int], batches: Sequence[int], device: str, settings: Settings,
     keep: Keep, earlier: Report | None,
 ) -> Report:  # fmt: skip
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -173,7 +174,7 @@ def _with_progress(
             bar.refresh()
 
         return bench(
-            models, backends=backends, threads=threads, batches=batches, settings=settings, progress=step,
+            models, backends=backends, threads=threads, batches=batches, device=device, settings=settings, progress=step,
             total=lambda n: bar.update(task, total=n), keep=keep, earlier=earlier,
         )  # fmt: skip
 
@@ -197,6 +198,7 @@ def render(report: Report, width: int = LOG_WIDTH) -> RenderableType:
         f"Ratio: time of an image relative to {base_title(report)}, on the same backend where it runs there; median over "
         f"{report.settings.rounds} interleaved rounds, {each}. p90 stands where samples support it; ~ marks a coefficient of variation "
         f"above {UNSTABLE:.1%}.",
+        *on_device.notes(report),
         f"{machine['cpu']}, {machine['cores']} cores, load {load:.1f}; Python {machine['python']}, {versions}.",
     ]
     if any(row.paper for row in report.rows):
@@ -205,17 +207,38 @@ def render(report: Report, width: int = LOG_WIDTH) -> RenderableType:
             for key, text in CONVENTIONS.items()
             if any(row.paper and row.paper.convention == key for row in report.rows)
         ]
-    tables = [_table(report, group, width) for group in report.groups]
+    draw = _table if report.device == "cpu" else _device_table
+    tables = [draw(report, group, width) for group in report.groups]
     return Group(*tables, Text("\n".join([*notes, *(f"! {text}" for text in warnings_of(report))]), style="dim"))
+
+
+def _empty_table(report: Report, group: Cells, *, fold: bool) -> Table:
+    looks = {"box": box.SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True} if fold else {}
+    what = "Inference time" if group[1] == 1 else "Throughput"
+    title = f"{what}, {group_title(report, group)}" + (", beside the paper's table" if any(row.paper for row in report.rows) else "")
+    return Table(title=title, title_justify="left", **looks)  # type: ignore[arg-type]
+
+
+def _device_table(report: Report, group: Cells, width: int) -> Table:
+    """A line a cell: a device has more figures than stand beside each other. Narrow terminals get the model's name above its lines."""
+    fold = width < WIDE
+    table = _empty_table(report, group, fold=fold)
+    headings = on_device.headings(report, group)
+    first = headings.index("backend")
+    for heading in headings[first:] if fold else headings:
+        text = heading.replace("with transfers", "with\ntransfers") if fold else heading
+        table.add_column(text, justify="left" if heading in ("Model", "backend") else "right", overflow="fold")
+    for row, _, cells in on_device.lines(report, group):
+        if fold and cells[0]:
+            table.add_row(printable(row.title))
+        table.add_row(*([f" {cells[first]}", *cells[first + 1 :]] if fold else cells))
+    return table
 
 
 def _table(report: Report, group: Cells, width: int) -> Table:
     in_paper = any(row.paper for row in report.rows)
     fold, stack = width < WIDE, width < NARROW
-    looks = {"box": box.SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True} if fold else {}
-    what = "Inference time" if group[1] == 1 else "Throughput"
-    title = f"{what}, {group_title(group)}" + (", beside the paper's table" if in_paper else "")
-    table = Table(title=title, title_justify="left", **looks)  # type: ignore[arg-type]
+    table = _empty_table(report, group, fold=fold)
     table.add_column("Model", overflow="fold")
     paper = ("Paper:\ntop-1 err.", "Paper:\nARM s", "Paper:\nratio") if in_paper else ()
     for column in ("M FLOPs", "M params", *paper):

@@ -15,7 +15,7 @@ from cnet_deploy.benchmarks.paper import BASE, PaperRow, paper_ratio, paper_row
 from cnet_deploy.benchmarks.workers import Cell
 from cnet_deploy.errors import InputRefused, OutputRefused, printable
 from cnet_deploy.files import atomic_output, exists, read_bytes
-from cnet_deploy.sessions import BACKENDS, VARIANTS, resolve_backend
+from cnet_deploy.sessions import BACKENDS, DEVICES, resolve_backend
 
 FORMAT = "cnet_deploy_bench"
 FORMAT_VERSION = 2
@@ -73,11 +73,16 @@ class Report:
         return (result for row in self.rows for result in row.results)
 
     @property
+    def device(self) -> str:
+        """What all cells were measured on: "cpu" or "cuda"."""
+        return next(result.cell.device for result in self.results)
+
+    @property
     def backends(self) -> tuple[str, ...]:
         """Those that were measured, ours last, a variant beside its backend."""
         order = list(reversed(BACKENDS))
         found = dict.fromkeys(result.cell.backend for result in self.results)
-        return tuple(sorted(found, key=lambda name: (order.index(VARIANTS.get(name, (name, {}))[0]), name)))
+        return tuple(sorted(found, key=lambda name: (order.index(resolve_backend(name).backend), name)))
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -125,6 +130,9 @@ class Report:
         derived = {
             "summary": summary and {**asdict(summary), "unstable": summary.unstable},
             "images_per_second": result.images_per_second,
+            "device_seconds": result.device_median,
+            "transfer_seconds": result.transfer_median,
+            "end_to_end_seconds": result.end_to_end,
             "ratio": self.ratio(result),
         }
         return {**derived, **values}
@@ -149,11 +157,20 @@ def read_report(path: Path | str) -> Report:
             raise ValueError("no rows")
         settings, here, after = Settings(**values["settings"]), values["environment"], values["environment_after"]
         _check_settings(settings)
-        for found in (here, *([] if after is None else [after])):
-            check_environment(found)
-        return Report(rows, settings, here, after)
+        here, after = _state(here), None if after is None else _state(after)
+        report = Report(rows, settings, here, after)
+        if len({result.cell.device for result in report.results}) != 1:
+            raise ValueError("cells of two devices")
+        return report
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputRefused(f"{path}: is damaged ({type(error).__name__}: {error}); measure again with `bench --json`") from None
+
+
+def _state(found: dict[str, Any]) -> dict[str, Any]:
+    """An environment that was checked. Runs that were recorded before GPUs were looked at tell nothing of one."""
+    found = {**found, "gpu_state": found.get("gpu_state")}
+    check_environment(found)
+    return found
 
 
 def _check(results: list[Result]) -> None:
@@ -170,6 +187,8 @@ def _check(results: list[Result]) -> None:
         if not isinstance(cell.label, str) or not isinstance(cell.backend, str) or type(result.error) not in (str, type(None)):
             raise ValueError("a label, a backend or an error is no text")
         resolve_backend(cell.backend)
+        if cell.device not in DEVICES:
+            raise ValueError("a device is none")
         result.error = result.error and printable(result.error)
 
 

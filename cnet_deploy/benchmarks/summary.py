@@ -61,3 +61,15 @@ def summarise(samples: Sequence[float]) -> Summary | None:
     spread = statistics.stdev(samples) / mean if len(samples) > 1 else 0.0
     p90, p95, p99 = (percentile(samples, share) for share in PERCENTILES)
     return Summary(len(samples), min(samples), statistics.median(samples), mean, p90, p95, p99, spread)
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Four digits that mean something: ``0.1234``, ``12.34``; empty for None.
+
+    >>> [milliseconds(seconds) for seconds in (0.0001234, 0.01234, 0.1234, None)]
+    ['0.123', '12.34', '123.4', '']
+    """
+    if seconds is None:
+        return ""
+    value = seconds * 1e3
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.1f}"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from cnet_deploy import manifest
 from cnet_deploy.benchmarks.environment import cores, differences, environment, fingerprint
@@ -17,13 +18,25 @@ from cnet_deploy.benchmarks.results import Group, Keep, Report, Row
 from cnet_deploy.benchmarks.worker import NAMED
 from cnet_deploy.benchmarks.workers import Cell
 from cnet_deploy.deployment import export
+from cnet_deploy.device_memory import why_no_device
 from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable
 from cnet_deploy.exporters import FAMILY_ONLY, SUFFIXES
 from cnet_deploy.files import check_input, digest, exists, read_bytes
 from cnet_deploy.models import NAMES
 from cnet_deploy.models.baselines import BASELINES
-from cnet_deploy.sessions import BACKENDS, PEERS, backend_of, resolve_backend
+from cnet_deploy.sessions import BACKENDS, DEVICES, GPU_ONLY, PEERS, backend_of, resolve_backend
 from cnet_deploy.sessions.native import MAX_THREADS
+
+# What networks are measured on where nothing else is asked for.
+DEFAULTS = {
+    "cpu": tuple(name for name in reversed(BACKENDS) if name not in PEERS | GPU_ONLY),
+    "cuda": (
+        "torch", "torch.compile", "torch.cudagraph", "torch.cudagraph.fp16", "onnxruntime",
+        "tensorrt", "tensorrt.tf32", "tensorrt.fp16", "tensorrt.fp16.cudagraph",
+    ),
+}  # fmt: skip
+# Backends whose artifacts are made for the batch that they are measured with.
+PER_BATCH = frozenset({"tensorrt"})
 
 
 def default_threads() -> int:
@@ -33,28 +46,31 @@ def default_threads() -> int:
 
 def bench(
     models: Sequence[str] = (), *, backends: Sequence[str] = (), threads: Sequence[int] = (), batches: Sequence[int] = (1,),
-    settings: Settings | None = None, progress: Callable[[str], None] = lambda _: None, total: Callable[[int], None] = lambda _: None,
-    keep: Keep = lambda _: None, earlier: Report | None = None,
+    device: str = "cpu", settings: Settings | None = None, progress: Callable[[str], None] = lambda _: None,
+    total: Callable[[int], None] = lambda _: None, keep: Keep = lambda _: None, earlier: Report | None = None,
 ) -> Report:  # fmt: skip
     """Measure the paper's table, or any files and named networks, with every number of ``threads`` and every batch size.
 
-    A named network runs with random weights on every backend of ``backends`` (all but peers, if none is given). A file runs on the backend
-    that opens it; a model's file on those that it can be exported for, too, where they are asked for. ``progress`` hears what is being
-    done, ``total`` how many steps there will be, ``keep`` gets the report as it grows. ``earlier`` is the report of the same sweep that
-    was interrupted: what it holds is not measured again. Raises InputRefused for what can't be measured before anything is.
+    A named network runs with random weights on every backend of ``backends`` (``DEFAULTS`` of the ``device``, if none is given). A file
+    runs on the backend that opens it; a model's file on those that it can be exported for, too, where they are asked for. ``progress``
+    hears what is being done, ``total`` how many steps there will be, ``keep`` gets the report as it grows. ``earlier`` is the report of
+    the same sweep that was interrupted: what it holds is not measured again. Raises InputRefused for what can't be measured before
+    anything is.
     """
     settings = settings or Settings()
+    if device not in DEVICES:
+        raise InputRefused(f"no device is called {device!r}; expected one of {', '.join(DEVICES)}")
     for name in backends:
         resolve_backend(name)
     groups = [(count, batch) for count in threads or [default_threads()] for batch in batches]
     names = list(dict.fromkeys(models)) or [row.model for row in PAPER]
-    plan = {name: backends_of(name, backends) for name in names}
-    report = Report([_row(name, plan[name], groups, fresh=settings.fresh) for name in names], settings)
+    plan = {name: backends_of(name, backends, device) for name in names}
+    report = Report([_row(name, plan[name], groups, device, fresh=settings.fresh) for name in names], settings)
     if earlier is not None:
         _continue(report, earlier)
         if report.after is not None:
             return report
-    parts = [[result for result in report.results if (result.cell.threads, result.cell.batch) == group] for group in groups]
+    parts = _parts(report)
     total(len(names) + sum(steps(len(part), settings, rounds_of(part, settings)) for part in parts))
     with tempfile.TemporaryDirectory(prefix="cnet-deploy-bench-") as folder:
         for row in report.rows:
@@ -67,10 +83,10 @@ def bench(
     return report
 
 
-def backends_of(name: str, wanted: Sequence[str]) -> tuple[str, ...]:
+def backends_of(name: str, wanted: Sequence[str], device: str = "cpu") -> tuple[str, ...]:
     """The backends that a file or a named network is measured on. Raises InputRefused where it is neither, or none fits."""
     if is_named(name):
-        known = tuple(wanted) or tuple(backend for backend in reversed(BACKENDS) if backend not in PEERS)
+        known = tuple(wanted) or DEFAULTS[device]
         # If no backend runs it, all the same: for the reason to be shown.
         return tuple(b for b in known if name not in BASELINES or _target_of(b) not in FAMILY_ONLY) or known
     if not exists(name):
@@ -80,9 +96,12 @@ def backends_of(name: str, wanted: Sequence[str]) -> tuple[str, ...]:
     if not wanted:
         return (own,)
     a_model = own == "torch"  # can be exported for any backend
-    fitting = tuple(backend for backend in wanted if a_model or opens(backend, name))
+    # What was exported already has the precision that it has.
+    fitting = tuple(backend for backend in wanted if a_model or (opens(backend, name) and not resolve_backend(backend).export))
     if not fitting:
-        raise InputRefused(f"{name}: runs on {own}, which is not among {', '.join(wanted)}")
+        raise InputRefused(
+            f"{name}: runs on {own}, which is not among {', '.join(wanted)}; give its model for what has to be exported anew"
+        )
     return fitting
 
 
@@ -112,14 +131,30 @@ def target_for(backend: str, model: str) -> str | None:
     return None if not is_named(model) and opens(backend, model) else _target_of(backend)
 
 
+def export_options(backend: str, batch: int) -> dict[str, Any]:
+    """The options of the export for a backend, for a batch of this size."""
+    variant = resolve_backend(backend)
+    return {**variant.export, **({"batch": (batch, batch, batch)} if variant.backend in PER_BATCH else {})}
+
+
 def _target_of(backend: str) -> str | None:
     """What networks are exported to for a backend; None for one that runs them itself."""
     suffixes = BACKENDS[resolve_backend(backend)[0]]
     return next((target for target, suffix in SUFFIXES.items() if suffix in suffixes), None)
 
 
-def _row(name: str, backends: Sequence[str], groups: Sequence[Group], *, fresh: bool) -> Row:
-    results = [Result(Cell(name, name, backend, *group), batch=group[1]) for group in groups for backend in backends]
+def _parts(report: Report) -> list[list[Result]]:
+    """The cells that take turns: a group of them; on a device, whose memory does not hold a whole table, those of one model in it."""
+    alone = report.device != "cpu"
+    return [
+        [result for row in rows for result in row.results if (result.cell.threads, result.cell.batch) == group]
+        for group in report.groups
+        for rows in ([[row] for row in report.rows] if alone else [report.rows])
+    ]
+
+
+def _row(name: str, backends: Sequence[str], groups: Sequence[Group], device: str, *, fresh: bool) -> Row:
+    results = [Result(Cell(name, name, backend, *group, device=device), batch=group[1]) for group in groups for backend in backends]
     if is_named(name):
         paper = paper_row(name)
         flops, params = counted(name)
@@ -147,10 +182,12 @@ def _prepare(result: Result, folder: Path, *, fresh: bool) -> None:
     target = target_for(cell.backend, cell.label)
     path = str(Path(cell.label).absolute())
     if target is not None:
-        path = str(folder / f"{digest(cell.label.encode())[:16]}{SUFFIXES[target]}")
+        options = export_options(cell.backend, cell.batch)
+        path = str(folder / f"{_digest_of(cell.label, options)}{SUFFIXES[target]}")
         try:
             if result.error is None and not Path(path).exists():  # else it was made for another cell
-                export(cell.label, target, path)
+                _require_device(cell)
+                export(cell.label, target, path, **options)
         except CnetDeployError as error:
             result.error, result.exit_code = str(error), error.exit_code
         except Exception as error:  # of a library's exporter; one network's, and no reason to end the run
@@ -158,8 +195,21 @@ def _prepare(result: Result, folder: Path, *, fresh: bool) -> None:
     elif is_named(cell.label):
         path = NAMED + cell.label
     elif fresh:  # opened again for every turn, and must not be another file then
-        path = str(copied(path, folder / digest(cell.label.encode())[:16]))
+        path = str(copied(path, folder / _digest_of(cell.label, {})))
     result.cell = replace(cell, model=path)
+
+
+def _digest_of(label: str, options: Mapping[str, Any]) -> str:
+    return digest(repr((label, sorted(options.items()))).encode())[:16]
+
+
+def _require_device(cell: Cell) -> None:
+    """Raise Unavailable before minutes are spent on an artifact that nothing here can run."""
+    if resolve_backend(cell.backend).backend in GPU_ONLY:
+        if cell.device == "cpu":
+            raise Unavailable(f"{cell.backend} runs on no CPU; measure it with --device cuda")
+        if reason := why_no_device():
+            raise Unavailable(reason)
 
 
 def _continue(report: Report, earlier: Report) -> None:
@@ -183,6 +233,7 @@ def _outline(report: Report) -> dict[str, object]:
     """What makes two sweeps one."""
     return {
         "models": [(row.label, row.sha256) for row in report.rows],
+        "device": report.device,
         "cells": [(result.cell.backend, result.cell.threads, result.cell.batch) for result in report.results],
         "settings": asdict(report.settings),
     }

@@ -5,22 +5,28 @@ from __future__ import annotations
 import csv
 import io
 
+from cnet_deploy.benchmarks import on_device
 from cnet_deploy.benchmarks.advice import warnings_of
 from cnet_deploy.benchmarks.measure import Result
 from cnet_deploy.benchmarks.paper import BASE, paper_ratio
 from cnet_deploy.benchmarks.results import Group, Report, Row
+from cnet_deploy.benchmarks.summary import milliseconds
 from cnet_deploy.errors import printable
 
 CSV_COLUMNS = (
-    "model", "backend", "threads", "batch", "flops", "params", "samples", "median_ms", "mean_ms", "p90_ms", "p95_ms", "p99_ms",
-    "variation", "unstable", "images_per_second", "ratio", "cold_start_ms", "open_ms", "peak_mib", "error",
+    "model", "backend", "device", "threads", "batch", "flops", "params", "samples", "median_ms", "mean_ms", "p90_ms", "p95_ms", "p99_ms",
+    "variation", "unstable", "device_ms", "transfer_ms", "end_to_end_ms", "images_per_second", "ratio", "cold_start_ms", "open_ms",
+    "peak_mib", "error",
 )  # fmt: skip
 
 
-def group_title(group: Group) -> str:
-    """``batch 1, 2 threads``."""
+def group_title(report: Report, group: Group) -> str:
+    """``batch 1, 2 threads``; ``batch 1, cuda`` on a device, where threads stand only if they tell groups apart."""
     threads, batch = group
-    return f"batch {batch}, {threads} thread{'' if threads == 1 else 's'}"
+    words = [f"batch {batch}", *([] if report.device == "cpu" else [report.device])]
+    if report.device == "cpu" or len({threads for threads, _ in report.groups}) > 1:
+        words.append(f"{threads} thread{'' if threads == 1 else 's'}")
+    return ", ".join(words)
 
 
 def base_title(report: Report) -> str:
@@ -28,23 +34,16 @@ def base_title(report: Report) -> str:
     return "MobileNet" if report.base.label == BASE else printable(report.base.title)
 
 
-def milliseconds(seconds: float | None) -> str:
-    """Four digits that mean something: ``0.1234``, ``12.34``; empty for None.
-
-    >>> [milliseconds(seconds) for seconds in (0.0001234, 0.01234, 0.1234, None)]
-    ['0.123', '12.34', '123.4', '']
-    """
-    if seconds is None:
-        return ""
-    value = seconds * 1e3
-    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.1f}"
-
-
 def markdown(report: Report) -> str:
     """One table for each number of threads and batch size, with the warnings below."""
     lines = []
     for group in report.groups:
-        lines += [f"### Inference time, {group_title(group)}", ""]
+        lines += [f"### Inference time, {group_title(report, group)}", ""]
+        if report.device != "cpu":
+            head = on_device.headings(report, group)
+            lines += [_line(head), _line(["---" if heading in ("Model", "backend") else "---:" for heading in head])]
+            lines += [*(_line(words) for _, _, words in on_device.lines(report, group)), ""]
+            continue
         paper = any(row.paper for row in report.rows)
         shown = [backend for backend in report.backends if any(row.find(backend, group) for row in report.rows)]
         head = ["Model", "M FLOPs", *(["Paper: ratio"] if paper else [])]
@@ -58,6 +57,7 @@ def markdown(report: Report) -> str:
             lines.append(_line(words))
         lines.append("")
     lines += [f"Ratio: time of an image relative to {base_title(report)}, the median over {report.settings.rounds} interleaved rounds.", ""]
+    lines += [line for text in on_device.notes(report) for line in (text, "")]
     lines += [f"- {text}" for text in warnings_of(report)]
     lines += [f"- {printable(row.title)} on {r.cell.backend}: {printable(r.error)}" for row in report.rows for r in row.results if r.error]
     return "\n".join(lines).rstrip() + "\n"
@@ -97,7 +97,8 @@ def _values(report: Report, row: Row, result: Result) -> list[object]:
     if found is not None:
         times = [found.count, *map(ms, (found.median, found.mean, found.p90, found.p95, found.p99)), found.variation, found.unstable]
     return [
-        printable(row.label), cell.backend, cell.threads, result.batch, row.flops, row.params, *times,
+        printable(row.label), cell.backend, cell.device, cell.threads, result.batch, row.flops, row.params, *times,
+        ms(result.device_median), ms(result.transfer_median), ms(result.end_to_end),
         result.images_per_second, report.ratio(result),
         ms(min(result.cold_seconds, default=None)), ms(min(result.open_seconds, default=None)),
         None if result.peak_bytes is None else result.peak_bytes / 2**20, result.error and printable(result.error),

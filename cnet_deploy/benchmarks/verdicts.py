@@ -16,7 +16,7 @@ from cnet_deploy.benchmarks.gate import MAX_ROUNDS, Outcome, Round, gate, gate_b
 from cnet_deploy.benchmarks.report import is_any, put, show
 from cnet_deploy.benchmarks.results import write_text
 from cnet_deploy.benchmarks.rule import Verdict
-from cnet_deploy.benchmarks.tables import milliseconds
+from cnet_deploy.benchmarks.summary import milliseconds
 from cnet_deploy.errors import CheckFailed, CnetDeployError, Inconclusive, OutputRefused, printable
 from cnet_deploy.files import check_output
 from cnet_deploy.manifest import manifest_path
@@ -105,6 +105,7 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
         "head": outcome.head,
         "backends": dict(zip(("base", "head"), outcome.backends, strict=True)),
         "installations": outcome.installations,
+        "device": outcome.device,
         "threads": outcome.threads,
         "tolerance": outcome.tolerance,
         "settings": asdict(outcome.settings),

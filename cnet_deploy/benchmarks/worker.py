@@ -123,7 +123,9 @@ def _open(model: str, backend: str, threads: int, device: str, options: Answer) 
     if model.startswith(NAMED):
         from cnet_deploy.sessions.torch import open_named
 
-        return open_named(model.removeprefix(NAMED), threads=threads, **options)
+        # Revisions that know no other device don't know the word either.
+        where: Answer = {} if device == "cpu" else {"device": device}
+        return open_named(model.removeprefix(NAMED), threads=threads, **where, **options)
     from cnet_deploy.sessions import open_session
 
     return open_session(model, backend=backend, device=device, threads=threads, **options)

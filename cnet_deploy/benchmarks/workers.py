@@ -26,7 +26,7 @@ _SCRIPT = Path(__file__).with_name("worker.py")
 class Cell:
     """What is measured: a model (a file, or ``name:`` and a network's name) on a backend, with its threads and batch.
 
-    ``backend`` may be a variant ("torch.compile"); ``options`` are the backend's own (see ``open_session``).
+    ``backend`` may be a variant ("torch.compile", see ``resolve_backend``); ``options`` are the backend's own (see ``open_session``).
     """
 
     label: str
@@ -47,12 +47,12 @@ class Worker:
     def open(self) -> dict[str, Any]:
         """Open the cell and run it once. ``cold_seconds`` in the answer is from the start of the process to the first result."""
         cell = self._cell
-        backend, options = resolve_backend(cell.backend)
+        variant = resolve_backend(cell.backend)
         answer = self.ask(
             {
                 "model": cell.model if cell.model.startswith(NAMED) else str(Path(cell.model).resolve()),
-                "backend": backend, "threads": cell.threads, "batch": cell.batch, "options": {**options, **cell.options},
-                "device": cell.device,
+                "backend": variant.backend, "threads": cell.threads, "batch": cell.batch,
+                "options": {**variant.options, **cell.options}, "device": cell.device,
             }
         )  # fmt: skip
         if "first_at" in answer:  # on the clock that all processes of a machine share

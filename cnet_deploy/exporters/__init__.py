@@ -13,7 +13,7 @@ from cnet_deploy.errors import InputRefused, Unavailable, raise_if_interrupted
 __all__ = ["FAMILY_ONLY", "SUFFIXES", "Written", "exporter", "options_of"]
 
 # Target -> suffix of its artifacts. The module is cnet_deploy.exporters.<target>.
-SUFFIXES = {"onnx": ".onnx", "native": ".so"}
+SUFFIXES = {"onnx": ".onnx", "native": ".so", "tensorrt": ".engine"}
 # Targets that are made from a Program alone: the paper's other networks have none.
 FAMILY_ONLY = frozenset({"native"})
 

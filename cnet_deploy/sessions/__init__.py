@@ -2,28 +2,65 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from cnet_deploy.errors import InputRefused, Unavailable
-from cnet_deploy.files import check_input
+from cnet_deploy import manifest, proof
+from cnet_deploy.errors import CheckFailed, InputRefused, OutputRefused, Unavailable
+from cnet_deploy.files import atomic_output, check_input
 from cnet_deploy.sessions.base import Binding, Session
 
-__all__ = ["BACKENDS", "Binding", "Session", "PEERS", "VARIANTS", "backend_of", "open_session", "resolve_backend"]
+__all__ = ["BACKENDS", "Binding", "Session", "DEVICES", "PEERS", "VARIANTS", "Variant", "backend_of", "open_session", "resolve_backend"]
 
 # Which backend opens which suffix, in the order of preference. A backend is a module of this package with ``open_file``.
 BACKENDS: dict[str, tuple[str, ...]] = {
     "native": (".so",),
+    "tensorrt": (".engine",),
     "onnxruntime": (".onnx",),
     "openvino": (".onnx",),
     "torch": (".safetensors", ".tar", ".pth", ".pt"),
 }
 
+# Backends that no CPU runs.
+GPU_ONLY = frozenset({"tensorrt"})
 # Backends that are there to be compared with, and used where they are asked for by name.
 PEERS = frozenset({"openvino"})
-# What is measured under a name of its own, though it is a backend with an option.
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"torch.compile": ("torch", {"compiled": True})}
+DEVICES = ("cpu", "cuda")
+
+_Parts = dict[str, tuple[dict[str, Any], dict[str, Any]]]
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+# What may follow a backend's name after dots, to be measured under a name of its own: (how it is opened, how it is exported for it).
+VARIANTS: dict[str, _Parts] = {
+    "native": {"bf16": ({}, {"precision": "bf16"})},
+    "onnxruntime": {
+        "tensorrt": ({"provider": "tensorrt"}, {}),
+        "tf32": ({"tf32": True}, {}),
+        **{name: ({}, {"precision": name}) for name in ("fp16", "bf16")},
+    },
+    "openvino": {"bf16": ({"precision": "bf16"}, {})},
+    "tensorrt": {
+        "fp32": ({}, {}),
+        **{name: ({}, {"precision": name}) for name in ("tf32", "fp16", "bf16")},
+        "cudagraph": ({"cudagraph": True}, {}),
+    },
+    "torch": {
+        "compile": ({"compiled": True}, {}),
+        "cudagraph": ({"cudagraph": True}, {}),
+        "channels_last": ({"channels_last": True}, {}),
+        **{name: ({"precision": name}, {}) for name in ("tf32", "fp16", "bf16")},
+    },
+}
+
+
+class Variant(NamedTuple):
+    """What a name such as "tensorrt.fp16.cudagraph" stands for: a backend, the options it is opened with, those of the export for it."""
+
+    backend: str
+    options: dict[str, Any]
+    export: dict[str, Any]
 
 
 def backend_of(path: Path | str) -> str:
@@ -36,25 +73,42 @@ def backend_of(path: Path | str) -> str:
     raise InputRefused(f"{path}: no backend opens the suffix {suffix or '(none)'!r}; expected one of {known}")
 
 
-def resolve_backend(name: str) -> tuple[str, dict[str, Any]]:
-    """The backend behind a name of ``BACKENDS`` or ``VARIANTS``, and the options that make it the variant.
+def resolve_backend(name: str) -> Variant:
+    """The backend and the options behind a name of ``BACKENDS``, with parts of ``VARIANTS`` after dots.
 
-    >>> resolve_backend("torch.compile")
-    ('torch', {'compiled': True})
+    >>> resolve_backend("torch.cudagraph.fp16")
+    Variant(backend='torch', options={'cudagraph': True, 'precision': 'fp16'}, export={})
 
-    Raises InputRefused for any other name.
+    Raises InputRefused for another name, a part that the backend has not, one that stands there twice, and two precisions.
     """
-    if name not in BACKENDS and name not in VARIANTS:
-        raise InputRefused(f"no backend is called {name!r}; expected some of {', '.join((*BACKENDS, *VARIANTS))}")
-    return VARIANTS.get(name, (name, {}))
+    backend, *parts = name.split(".")
+    if backend not in BACKENDS:
+        raise InputRefused(f"no backend is called {name!r}; expected one of {', '.join(BACKENDS)}, with parts as in torch.compile")
+    known = VARIANTS.get(backend, {})
+    if unknown := [part for part in parts if part not in known]:
+        raise InputRefused(f"no backend is called {name!r}: {backend} has no {unknown[0]!r}; expected {_choice(backend, known)}")
+    if twice := [part for part in parts if parts.count(part) > 1]:
+        raise InputRefused(f"no backend is called {name!r}: {twice[0]!r} stands there twice; expected {_choice(backend, known)}")
+    if len(both := [part for part in parts if part in PRECISIONS]) > 1:
+        raise InputRefused(f"no backend is called {name!r}: {' and '.join(both)} are two precisions; expected one")
+    options, export = ({key: value for part in parts for key, value in known[part][which].items()} for which in (0, 1))
+    return Variant(backend, options, export)
 
 
-def open_session(path: Path | str, backend: str | None = None, device: str = "cpu", threads: int | None = None, **options: Any) -> Session:
+def _choice(backend: str, known: _Parts) -> str:
+    return f"{backend} alone or with some of {', '.join(known)}, after dots" if known else f"{backend} alone"
+
+
+def open_session(
+    path: Path | str, backend: str | None = None, device: str | None = None, threads: int | None = None, **options: Any
+) -> Session:  # fmt: skip
     """Open an artifact or a model to run batches: ``with open_session("model.onnx") as session: session.run(batch)``.
 
-    ``backend`` None takes the one that fits the suffix; ``threads`` None leaves the number to the backend.
-    ``options`` are the backend's own (native: ``isa``; openvino: ``precision``; torch: ``compiled``).
-    Raises InputRefused for a file that can't be opened, Unavailable for a backend or device that is not here.
+    ``backend`` None takes the one that fits the suffix; ``device`` None is "cpu", and "cuda" for what runs there alone; ``threads`` None
+    leaves the number to the backend. ``options`` are the backend's own (native: ``isa``; openvino: ``precision``; torch: ``compiled`` …).
+    An artifact that could not be run where it was made is verified now, by the proof in its manifest, which then says so.
+    Raises InputRefused for a file that can't be opened, Unavailable for a backend or device that is not here, CheckFailed for an
+    artifact that computes something else than its model.
     """
     path = Path(path)
     if backend is not None and backend not in BACKENDS:
@@ -68,5 +122,27 @@ def open_session(path: Path | str, backend: str | None = None, device: str = "cp
             f"{path}: {backend} does not open {path.suffix or 'files without a suffix'}; expected {', '.join(BACKENDS[backend])}"
         )
     module = importlib.import_module(f"cnet_deploy.sessions.{backend}")
+    device = device or ("cuda" if backend in GPU_ONLY else "cpu")
     session: Session = module.open_file(path, device=device, threads=threads, **options)
+    if session.manifest is not None and session.manifest.unverified:
+        try:
+            session.manifest = _verified(session, session.manifest)
+        except (CheckFailed, InputRefused) as error:
+            session.close()
+            raise type(error)(f"{path}: {error}") from None
+        except BaseException:
+            session.close()
+            raise
+        # A folder that can't be written to: the next opening verifies again.
+        with contextlib.suppress(OutputRefused), atomic_output(manifest.manifest_path(path)) as temporary:
+            temporary.write_text(session.manifest.to_json(), encoding="utf-8")
     return session
+
+
+def _verified(session: Session, found: manifest.Manifest) -> manifest.Manifest:
+    """The manifest of an artifact that nobody had opened before. Raises CheckFailed if it does not keep what it promises."""
+    if found.proof is None:
+        raise InputRefused("was never verified, and its manifest carries no proof to do so now; export the model again")
+    details = {key: value for key, value in found.details.items() if key not in ("verified", "reason")} | session.first_opening()
+    entry = proof.check(session.run, session.input_shape[1:], found.proof)
+    return replace(found, details=details, verification=(*found.verification, entry), proof=None)

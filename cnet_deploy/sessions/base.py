@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -10,11 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from cnet_deploy.architecture import Architecture, Form
+from cnet_deploy.device_memory import Device
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.manifest import Manifest
 from cnet_deploy.preprocessing import Preprocessing
 
 Floats = npt.NDArray[np.float32]
+
+
+_KEPT = 4  # batch sizes whose buffers on a device are kept
 
 
 class Binding(ABC):
@@ -45,10 +50,65 @@ class Binding(ABC):
         return None
 
 
+class DeviceBinding(Binding):
+    """A batch in a device's memory, with page-locked memory of the host on either side; ``start`` is what a backend adds."""
+
+    def __init__(self, device: Device, batch: Floats, classes: int) -> None:
+        self.device, self._ran, self._taken = device, False, ExitStack()
+        self._images, self._logits = (self._pinned(shape) for shape in (batch.shape, (len(batch), classes)))
+        self.pointers = tuple(self._allocated(array.nbytes) for array in (self._images, self._logits))
+        self.put(batch)
+
+    @abstractmethod
+    def start(self) -> None:
+        """Put one inference on the device's stream."""
+
+    def put(self, batch: Floats) -> None:
+        """Another batch of the same size, for the next upload."""
+        np.copyto(self._images, batch)
+
+    def upload(self) -> None:
+        self.device.upload(self.pointers[0], self._images)
+
+    def enqueue(self) -> None:
+        self.start()
+        self._ran = True
+
+    def wait(self) -> None:
+        self.device.synchronize()
+
+    def download(self) -> None:
+        self.device.download(self._logits, self.pointers[1])
+
+    def result(self) -> Floats:
+        if not self._ran:
+            raise RuntimeError("result() before enqueue()")
+        self.device.synchronize()  # a download returns at once
+        return self._logits.copy()
+
+    def device_seconds(self, n: int) -> float:
+        return self.device.seconds(self.enqueue, n)
+
+    def release(self) -> None:
+        """Free the memory before the device is closed, which does so too. May be called again."""
+        self._taken.close()
+
+    def _pinned(self, shape: tuple[int, ...]) -> Floats:
+        array: Floats = self.device.pinned(shape, np.float32)
+        self._taken.callback(self.device.unpin, array)
+        return array
+
+    def _allocated(self, size: int) -> int:
+        pointer = self.device.allocate(size)
+        self._taken.callback(self.device.release, pointer)
+        return pointer
+
+
 class Session(ABC):
     """An open artifact; a context manager.
 
-    ``input_shape`` is (N, 3, H, W) with N None where the batch is free; ``threads`` None means the backend's own choice.
+    ``input_shape`` is (N, 3, H, W) with N None where the batch is free, from ``least_batch`` to ``largest_batch`` (None: any);
+    ``threads`` None means the backend's own choice.
     ``architecture``, ``preprocessing`` and ``manifest`` are None for networks that are not of the family.
     """
 
@@ -57,6 +117,8 @@ class Session(ABC):
     precision: str = "fp32"
     threads: int | None = None
     input_shape: tuple[int | None, int, int, int]
+    least_batch: int = 1
+    largest_batch: int | None = None
     classes: int
     form: Form = "group-conv"
     architecture: Architecture | None = None
@@ -65,16 +127,27 @@ class Session(ABC):
     closed: bool = False
 
     def run(self, batch: Floats) -> Floats:
-        """float32 [N, 3, H, W] -> float32 logits [N, classes]. An artifact of fixed batch runs as often as N needs.
+        """float32 [N, 3, H, W] -> float32 logits [N, classes]. An artifact of bounded batch runs as often as N needs.
 
         Raises InputRefused for another shape or dtype.
         """
         batch = self.check(batch)
-        size = self.input_shape[0]
-        if size is None or size == len(batch):
+        least, most = self._bounds()
+        if least <= len(batch) <= (most or len(batch)):
             return self._once(batch)
-        padded = np.concatenate([batch, np.zeros((-len(batch) % size, *batch.shape[1:]), np.float32)])
-        return np.concatenate([self._once(part) for part in np.split(padded, len(padded) // size)])[: len(batch)]
+        step = most or least
+        parts = [batch[start : start + step] for start in range(0, len(batch), step)]
+        missing = max(0, least - len(parts[-1]))
+        parts[-1] = np.concatenate([parts[-1], np.zeros((missing, *batch.shape[1:]), np.float32)])
+        return np.concatenate([self._once(part) for part in parts])[: len(batch)]
+
+    def _bounds(self) -> tuple[int, int | None]:
+        size = self.input_shape[0]
+        return (self.least_batch, self.largest_batch) if size is None else (size, size)
+
+    def first_opening(self) -> dict[str, Any]:
+        """What only an opened artifact tells of itself, for the manifest of one that was never opened. Raises CheckFailed for a lie."""
+        return {}
 
     @abstractmethod
     def bind(self, batch: Floats) -> Binding:
@@ -92,8 +165,10 @@ class Session(ABC):
         if self.closed:
             raise InputRefused("the session was closed; open it again to run another batch")
         size, *expected = self.input_shape
-        if exact and size is not None and isinstance(batch, np.ndarray) and len(batch) != size:
-            raise InputRefused(f"batch has {len(batch)} images; expected {size}, the artifact's fixed batch")
+        least, most = self._bounds()
+        if exact and isinstance(batch, np.ndarray) and batch.ndim and not least <= len(batch) <= (most or len(batch)) and len(batch):
+            expected_size = f"{size}, the artifact's fixed batch" if size is not None else f"{least} to {most}, the artifact's own"
+            raise InputRefused(f"batch has {len(batch)} images; expected {expected_size}")
         if (
             not isinstance(batch, np.ndarray)
             or batch.dtype != np.float32
@@ -106,7 +181,16 @@ class Session(ABC):
         return np.ascontiguousarray(batch)
 
     def _once(self, batch: Floats) -> Floats:
-        binding = self.bind(batch)
+        kept: dict[int, DeviceBinding] = self.__dict__.setdefault("_kept", {})  # buffers on a device are dear: `run` keeps some
+        if len(batch) in kept:
+            binding: Binding = kept[len(batch)]
+            kept[len(batch)].put(batch)
+        else:
+            binding = self.bind(batch)
+            if isinstance(binding, DeviceBinding):
+                if len(kept) >= _KEPT:
+                    kept.pop(next(iter(kept))).release()
+                kept[len(batch)] = binding
         binding.upload()
         binding.enqueue()
         binding.wait()

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
+import io
 import json
+import os
+import re
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cnet_deploy import manifest
 from cnet_deploy.architecture import Architecture
+from cnet_deploy.device_memory import Device
 from cnet_deploy.errors import InputRefused, Unavailable, raise_if_interrupted
 from cnet_deploy.files import read_bytes
 from cnet_deploy.manifest import METADATA_PREFIX
 from cnet_deploy.preprocessing import Preprocessing
-from cnet_deploy.sessions.base import Binding, Floats, Session
+from cnet_deploy.sessions.base import Binding, DeviceBinding, Floats, Session
 
 try:
     import onnxruntime as ort
@@ -22,38 +33,91 @@ except ImportError as error:
         f"onnxruntime can't be imported ({error}); install the extra for this machine: cnet-deploy[cpu], or cnet-deploy[gpu], never both"
     ) from None
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider"}
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+_PRECISIONS = ("fp32", "fp16", "bf16")
 _SILENT = 4
+_CHECK = (
+    "look whether the driver is new enough for the CUDA that onnxruntime-gpu was built for, and whether its libraries are there "
+    "(pip install torch brings them)"
+)
+_BOTH = "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files"
+_ALONE = "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu alone"
 # No folder that weights could lie in: an artifact is one file, and its digest covers no other.
 _NO_FOLDER = ("session.model_external_initializers_file_folder_path", "/dev/null/one-file-only")
 
 
 class OnnxruntimeSession(Session):
-    """One ONNX file with one image input and one output of logits."""
+    """One ONNX file with one image input and one output of logits.
+
+    On CUDA by onnxruntime's own kernels or, with ``provider`` "tensorrt", by TensorRT's; never partly on the CPU. Float32 products are
+    rounded to TF32 only if ``tf32`` says so. TensorRT's provider has no such option: it rounds unless NVIDIA_TF32_OVERRIDE=0 stood in the
+    environment when the process began, and ``precision`` then says "tf32".
+    """
 
     backend = "onnxruntime"
 
-    def __init__(self, path: Path, *, device: str, threads: int | None) -> None:
-        if device not in _PROVIDERS:
-            raise Unavailable(f"onnxruntime on {device!r} is not supported yet; expected one of {', '.join(_PROVIDERS)}")
+    def __init__(
+        self, path: Path, *, device: str, threads: int | None, provider: str | None = None, tf32: bool = False
+    ) -> None:  # fmt: skip
+        if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", device):
+            raise Unavailable(f"onnxruntime on {device!r} is not supported; expected cpu, cuda or cuda:N")
+        kind, _, ordinal = device.partition(":")
+        if provider not in ((None,) if kind == "cpu" else (None, "cuda", "tensorrt")):
+            raise InputRefused(f"provider {provider!r} on {kind}; expected cuda or tensorrt, on cuda")
+        if tf32 and kind == "cpu":
+            raise InputRefused("TF32 on a CPU; expected device 'cuda' for that")
+        wanted = _PROVIDERS[provider or kind]
+        _require_provider(wanted)
         data = read_bytes(path)
         self.manifest = manifest.read(path, data)
-        self.threads = threads
-        self._path = path
+        self.threads, self.device = threads, device
+        self.precision = self.manifest.precision if self.manifest is not None and self.manifest.precision in _PRECISIONS else "fp32"
+        # An engine of TensorRT's provider is always built with TF32 allowed; the driver alone can forbid it.
+        if self.precision == "fp32" and (tf32 or (provider == "tensorrt" and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0")):
+            self.precision = "tf32"
+        self._path, self._opened, self.bindings = path, ExitStack(), weakref.WeakSet[_CudaBinding]()
         options = ort.SessionOptions()
         options.log_severity_level = _SILENT
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
         options.add_session_config_entry(*_NO_FOLDER)
+        providers: list[Any] = [wanted]
+        self.cuda: Device | None = None
+        if kind == "cuda":
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            self.cuda = self._opened.enter_context(Device(int(ordinal or 0)))
+            if hasattr(ort, "preload_dlls"):
+                with contextlib.redirect_stdout(io.StringIO()):  # it prints what it can't load
+                    ort.preload_dlls()
+            stream = {"device_id": ordinal or "0", "user_compute_stream": str(self.cuda.stream)}
+            own = {**stream, "use_tf32": str(int(tf32))}
+            # TensorRT's provider takes what it can of the graph and leaves the rest to CUDA's.
+            providers = [(wanted, stream), (_PROVIDERS["cuda"], own)] if provider == "tensorrt" else [(wanted, own)]
+        try:
+            self._load(data, options, providers)
+        except BaseException:
+            self._opened.close()
+            raise
+
+    def _load(self, data: bytes, options: Any, providers: list[Any]) -> None:
+        path, wanted = self._path, providers[0] if isinstance(providers[0], str) else providers[0][0]
         try:
             # The bytes whose digest was checked, so that the file can't be swapped in between.
-            self._session: Any = ort.InferenceSession(data, options, providers=[_PROVIDERS[device]])
+            self._session: Any = ort.InferenceSession(data, options, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime's own exceptions share no base but this
             if "External data" in str(error):
                 raise InputRefused(f"{path}: keeps weights in other files; expected one file, as `export` writes it") from None
+            if "fallback" in str(error).lower():
+                raise Unavailable(
+                    f"{path}: onnxruntime can't run all of it by {wanted}: either the provider can't be loaded ({_advice()}), or it lacks an "
+                    "operator in this precision (export the model in another)"
+                ) from None
+            if self.cuda is not None:
+                raise _explained(path, "load", error)
             raise InputRefused(f"{path}: onnxruntime can't load it: {_first_line(error)}") from None
-        if self._session.get_providers()[0] != _PROVIDERS[device]:
-            raise Unavailable(f"onnxruntime runs on {self._session.get_providers()[0]}, not on {device!r}; install the matching build")
+        # It falls back to the CPU without an exception where the provider's libraries can't be loaded.
+        if self._session.get_providers()[0] != wanted:
+            raise Unavailable(f"onnxruntime fell back to {self._session.get_providers()[0]} from {wanted}; {_advice()}")
         try:
             self._describe()
         except (ValueError, AttributeError, TypeError, RecursionError, InputRefused) as error:
@@ -85,7 +149,25 @@ class OnnxruntimeSession(Session):
             raise InputRefused("its manifest speaks of another architecture than its metadata")
 
     def bind(self, batch: Floats) -> Binding:
-        return _OnnxruntimeBinding(self, self.check(batch, exact=True))
+        checked = self.check(batch, exact=True)
+        return _OnnxruntimeBinding(self, checked) if self.cuda is None else _CudaBinding(self, self.cuda, checked)
+
+    def bound(self, pointers: tuple[int, ...], size: int) -> Callable[[], None]:
+        """One inference of ``size`` images that lie in the first device buffer, into the second; it returns once that is enqueued."""
+        session, binding = self._session, self._session.io_binding()
+        ordinal = int(self.device.partition(":")[2] or 0)
+        binding.bind_input(self._input, "cuda", ordinal, np.float32, (size, *self.input_shape[1:]), pointers[0])
+        binding.bind_output(self._output, "cuda", ordinal, np.float32, (size, self.classes), pointers[1])
+        options = ort.RunOptions()
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+        def run() -> None:
+            try:
+                session.run_with_iobinding(binding, options)
+            except Exception as error:  # as above
+                raise _explained(self._path, "run", error) from None
+
+        return run
 
     def infer(self, batch: Floats) -> Floats:
         """One inference of a batch that was checked. Raises InputRefused for a graph that fails or gives something else than logits."""
@@ -98,8 +180,12 @@ class OnnxruntimeSession(Session):
         return logits
 
     def close(self) -> None:
-        super().close()
-        self._session = None
+        if not self.closed:
+            super().close()
+            for binding in list(self.bindings):  # they hold onnxruntime's session, which needs the device's stream until it is gone
+                binding.release()
+            self._session = None
+            self._opened.close()
 
 
 class _OnnxruntimeBinding(Binding):
@@ -116,9 +202,62 @@ class _OnnxruntimeBinding(Binding):
         return self._logits
 
 
-def open_file(path: Path, *, device: str, threads: int | None) -> Session:
-    """A session over an ONNX file."""
-    return OnnxruntimeSession(path, device=device, threads=threads)
+class _CudaBinding(DeviceBinding):
+    def __init__(self, session: OnnxruntimeSession, device: Device, batch: Floats) -> None:
+        self._run: Callable[[], None] | None = None
+        try:
+            super().__init__(device, batch, session.classes)
+            self._run = session.bound(self.pointers, len(batch))
+        except BaseException:
+            self.release()
+            raise
+        session.bindings.add(self)
+
+    def start(self) -> None:
+        if self._run is None:
+            raise InputRefused("the session was closed; open it again to run another batch")
+        self._run()
+
+    def release(self) -> None:
+        if self._run is not None:
+            with contextlib.suppress(Unavailable):  # after an error of the device every call fails
+                self.device.synchronize()
+        self._run = None
+        super().release()
+
+
+def open_file(path: Path, *, device: str, threads: int | None, **options: Any) -> Session:
+    """A session over an ONNX file; ``options`` are OnnxruntimeSession's."""
+    return OnnxruntimeSession(path, device=device, threads=threads, **options)
+
+
+def _require_provider(wanted: str) -> None:
+    """Raise Unavailable where this onnxruntime was built without the provider, with what to install."""
+    if wanted not in ort.get_available_providers():
+        why = _BOTH if _both_installed() else "it is built without"
+        raise Unavailable(f"onnxruntime {ort.__version__} has no {wanted}: {why}; {_ALONE}")
+
+
+def _advice() -> str:
+    return f"{_BOTH}: {_ALONE}" if _both_installed() else _CHECK
+
+
+def _both_installed() -> bool:
+    return _installed("onnxruntime") and _installed("onnxruntime-gpu")
+
+
+def _explained(path: Path, what: str, error: Exception) -> Unavailable:
+    """onnxruntime's words for what failed on the device."""
+    if re.search("out of memory|failed to allocate|ALLOC_FAILED", str(error), re.IGNORECASE):
+        return Unavailable(f"{path}: onnxruntime ran out of the device's memory; use a smaller batch, or free the device's memory")
+    return Unavailable(f"{path}: onnxruntime can't {what} it on the device: {_first_line(error)}; try device 'cpu'")
+
+
+def _installed(package: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def _first_line(error: Exception) -> str:

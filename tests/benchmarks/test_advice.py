@@ -9,7 +9,7 @@ import pytest
 from cnet_deploy.benchmarks.advice import warnings_of
 from cnet_deploy.benchmarks.environment import environment
 
-from .helpers import report, result
+from .helpers import STATE, on_cuda, report, result
 
 QUIET = {
     "governor": "performance", "turbo": False, "virtual": False, "clock_mhz": [3000.0, 3000.0], "load_average": [0.0, 0.0, 0.0], "cores": 1,
@@ -61,3 +61,35 @@ def test_unstable_failed_and_unfinished() -> None:
     found = warnings_of(made)
     assert any("1 of 11 cells are unstable" in text and "MobileNet 1.0-224 on onnxruntime" in text and "--rounds" in text for text in found)
     assert any("1 cells failed" in text for text in found) and any("--resume" in text for text in found)
+
+
+def warned_of_gpu(state: dict[str, Any] | None, after: dict[str, Any] | None) -> list[str]:
+    here = {**environment(), **QUIET, "gpu_state": state}
+    made = on_cuda(environment=here, after={**here, "gpu_state": after})
+    made.rows = made.rows[:1]
+    return warnings_of(made)
+
+
+def test_a_quiet_gpu_needs_none() -> None:
+    idle = {**STATE, "reasons": ["idle", "application setting"], "sm_mhz": 345.0}
+    assert warned_of_gpu(STATE, STATE) == warned_of_gpu(idle, STATE) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "finds", "does"),
+    [
+        ({}, {"reasons": ["idle", "hw_thermal_slowdown"]}, "held its clocks down (hw_thermal_slowdown)", "nvidia-smi -lgc"),
+        ({}, {"slowdown_microseconds": {"sw_power_cap": 2_500_012.0}}, "(sw_power_cap for 2.5 s)", "power limit"),
+        ({"persistence": "Disabled"}, {}, "persistence mode is off", "nvidia-smi -pm 1"),
+        ({}, {"sm_mhz": 1500.0}, "clock floats: 1500 and 1980 MHz", "nvidia-smi -lgc"),
+    ],
+)
+def test_what_the_gpu_did_and_what_to_do(before: dict[str, Any], after: dict[str, Any], finds: str, does: str) -> None:
+    (text,) = warned_of_gpu({**STATE, **before}, {**STATE, **before, **after})
+    assert finds in text and does in text
+
+
+def test_a_gpu_that_nobody_tells_of() -> None:
+    (text,) = warned_of_gpu(None, None)
+    assert "nvidia-smi tells nothing" in text and "install it" in text
+    assert not any("GPU" in text for text in warned())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 
-from cnet_deploy.benchmarks.environment import differences, environment, fingerprint, stolen
+from cnet_deploy.benchmarks.environment import check_environment, differences, environment, fingerprint, stolen
 
 
 def test_environment_is_json() -> None:
     found = json.loads(json.dumps(environment()))
+    check_environment(found)
     assert found["cores"] >= 1 and found["cpu"] and "torch" in found["packages"]
     assert found["load_average"] and found["processor_ticks"]["user"] > 0 and found["time"].endswith("+00:00")
 

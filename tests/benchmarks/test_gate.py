@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 import cnet_deploy as cd
 from cnet_deploy.benchmarks.gate import SETTINGS, gate
 from cnet_deploy.cli import main
+from cnet_deploy.device_memory import why_no_device
 from cnet_deploy.errors import InputRefused, OutputRefused, Unavailable
 from cnet_deploy.models import build_random
 from tests.builders import TINY
@@ -171,13 +172,21 @@ class TestTwoInstallations:
         assert done.exit_code == 5 and "nothing to compare" in done.stderr
 
 
-def test_a_model_is_gated_on_a_backend_it_is_exported_for(tmp_path: Path, converted: Any) -> None:
+@pytest.mark.parametrize("backend", ["native", "onnxruntime.fp16"])
+def test_a_model_is_gated_on_a_backend_it_is_exported_for(backend: str, tmp_path: Path, converted: Any) -> None:
     from cnet_deploy.checkpoint import save
 
     save(converted, tmp_path / "m.safetensors")
     path = str(tmp_path / "m.safetensors")
-    found = gate(path, path, backend="native", threads=1, tolerance=0.9, max_rounds=8, settings=replace(SETTINGS, seconds=0.0, warmup=0.0))
-    assert found.changes == [] and found.backends == ("native", "native") and found.exit_code in (0, 3)
+    found = gate(path, path, backend=backend, threads=1, tolerance=0.9, max_rounds=8, settings=replace(SETTINGS, seconds=0.0, warmup=0.0))
+    assert found.changes == [] and found.backends == (backend, backend) and found.exit_code in (0, 3)
+
+
+def test_without_a_gpu_it_is_not_measured(artifacts: dict[str, Path]) -> None:
+    if why_no_device() is None:
+        pytest.skip("a CUDA device is here")
+    done = run(artifacts["base"], artifacts["equal"], "--device", "cuda", *QUICK)
+    assert done.exit_code == 5 and "base: " in done.stderr and "cuda" in done.stderr.lower()
 
 
 @pytest.mark.parametrize(
@@ -194,6 +203,8 @@ def test_a_model_is_gated_on_a_backend_it_is_exported_for(tmp_path: Path, conver
         (["a", "b", "--baseline", "x.json"], "takes one model"),
         (["a", "--baseline", "x.json", "--head-python", "p"], "--head-python is no option of --baseline"),
         (["a", "--baseline", "x.json", "--seconds", "1"], "no options of --baseline"),
+        (["a", "--baseline", "x.json", "--device", "cuda"], "--device is no option of --baseline"),
+        (["a", "b", "--device", "tpu"], "'tpu' is not one of 'cpu', 'cuda'"),
     ],
 )
 def test_usage(arguments: list[str], message: str) -> None:

@@ -17,9 +17,9 @@ from PIL import Image
 from cnet_deploy.benchmarks import plots
 from cnet_deploy.benchmarks.page import page, picture
 from cnet_deploy.benchmarks.results import Row
-from cnet_deploy.benchmarks.tables import milliseconds
+from cnet_deploy.benchmarks.summary import milliseconds
 
-from .helpers import report, result
+from .helpers import on_cuda, report, result
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = [
@@ -77,6 +77,27 @@ def test_every_figure_is_the_jsons() -> None:
     assert values["environment"]["cpu"] in text and values["environment"]["packages"]["torch"] in text
 
 
+def test_a_devices_figures_are_the_jsons() -> None:
+    made = on_cuda()
+    values, text = made.to_dict(), page(made)
+    found = Cells(text)
+    assert len(found.cells) == len(list(made.results)) == 12
+    for row in values["rows"]:
+        for cell in row["cells"]:
+            key = (row["label"], cell["cell"]["backend"], cell["cell"]["threads"], cell["cell"]["batch"])
+            words, seconds = found.cells[key]
+            if cell["error"]:
+                assert cell["error"] in words and seconds is None
+                continue
+            assert seconds == cell["summary"]["median"]
+            assert words.split()[0] == (milliseconds(seconds) if key[3] == 1 else f"{cell['images_per_second']:,.1f}")
+            for name, label in (("device_seconds", "device ms"), ("end_to_end_seconds", "with transfers ms")):
+                assert f'<td data-label="{label}">{milliseconds(cell[name])}</td>' in text
+    assert "<h1>Inference time on NVIDIA H200</h1>" in text and "Latency, batch 1, cuda" in text and "Throughput, batch 8, cuda" in text
+    assert "TF32 is on for tensorrt.tf32 alone." in text and "GPU before, sm mhz" in text
+    assert "<b>GPU</b>" not in text
+
+
 def test_nothing_is_loaded_and_nothing_is_run() -> None:
     text = page(report())
     found = Cells(text)
@@ -90,7 +111,7 @@ def test_nothing_is_loaded_and_nothing_is_run() -> None:
 @pytest.mark.parametrize("width", [340, 860])
 @pytest.mark.parametrize("draw", [plots.latency_and_error, plots.distributions, plots.settling])
 def test_pictures_are_whole_at_every_width(draw: Callable[..., str], width: int) -> None:
-    for made in (report(), report(rows=report().rows[3:]), report(rows=[Row("none", None, None, None, None, [result()])])):
+    for made in (report(), on_cuda(), report(rows=report().rows[3:]), report(rows=[Row("none", None, None, None, None, [result()])])):
         svg = Xml.fromstring(draw(made, width))
         assert svg.get("viewBox", "").startswith(f"0 0 {width} ")
         height = float(svg.get("viewBox", "").split()[3])

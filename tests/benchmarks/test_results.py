@@ -8,24 +8,47 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cnet_deploy.benchmarks.measure import Settings
-from cnet_deploy.benchmarks.results import Journal, part_of, read_report
+from cnet_deploy.benchmarks.results import Journal, Report, part_of, read_report
 from cnet_deploy.errors import InputRefused, OutputRefused
 
-from .helpers import interruptible, report
+from .helpers import STATE, interruptible, on_cuda, report
 
 
-def test_round_trip(tmp_path: Path) -> None:
-    made = report()
+@pytest.mark.parametrize("make", [report, on_cuda])
+def test_round_trip(make: Callable[[], Report], tmp_path: Path) -> None:
+    made = make()
     path = tmp_path / "r.json"
     path.write_text(json.dumps(made.to_dict()))
     found = read_report(path)
     assert found == made and found.to_dict() == json.loads(path.read_text())
+
+
+def test_runs_that_were_recorded_before_gpus_were_looked_at(tmp_path: Path) -> None:
+    recorded = sorted((Path(__file__).parents[2] / "cnet_deploy" / "benchmarks" / "results").glob("*/table-*.json"))
+    assert recorded
+    for path in recorded:
+        found = read_report(path)
+        assert found.device == "cpu" and found.after is not None and all(result.samples for result in found.results)
+    values = report().to_dict()
+    del values["environment"]["gpu_state"], values["environment_after"]["gpu_state"]
+    (tmp_path / "r.json").write_text(json.dumps(values))
+    assert read_report(tmp_path / "r.json").environment["gpu_state"] is None
+
+
+def test_a_devices_own_figures() -> None:
+    made = on_cuda()
+    assert made.device == "cuda" and report().device == "cpu"
+    cell = made.to_dict()["rows"][0]["cells"][3]
+    assert (cell["device_seconds"], cell["transfer_seconds"]) == (0.0015, 0.0008)
+    assert cell["end_to_end_seconds"] == pytest.approx(0.0028)
+    assert report().to_dict()["rows"][0]["cells"][0]["end_to_end_seconds"] is None
 
 
 def test_ratios_and_the_base() -> None:
@@ -59,6 +82,10 @@ def test_damage_is_refused(key: str, value: Any, tmp_path: Path) -> None:
 ENVIRONMENTS: list[Any] = [
     {}, "x", {"packages": None}, {"packages": {"torch": "\x1b[2J"}}, {"load_average": 5}, {"governor": 7}, {"cores": "x"}, {"cores": 0},
     {"clock_mhz": ["x"]}, {"processor_ticks": {"a": 1}}, {"cpu": "\ud800"}, {"cpu": None}, {"turbo": "on"}, {"more": 1},
+    {"gpu": 1}, {"gpu_state": "x"}, {"gpu_state": {}}, {"gpu_state": {**STATE, "sm_mhz": "x"}},
+    {"gpu_state": {**STATE, "reasons": ["\x1b[2J"]}}, {"gpu_state": {**STATE, "reasons": "idle"}},
+    {"gpu_state": {**STATE, "slowdown_microseconds": {"a": -1.0}}},
+    {"gpu_state": {**STATE, "slowdown_microseconds": [1]}}, {"gpu_state": {**STATE, "persistence": 1}},
 ]  # fmt: skip
 
 
@@ -76,6 +103,7 @@ def test_an_environment_that_is_none_is_refused(change: Any, key: str, tmp_path:
 CELLS: list[tuple[str, Any]] = [
     ("warmup", [0.0]), ("peak_bytes", "x"), ("device_rounds", ["a"]), ("transfer_rounds", 5), ("batch", 0), ("batch", True),
     ("exit_code", "x"), ("rounds", [[]]), ("rounds", [5]), ("cold_seconds", [True]), ("cell", {}), ("cell", {"label": "another"}),
+    ("cell", {"device": "tpu"}), ("cell", {"device": "cuda"}), ("cell", {"backend": "torch.fast"}),
 ]  # fmt: skip
 
 

@@ -30,6 +30,15 @@ def test_torch_compile_is_a_backend_of_its_own(checkpoint_path: Path) -> None:
         assert opened["first_seconds"] > 10 * min(held.ask({"warmup": 0.0, "seconds": 0.0, "least": 5})["samples"])  # it compiled then
 
 
+def test_a_device_is_asked_for_where_it_is_not_the_cpu() -> None:
+    """Installations of other revisions, which the gate runs, build networks without being told of a device."""
+    with worker(Cell("x", "name:condensenet-50", "torch", 1)) as held:
+        assert "error" not in held.open()
+    with worker(Cell("x", "name:condensenet-50", "torch", 1, device="nowhere")) as held:
+        found = held.open()
+    assert found["exit_code"] in (4, 5) and "nowhere" in found["error"]
+
+
 def test_it_says_who_ran(onnx_path: Path) -> None:
     with worker(Cell("x", str(onnx_path), "onnxruntime", 1)) as held:
         opened = held.open()

@@ -147,7 +147,7 @@ def test_accuracy_is_the_same_in_torch_and_onnxruntime(
 
 
 def test_unknown_backends_and_devices(onnx_path: Path) -> None:
-    with pytest.raises(Unavailable, match="expected one of native, onnxruntime, openvino, torch"):
+    with pytest.raises(Unavailable, match="expected one of native, tensorrt, onnxruntime, openvino, torch"):
         cd.open_session(onnx_path, backend="tflite")
     for backend in BACKENDS:
         with pytest.raises((Unavailable, InputRefused)):
@@ -194,7 +194,7 @@ def test_onnxruntime_that_fell_back_is_refused(onnx_path: Path, monkeypatch: pyt
     from cnet_deploy.sessions import onnxruntime
 
     monkeypatch.setattr(onnxruntime.ort.InferenceSession, "get_providers", lambda self: ["OtherExecutionProvider"])
-    with pytest.raises(Unavailable, match="runs on OtherExecutionProvider"):
+    with pytest.raises(Unavailable, match="fell back to OtherExecutionProvider from CPUExecutionProvider"):
         cd.open_session(onnx_path)
 
 

@@ -1,0 +1,101 @@
+"""What precision an engine really has, layer by layer: read from the built engine, or from the network where no device can open it.
+
+An engine that was asked for in fp16 and came out in fp32 computes the right thing at half the speed: nothing but this tells.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from cnet_deploy.errors import CheckFailed
+
+# Words of TensorRT's inspector, of all versions, in lower case -> ours; the first that is found in a text counts.
+_WORDS = (
+    ("bfloat16", "bf16"), ("bf16", "bf16"), ("fp16", "fp16"), ("half", "fp16"), ("fp32", "fp32"), ("float", "fp32"), ("int8", "int8"),
+)  # fmt: skip
+_MULTIPLY = ("conv", "gemm", "matrix", "matmul", "fprop", "xmma", "fully")
+_MOVE = ("reformat", "noop", "constant", "shape", "signal", "wait")
+_BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8}
+EXPECTED = {"fp32": "fp32", "tf32": "fp32", "fp16": "fp16", "bf16": "bf16"}
+
+
+class Layers:
+    """Layers counted by precision: all that compute, and of them those that multiply matrices (convolutions and the classifier)."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.all: Counter[str] = Counter()
+        self.multiplying: Counter[str] = Counter()
+        self.tf32 = 0
+
+    def add(self, precision: str, *, multiplies: bool) -> None:
+        self.all[precision] += 1
+        if multiplies:
+            self.multiplying[precision] += 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the manifest: ``precision_source`` ("engine" or "network") and both histograms."""
+        counts = {"layers": dict(sorted(self.all.items())), "multiplying_layers": dict(sorted(self.multiplying.items()))}
+        return {"precision_source": self.source, **counts}
+
+    def check(self, precision: str) -> None:
+        """Raise CheckFailed unless what multiplies does so in ``precision`` ("fp32", "tf32", "fp16" or "bf16")."""
+        wanted = EXPECTED[precision]
+        other = {name: count for name, count in sorted(self.multiplying.items()) if name != wanted}
+        if other or not self.multiplying[wanted]:
+            found = ", ".join(f"{count} in {name}" for name, count in other.items()) or "none that is told"
+            raise CheckFailed(
+                f"the engine is not {precision}: of its layers that multiply, {self.multiplying[wanted]} are in {wanted}, {found}; "
+                "build it with a newer TensorRT, or in another precision"
+            )
+        if precision == "fp32" and self.tf32:
+            raise CheckFailed(f"the engine is not fp32: {self.tf32} layers multiply in TF32; ask for --precision tf32 if that will do")
+
+
+def of_engine(text: str) -> Layers:
+    """From the inspector's JSON of an engine that was built with detailed verbosity (``get_engine_information``).
+
+    A layer has the narrowest type among its inputs and outputs, since one that casts computes on the narrow side.
+    """
+    found = Layers("engine")
+    layers = json.loads(text).get("Layers", [])
+    for layer in layers:
+        if not isinstance(layer, dict):  # names alone: built without details
+            continue
+        kind, tactic = str(layer.get("LayerType", "")).lower(), str(layer.get("TacticName", "")).lower()
+        types = [known for words in _types(layer) if (known := _precision(words))]
+        if not types or any(word in kind for word in _MOVE):
+            continue
+        multiplies = any(word in part for part in (kind, tactic) for word in _MULTIPLY)
+        found.add(min(types, key=_BITS.__getitem__), multiplies=multiplies)
+        found.tf32 += multiplies and "tf32" in tactic
+    return found
+
+
+def of_network(network: Any, module: Any) -> Layers:
+    """From a TensorRT network as it was parsed, whose types the engine keeps if it is strongly typed."""
+    found = Layers("network")
+    names = {module.DataType.FLOAT: "fp32", module.DataType.HALF: "fp16"}
+    if hasattr(module.DataType, "BF16"):
+        names[module.DataType.BF16] = "bf16"
+    kinds = module.LayerType
+    for number in range(network.num_layers):
+        layer = network.get_layer(number)
+        known = names.get(layer.get_output(0).dtype) if layer.num_outputs else None
+        if known is not None and layer.type not in (kinds.CONSTANT, kinds.CAST, kinds.SHUFFLE):
+            found.add(known, multiplies=layer.type in (kinds.CONVOLUTION, kinds.MATRIX_MULTIPLY))
+    return found
+
+
+def _types(layer: dict[str, Any]) -> Iterator[str]:
+    for tensor in (*layer.get("Inputs", ()), *layer.get("Outputs", ())):
+        if isinstance(tensor, dict):
+            yield " ".join(str(tensor[key]) for key in ("DataType", "Datatype", "Format/Datatype", "Format") if key in tensor)
+
+
+def _precision(words: str) -> str | None:
+    words = words.lower()
+    return next((ours for theirs, ours in _WORDS if theirs in words), None)

@@ -1,0 +1,263 @@
+"""TensorRT engines: an ONNX graph in the wanted precision, built by whichever TensorRT is here (see tensorrt_flavours.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from cnet_deploy import tensorrt_flavours
+from cnet_deploy.engine_precision import Layers, of_engine, of_network
+from cnet_deploy.errors import InputRefused, Unavailable, printable
+from cnet_deploy.exporters import Written
+from cnet_deploy.files import atomic_output, check_output, read_bytes
+from cnet_deploy.onnx_graph import INPUT, build_graph
+from cnet_deploy.program import Program
+from cnet_deploy.tensorrt_flavours import Flavour
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+DEFAULT_BATCH = (1, 1, 32)
+MAX_BATCH = 4096
+Progress = Callable[[str, float], None]
+
+
+def write(
+    network: Program | nn.Module,
+    path: Path,
+    *,
+    precision: str = "fp32",
+    batch: int | tuple[int, int, int] | None = None,
+    workspace: int | None = None,
+    timing_cache: Path | None = None,
+    flavour: str | None = None,
+    progress: Progress = lambda *_: None,
+) -> Written:
+    """Build one engine. With ``tensorrt-rtx`` and a fixed batch the same network gives the same bytes; else TensorRT itself does not.
+
+    ``batch`` is (least, best, most) images an inference, or one number for all three; None: (1, 1, 32). ``workspace`` is the most
+    device memory in bytes that a layer may take for itself. ``timing_cache`` is a file that is read if it is there, and written.
+    ``flavour`` forces "tensorrt" or "tensorrt-rtx". ``progress`` hears what is being done and how much of it, 0 to 1.
+    Raises InputRefused for options that can't be and for a graph that TensorRT refuses, Unavailable where no engine can be built,
+    CheckFailed for an engine of another precision than was asked for, KeyboardInterrupt if Ctrl-C ends the build.
+    """
+    if precision not in PRECISIONS:
+        raise InputRefused(f"precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    least, best, most = _profile(batch)
+    if workspace is not None and workspace < 1:
+        raise InputRefused(f"workspace {workspace}; expected a number of bytes")
+    found = tensorrt_flavours.find(flavour)
+    if reason := found.why_not_build():
+        raise Unavailable(f"{reason}; build it there, or install tensorrt-rtx, which builds anywhere, for RTX cards")
+    model = _graph(network, "fp32" if precision == "tf32" else precision, found)
+    build = _Build(found, model, network)
+    build.configure(precision, (least, best, most), workspace)
+    with build.caching(timing_cache):
+        content = build.run(progress)
+    path.write_bytes(content)
+    layers = build.layers(content)
+    layers.check(precision)
+    details = {
+        "flavour": found.name, "version": found.version, **build.device, "strongly_typed": found.strongly_typed,
+        "profiles": [{"min": least, "opt": best, "max": most}], "workspace": workspace,
+        "opset": model.opset_import[0].version, **layers.to_dict(),
+    }  # fmt: skip
+    return Written(precision, details, {found.name: found.version, "onnx": onnx.__version__}, found.why_not_run())
+
+
+def _profile(batch: int | tuple[int, int, int] | None) -> tuple[int, int, int]:
+    least, best, most = DEFAULT_BATCH if batch is None else (batch,) * 3 if isinstance(batch, int) else batch
+    if not 1 <= least <= best <= most <= MAX_BATCH:
+        raise InputRefused(f"batch {least}:{best}:{most}; expected least:best:most in this order, from 1 to {MAX_BATCH}")
+    return least, best, most
+
+
+def _graph(network: Program | nn.Module, precision: str, flavour: Flavour) -> onnx.ModelProto:
+    if isinstance(network, Program):
+        model = build_graph(network, precision=precision)
+    else:
+        from cnet_deploy.tracing import trace
+
+        model = trace(network, precision=precision)
+        if model.opset_import[0].version not in flavour.opsets:
+            model = onnx.version_converter.convert_version(model, flavour.opsets.stop - 1)
+    flavour.require_precision(precision, model.opset_import[0].version)
+    return model
+
+
+class _Build:
+    """A build from the parsed network to the engine's bytes. ``device`` says what the engine is for."""
+
+    def __init__(self, flavour: Flavour, model: onnx.ModelProto, network: Program | nn.Module) -> None:
+        self._flavour, self._trt = flavour, flavour.module
+        self._log = flavour.logger()
+        self.device: Mapping[str, Any] = {}
+        try:
+            self._builder = self._trt.Builder(self._log)
+        except TypeError:  # what 8.6 raises where it finds no device
+            raise Unavailable(self._words("TensorRT can't start a builder")) from None
+        flags = self._trt.NetworkDefinitionCreationFlag
+        wanted = "STRONGLY_TYPED" if flavour.strongly_typed else "EXPLICIT_BATCH"
+        self._network = self._builder.create_network(1 << int(getattr(flags, wanted)) if hasattr(flags, wanted) else 0)
+        parser = self._trt.OnnxParser(self._network, self._log)
+        if not parser.parse(model.SerializeToString()):
+            refused = [parser.get_error(number) for number in range(parser.num_errors)]
+            raise InputRefused(
+                f"{flavour.name} {flavour.version} refuses the network: " + "; ".join(_told(e, model, network) for e in refused)
+            )
+
+    def configure(self, precision: str, batch: tuple[int, int, int], workspace: int | None) -> None:
+        """Profile, precision, workspace, and for which devices."""
+        trt = self._trt
+        self._config = config = self._builder.create_builder_config()
+        flag = trt.BuilderFlag
+        (config.set_flag if precision == "tf32" else config.clear_flag)(flag.TF32)
+        if not self._flavour.strongly_typed and precision == "fp16":
+            config.set_flag(flag.FP16)
+            config.set_flag(flag.OBEY_PRECISION_CONSTRAINTS)
+            for number in range(self._network.num_layers):
+                layer = self._network.get_layer(number)
+                if layer.type in (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY):
+                    layer.precision = trt.float16
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector tells nothing otherwise
+        if workspace is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
+        shape = tuple(self._network.get_input(0).shape)[1:]
+        profile = self._builder.create_optimization_profile()
+        profile.set_shape(INPUT, *((size, *shape) for size in batch))
+        config.add_optimization_profile(profile)
+        if self._flavour.rtx:
+            capabilities = self._flavour.capabilities()
+            config.num_compute_capabilities = len(capabilities)
+            for number, capability in enumerate(capabilities):
+                config.set_compute_capability(capability, number)
+            self.device = {"compute_capabilities": [_dotted(capability.name) for capability in capabilities]}
+        else:
+            from cnet_deploy.device_memory import Device
+
+            with Device() as device:
+                major, minor = device.compute_capability
+                self.device = {"compute_capability": f"{major}.{minor}", "gpu": device.name}
+
+    @contextlib.contextmanager
+    def caching(self, path: Path | None) -> Iterator[None]:
+        """Use and keep a timing cache; also after a build that failed or was interrupted, since what was timed stays true."""
+        if path is None:
+            yield
+            return
+        if not self._flavour.has_timing_cache:
+            raise InputRefused(f"{self._flavour.name} keeps no timing cache, since it times nothing; leave --timing-cache out")
+        check_output(path)
+        earlier = read_bytes(path) if path.exists() else b""
+        cache = self._config.create_timing_cache(earlier)
+        if cache is None or not self._config.set_timing_cache(cache, False) or (earlier and self._log.errors):
+            raise InputRefused(
+                f"{path}: is no timing cache of {self._flavour.name} {self._flavour.version} on this device; give it another name"
+            )
+        try:
+            yield
+        finally:
+            with atomic_output(path) as temporary:
+                temporary.write_bytes(bytes(self._config.get_timing_cache().serialize()))
+
+    def run(self, progress: Progress) -> bytes:
+        """The engine. Ctrl-C ends the build at its next step, where TensorRT tells of steps."""
+        with _interruptible() as interrupted, warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            if hasattr(self._trt, "IProgressMonitor"):
+                self._config.progress_monitor = _monitor(self._trt, progress, interrupted)
+            built = self._builder.build_serialized_network(self._network, self._config)
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        if built is None:
+            raise Unavailable(self._words("TensorRT built no engine"))
+        return bytes(built)
+
+    def layers(self, content: bytes) -> Layers:
+        """Layers by precision: of the engine where a device can open it, else of the network."""
+        if self._flavour.why_not_run() is not None:
+            return of_network(self._network, self._trt)
+        engine = self._trt.Runtime(self._log).deserialize_cuda_engine(content)
+        if engine is None:
+            return of_network(self._network, self._trt)  # for another device than this one
+        return of_engine(engine.create_engine_inspector().get_engine_information(self._trt.LayerInformationFormat.JSON))
+
+    def _words(self, what: str) -> str:
+        said = "; ".join(dict.fromkeys(self._log.errors)) or "no reason given"
+        return f"{what} ({self._flavour.name} {self._flavour.version}): {printable(said, 400)}"
+
+
+def _told(error: Any, model: onnx.ModelProto, network: Program | nn.Module) -> str:
+    """A parser's error with the node and, for the family, the layer of the model that it came from."""
+    number = error.node()
+    node = model.graph.node[number] if 0 <= number < len(model.graph.node) else None
+    text = f"{printable(error.desc(), 300)} ({error.code().name})"
+    if node is None:
+        return text
+    where = f"node {number} '{node.name}' ({node.op_type})"
+    if isinstance(network, Program):
+        names = [layer.name for layer in (network.stem, *network.body, network.pool, network.head)]
+        if owner := max((name for name in names if node.name.startswith(name)), key=len, default=None):
+            where += f" of layer {owner}"
+    return f"{where}: {text}"
+
+
+def _monitor(trt: Any, progress: Progress, interrupted: threading.Event) -> Any:
+    """TensorRT's phases, which lie in each other, as one share of the whole."""
+    base: Any = trt.IProgressMonitor
+
+    class Monitor(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            base.__init__(self)
+            self._phases: dict[str, list[float]] = {}  # name -> done, of, share of the whole, start
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            share, start = 1.0, 0.0
+            if parent in self._phases:
+                done, of, width, begin = self._phases[parent]
+                share, start = width / max(of, 1), begin + width * done / max(of, 1)
+            self._phases[name] = [0, steps, share, start]
+            progress(name, start)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            if phase := self._phases.get(name):
+                phase[0] = step + 1
+                progress(name, min(1.0, phase[3] + phase[2] * phase[0] / max(phase[1], 1)))
+            return not interrupted.is_set()
+
+        def phase_finish(self, name: str) -> None:
+            self._phases.pop(name, None)
+
+    return Monitor()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event instead of raising: an exception must not travel through TensorRT's own code."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield interrupted
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _dotted(name: str) -> str:
+    """``SM120`` is compute capability 12.0.
+
+    >>> _dotted("SM86"), _dotted("SM120")
+    ('8.6', '12.0')
+    """
+    digits = name.removeprefix("SM")
+    return f"{digits[:-1]}.{digits[-1]}"

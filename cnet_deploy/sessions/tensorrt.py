@@ -1,0 +1,163 @@
+"""TensorRT engines on a CUDA device: one runner for 8.6 to 11 and for RTX."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from cnet_deploy import manifest, tensorrt_flavours
+from cnet_deploy.device_memory import Device, Graph
+from cnet_deploy.engine_precision import of_engine
+from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, printable
+from cnet_deploy.files import read_bytes
+from cnet_deploy.onnx_graph import INPUT, OUTPUT
+from cnet_deploy.sessions.base import Binding, DeviceBinding, Floats, Session
+
+
+class TensorrtSession(Session):
+    """One engine, one device, one stream. ``cudagraph`` records each binding's inference once and replays it.
+
+    An engine is code that opening it executes (NVIDIA's own words), so its manifest must be there and give its SHA-256, and exactly the
+    bytes whose digest was checked are deserialised; code for the host stays forbidden. Closing frees everything that was taken.
+    """
+
+    backend = "tensorrt"
+
+    def __init__(self, path: Path, *, device: str, cudagraph: bool = False) -> None:
+        kind, _, ordinal = device.partition(":")
+        if kind != "cuda" or not (ordinal or "0").isdecimal():
+            raise Unavailable(f"tensorrt on {device!r}: engines run on CUDA devices; expected cuda or cuda:N")
+        data = read_bytes(path)
+        found = manifest.read(path, data)
+        if found is None:
+            raise InputRefused(
+                f"{path}: has no manifest {manifest.manifest_path(path).name} beside it, and an engine is code that would be run "
+                "unchecked; put its manifest there, or export the model again"
+            )
+        if found.target != "tensorrt":
+            raise InputRefused(f"{path}: its manifest describes no TensorRT engine; export the model again")
+        self.manifest, self.device, self.precision, self.cudagraph = found, device, found.precision, cudagraph
+        self.architecture, self.preprocessing = found.architecture, found.preprocessing
+        try:
+            flavour = self._flavour()
+            with ExitStack() as opened:  # closed again where what follows fails
+                self.cuda = opened.enter_context(Device(int(ordinal or 0)))
+                self._require_device()
+                self._open(flavour, data)
+                self._opened = opened.pop_all()
+        except CnetDeployError as error:
+            raise type(error)(f"{path}: {error}") from None
+
+    def _flavour(self) -> tensorrt_flavours.Flavour:
+        """The TensorRT that made the engine. Raises Unavailable where another one is here, or no driver."""
+        assert self.manifest is not None
+        name, version = (str(self.manifest.details.get(key)) for key in ("flavour", "version"))
+        flavour = tensorrt_flavours.find(name)
+        if flavour.version != version:
+            raise Unavailable(
+                f"was built by {name} {printable(version, 40)}, which alone reads it, and {flavour.version} is here; install that version, "
+                "or export the model again"
+            )
+        if reason := flavour.why_not_run():
+            raise Unavailable(f"can't be run here: {reason}")
+        return flavour
+
+    def _require_device(self) -> None:
+        assert self.manifest is not None
+        here = ".".join(map(str, self.cuda.compute_capability))
+        details = self.manifest.details
+        known = [str(one) for one in details.get("compute_capabilities") or [details.get("compute_capability")]]
+        if here not in known:
+            raise Unavailable(
+                f"is built for compute capability {printable(', '.join(known), 100)}, and {self.cuda.name} has {here}; "
+                "export the model again on this device"
+            )
+
+    def _open(self, flavour: tensorrt_flavours.Flavour, data: bytes) -> None:
+        trt, self._log = flavour.module, flavour.logger()
+        self._trt = trt
+        runtime = trt.Runtime(self._log)
+        runtime.engine_host_code_allowed = False
+        self._engine: Any = runtime.deserialize_cuda_engine(data)
+        if self._engine is None:
+            raise InputRefused(f"{flavour.name} {flavour.version} can't read it: {self.said()}; export the model again")
+        engine = self._engine
+        names = {engine.get_tensor_name(number): number for number in range(engine.num_io_tensors)}
+        if set(names) != {INPUT, OUTPUT}:
+            raise InputRefused(f"has the tensors {printable(', '.join(names), 200)}; expected {INPUT} and {OUTPUT}")
+        for name in names:
+            if engine.get_tensor_dtype(name) != trt.float32:
+                raise InputRefused(f"its {name} is {engine.get_tensor_dtype(name)}; expected float32")
+        shape, logits = tuple(engine.get_tensor_shape(INPUT)), tuple(engine.get_tensor_shape(OUTPUT))
+        if len(shape) != 4 or shape[1] != 3 or min(shape[2:]) < 1 or len(logits) != 2 or logits[1] < 1:
+            raise InputRefused(f"reads {list(shape)} and gives {list(logits)}; expected [N, 3, height, width] and [N, classes]")
+        least, _, most = (next(iter(sizes)) for sizes in engine.get_tensor_profile_shape(INPUT, 0))
+        self.least_batch, self.largest_batch = least, most
+        self.input_shape = (least if least == most else None, 3, shape[2], shape[3])
+        self.classes = logits[1]
+        self._runtime = runtime  # must outlive its engine
+
+    def first_opening(self) -> dict[str, Any]:
+        """The built engine's layers by precision. Raises CheckFailed if they are not in the precision that the manifest tells."""
+        inspector = self._engine.create_engine_inspector()
+        layers = of_engine(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+        layers.check(self.precision)
+        return layers.to_dict()
+
+    def said(self) -> str:
+        """TensorRT's last errors, once each."""
+        words = "; ".join(dict.fromkeys(self._log.errors)) or "no reason given"
+        self._log.errors.clear()
+        return printable(words, 400)
+
+    def bind(self, batch: Floats) -> Binding:
+        batch = self.check(batch, exact=True)
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise Unavailable(f"no execution context for a batch of {len(batch)}: {self.said()}; use a smaller batch")
+        return _TensorrtBinding(self, context, batch)
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._engine = self._runtime = None
+            self._opened.close()
+
+
+class _TensorrtBinding(DeviceBinding):
+    def __init__(self, session: TensorrtSession, context: Any, batch: Floats) -> None:
+        super().__init__(session.cuda, batch, session.classes)
+        self._session, self._context = session, context
+        self._graph: Graph | None = None
+        try:
+            if not context.set_input_shape(INPUT, batch.shape):
+                raise InputRefused(f"the engine takes no batch of shape {list(batch.shape)}: {session.said()}")
+            for name, pointer in zip((INPUT, OUTPUT), self.pointers, strict=True):
+                context.set_tensor_address(name, pointer)
+            if session.cudagraph:
+                self.upload()
+                self.start()  # what is made at the first run must not be recorded
+                self.wait()
+                self._graph = self.device.capture(self.start)
+        except BaseException:
+            self.release()
+            raise
+
+    def start(self) -> None:
+        if self._graph is not None:
+            self._graph.launch()
+        elif not self._context.execute_async_v3(self.device.stream):
+            raise Unavailable(f"TensorRT could not run the engine: {self._session.said()}")
+
+    def release(self) -> None:
+        if self._graph is not None:
+            self._graph.close()
+            self._graph = None
+        self._context = None
+        super().release()
+
+
+def open_file(path: Path, *, device: str, threads: int | None, cudagraph: bool = False) -> Session:  # noqa: ARG001
+    """A session over an engine of `export --tensorrt`; ``threads`` are the CPU's business."""
+    return TensorrtSession(path, device=device, cudagraph=cudagraph)

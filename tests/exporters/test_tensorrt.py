@@ -1,0 +1,207 @@
+"""exporters/tensorrt.py, with real engines: tensorrt-rtx builds them where no GPU is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from click.testing import CliRunner
+
+import cnet_deploy as cd
+from cnet_deploy import tensorrt_flavours
+from cnet_deploy.cli import main
+from cnet_deploy.device_memory import why_no_device
+from cnet_deploy.errors import CheckFailed, InputRefused, Unavailable
+from cnet_deploy.exporters import tensorrt
+from cnet_deploy.lowering import lower
+from cnet_deploy.manifest import Manifest, manifest_path
+from cnet_deploy.models import DenselyConnected, build_named
+from cnet_deploy.onnx_graph import build_graph
+
+pytest.importorskip("tensorrt_rtx", reason="needs the extra: cnet-deploy[rtx]")
+RTX = {"flavour": "tensorrt-rtx"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
+def test_the_real_checkpoint_in_every_precision(converted: DenselyConnected, tmp_path: Path, precision: str) -> None:
+    done = cd.export(converted, "tensorrt", tmp_path / "m.engine", precision=precision, **RTX)
+    found = Manifest.from_json(manifest_path(done.path).read_text())
+    assert found == done.manifest and (found.target, found.precision) == ("tensorrt", precision)
+    layers = "fp32" if precision == "tf32" else precision
+    # 12 layers of a 1x1 and a 3x3, the first convolution, the classifier.
+    assert found.details["multiplying_layers"] == {layers: 26}
+    assert list(found.details["layers"]) == [layers]
+    assert found.details["flavour"] == "tensorrt-rtx" and found.details["version"] in found.libraries.values()
+    assert {"8.0", "8.6", "8.9", "12.0"} <= set(found.details["compute_capabilities"])
+    assert found.details["profiles"] == [{"min": 1, "opt": 1, "max": 32}]
+    assert found.details["opset"] == (22 if precision == "bf16" else 17)
+    if why_no_device():
+        assert found.details["precision_source"] == "network" and found.unverified and done.unverified
+        assert found.proof is not None and len(found.proof["logits"]) == 2
+    assert found.source_sha256
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["condensenet-74-g4", "condensenet-74-g8"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_condensenet_74_twice_the_same_bytes(name: str, precision: str, tmp_path: Path) -> None:
+    """With a fixed batch: with a free one tensorrt-rtx 1.7 itself gives other bytes each time, of nearly the same size."""
+    program = lower(build_named(name))  # type: ignore[arg-type]
+    for number in range(2):
+        tensorrt.write(program, tmp_path / f"{number}.engine", precision=precision, batch=1, **RTX)
+    first = (tmp_path / "0.engine").read_bytes()
+    assert first == (tmp_path / "1.engine").read_bytes()
+    free = tensorrt.write(program, tmp_path / "free.engine", precision=precision, batch=(1, 8, 16), **RTX)
+    assert free.details["profiles"] == [{"min": 1, "opt": 8, "max": 16}]
+    # 36 layers of a 1x1 and a 3x3, the first convolution, the classifier.
+    assert free.details["multiplying_layers"] == {precision: 74}
+
+
+def test_another_network_of_the_table(tmp_path: Path) -> None:
+    done = cd.export("mobilenet-1.0-224", "tensorrt", tmp_path / "m.engine", precision="fp16", batch=1, **RTX)
+    assert done.manifest.details["multiplying_layers"] == {"fp16": 28}
+    assert done.manifest.details["profiles"] == [{"min": 1, "opt": 1, "max": 1}]
+    with pytest.raises(InputRefused, match="expected fp32 or fp16 for a network that is exported through torch"):
+        cd.export("mobilenet-1.0-224", "tensorrt", tmp_path / "n.engine", precision="bf16", **RTX)
+
+
+def test_an_operator_that_tensorrt_does_not_know(converted: DenselyConnected) -> None:
+    program = lower(converted)
+    model = build_graph(program)
+    node = next(node for node in model.graph.node if node.name == "features.denseblock_2.denselayer_1.conv_1.relu")
+    node.op_type = "Nonsense"
+    with pytest.raises(InputRefused) as refused:
+        tensorrt._Build(tensorrt_flavours.find("tensorrt-rtx"), model, program)
+    text = str(refused.value)
+    assert "'features.denseblock_2.denselayer_1.conv_1.relu' (Nonsense) of layer features.denseblock_2.denselayer_1:" in text
+    assert "Plugin not found" in text and "INVALID_NODE" in text
+
+
+def test_an_engine_that_is_not_what_was_asked_for(converted: DenselyConnected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a graph that somebody forgot to write in fp16: a real fp32 engine, asked for in fp16."""
+    monkeypatch.setattr(tensorrt, "build_graph", lambda program, precision: build_graph(program))
+    with pytest.raises(CheckFailed, match="the engine is not fp16: of its layers that multiply, 0 are in fp16, 26 in fp32"):
+        cd.export(converted, "tensorrt", tmp_path / "m.engine", precision="fp16", **RTX)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch": (2, 1, 4)}, "batch 2:1:4; expected least:best:most"),
+        ({"batch": (0, 1, 4)}, "expected least:best:most"),
+        ({"precision": "int8"}, "precision 'int8'; expected one of fp32, tf32, fp16, bf16"),
+        ({"workspace": 0}, "workspace 0; expected a number of bytes"),
+        ({"flavour": "tensorrt-lite"}, "no TensorRT flavour is called 'tensorrt-lite'; expected one of tensorrt, tensorrt-rtx"),
+        ({"timing_cache": Path("t.cache")}, "keeps no timing cache, since it times nothing"),
+    ],
+)
+def test_options_that_can_not_be(converted: DenselyConnected, tmp_path: Path, options: dict[str, object], words: str) -> None:
+    with pytest.raises(InputRefused, match=words):
+        cd.export(converted, "tensorrt", tmp_path / "m.engine", **{**RTX, **options})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_comes_to_its_end(converted: DenselyConnected, tmp_path: Path) -> None:
+    heard: list[tuple[str, float]] = []
+    cd.export(converted, "tensorrt", tmp_path / "m.engine", progress=lambda text, share: heard.append((text, share)), **RTX)
+    assert len(heard) > 10 and heard[-1][1] > 0.8 and all(0 <= share <= 1 for _, share in heard)
+
+
+def test_a_bf16_graph_is_more_than_an_old_parser_reads() -> None:
+    found = tensorrt_flavours.find("tensorrt-rtx")
+    old = tensorrt_flavours.Flavour("tensorrt", found.module, "8.6.1", (8, 6, 1))
+    with pytest.raises(Unavailable, match=r"tensorrt 8.6.1 reads ONNX opsets to 17, and bf16 needs 22") as refused:
+        old.require_precision("bf16", 22)
+    assert refused.value.exit_code == 5
+    old.require_precision("fp16", 17)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_a_build_killed_half_way_leaves_what_was_there(tmp_path: Path, sent: signal.Signals) -> None:
+    (tmp_path / "m.engine").write_text("old engine")
+    (tmp_path / "m.engine.json").write_text("old manifest")
+    script = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from cnet_deploy.exporters import tensorrt\n"
+        "import cnet_deploy.deployment as d, time\n"
+        "def told(text, share):\n"
+        "    print(text, flush=True); time.sleep(0.05)\n"
+        "d.export('condensenet-74-g8', 'tensorrt', sys.argv[1], flavour='tensorrt-rtx', progress=told)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, tmp_path / "m.engine"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline()  # TensorRT is at work
+    time.sleep(0.2)
+    os.kill(process.pid, sent)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode != 0
+    if sent is signal.SIGINT:
+        assert "KeyboardInterrupt" in said
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["m.engine", "m.engine.json"]
+    assert (tmp_path / "m.engine").read_text() == "old engine" and (tmp_path / "m.engine.json").read_text() == "old manifest"
+
+
+def test_on_the_command_line(checkpoint_path: Path, tmp_path: Path) -> None:
+    command = ["export", str(checkpoint_path), "--tensorrt", "--tensorrt-flavour", "tensorrt-rtx", "--precision", "fp16"]
+    done = CliRunner().invoke(main, [*command, "--batch", "1:4:8", "--workspace", "256M", "-o", str(tmp_path / "m.engine")])
+    assert done.exit_code == 0, done.output
+    assert "built by tensorrt-rtx" in done.output and "fp16 (read from the" in done.output
+    found = Manifest.from_json((tmp_path / "m.engine.json").read_text())
+    assert found.details["profiles"] == [{"min": 1, "opt": 4, "max": 8}] and found.details["workspace"] == 256 << 20
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "m.engine")])
+    assert "TensorRT engine" in shown.output and "multiplying_layers: {'fp16': 26}" in shown.output
+    if reason := why_no_device():
+        assert f"not verified: {reason}" in done.output and f"reason: {reason}" in shown.output
+    for wrong in ("1:2", "4:2:1:3", "a", "0", "-1"):
+        assert CliRunner().invoke(main, [*command, "--batch", wrong]).exit_code == 2
+    assert CliRunner().invoke(main, [*command, "--opset", "17"]).exit_code == 2
+
+
+def test_tensorrt_itself_needs_its_device(converted: DenselyConnected, tmp_path: Path, system_tool: Callable[[str], str]) -> None:
+    try:
+        found = tensorrt_flavours.find("tensorrt")
+    except Unavailable as error:
+        assert "tensorrt can't be loaded" in str(error) and "pip install 'cnet-deploy[gpu]'" in str(error)
+    else:
+        reason = found.why_not_build()
+        assert (reason is None) == (why_no_device() is None)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
+def test_a_built_engine_s_precision_is_read_back_and_verified(converted: DenselyConnected, tmp_path: Path, precision: str) -> None:
+    done = cd.export(converted, "tensorrt", tmp_path / "m.engine", precision=precision)
+    assert done.unverified is None and all(comparison.passed for comparison in done.comparisons)
+    assert done.manifest.details["precision_source"] == "engine"
+
+
+@pytest.mark.gpu
+def test_the_timing_cache_is_kept_and_a_damaged_one_refused(converted: DenselyConnected, tmp_path: Path) -> None:
+    if tensorrt_flavours.find().rtx:
+        pytest.skip("tensorrt-rtx keeps no timing cache")
+    cache = tmp_path / "t.cache"
+    cd.export(converted, "tensorrt", tmp_path / "m.engine", timing_cache=cache)
+    assert cache.stat().st_size > 0
+    cd.export(converted, "tensorrt", tmp_path / "m.engine", timing_cache=cache)
+    cache.write_bytes(b"something else")
+    with pytest.raises(InputRefused, match="is no timing cache"):
+        cd.export(converted, "tensorrt", tmp_path / "m.engine", timing_cache=cache)
+    assert cache.read_bytes() == b"something else"
+
+
+def test_no_graph_holds_what_the_runtime_s_parser_never_saw(converted: DenselyConnected) -> None:
+    assert {node.op_type for node in build_graph(lower(converted), precision="fp16").graph.node} == {
+        "Cast", "Conv", "Gather", "BatchNormalization", "Relu", "Concat", "AveragePool", "GlobalAveragePool", "Flatten", "Gemm",
+    }  # fmt: skip
+    assert onnx.__version__
