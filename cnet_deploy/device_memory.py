@@ -103,8 +103,7 @@ class Device:
 
     def release(self, pointer: int) -> None:
         """Free what ``allocate`` gave."""
-        self._taken.remove((self._calls.release, pointer))
-        self._calls.release(pointer)
+        self._give_back(self._calls.release, pointer)
 
     def pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """A page-locked array of the host, good until the device is closed."""
@@ -117,8 +116,7 @@ class Device:
 
     def unpin(self, host: Array) -> None:
         """Free what ``pinned`` gave; the array must not be used any more."""
-        self._taken.remove((self._calls.unpin, host.ctypes.data))
-        self._calls.unpin(host.ctypes.data)
+        self._give_back(self._calls.unpin, host.ctypes.data)
 
     def upload(self, pointer: int, host: Array) -> None:
         """Copy to the device, on the stream; returns at once from pinned memory."""
@@ -154,11 +152,17 @@ class Device:
             work()
         except BaseException:
             with contextlib.suppress(Unavailable):
-                self._calls.capture_end(self.stream)
+                self._calls.graph_destroy(self._calls.capture_end(self.stream))
             raise
         graph = Graph(self._calls, self._calls.capture_end(self.stream), self.stream)
         self._graphs.add(graph)
         return graph
+
+    def _give_back(self, free: Callable[[int], None], number: int) -> None:
+        if self._free.alive:  # else it was freed with the device
+            self._calls.enter()
+            self._taken.remove((free, number))
+            free(number)
 
     def _alive(self) -> None:
         if not self._free.alive:

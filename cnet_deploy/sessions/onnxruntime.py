@@ -82,6 +82,7 @@ class OnnxruntimeSession(Session):
         options.inter_op_num_threads = 1
         options.add_session_config_entry(*_NO_FOLDER)
         providers: list[Any] = [wanted]
+        self._session: Any = None
         self.cuda: Device | None = None
         if kind == "cuda":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -96,6 +97,7 @@ class OnnxruntimeSession(Session):
         try:
             self._load(data, options, providers)
         except BaseException:
+            self._session = None  # before its stream
             self._opened.close()
             raise
 
@@ -103,17 +105,17 @@ class OnnxruntimeSession(Session):
         path, wanted = self._path, providers[0] if isinstance(providers[0], str) else providers[0][0]
         try:
             # The bytes whose digest was checked, so that the file can't be swapped in between.
-            self._session: Any = ort.InferenceSession(data, options, providers=providers, enable_fallback=0)
+            self._session = ort.InferenceSession(data, options, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime's own exceptions share no base but this
             if "External data" in str(error):
                 raise InputRefused(f"{path}: keeps weights in other files; expected one file, as `export` writes it") from None
             if "fallback" in str(error).lower():
                 raise Unavailable(
-                    f"{path}: onnxruntime can't run all of it by {wanted}: either the provider can't be loaded ({_advice()}), or it lacks an "
-                    "operator in this precision (export the model in another)"
+                    f"{path}: onnxruntime can't run all of it by {wanted}: either that can't be loaded ({_advice()}), or it lacks "
+                    "an operator in this precision (export the model in another)"
                 ) from None
-            if self.cuda is not None:
-                raise _explained(path, "load", error)
+            if self.cuda is not None and re.search("cud|cublas|tensorrt|memory", str(error), re.IGNORECASE):
+                raise _explained(path, "load", error) from None
             raise InputRefused(f"{path}: onnxruntime can't load it: {_first_line(error)}") from None
         # It falls back to the CPU without an exception where the provider's libraries can't be loaded.
         if self._session.get_providers()[0] != wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ class TensorrtSession(Session):
         self.input_shape = (least if least == most else None, 3, shape[2], shape[3])
         self.classes = logits[1]
         self._runtime = runtime  # must outlive its engine
+        self._bindings: weakref.WeakSet[_TensorrtBinding] = weakref.WeakSet()
 
     def first_opening(self) -> dict[str, Any]:
         """The built engine's layers by precision. Raises CheckFailed if they are not in the precision that the manifest tells."""
@@ -116,11 +118,15 @@ class TensorrtSession(Session):
         context = self._engine.create_execution_context()
         if context is None:
             raise Unavailable(f"no execution context for a batch of {len(batch)}: {self.said()}; use a smaller batch")
-        return _TensorrtBinding(self, context, batch)
+        binding = _TensorrtBinding(self, context, batch)
+        self._bindings.add(binding)
+        return binding
 
     def close(self) -> None:
         if not self.closed:
             super().close()
+            for binding in self._bindings:
+                binding.release()  # an execution context must not outlive its engine
             self._engine = self._runtime = None
             self._opened.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import re
 import threading
 import traceback
@@ -41,18 +42,9 @@ class TorchSession(Session):
     backend = "torch"
 
     def __init__(
-        self,
-        model: nn.Module,
-        input_size: tuple[int, int],
-        classes: int,
-        *,
-        device: str = "cpu",
-        threads: int | None = None,
-        compiled: bool = False,
-        cudagraph: bool = False,
-        channels_last: bool = False,
-        precision: str = "fp32",
-    ) -> None:
+        self, model: nn.Module, input_size: tuple[int, int], classes: int, *, device: str = "cpu", threads: int | None = None,
+        compiled: bool = False, cudagraph: bool = False, channels_last: bool = False, precision: str = "fp32",
+    ) -> None:  # fmt: skip
         if precision not in _DTYPES:
             raise InputRefused(f"precision {precision!r}; expected one of {', '.join(_DTYPES)}")
         _require_device(device)
@@ -67,7 +59,7 @@ class TorchSession(Session):
             with _telling(device):
                 model = copy.deepcopy(model).to(device=device, dtype=_DTYPES[precision], memory_format=format)  # type: ignore[call-overload]
                 if device != "cpu":
-                    torch.cuda.synchronize(device)  # the bindings' streams don't wait for this one
+                    torch.cuda.synchronize(device)  # the bindings' stream doesn't wait for this one
         self.model: nn.Module = _compiled(model.eval()) if compiled else model.eval()
         self.input_shape = (None, 3, *input_size)
         self.classes = classes
@@ -129,14 +121,14 @@ class _TorchBinding(Binding):
 
 
 class _CudaBinding(Binding):
-    """Page-locked host memory, fixed device memory and a stream of its own: what is enqueued reads what was uploaded last."""
+    """Page-locked host memory and fixed device memory: what is enqueued reads what was uploaded last."""
 
     def __init__(self, session: TorchSession, batch: Floats) -> None:
         self._session, self._ran = session, False
         self._host = torch.empty(batch.shape, dtype=torch.float32, pin_memory=True)
         self._answer = torch.empty((len(batch), session.classes), dtype=torch.float32, pin_memory=True)
         self.put(batch)
-        self._stream = torch.cuda.Stream(session.device)  # type: ignore[no-untyped-call]
+        self._stream = _stream(session.device)
         with self._on_the_stream():
             self._images = torch.empty_like(self._host, device=session.device)
         self._logits: torch.Tensor | None = None
@@ -216,6 +208,12 @@ class _CudaBinding(Binding):
         return torch.cuda.stream(self._stream)
 
 
+@functools.cache
+def _stream(device: str) -> torch.cuda.Stream:
+    """One for all bindings: the libraries keep working memory for each stream, for good."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 @contextlib.contextmanager
 def _tf32(on: bool) -> Iterator[None]:
     """Float32 products in TF32 or not, whatever the process has: torch's convolutions use it unless they are told not to."""
@@ -268,7 +266,7 @@ def _require_fp16(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def _telling(device: str) -> Iterator[None]:
-    """Raise Unavailable in place of torch's several errors for want of memory, once what they hold is free again."""
+    """Raise Unavailable in place of torch's several errors for want of memory, when what they hold is free again."""
     try:
         yield
     except RuntimeError as error:
