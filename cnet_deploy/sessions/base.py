@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from types import TracebackType
@@ -181,24 +182,30 @@ class Session(ABC):
         return np.ascontiguousarray(batch)
 
     def _once(self, batch: Floats) -> Floats:
-        kept: dict[int, DeviceBinding] = self.__dict__.setdefault("_kept", {})  # buffers on a device are dear: `run` keeps some
-        if len(batch) in kept:
-            binding: Binding = kept[len(batch)]
-            kept[len(batch)].put(batch)
-        else:
+        if self.device == "cpu":
+            return _inferred(self.bind(batch))
+        with self.__dict__.setdefault("_turn", threading.Lock()):  # who runs a batch of one size shares its buffers
+            kept: dict[int, DeviceBinding] = self.__dict__.setdefault("_kept", {})  # buffers on a device are dear: `run` keeps some
+            if len(batch) in kept:
+                kept[len(batch)].put(batch)
+                return _inferred(kept[len(batch)])
             binding = self.bind(batch)
             if isinstance(binding, DeviceBinding):
                 if len(kept) >= _KEPT:
                     kept.pop(next(iter(kept))).release()
                 kept[len(batch)] = binding
-        binding.upload()
-        binding.enqueue()
-        binding.wait()
-        binding.download()
-        return binding.result()
+            return _inferred(binding)
 
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _inferred(binding: Binding) -> Floats:
+    binding.upload()
+    binding.enqueue()
+    binding.wait()
+    binding.download()
+    return binding.result()
