@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cnet_deploy.conversion import convert as convert
     from cnet_deploy.deployment import export as export
     from cnet_deploy.errors import CnetDeployError as CnetDeployError
+    from cnet_deploy.evaluation import evaluate as evaluate
     from cnet_deploy.inspection import inspect as inspect
     from cnet_deploy.lowering import lower as lower
     from cnet_deploy.sessions import open_session as open_session
@@ -34,6 +35,7 @@ _HOMES = {
     "Architecture": "architecture",
     "CnetDeployError": "errors",
     "convert": "conversion",
+    "evaluate": "evaluation",
     "export": "deployment",
     "inspect": "inspection",
     "load": "checkpoint",
@@ -48,6 +50,7 @@ __all__ = [
     "CnetDeployError",
     "__version__",
     "convert",
+    "evaluate",
     "export",
     "inspect",
     "load",

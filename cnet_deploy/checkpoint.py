@@ -64,10 +64,10 @@ def read_tensors(path: Path | str) -> Contents:
         if path.suffix == ".safetensors" or _looks_like_safetensors(data):
             container, loaded, metadata = "safetensors", *_read_safetensors(data)
         else:
-            container, loaded = "zip" if data[:4] == b"PK\x03\x04" else "legacy pickle", _read_pickle(data)
+            container, loaded = "zip" if data[:4] == b"PK\x03\x04" else "legacy pickle", read_pickle(data)
             if isinstance(loaded, dict):
-                found = {key: dict.get(loaded, key) for key in ("epoch", "best_prec1", "model")}
-                metadata = {key: value for key, value in found.items() if isinstance(value, (int, float, str))}
+                found = {key: dict.get(loaded, key) for key in ("epoch", "best_prec1", "model", METADATA_KEY)}
+                metadata = _with_own({key: value for key, value in found.items() if isinstance(value, (int, float, str))})
         return Contents(_state_dict(loaded), path.name, digest(data), len(data), container, metadata)
     except InputRefused as error:
         raise InputRefused(f"{path}: {error}") from None
@@ -100,7 +100,7 @@ def load(
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     model.load_state_dict({name: value.reshape(shapes[name]) for name, value in read.tensors.items()}, strict=False)
     model.source = Source(read.digest, read.source, form)
-    if own:
+    if own and own["source"]["sha256"]:
         model.source = Source(own["source"]["sha256"], own["source"]["name"], own["source"]["form"])
     # Resizing belongs to the input size: where that was overridden, only the statistics are the file's.
     if steps.crop == arch.input_size:
@@ -175,6 +175,13 @@ def reference_cannot_read(model: DenselyConnected) -> list[str]:
 
 
 def _safetensors_bytes(model: DenselyConnected) -> bytes:
+    # One entry, since the library writes several in an order of its own and the file would differ from run to run.
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+    return safetensors.torch.save(tensors, {METADATA_KEY: own_metadata(model)})
+
+
+def own_metadata(model: DenselyConnected, **more: Any) -> str:
+    """What a file of ours says of its model beyond the tensors, as JSON; ``more`` are further entries."""
     source = model.source
     metadata = {
         "version": METADATA_VERSION,
@@ -182,13 +189,9 @@ def _safetensors_bytes(model: DenselyConnected) -> bytes:
         "form": model.form,
         "architecture": model.architecture.to_dict(),
         "preprocessing": model.preprocessing.to_dict(),
-        "source": {"sha256": source.digest, "name": source.name, "form": source.form}
-        if source
-        else {"sha256": "", "name": "", "form": model.form},
+        "source": {"sha256": source.digest if source else "", "name": source.name if source else "", "form": (source or model).form},
     }
-    # One entry, since the library writes several in an order of its own and the file would differ from run to run.
-    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
-    return safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+    return json.dumps({**metadata, **more}, sort_keys=True)
 
 
 def _reference_bytes(model: DenselyConnected) -> bytes:
@@ -207,16 +210,21 @@ def _read_safetensors(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, A
     try:
         tensors = safetensors.torch.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        metadata: dict[str, Any] = dict(header.get("__metadata__") or {})
-        if METADATA_KEY in metadata:
-            own = json.loads(metadata[METADATA_KEY])
-            if not isinstance(own, dict) or own.get("version") != METADATA_VERSION:
-                raise InputRefused(f"was written by another version of cnet-deploy; expected metadata version {METADATA_VERSION}")
-            _check_metadata(own)
-            metadata[METADATA_KEY] = own
+        metadata = _with_own(dict(header.get("__metadata__") or {}))
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputRefused(f"is no whole safetensors file: {_first_line(error)}") from None
     return tensors, metadata
+
+
+def _with_own(metadata: dict[str, Any]) -> dict[str, Any]:
+    """A file's metadata with what this tool wrote of itself parsed and checked."""
+    if METADATA_KEY in metadata:
+        own = json.loads(metadata[METADATA_KEY])
+        if not isinstance(own, dict) or own.get("version") != METADATA_VERSION:
+            raise InputRefused(f"was written by another version of cnet-deploy; expected metadata version {METADATA_VERSION}")
+        _check_metadata(own)
+        metadata[METADATA_KEY] = own
+    return metadata
 
 
 def _check_metadata(own: Mapping[str, Any]) -> None:
@@ -231,7 +239,8 @@ def _check_metadata(own: Mapping[str, Any]) -> None:
         raise ValueError("metadata has no whole source (sha256, name, form)")
 
 
-def _read_pickle(data: bytes) -> Any:
+def read_pickle(data: bytes) -> Any:
+    """What torch.save wrote, if it is tensors and plain containers. Raises whatever its readers do for anything else."""
     findings = examine(data)
     if findings.wanted or findings.problem:
         raise ValueError(findings.problem or "it asks for more than tensors")

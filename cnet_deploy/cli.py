@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,10 @@ from typing import Any
 import click
 
 from cnet_deploy import __version__, parameters
+from cnet_deploy.cli_runs import bench, evaluate, gate, train
 from cnet_deploy.errors import CheckFailed, CnetDeployError, Unavailable
-from cnet_deploy.parameters import Batches, Finite, Numbers, Share, Words, images_option, keep_option, model_options, tolerance_option
+from cnet_deploy.machine import share_the_processor
+from cnet_deploy.parameters import Batches, images_option, keep_option, model_options, tolerance_option
 
 
 class Commands(click.Group):
@@ -51,7 +52,7 @@ def main() -> None:
 @model_options
 def convert(checkpoint: Path, output: Path | None, classifier_keep: float | None, images: Path | None, **overrides: Any) -> None:
     """Turn CHECKPOINT, as training left it, into the group-convolution model."""
-    _share_the_processor()
+    share_the_processor()
     from cnet_deploy.deployment import convert_file
 
     done = convert_file(checkpoint, output, classifier_keep=classifier_keep, images=images, overrides=overrides)
@@ -100,7 +101,7 @@ def export(model: Path, target: str | None, triton: Path | None, output: Path | 
     if triton is not None and output is not None:
         raise click.UsageError("--triton and --output name two places; expected one of them")
     options = {name: value for name, value in options.items() if value is not None}
-    _share_the_processor()
+    share_the_processor()
     from cnet_deploy import deployment
     from cnet_deploy.exporters import options_of
     from cnet_deploy.progress import bar
@@ -142,7 +143,7 @@ def export(model: Path, target: str | None, triton: Path | None, output: Path | 
 @model_options
 def verify(artifact: Path, model: Path, images: Path | None, tolerance: float | None, as_json: bool, **overrides: Any) -> None:
     """Compare the outputs of ARTIFACT with those of the MODEL that it came from; exit code 1 if they differ."""
-    _share_the_processor()
+    share_the_processor()
     from cnet_deploy.verification import verify as run
 
     comparisons = run(artifact, model, images=images, tolerance=tolerance, **overrides)
@@ -168,106 +169,6 @@ def inspect(file: Path, as_json: bool, **overrides: Any) -> None:
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.summary())
 
 
-@main.command(epilog="Example: cnet-deploy bench --threads 2 --html report.html    or: cnet-deploy bench model.onnx")
-@click.argument("models", nargs=-1)
-@click.option("--backend", "backends", type=Words(), default=(), help="Measure on these only: one, or several as torch,onnxruntime.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="What runs the models.")
-@click.option("--threads", type=Numbers(), default=(), help="Threads: a number, or several as 1,2. [default: all cores]")
-@click.option("--batch", "batches", type=Numbers(), default=(1,), help="Images an inference: a number, or several as 1,8,32. [default: 1]")
-@click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Turns of every cell.")
-@click.option("--seconds", type=Finite(0), default=0.2, show_default=True, help="Least time that a turn measures.")
-@click.option("--warmup", type=Finite(0), default=0.5, show_default=True, help="Least time that a process runs before anything counts.")
-@click.option("--json", type=click.Path(path_type=Path), help="Keep raw samples and the environment in this file, while the run goes on.")
-@click.option("--resume", is_flag=True, help="Go on with the interrupted run whose results are in the file of --json.")
-@click.option(
-    "--save-baseline",
-    "baseline",
-    type=click.Path(path_type=Path),
-    help="Measure each turn in a process of its own, and keep it in this file for `gate --baseline`.",
-)
-@click.option("--html", type=click.Path(path_type=Path), help="Write the report as one page with its pictures.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write the tables as Markdown.")
-@click.option("--csv", type=click.Path(path_type=Path), help="Write a line for each cell.")
-@click.option("--svg", type=click.Path(path_type=Path), help="Write the picture: latency against top-1 error.")
-def bench(
-    models: tuple[str, ...], backends: tuple[str, ...], device: str, threads: tuple[int, ...], batches: tuple[int, ...],
-    rounds: int, seconds: float, warmup: float, resume: bool, baseline: Path | None, **outputs: Path | None,
-) -> None:  # fmt: skip
-    """Measure the paper's inference-time table on this machine, or any MODELS.
-
-    A model is a file (.onnx, .so, .safetensors, a checkpoint) or the name of a network, which runs with random weights on every backend:
-    condensenet-74-g4, condensenet-74-g8, condensenet-50 to condensenet-182, vgg-16, resnet-18, mobilenet-1.0-224.
-    Backends: native, onnxruntime, torch, and on a GPU tensorrt; by name also openvino. Parts after dots make another of it:
-    torch.compile, torch.cudagraph.fp16, tensorrt.fp16.cudagraph, onnxruntime.tensorrt, native.bf16 …
-    """
-    if baseline is not None and rounds < 8:
-        raise click.UsageError("--save-baseline needs 8 rounds or more, as the gate does; give --rounds 8")
-    from cnet_deploy.benchmarks.measure import Settings
-    from cnet_deploy.benchmarks.report import Outputs, run
-
-    run(
-        models, backends=backends, threads=threads, batches=batches, device=device, resume=resume,
-        settings=Settings(rounds=rounds, seconds=seconds, warmup=warmup, fresh=baseline is not None),
-        outputs=Outputs(baseline=baseline, **outputs),
-    )  # fmt: skip
-
-
-@main.command(
-    epilog="Example: cnet-deploy gate released.onnx candidate.onnx --tolerance 5%    or: cnet-deploy gate --baseline b.json model.so"
-)
-@click.argument("models", nargs=-1, required=True, metavar="[BASE] HEAD")
-@click.option("--tolerance", type=Share(), default=0.05, help="How much more time head may take: 5% or 0.05. [default: 5%]")
-@click.option("--backend", help="What runs both. [default: the one that opens each]")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="What both run on. [default: cpu; with --baseline: as recorded]")
-@click.option("--threads", type=click.IntRange(1), help="Threads of both. [default: all cores]")
-@click.option("--max-rounds", type=click.IntRange(8), default=64, show_default=True, help="Rounds after which it gives up for noise.")
-@click.option("--seconds", type=Finite(0), help="Least time that a turn measures. [default: 0.5; with --baseline: as recorded]")
-@click.option("--warmup", type=Finite(0), help="Least time that a process runs before that. [default: 0.5; with --baseline: as recorded]")
-@click.option("--base-python", help="The Python that runs base: an installation of another revision. [default: this one]")
-@click.option("--head-python", help="The Python that runs head. [default: this one]")
-@click.option("--baseline", type=click.Path(path_type=Path), help="Compare HEAD with what `bench --save-baseline` stored on this machine.")
-@click.option("--new-artifact", is_flag=True, help="With --baseline: HEAD is meant to take the place of the stored artifact.")
-@click.option("--allow-changes", is_flag=True, help="Let operators, FLOPs, parameters, size and precision change; show them only.")
-@click.option("--json", type=click.Path(path_type=Path), help="Write the verdict with all rounds and raw samples to this file.")
-@click.option("--summary", type=click.Path(path_type=Path), help="Append the verdict to this Markdown file: a CI job's summary page.")
-def gate(
-    models: tuple[str, ...], baseline: Path | None, new_artifact: bool, json: Path | None, summary: Path | None,
-    seconds: float | None, warmup: float | None, **options: Any,
-) -> None:  # fmt: skip
-    """Is HEAD slower than BASE? Exit code 0: surely not; 1: it is; 3: too noisy to say; 5: it could not be measured.
-
-    Both are files, or names of networks as `bench` knows them. One MODEL alone is run by two installations: --base-python, --head-python.
-    Every round is a fresh process of each, in turns; base is compared with itself first, and rounds are added until the verdict is sure.
-    """
-    only_two = {"base_python": "--base-python", "head_python": "--head-python"}
-    if baseline is not None:
-        if len(models) != 1:
-            raise click.UsageError(f"--baseline takes one model, HEAD; got {len(models)}")
-        for name in only_two:
-            if options.pop(name):
-                raise click.UsageError(f"--{name.replace('_', '-')} is no option of --baseline")
-        if seconds is not None or warmup is not None:
-            raise click.UsageError("--seconds and --warmup are no options of --baseline, which measures as it was recorded")
-        if options.pop("device"):
-            raise click.UsageError("--device is no option of --baseline, which measures where it was recorded")
-        options["new_artifact"] = new_artifact
-    else:
-        if len(models) > 2 or (len(models) == 1 and not any(options[name] for name in only_two)):
-            raise click.UsageError("expected BASE and HEAD, or one model with --base-python or --head-python, or --baseline FILE and HEAD")
-        if new_artifact:
-            raise click.UsageError("--new-artifact is an option of --baseline")
-        options["device"] = options["device"] or "cpu"
-        from dataclasses import replace
-
-        from cnet_deploy.benchmarks.gate import SETTINGS
-
-        turns = SETTINGS if seconds is None else replace(SETTINGS, seconds=seconds)
-        options["settings"] = turns if warmup is None else replace(turns, warmup=warmup)
-    from cnet_deploy.benchmarks.verdicts import Places, run
-
-    run(models, baseline, Places(json, summary), say=lambda text: click.echo(text, err=True), **options)
-
-
 @main.command(epilog="Example: cnet-deploy doctor    or, where an image is built: cnet-deploy doctor tensorrt")
 @click.argument("backends", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
@@ -276,7 +177,7 @@ def doctor(backends: tuple[str, ...], as_json: bool) -> None:
 
     With the names of BACKENDS only these are tried, and one that works nowhere is exit code 5.
     """
-    _share_the_processor()
+    share_the_processor()
     from cnet_deploy.diagnosis import diagnose, known_names, missing
 
     if unknown := [name for name in backends if name not in known_names()]:
@@ -288,12 +189,8 @@ def doctor(backends: tuple[str, ...], as_json: bool) -> None:
         raise Unavailable(f"{', '.join(names)} does not work here; the lines above say why and what to install")
 
 
-def _share_the_processor() -> None:
-    """Let OpenMP's idle threads sleep: on a busy machine their spinning makes a check take ten times as long.
-
-    Must come before torch is imported. Not for measuring, where spinning is what a deployment would have.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+for command in (evaluate, train, bench, gate):
+    main.add_command(command)
 
 
 def _fail(message: str, code: int) -> None:

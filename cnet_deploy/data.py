@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +17,13 @@ from cnet_deploy.errors import InputRefused
 from cnet_deploy.files import read_bytes
 from cnet_deploy.preprocessing import Floats, Preprocessing
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 MAX_IMAGES = 10_000
 MAX_PIXELS = 1 << 26  # of an image after resizing
 _PLANES = 3 * 32 * 32
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
 
 
 @dataclass(frozen=True)
@@ -46,18 +51,26 @@ def read_images(path: Path | str, preprocessing: Preprocessing, classes: int) ->
     path = Path(path)
     if path.suffix == ".bin":
         return _read_cifar(path, preprocessing, classes)
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES) if path.is_dir() else [path]
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else [path]
     if not files:
-        raise InputRefused(f"{path}: holds no images; expected {', '.join(_SUFFIXES)} (a CIFAR .bin file is given by its own name)")
+        raise InputRefused(f"{path}: holds no images; expected {', '.join(IMAGE_SUFFIXES)} (a CIFAR .bin file is given by its own name)")
     if len(files) > MAX_IMAGES:
         raise InputRefused(f"{path}: holds {len(files)} images; expected at most {MAX_IMAGES}")
-    return Images(np.stack([_read_image(file, preprocessing) for file in files]), None)
+    return Images(np.stack([read_image(file, preprocessing) for file in files]), None)
 
 
 def _read_cifar(path: Path, preprocessing: Preprocessing, classes: int) -> Images:
-    """Records of label bytes (CIFAR-10: one; CIFAR-100: coarse, fine) and 3,072 pixel bytes (red, green, blue plane)."""
     if preprocessing.crop != (32, 32):
         raise InputRefused(f"{path}: CIFAR's images are 32x32, but the network reads {preprocessing.crop}; give images of its kind")
+    pixels, labels = cifar_records(path, classes)
+    if len(pixels) > MAX_IMAGES:
+        raise InputRefused(f"{path}: holds {len(pixels)} images; expected at most {MAX_IMAGES}")
+    return Images(pixels, labels)
+
+
+def cifar_records(path: Path, classes: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Pixels [N, 3, 32, 32] and labels [N] of a binary file: records of label bytes (CIFAR-10: one; CIFAR-100: coarse, fine) and 3,072
+    pixel bytes (red, green, blue plane). Raises InputRefused for what is no whole number of records, and for a label out of range."""
     data = read_bytes(path)
     header = 2 if classes == 100 else 1
     if len(data) % (header + _PLANES):
@@ -65,30 +78,46 @@ def _read_cifar(path: Path, preprocessing: Preprocessing, classes: int) -> Image
             f"{path}: {len(data)} bytes; expected records of {header + _PLANES} bytes ({header} of labels, {_PLANES} of pixels)"
         )
     records = np.frombuffer(data, np.uint8).reshape(-1, header + _PLANES)
-    if len(records) > MAX_IMAGES:
-        raise InputRefused(f"{path}: holds {len(records)} images; expected at most {MAX_IMAGES}")
     labels = records[:, header - 1].astype(np.int64)
     if labels.max() >= classes:
         raise InputRefused(f"{path}: has label {labels.max()}; expected 0 to {classes - 1}, the classes of the network")
-    return Images(records[:, header:].reshape(-1, 3, 32, 32), labels)
+    return records[:, header:].reshape(-1, 3, 32, 32), labels
 
 
-def _read_image(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+def read_image(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """The middle of an image file, RGB [3, H, W] at the network's input size: its shorter side resized, then cropped.
+
+    Raises InputRefused for what is no image, and for one too large to be decoded safely.
+    """
+    with opened_image(path) as image:
+        return resized(image, preprocessing)
+
+
+@contextlib.contextmanager
+def opened_image(path: Path) -> Iterator[Image.Image]:
+    """An image file, open to be decoded; whatever its decoder raises becomes InputRefused."""
     from PIL import Image
 
     data = read_bytes(path)
-    height, width = preprocessing.crop
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as opened:
-                shorter = preprocessing.resize or min(height, width)
-                scale = max(shorter / min(opened.size), height / opened.height, width / opened.width)
-                size = (max(width, round(opened.width * scale)), max(height, round(opened.height * scale)))
-                if size[0] * size[1] > MAX_PIXELS:
-                    raise ValueError(f"{opened.width}x{opened.height} pixels would be {size[0]}x{size[1]} when resized")
-                image = opened.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+            with Image.open(io.BytesIO(data)) as image:
+                yield image
     except Exception as error:  # what decoders raise on damaged images has no common base
         raise InputRefused(f"{path}: is no image that can be read ({error})") from None
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return np.asarray(image.crop((left, top, left + width, top + height))).transpose(2, 0, 1)
+
+
+def resized(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """An image as RGB [3, H, W] at the network's input size. Raises ValueError where resizing would make it enormous."""
+    from PIL import Image
+
+    height, width = preprocessing.crop
+    shorter = preprocessing.resize or min(height, width)
+    scale = max(shorter / min(image.size), height / image.height, width / image.width)
+    size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"{image.width}x{image.height} pixels would be {size[0]}x{size[1]} when resized")
+    whole = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+    left, top = (whole.width - width) // 2, (whole.height - height) // 2
+    return np.asarray(whole.crop((left, top, left + width, top + height))).transpose(2, 0, 1)

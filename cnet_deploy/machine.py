@@ -1,8 +1,9 @@
-"""What processor this is, as compilers and libraries name it."""
+"""What processor this is, as compilers and libraries name it; and how to be a good guest on it."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 from pathlib import Path
 
@@ -28,3 +29,11 @@ def host_isas() -> tuple[str, ...]:
     v4 = v3 and {"avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl"} <= flags
     bf16 = ("avx512_bf16",) if v4 and "avx512_bf16" in flags else ()
     return (*bf16, *(("avx512",) if v4 else ()), *(("avx2",) if v3 else ()), "baseline")
+
+
+def share_the_processor() -> None:
+    """Let OpenMP's idle threads sleep: on a busy machine their spinning makes a check take ten times as long.
+
+    Must come before torch is imported. Not for measuring, where spinning is what a deployment would have.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

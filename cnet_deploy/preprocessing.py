@@ -14,11 +14,15 @@ from cnet_deploy.errors import InputRefused
 
 Floats = npt.NDArray[np.float32]
 
-_STATISTICS = {  # reference: main.py, transforms.Normalize
-    10: ("cifar10", (0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616)),
-    100: ("cifar100", (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+Triple = tuple[float, float, float]
+# Mean and standard deviation of each channel (reference: main.py, transforms.Normalize; Fashion-MNIST: of its 60,000 training images).
+STATISTICS: Mapping[str, tuple[Triple, Triple]] = {
+    "cifar10": ((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "fashion-mnist": ((0.2860, 0.2860, 0.2860), (0.3530, 0.3530, 0.3530)),
 }
-_IMAGENET = ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_BY_CLASSES = {10: "cifar10", 100: "cifar100"}
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,14 @@ class Preprocessing:
     crop: tuple[int, int]
 
     @classmethod
-    def of(cls, arch: Architecture) -> Preprocessing:
-        """What the reference does for a network of this shape: CIFAR's statistics for CIFAR's sizes, else ImageNet's."""
+    def of(cls, arch: Architecture, statistics: str | None = None) -> Preprocessing:
+        """What the reference does for a network of this shape: CIFAR's statistics for CIFAR's sizes, else ImageNet's.
+
+        ``statistics`` is the name of others, one of ``STATISTICS``.
+        """
         small = max(arch.input_size) <= 64
-        name, mean, std = _STATISTICS.get(arch.classes, _IMAGENET) if small else _IMAGENET
-        return cls(name, mean, std, None if small else round(min(arch.input_size) * 256 / 224), arch.input_size)
+        name = statistics or (_BY_CLASSES.get(arch.classes, "imagenet") if small else "imagenet")
+        return cls(name, *STATISTICS[name], None if small else round(min(arch.input_size) * 256 / 224), arch.input_size)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:

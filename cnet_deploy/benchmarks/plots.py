@@ -14,17 +14,13 @@ from xml.etree import ElementTree as Xml
 
 import numpy as np
 
+from cnet_deploy import drawing
 from cnet_deploy.benchmarks.measure import Result
 from cnet_deploy.benchmarks.results import Report, Row
 from cnet_deploy.benchmarks.summary import milliseconds
 from cnet_deploy.benchmarks.tables import group_title
 from cnet_deploy.errors import printable
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by the colour-blind too (Okabe and Ito)
-STYLE = (
-    "svg{font:13px system-ui,sans-serif;fill:currentColor;color:#1b1f24;background:#fff}.grid{stroke:#8888;stroke-width:.5}"
-    ".lane{stroke:#8886;stroke-dasharray:2 3}.quiet{opacity:.7;font-size:12px}text{stroke:none}"
-)
 WARMUP_SHOWN = 60  # inferences; what settles later is told by the distributions
 LEGEND_LINE, LANE = 20, 22
 
@@ -75,7 +71,7 @@ def latency_and_error(report: Report, width: int) -> str:
     plot = min(560.0, max(150.0, (high - low) / closest * 1.4 * LANE)) if known else 0.0  # so that names stand apart
     left, right, top = 56 if known else 12, 12, 12 + _legend_height(report, width)
     height = top + plot + 2 * LANE * len(unknown) + 46
-    svg, x = _svg(width, height), axis([time for *_, time in points], left, width - right, 1.3)
+    svg, x = drawing.canvas(width, height), axis([time for *_, time in points], left, width - right, 1.3)
     _legend(svg, report, width)
     bottom = height - 46
     _scale(svg, x, top, bottom, f"ms an image, {group_title(report, group)}")
@@ -86,19 +82,19 @@ def latency_and_error(report: Report, width: int) -> str:
             heights[id(row)] = round(top + (row.top1_error - low) / (high - low) * plot, 1)
         for tick in range(low, high + 1, max(1, (high - low) // 6)):
             place = top + (tick - low) / (high - low) * plot
-            _line(svg, left, place, width - right, place, "grid")
-            _text(svg, left - 6, place + 4, f"{tick} %", "end", "quiet")
-        title = _text(svg, 0, 0, "top-1 error", "middle", "quiet")
+            drawing.line(svg, left, place, width - right, place, "grid")
+            drawing.text(svg, left - 6, place + 4, f"{tick} %", "end", "quiet")
+        title = drawing.text(svg, 0, 0, "top-1 error", "middle", "quiet")
         title.set("transform", f"translate(12 {top + plot / 2}) rotate(-90)")
     for number, row in enumerate(unknown):
         heights[id(row)] = top + plot + 2 * LANE * number + 1.4 * LANE
     for row in rows:
         place = heights[id(row)]
-        _line(svg, left, place, width - right, place, "lane")
-        _text(svg, left + 6, place - 10, printable(row.title, 60), "start", "quiet")
+        drawing.line(svg, left, place, width - right, place, "lane")
+        drawing.text(svg, left + 6, place - 10, printable(row.title, 60), "start", "quiet")
     for row, result, time in points:
         _marker(svg, report, result, x.at(time), heights[id(row)], f"{row.title} on {result.cell.backend}: {milliseconds(time / 1e3)} ms")
-    return _string(svg)
+    return drawing.to_string(svg)
 
 
 def distributions(report: Report, width: int) -> str:
@@ -111,7 +107,7 @@ def distributions(report: Report, width: int) -> str:
     spreads = [[float(np.quantile(r.samples, q)) / m for q in (0.05, 0.25, 0.75, 0.95)] for (_, r), m in zip(lanes, middles, strict=True)]
     dots = [[statistics.median(part) / middle for part in r.rounds] for (_, r), middle in zip(lanes, middles, strict=True)]
     top, bottom = 8 + _legend_height(report, width), 8 + _legend_height(report, width) + 2 * LANE * len(lanes)
-    svg = _svg(width, bottom + 46)
+    svg = drawing.canvas(width, bottom + 46)
     _legend(svg, report, width)
     x = axis([0.9, 1.2, *(value for found in (*spreads, *dots) for value in found)], 8, width - 8, 1.02)
     _scale(svg, x, top, bottom, "times of the cell's median")
@@ -121,14 +117,14 @@ def distributions(report: Report, width: int) -> str:
         place = top + 2 * LANE * number + 1.5 * LANE
         title = f"{printable(row.title, 40)}, {result.cell.backend}, {milliseconds(middles[number])} ms"
         title += f", {group_title(report, (result.cell.threads, result.cell.batch))}" if len(report.groups) > 1 else ""
-        _text(svg, 8, place - 14, title, "start", "quiet")
-        _line(svg, x.at(low), place, x.at(high), place).set("stroke", colour)
+        drawing.text(svg, 8, place - 14, title, "start", "quiet")
+        drawing.line(svg, x.at(low), place, x.at(high), place).set("stroke", colour)
         box = {"x": x.at(first), "y": place - 6, "width": max(1.0, round(x.at(third) - x.at(first), 1)), "height": 12, "rx": 2}
-        _add(svg, "rect", **box, fill=colour, fill_opacity=0.25, stroke=colour)
-        _line(svg, x.at(1.0), place - 9, x.at(1.0), place + 9).set("style", f"stroke:{colour};stroke-width:2.5")
+        drawing.add(svg, "rect", **box, fill=colour, fill_opacity=0.25, stroke=colour)
+        drawing.line(svg, x.at(1.0), place - 9, x.at(1.0), place + 9).set("style", f"stroke:{colour};stroke-width:2.5")
         for dot in dots[number]:
-            _add(svg, "circle", cx=x.at(dot), cy=place, r=2, fill=colour)
-    return _string(svg)
+            drawing.add(svg, "circle", cx=x.at(dot), cy=place, r=2, fill=colour)
+    return drawing.to_string(svg)
 
 
 def settling(report: Report, width: int) -> str:
@@ -137,18 +133,18 @@ def settling(report: Report, width: int) -> str:
     if not curves:
         return _nothing(width)
     top = 8 + _legend_height(report, width)
-    svg = _svg(width, top + 220 + 46)
+    svg = drawing.canvas(width, top + 220 + 46)
     _legend(svg, report, width)
     y = axis([0.8, 2.5, *(value for _, curve in curves for value in curve)], top + 220, top, 1.05)
     x = Axis(1, max(2, *(len(curve) for _, curve in curves)), 46, width - 12)
     for tick in y.ticks():
-        _line(svg, 46, y.at(tick), width - 12, y.at(tick), "grid")
-        _text(svg, 40, y.at(tick) + 4, f"{tick:g}x", "end", "quiet")
+        drawing.line(svg, 46, y.at(tick), width - 12, y.at(tick), "grid")
+        drawing.text(svg, 40, y.at(tick) + 4, f"{tick:g}x", "end", "quiet")
     _scale(svg, x, top, top + 220, "number of the inference after the start")
     for result, curve in curves:
         places = " ".join(f"{x.at(number)},{y.at(value)}" for number, value in enumerate(curve, 1))
-        _add(svg, "polyline", points=places, fill="none", stroke=_colour(report, result), stroke_opacity=0.8, stroke_width=1.3)
-    return _string(svg)
+        drawing.add(svg, "polyline", points=places, fill="none", stroke=_colour(report, result), stroke_opacity=0.8, stroke_width=1.3)
+    return drawing.to_string(svg)
 
 
 def _cells(row: Row, group: tuple[int, int]) -> Iterator[Result]:
@@ -156,7 +152,7 @@ def _cells(row: Row, group: tuple[int, int]) -> Iterator[Result]:
 
 
 def _colour(report: Report, result: Result) -> str:
-    return COLOURS[report.backends.index(result.cell.backend) % len(COLOURS)]
+    return drawing.COLOURS[report.backends.index(result.cell.backend) % len(drawing.COLOURS)]
 
 
 def _places(report: Report, width: int) -> list[tuple[int, int]]:
@@ -173,7 +169,7 @@ def _legend_height(report: Report, width: int) -> int:
 def _legend(svg: Xml.Element, report: Report, width: int) -> None:
     for number, (backend, (x, y)) in enumerate(zip(report.backends, _places(report, width), strict=True)):
         _shape(svg, number, x + 6, y)
-        _text(svg, x + 18, y + 4, printable(backend), "start")
+        drawing.text(svg, x + 18, y + 4, printable(backend), "start")
 
 
 def _marker(svg: Xml.Element, report: Report, result: Result, x: float, y: float, title: str) -> None:
@@ -191,47 +187,21 @@ def _shape(svg: Xml.Element, number: int, x: float, y: float) -> Xml.Element:
         f"M{x} {y + 7}l7 -12h-14z",
         f"M{x - 7} {y - 2.5}h14v5h-14z",
     )
-    form = forms[(number + number // len(COLOURS)) % len(forms)]  # another where colours begin anew
-    return _add(svg, "path", d=form, fill=COLOURS[number % len(COLOURS)], fill_opacity=0.85)
+    form = forms[(number + number // len(drawing.COLOURS)) % len(forms)]  # another where colours begin anew
+    return drawing.add(svg, "path", d=form, fill=drawing.COLOURS[number % len(drawing.COLOURS)], fill_opacity=0.85)
 
 
 def _scale(svg: Xml.Element, x: Axis, top: float, bottom: float, title: str) -> None:
     last = -math.inf
     for tick in x.ticks():
-        _line(svg, x.at(tick), top, x.at(tick), bottom, "grid")
+        drawing.line(svg, x.at(tick), top, x.at(tick), bottom, "grid")
         if x.at(tick) - last > 34:  # else the figures would run into each other
-            _text(svg, x.at(tick), bottom + 16, f"{tick:g}", "middle", "quiet")
+            drawing.text(svg, x.at(tick), bottom + 16, f"{tick:g}", "middle", "quiet")
             last = x.at(tick)
-    _text(svg, (x.start + x.end) / 2, bottom + 36, title, "middle", "quiet")
-
-
-def _svg(width: float, height: float) -> Xml.Element:
-    svg = Xml.Element(
-        "svg", {"xmlns": "http://www.w3.org/2000/svg", "viewBox": f"0 0 {width} {height}", "width": str(width), "role": "img"}
-    )
-    Xml.SubElement(svg, "style").text = STYLE
-    return svg
+    drawing.text(svg, (x.start + x.end) / 2, bottom + 36, title, "middle", "quiet")
 
 
 def _nothing(width: int) -> str:
-    svg = _svg(width, 40)
-    _text(svg, 8, 24, "Nothing was measured.", "start")
-    return _string(svg)
-
-
-def _string(svg: Xml.Element) -> str:
-    return Xml.tostring(svg, encoding="unicode")
-
-
-def _add(svg: Xml.Element, tag: str, **attributes: object) -> Xml.Element:
-    return Xml.SubElement(svg, tag, {name.replace("_", "-"): str(value) for name, value in attributes.items()})
-
-
-def _line(svg: Xml.Element, x1: float, y1: float, x2: float, y2: float, kind: str = "") -> Xml.Element:
-    return _add(svg, "line", x1=x1, y1=y1, x2=x2, y2=y2, **({"class": kind} if kind else {}))
-
-
-def _text(svg: Xml.Element, x: float, y: float, words: str, anchor: str, kind: str = "") -> Xml.Element:
-    text = _add(svg, "text", x=x, y=y, text_anchor=anchor, **({"class": kind} if kind else {}))
-    text.text = words
-    return text
+    svg = drawing.canvas(width, 40)
+    drawing.text(svg, 8, 24, "Nothing was measured.", "start")
+    return drawing.to_string(svg)

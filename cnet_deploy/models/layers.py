@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, dropout
 
 
 class NormReluConv(nn.Sequential):
@@ -20,7 +20,8 @@ class NormReluConv(nn.Sequential):
 class LearnedGroupConv(nn.Module):
     """Training form of the 1x1: a dense convolution under a mask (paper, section 3.1).
 
-    Row r of the weight belongs to group r mod G. ``_count``, ``_stage`` and ``_mask`` are the reference's buffers.
+    Row r of the weight belongs to group r mod G. ``_count``, ``_stage`` and ``_mask`` are the reference's buffers. ``dropout`` is the
+    share of the convolution's inputs that training sets to zero.
     """
 
     _count: Tensor
@@ -32,13 +33,17 @@ class LearnedGroupConv(nn.Module):
         self.norm = nn.BatchNorm2d(in_channels)
         self.relu = nn.ReLU(inplace=False)
         self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.dropout = 0.0
         self.register_buffer("_count", torch.zeros(1))
         self.register_buffer("_stage", torch.zeros(1))
         self.register_buffer("_mask", torch.ones_like(self.conv.weight, requires_grad=False))
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in, H, W] -> [N, out, H, W]."""
-        return conv2d(self.relu(self.norm(x)), self.conv.weight * self._mask)
+        x = self.relu(self.norm(x))
+        if self.dropout and self.training:
+            x = dropout(x, self.dropout)
+        return conv2d(x, self.conv.weight * self._mask)
 
 
 class IndexedGroupConv(nn.Module):

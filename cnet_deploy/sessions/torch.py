@@ -28,6 +28,7 @@ _OWN_CHOICE = torch.get_num_threads()
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _WARM_UP = 3  # inferences before one is recorded: libraries choose their kernels in the first
 _KEPT = 4  # batch sizes whose buffers and graphs `run` keeps
+_OF_LOADING = ("groups", "condense_factor", "input_size", "stem_stride")
 _SETTINGS = threading.RLock()  # TF32 is the process's setting: one thread at a time has it its way
 
 
@@ -301,7 +302,7 @@ def open_named(name: str, *, threads: int | None, device: str = "cpu", **options
 
 
 def open_file(path: Path, *, device: str, threads: int | None, **options: Any) -> Session:
-    """A session over a checkpoint of the family, in the form in which it is stored; ``options`` are TorchSession's."""
-    model = load(path)
+    """A session over a checkpoint of the family, in the form in which it is stored; ``options`` are ``load``'s and TorchSession's."""
+    model = load(path, **{name: options.pop(name) for name in _OF_LOADING if name in options})
     arch = model.architecture
     return TorchSession(model, arch.input_size, arch.classes, device=device, threads=threads, **options)

@@ -1,0 +1,167 @@
+"""Checkpoints of a training run in the reference's format and places (reference: main.py, save_checkpoint, load_checkpoint).
+
+    SAVEDIR/save_models/checkpoint_NNN.pth.tar   epoch, model, state_dict, best_prec1, optimizer, and a line of JSON of ours
+    SAVEDIR/save_models/latest.txt               the path of the last one
+    SAVEDIR/save_models/model_best.pth.tar       a copy of the best one
+
+Every file takes its name when it is whole. ``best_prec1`` is the best top-1 accuracy in percent (the reference keeps the largest error
+there, by mistake). The JSON has what tensors don't tell, and a digest, so that damage is seen even where the file can be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cnet_deploy.checkpoint import METADATA_KEY, own_metadata, read_pickle
+from cnet_deploy.errors import InputRefused, OutputRefused
+from cnet_deploy.files import atomic_output, read_bytes
+from cnet_deploy.models import DenselyConnected
+from cnet_deploy.training.recipe import MODELS
+
+_NAME = re.compile(r"checkpoint_(\d{3,6})\.pth\.tar")
+KEPT = 2  # with ``no_save_model``: the last checkpoint and the one before it
+
+
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint holds: the epoch that was done (from 0), tensors by name, the optimiser's state, and what the run told."""
+
+    path: Path
+    epoch: int
+    best_prec1: float
+    tensors: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    told: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints in ``savedir`` of one run. ``no_save_model``: keep the best and the last two only."""
+
+    def __init__(self, savedir: Path, no_save_model: bool = False) -> None:
+        self.folder, self.no_save_model = savedir / "save_models", no_save_model
+
+    def prepare(self) -> None:
+        """Make the folder. Raises OutputRefused where that can't be done."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputRefused(f"{self.folder}: can't be made: {error.strerror}") from None
+
+    def save(
+        self,
+        model: DenselyConnected,
+        optimizer: torch.optim.Optimizer,
+        epoch: int,
+        best_prec1: float,
+        is_best: bool,
+        told: Mapping[str, Any],
+    ) -> Path:  # fmt: skip
+        """Write a checkpoint, then its name into latest.txt, and a copy if it is the best so far."""
+        path = self.folder / f"checkpoint_{epoch:03d}.pth.tar"
+        tensors = OrderedDict((name, value.detach().cpu().contiguous()) for name, value in model.state_dict().items())
+        state = {
+            "epoch": epoch,
+            "model": next(name for name, kind in MODELS.items() if kind == model.architecture.kind),
+            "state_dict": OrderedDict((f"module.{name}", value) for name, value in tensors.items()),
+            "best_prec1": best_prec1,
+            "optimizer": _on_cpu(optimizer.state_dict()),
+        }
+        own = json.loads(own_metadata(model, training=dict(told), tensors_sha256=_digest(tensors, state["optimizer"])))
+        buffer = io.BytesIO()
+        # The legacy container: the torch of the reference's day reads no other.
+        torch.save({**state, METADATA_KEY: json.dumps(own, sort_keys=True)}, buffer, _use_new_zipfile_serialization=False)
+        _write(path, buffer.getvalue())
+        _write(self.folder / "latest.txt", str(path).encode())
+        if is_best:
+            _write(self.folder / "model_best.pth.tar", buffer.getvalue())
+        if self.no_save_model:
+            for old in self.found()[KEPT:]:
+                old.unlink(missing_ok=True)
+        return path
+
+    def found(self) -> list[Path]:
+        """All numbered checkpoints, the last first."""
+        if not self.folder.is_dir():
+            return []
+        numbered = [(int(match[1]), entry) for entry in self.folder.iterdir() if (match := _NAME.fullmatch(entry.name))]
+        return [entry for _, entry in sorted(numbered, reverse=True)]
+
+    def latest(self, model: str, say: Callable[[str], None]) -> State | None:
+        """The last whole checkpoint, None where there is none at all; ``say`` is told of each damaged one that is passed over.
+
+        Raises InputRefused where all are damaged, and for one of another model.
+        """
+        candidates = self.found()
+        pointer = self.folder / "latest.txt"
+        if pointer.is_file():
+            words = pointer.read_text(encoding="utf-8", errors="replace").splitlines()[:1]
+            named = self.folder / Path(words[0]).name if words else pointer
+            candidates.sort(key=lambda path: path != named)
+        for path in candidates:
+            try:
+                state = read(path)
+            except InputRefused as error:
+                say(f"{error}; falling back to the checkpoint before it")
+                continue
+            if (found := state.told.get("model")) != model:
+                raise InputRefused(f"{path}: is of model {found!r}; expected {model!r}: give another --savedir, or train that one")
+            return state
+        if candidates:
+            raise InputRefused(f"{self.folder}: none of its {len(candidates)} checkpoints is whole; move them away to start anew")
+        return None
+
+
+def read(path: Path) -> State:
+    """A checkpoint to train on from, the reference's or ours; nothing in it is executed. Raises InputRefused for one that is not whole."""
+    data = read_bytes(path)
+    try:
+        loaded = read_pickle(data)
+        epoch, best, optimizer = loaded["epoch"], loaded["best_prec1"], loaded["optimizer"]
+        tensors = {name.removeprefix("module."): value for name, value in loaded["state_dict"].items()}
+        told = {}
+        if METADATA_KEY in loaded:
+            own = json.loads(loaded[METADATA_KEY])
+            told = dict(own["training"])
+            if own["tensors_sha256"] != _digest(tensors, optimizer):
+                raise ValueError("its tensors are not those that were saved")
+        if type(epoch) is not int or epoch < 0 or not isinstance(best, (int, float, Tensor)):
+            raise ValueError(f"epoch {epoch!r}, best_prec1 {best!r}")
+        return State(path, epoch, float(best), tensors, optimizer, {**told, "model": loaded["model"]})
+    # What a damaged file makes its reader raise has no bound.
+    except Exception as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else ""
+        raise InputRefused(f"{path}: is damaged or no checkpoint to train on from ({type(error).__name__}: {reason})") from None
+
+
+def _write(path: Path, data: bytes) -> None:
+    with atomic_output(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {key: _on_cpu(entry) for key, entry in value.items()}
+    return [_on_cpu(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _digest(tensors: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> str:
+    """SHA-256 of the weights, buffers and momenta, in order."""
+    found = hashlib.sha256()
+    momenta = [entry.get("momentum_buffer") for _, entry in sorted(optimizer.get("state", {}).items())]
+    for tensor in (*tensors.values(), *momenta):
+        if tensor is not None:
+            found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()

@@ -1,0 +1,96 @@
+"""What a run tells while it goes on: log.jsonl, a line of JSON for each event, and curves.svg, drawn anew after every epoch.
+
+Events: "start", "stage" (inputs were dropped), "epoch", "end". A run that was resumed repeats epochs after the checkpoint that it went on
+from; the last line of an epoch counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cnet_deploy import drawing
+from cnet_deploy.drawing import COLOURS, LinearAxis
+from cnet_deploy.errors import OutputRefused
+from cnet_deploy.files import atomic_output
+
+WIDTH, PLOT, LEFT, RIGHT, GAP = 720, 190, 52, 64, 56
+
+
+class Journal:
+    """The log and the curves of a run in ``savedir``."""
+
+    def __init__(self, savedir: Path, epochs: int) -> None:
+        self.path, self.curves, self.epochs = savedir / "log.jsonl", savedir / "curves.svg", epochs
+
+    def begin(self, first_epoch: int) -> None:
+        """Make the log ready to go on after ``first_epoch`` - 1; 0 begins a new one. A line that a kill cut off is dropped."""
+        kept = [] if not first_epoch else read(self.path)
+        with atomic_output(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
+
+    def write(self, event: str, **values: Any) -> None:
+        """Append an event. Raises OutputRefused where that can't be done."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"event": event, **values}) + "\n")
+        except OSError as error:
+            raise OutputRefused(f"{self.path}: can't be written: {error.strerror}; --resume goes on from the last checkpoint") from None
+
+    def draw(self) -> None:
+        """The curves so far."""
+        with atomic_output(self.curves) as temporary:
+            temporary.write_text(curves(read(self.path), self.epochs), encoding="utf-8")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All whole events of a log, in order; none where there is no log."""
+    events = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and isinstance(event.get("event"), str):
+            events.append(event)
+    return events
+
+
+def curves(events: Sequence[dict[str, Any]], epochs: int) -> str:
+    """Loss, top-1 error and learning rate by epoch, as SVG; dashed where a condensation stage began."""
+    done = {event["epoch"]: event for event in events if event["event"] == "epoch"}
+    stages: dict[int, dict[str, Any]] = {event["stage"]: event for event in events if event["event"] == "stage"}
+    numbers = sorted(done)
+    svg = drawing.canvas(WIDTH, 3 * (PLOT + GAP) + 8)
+    x = LinearAxis(0, max(epochs, *numbers, 1) if numbers else max(epochs, 1), LEFT, WIDTH - RIGHT)
+    lines: Sequence[tuple[str, Sequence[tuple[str, Callable[[dict[str, Any]], float]]]]] = (
+        ("cross entropy", (("train", lambda e: e["train"]["loss"]), ("test", lambda e: e["test"]["loss"]))),
+        ("top-1 error, %", (("train", lambda e: e["train"]["top1_error"]), ("test", lambda e: e["test"]["top1_error"]))),
+        ("learning rate", (("rate", lambda e: e["lr"]),)),
+    )
+    for row, (title, series) in enumerate(lines):
+        top = 24 + row * (PLOT + GAP)
+        values = [value(done[number]) for _, value in series for number in numbers]
+        y = LinearAxis(0, max(values, default=1.0) * 1.05, top + PLOT, top)
+        drawing.text(svg, LEFT, top - 8, title, "start", "quiet")
+        for tick in y.ticks():
+            drawing.line(svg, LEFT, y.at(tick), WIDTH - RIGHT, y.at(tick), "grid")
+            drawing.text(svg, LEFT - 6, y.at(tick) + 4, f"{tick:g}", "end", "quiet")
+        for tick in x.ticks(8):
+            drawing.text(svg, x.at(tick), top + PLOT + 16, f"{tick:g}", "middle", "quiet")
+        for stage, event in stages.items():
+            place = x.at(event["epoch"])
+            drawing.line(svg, place, top, place, top + PLOT, "lane")
+            if row == 0:
+                drawing.text(svg, place + 3, top + 12, f"stage {stage}: {event['live'] / event['total']:.0%} live", "start", "quiet")
+        for number, (name, value) in enumerate(series):
+            points = " ".join(f"{x.at(epoch + 1)},{y.at(value(done[epoch]))}" for epoch in numbers)
+            drawing.add(svg, "polyline", points=points, fill="none", stroke=COLOURS[number], stroke_width=1.8)
+            if numbers:
+                last = value(done[numbers[-1]])
+                label = drawing.text(svg, x.at(numbers[-1] + 1) + 6, y.at(last) + (4 if number else -4), f"{name} {last:.3g}", "start")
+                label.set("fill", COLOURS[number])
+    drawing.text(svg, (LEFT + WIDTH - RIGHT) / 2, 3 * (PLOT + GAP) + 2, "epochs done", "middle", "quiet")
+    return drawing.to_string(svg)

@@ -1,0 +1,242 @@
+"""A whole training run: data, model, resuming, epochs, checkpoints, journal, and the converted model's errors at the end."""
+
+from __future__ import annotations
+
+import copy
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cnet_deploy import __version__
+from cnet_deploy.architecture import Architecture
+from cnet_deploy.conversion import convert
+from cnet_deploy.datasets import Dataset, open_dataset
+from cnet_deploy.errors import InputRefused, PruningUnfinished, naming
+from cnet_deploy.inference import check_tensors
+from cnet_deploy.models import DenselyConnected, build
+from cnet_deploy.preprocessing import Preprocessing
+from cnet_deploy.training.checkpoints import Checkpoints, State
+from cnet_deploy.training.condensation import Progress, initialise
+from cnet_deploy.training.journal import Journal
+from cnet_deploy.training.peers import Peers, gathered
+from cnet_deploy.training.recipe import Recipe, architecture_of
+from cnet_deploy.training.samples import Samples
+from cnet_deploy.training.trainer import Score, Trainer, timed
+
+Say = Callable[[str], None]
+Told = Callable[[str, float], None]
+
+
+def _nothing(*_: Any) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run left: the last checkpoint, the errors of the last epoch, and those of the model as converted, where it can be."""
+
+    checkpoint: Path
+    best: Path
+    score: Score
+    best_prec1: float
+    converted: Score | None
+
+    def lines(self) -> list[str]:
+        """For people."""
+        text = f"{self.checkpoint}: top-1 error {self.score.top1_error:.2f} % on {self.score.images:,} test images"
+        text += f", converted {self.converted.top1_error:.2f} %" if self.converted else ""
+        return [text, f"{self.best}: the best so far, {100 - self.best_prec1:.2f} %"]
+
+
+def train(
+    data: Path | str,
+    savedir: Path | str,
+    recipe: Recipe,
+    *,
+    model: str = "condensenet",
+    resume: bool = False,
+    no_save_model: bool = False,
+    workers: int | None = None,
+    device: str | None = None,
+    print_freq: int = 10,
+    say: Say = _nothing,
+    told: Told = _nothing,
+    input_size: tuple[int, int] | None = None,
+    **shape: Any,
+) -> Trained | None:
+    """Train a model on the dataset in ``data`` by a recipe; checkpoints, log.jsonl and curves.svg go to ``savedir``.
+
+    ``shape``: stages, growth and whatever else ``architecture_of`` takes. ``resume``: go on from the last whole checkpoint in
+    ``savedir``, if there is one. Under torchrun all its processes train together, and all but the first return None; else one does.
+    Raises InputRefused for data or checkpoints that can't be used, CheckFailed if the loss stops being finite, Unavailable for a device
+    that is not here.
+    """
+    data, savedir = Path(data), Path(savedir)
+    training, test = (open_dataset(data, split) for split in ("train", "val"))
+    if training.class_names != test.class_names:
+        odd = sorted(set(training.class_names) ^ set(test.class_names))
+        raise InputRefused(f"{data}: train and val have other classes: {', '.join(odd[:5])}; expected the same folders in both")
+    arch = architecture_of(model, classes=training.classes, input_size=input_size or training.input_size, **shape)
+    if not arch.learned and (recipe.dropout_rate or recipe.group_lasso_lambda):
+        raise InputRefused("a plain DenseNet has no learned groups; expected no dropout rate and no group lasso")
+    with gathered(device) as peers:
+        speaking, telling = (say, told) if peers.leads else (_nothing, _nothing)
+        run = _Run(arch, recipe, peers, training, test, Checkpoints(savedir, no_save_model), savedir, model, workers, speaking, telling)
+        return run.go(resume, print_freq)
+
+
+class _Run:
+    def __init__(
+        self, arch: Architecture, recipe: Recipe, peers: Peers, training: Dataset, test: Dataset, checkpoints: Checkpoints, savedir: Path,
+        name: str, workers: int | None, say: Say, told: Told,
+    ) -> None:  # fmt: skip
+        self.recipe, self.peers, self.training, self.test, self.checkpoints = recipe, peers, training, test, checkpoints
+        self.name, self.say, self.told = name, say, told
+        torch.manual_seed(recipe.seed)
+        model = build(arch, "training" if arch.learned else "group-conv")
+        initialise(model)
+        model.preprocessing = Preprocessing.of(arch, training.statistics)
+        # Windows of padded images for what is stored at the network's size, crops of any size for the rest.
+        self.samples = Samples(
+            training, model.preprocessing, recipe.batch_size, recipe.seed, peers.rank, peers.processes, workers
+        )  # fmt: skip
+        if not self.samples.steps:
+            raise InputRefused(f"{training.name}: has {len(training)} images; expected one for each of {peers.processes} processes")
+        self.trainer = Trainer(model, recipe, peers, model.preprocessing)
+        self.journal = Journal(savedir, recipe.epochs)
+        self.conditions: dict[str, Any] = {
+            "torch": torch.__version__,
+            "processor": platform.machine(),
+            "device": torch.cuda.get_device_name(peers.device) if peers.device.type == "cuda" else "cpu",
+            "processes": peers.processes,
+            "threads": torch.get_num_threads(),
+            "images": len(training),
+        }
+
+    @property
+    def model(self) -> DenselyConnected:
+        model: DenselyConnected = self.trainer.model
+        return model
+
+    def go(self, resume: bool, print_freq: int) -> Trained | None:
+        """All epochs that are left."""
+        best, first = 0.0, 0
+        if self.peers.leads:
+            self.checkpoints.prepare()
+        if resume:
+            best, first = self._resume()
+        elif self.peers.told(self.checkpoints.found() if self.peers.leads else []):
+            raise InputRefused(f"{self.checkpoints.folder}: holds a run's checkpoints; give --resume to go on, or another --savedir")
+        if self.peers.leads:
+            self.journal.begin(first)
+            self.journal.write(
+                "start", tool=f"cnet-deploy {__version__}", model=self.name, architecture=self.model.architecture.to_dict(),
+                recipe=self.recipe.to_dict(), dataset=self.training.name, test_images=len(self.test), first_epoch=first, **self.conditions,
+            )  # fmt: skip
+        self.say(self.model.architecture.summary())
+        score, path = None, None
+        for epoch in range(first, self.recipe.epochs):
+            score, best, path = self._epoch(epoch, best, print_freq)
+        if score is None:
+            self.say(f"nothing is left to do: all {self.recipe.epochs} epochs are done")
+            score = self.trainer.validate(self.test)
+            path = self.checkpoints.found()[0]
+        converted = self._converted()
+        if not self.peers.leads:
+            return None
+        assert path is not None
+        self.journal.write("end", best_top1_error=100 - best, converted=converted and converted.to_dict())
+        return Trained(path, self.checkpoints.folder / "model_best.pth.tar", score, best, converted)
+
+    def _epoch(self, epoch: int, best: float, print_freq: int) -> tuple[Score, float, Path | None]:
+        recipe, steps = self.recipe, self.samples.steps
+
+        def on_step(step: int, rate: float) -> None:
+            if step % print_freq == 0 or step == steps - 1:
+                self.told(f"epoch {epoch + 1}/{recipe.epochs}, lr {rate:.4f}", (epoch + (step + 1) / steps) / recipe.epochs)
+
+        def on_stage(step: int, found: Progress) -> None:
+            self.say(f"epoch {epoch}, step {step}: {found.summary()}")
+            if self.peers.leads:
+                self.journal.write("stage", epoch=epoch, step=step, stage=found.stage, live=found.live, total=found.total)
+
+        with timed() as clock:
+            trained = self.trainer.epoch(epoch, self.samples, on_step=on_step, on_stage=on_stage)
+            seconds = clock()
+        score = self.trainer.validate(self.test)
+        top1 = 100 - score.top1_error
+        is_best, best = top1 > best, max(best, top1)
+        path = None
+        if self.peers.leads:
+            told = {"recipe": recipe.to_dict(), "conditions": self.conditions, "class_names": list(self.training.class_names)}
+            path = self.checkpoints.save(self.model, self.trainer.optimizer, epoch, best, is_best, told)
+            progress = self.trainer.condensation.progress
+            self.journal.write(
+                "epoch", epoch=epoch, lr=self.trainer.rate(epoch, 0, steps), train=trained.to_dict(), test=score.to_dict(),
+                seconds=round(seconds, 3), images_per_second=round(trained.images / seconds, 1), stage=progress.stage,
+                live=progress.live, total=progress.total, checkpoint=path.name,
+            )  # fmt: skip
+            self.journal.draw()
+        self.say(
+            f"epoch {epoch}: loss {trained.loss:.4f}, top-1 error {trained.top1_error:.2f} % trained, {score.top1_error:.2f} % tested "
+            f"(top-5 {score.top5_error:.2f} %), {trained.images / seconds:,.0f} images/s"
+        )
+        return score, best, path
+
+    def _resume(self) -> tuple[float, int]:
+        """Take over the leader's last whole checkpoint; the best accuracy so far and the first epoch to do."""
+        state: State | None = self.peers.told(self.checkpoints.latest(self.name, self.say) if self.peers.leads else None)
+        if state is None:
+            self.say(f"{self.checkpoints.folder}: has no checkpoint; starting anew")
+            return 0.0, 0
+        with naming(state.path):
+            arch = self.model.architecture
+            check_tensors(state.tensors, arch, self.model.form)
+            shapes = {name: value.shape for name, value in self.model.state_dict().items()}
+            self.model.load_state_dict({name: value.reshape(shapes[name]) for name, value in state.tensors.items()}, strict=False)
+            _load_momenta(self.trainer.optimizer, state.optimizer, self.recipe)
+        self.say(f"{state.path}: going on after epoch {state.epoch}")
+        if changes := _changes(state.told, self.recipe, self.conditions):
+            self.say(f"this does not continue bit for bit what an uninterrupted run would have done: {'; '.join(changes)}")
+        return state.best_prec1, state.epoch + 1
+
+    def _converted(self) -> Score | None:
+        """The errors of the group-conv form, where there is one to be had (reference: main.py, the end of main)."""
+        if not self.model.architecture.learned:
+            return None
+        try:
+            converted = convert(copy.deepcopy(self.model).cpu())
+        except PruningUnfinished:
+            return None
+        score = self.trainer.validate(self.test, converted.to(self.peers.device))
+        self.say(f"converted: top-1 error {score.top1_error:.2f} % (top-5 {score.top5_error:.2f} %)")
+        return score
+
+
+def _load_momenta(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], recipe: Recipe) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    try:
+        momenta = {number: entry.get("momentum_buffer") for number, entry in state["state"].items()}
+        for number, momentum in momenta.items():
+            if momentum is not None and momentum.shape != parameters[number].shape:
+                raise ValueError(f"momentum {number} has shape {list(momentum.shape)}; expected {list(parameters[number].shape)}")
+        optimizer.load_state_dict(dict(state))
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise InputRefused(
+            f"the optimiser's state is of another model ({type(error).__name__}: {error}); expected momentum for each weight"
+        ) from None
+    for group in optimizer.param_groups:
+        group.update(momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0)
+
+
+def _changes(told: Mapping[str, Any], recipe: Recipe, conditions: Mapping[str, Any]) -> list[str]:
+    """What differs from the run that wrote a checkpoint; a checkpoint of the reference doesn't tell."""
+    if "recipe" not in told or "conditions" not in told:
+        return ["the checkpoint does not tell how it was made, and the order of the images was another program's"]
+    before = {**told["recipe"], **told["conditions"]}
+    after = {**recipe.to_dict(), **conditions}
+    return [f"{name} was {before.get(name)} and is {value}" for name, value in after.items() if before.get(name) != value]
