@@ -157,8 +157,9 @@ def verify(artifact: Path, model: Path, images: Path | None, tolerance: float | 
 @main.command(epilog="Example: cnet-deploy inspect examples/reference-cifar10.pth.tar")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw which inputs each learned group reads into this SVG file.")
 @model_options
-def inspect(file: Path, as_json: bool, **overrides: Any) -> None:
+def inspect(file: Path, as_json: bool, plot: Path | None, **overrides: Any) -> None:
     """Show what FILE is: architecture, form, pruning layer by layer, digest. Nothing in it is executed.
 
     A checkpoint whose pruning is unfinished is described too, with the reason why it can't be converted.
@@ -166,6 +167,10 @@ def inspect(file: Path, as_json: bool, **overrides: Any) -> None:
     from cnet_deploy.inspection import inspect as run
 
     found = run(file, **overrides)
+    if plot is not None:
+        from cnet_deploy.connections import plot as draw
+
+        draw(file, plot, **overrides)
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.summary())
 
 

@@ -35,7 +35,7 @@ class LinearAxis:
         size = (self.high - self.low) / about
         if size <= 0:
             return [self.low]
-        step = next(s for s in (m * 10.0 ** math.floor(math.log10(size)) for m in (1, 2, 5, 10)) if s >= size * 0.999)
+        step = next(s for s in (m * 10.0 ** math.floor(math.log10(size)) for m in (1, 2, 5, 10)) if s >= size * 0.7)
         return [round(n * step, 9) for n in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
 
 

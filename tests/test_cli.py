@@ -21,7 +21,7 @@ from cnet_deploy.cli import main
 from cnet_deploy.errors import raise_if_interrupted
 from tests.builders import TINY, save_checkpoint, state_dict, training_model
 
-COMMANDS = ("convert", "export", "verify", "inspect", "bench", "gate")
+COMMANDS = ("convert", "export", "verify", "inspect", "evaluate", "train", "bench", "gate", "doctor")
 
 
 def run(*arguments: object) -> Result:

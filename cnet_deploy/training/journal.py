@@ -7,6 +7,7 @@ from; the last line of an epoch counts.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from cnet_deploy.drawing import COLOURS, LinearAxis
 from cnet_deploy.errors import OutputRefused
 from cnet_deploy.files import atomic_output
 
-WIDTH, PLOT, LEFT, RIGHT, GAP = 720, 190, 52, 64, 56
+WIDTH, PLOT, LEFT, RIGHT, GAP = 720, 190, 52, 84, 56
+LABEL = 15  # pixels that words need above each other
 
 
 class Journal:
@@ -85,12 +87,16 @@ def curves(events: Sequence[dict[str, Any]], epochs: int) -> str:
             drawing.line(svg, place, top, place, top + PLOT, "lane")
             if row == 0:
                 drawing.text(svg, place + 3, top + 12, f"stage {stage}: {event['live'] / event['total']:.0%} live", "start", "quiet")
+        labels = []
         for number, (name, value) in enumerate(series):
             points = " ".join(f"{x.at(epoch + 1)},{y.at(value(done[epoch]))}" for epoch in numbers)
             drawing.add(svg, "polyline", points=points, fill="none", stroke=COLOURS[number], stroke_width=1.8)
             if numbers:
                 last = value(done[numbers[-1]])
-                label = drawing.text(svg, x.at(numbers[-1] + 1) + 6, y.at(last) + (4 if number else -4), f"{name} {last:.3g}", "start")
-                label.set("fill", COLOURS[number])
+                labels.append((y.at(last), f"{name} {last:.3g}", COLOURS[number]))
+        place = -math.inf
+        for height, words, colour in sorted(labels):
+            place = max(place + LABEL, height)  # else they would lie on each other
+            drawing.text(svg, x.at(numbers[-1] + 1) + 6, place + 4, words, "start").set("fill", colour)
     drawing.text(svg, (LEFT + WIDTH - RIGHT) / 2, 3 * (PLOT + GAP) + 2, "epochs done", "middle", "quiet")
     return drawing.to_string(svg)

@@ -79,5 +79,6 @@ def gathered(device: str | None = None) -> Iterator[Peers]:
     dist.init_process_group("nccl" if kind == "cuda" else "gloo", rank=rank, world_size=processes)
     try:
         yield Peers(place, rank, processes)
+        dist.barrier()  # who leaves while another still talks takes its connections along
     finally:
         dist.destroy_process_group()

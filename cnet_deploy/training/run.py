@@ -104,8 +104,6 @@ class _Run:
         self.samples = Samples(
             training, model.preprocessing, recipe.batch_size, recipe.seed, peers.rank, peers.processes, workers
         )  # fmt: skip
-        if not self.samples.steps:
-            raise InputRefused(f"{training.name}: has {len(training)} images; expected one for each of {peers.processes} processes")
         self.trainer = Trainer(model, recipe, peers, model.preprocessing)
         self.journal = Journal(savedir, recipe.epochs)
         self.conditions: dict[str, Any] = {
@@ -195,7 +193,10 @@ class _Run:
             return 0.0, 0
         with naming(state.path):
             arch = self.model.architecture
-            check_tensors(state.tensors, arch, self.model.form)
+            try:
+                check_tensors(state.tensors, arch, self.model.form)
+            except InputRefused as error:
+                raise InputRefused(f"is of another network; give the options it was trained with, or another --savedir ({error})") from None
             shapes = {name: value.shape for name, value in self.model.state_dict().items()}
             self.model.load_state_dict({name: value.reshape(shapes[name]) for name, value in state.tensors.items()}, strict=False)
             _load_momenta(self.trainer.optimizer, state.optimizer, self.recipe)

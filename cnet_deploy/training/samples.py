@@ -14,6 +14,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from cnet_deploy.data import opened_image
 from cnet_deploy.datasets import ArrayDataset, Dataset, FolderDataset, Labels, Pixels
+from cnet_deploy.errors import InputRefused
 from cnet_deploy.loading import default_workers, in_order
 from cnet_deploy.preprocessing import Preprocessing
 
@@ -28,7 +29,8 @@ class Samples:
     """One process's share of the training images: of every batch, the images ``rank``, ``rank`` + ``processes`` …
 
     Shares are equally large, so that the mean of the processes' gradients is that of the batch; at most ``processes`` - 1 images at the
-    end of an epoch are left out for it, and a last share of a single image, which batch norm could not use.
+    end of an epoch are left out for it, and a last share of a single image, which batch norm could not use. Raises InputRefused for a
+    batch that can't be shared so, and where there are too few images for one.
     """
 
     def __init__(
@@ -37,9 +39,15 @@ class Samples:
     ) -> None:  # fmt: skip
         self.dataset, self.preprocessing, self.batch_size, self.seed = dataset, preprocessing, batch_size, seed
         self.rank, self.processes, self.workers = rank, processes, workers or default_workers()
+        if batch_size % processes:
+            raise InputRefused(
+                f"a batch of {batch_size} images can't be shared by {processes} processes; expected a multiple of {processes}"
+            )
         rest = len(dataset) % batch_size // processes
         whole = len(dataset) // batch_size
         self.steps = whole + (1 if rest > 1 or (rest and not whole) else 0)
+        if not self.steps:
+            raise InputRefused(f"{dataset.name}: has {len(dataset)} images; expected at least one for each of {processes} processes")
 
     def epoch(self, number: int) -> Iterator[tuple[Pixels, Labels]]:
         """Batches of uint8 pixels [N, 3, H, W] and labels [N]. Raises InputRefused for an image that can't be read."""

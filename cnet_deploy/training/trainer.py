@@ -46,6 +46,9 @@ class Trainer:
         self.recipe, self.peers, self.preprocessing = recipe, peers, preprocessing
         self.format = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.model: DenselyConnected = model.to(device=peers.device, memory_format=self.format)  # type: ignore[call-overload]
+        for parameter in self.model.parameters():
+            if parameter.shape[2:] == (1, 1):  # has one layout in both formats: that which its gradient comes in
+                parameter.data = parameter.data.flatten().view(parameter.shape)
         # The same average, whose gradient is written out: that of the adaptive one is a view that slows the norm before it.
         self.model.features.pool_last = nn.AvgPool2d(model.architecture.final_size)
         for name, module in self.model.named_modules():

@@ -1,0 +1,136 @@
+"""Checkpoints in the reference's format: whole or not there, and damage is seen."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import cnet_deploy as cd
+from cnet_deploy.errors import InputRefused
+from cnet_deploy.models import DenselyConnected, build
+from cnet_deploy.training.checkpoints import Checkpoints, read
+from cnet_deploy.training.condensation import initialise
+from tests.builders import TINY, TINY_DENSENET, TINY_LGC
+
+TOLD: dict[str, Any] = {"recipe": {}, "conditions": {}}
+
+
+def stepped(arch: Any = TINY) -> tuple[DenselyConnected, torch.optim.Optimizer]:
+    """A model and an optimiser that has made a step, so that there are momenta."""
+    torch.manual_seed(0)
+    model = build(arch, "training" if arch.learned else "group-conv")
+    initialise(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True)
+    model(torch.randn(2, 3, *arch.input_size)).square().mean().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def saved(folder: Path, epochs: int, **options: Any) -> Checkpoints:
+    checkpoints = Checkpoints(folder, **options)
+    checkpoints.prepare()
+    model, optimizer = stepped()
+    for epoch in range(epochs):
+        checkpoints.save(model, optimizer, epoch, 50.0 + epoch, epoch != 1, TOLD)
+    return checkpoints
+
+
+@pytest.mark.parametrize(("arch", "name"), [(TINY, "condensenet"), (TINY_LGC, "densenet_LGC"), (TINY_DENSENET, "densenet")])
+def test_what_the_reference_reads_is_there(tmp_path: Path, arch: Any, name: str) -> None:
+    model, optimizer = stepped(arch)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.prepare()
+    path = checkpoints.save(model, optimizer, 7, 12.5, True, TOLD)
+    assert path == tmp_path / "save_models" / "checkpoint_007.pth.tar"
+    assert (tmp_path / "save_models" / "latest.txt").read_text() == str(path)  # main.py opens what the first line says
+    assert (tmp_path / "save_models" / "model_best.pth.tar").read_bytes() == path.read_bytes()
+    assert path.read_bytes()[:2] == b"\x80\x02", "the legacy container, which the torch of its day reads"
+    loaded = torch.load(path, weights_only=True)
+    assert (loaded["epoch"], loaded["model"], loaded["best_prec1"]) == (7, name, 12.5)
+    assert list(loaded["state_dict"]) == [f"module.{key}" for key in model.state_dict()]
+    torch.optim.SGD(model.parameters(), 0.1).load_state_dict(loaded["optimizer"])
+
+
+def test_an_untrained_checkpoint_tells_its_groups(tmp_path: Path) -> None:
+    """The reference's files can't, before the first inputs are dropped."""
+    saved(tmp_path, 1)
+    model = cd.load(tmp_path / "save_models" / "checkpoint_000.pth.tar")
+    assert model.architecture == TINY
+    assert model.source is not None and model.source.form == "training" and len(model.source.digest) == 64
+    with pytest.raises(InputRefused, match="pruning is unfinished"):
+        cd.convert(model)
+
+
+def test_what_is_kept(tmp_path: Path) -> None:
+    assert [path.name for path in saved(tmp_path / "all", 4).found()] == [f"checkpoint_00{n}.pth.tar" for n in (3, 2, 1, 0)]
+    few = saved(tmp_path / "few", 4, no_save_model=True)
+    assert [path.name for path in few.found()] == ["checkpoint_003.pth.tar", "checkpoint_002.pth.tar"]
+    assert (few.folder / "model_best.pth.tar").is_file()
+    assert not [entry for entry in few.folder.iterdir() if ".tmp" in entry.name]
+
+
+def damaged(data: bytes, how: str) -> bytes:
+    """A checkpoint that a disk or a crash spoiled."""
+    middle = len(data) * 2 // 3
+    return {
+        "empty": b"", "cut": data[: len(data) // 2], "cut by a byte": data[:-1], "zeros": data[:middle] + bytes(len(data) - middle),
+        "one bit": data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :], "text": b"<html>",
+    }[how]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "cut by a byte", "zeros", "one bit", "text"])
+def test_the_one_before_is_taken_for_a_damaged_one(tmp_path: Path, how: str) -> None:
+    checkpoints = saved(tmp_path, 3)
+    last = checkpoints.found()[0]
+    last.write_bytes(damaged(last.read_bytes(), how))
+    said: list[str] = []
+    state = checkpoints.latest("condensenet", said.append)
+    assert state is not None and state.epoch == 1 and state.best_prec1 == 51.0
+    assert len(said) == 1 and last.name in said[0] and "falling back to the checkpoint before it" in said[0]
+
+
+def test_all_damaged_is_an_error_and_none_is_a_beginning(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 2)
+    for path in checkpoints.found():
+        path.write_bytes(b"x")
+    with pytest.raises(InputRefused, match="none of its 2 checkpoints is whole"):
+        checkpoints.latest("condensenet", lambda text: None)
+    assert Checkpoints(tmp_path / "none").latest("condensenet", lambda text: None) is None
+
+
+def test_another_model_s_checkpoints_are_not_taken(tmp_path: Path) -> None:
+    with pytest.raises(InputRefused, match="is of model 'condensenet'; expected 'densenet'"):
+        saved(tmp_path, 1).latest("densenet", lambda text: None)
+
+
+@pytest.mark.parametrize("pointer", ["", "\x00\n", "/elsewhere/checkpoint_000.pth.tar", "checkpoint_999.pth.tar"])
+def test_what_latest_txt_says_is_a_hint(tmp_path: Path, pointer: str) -> None:
+    """A folder that was moved has its old path there; the file's name counts, and where that is not there the last one."""
+    checkpoints = saved(tmp_path, 2)
+    (checkpoints.folder / "latest.txt").write_text(pointer)
+    state = checkpoints.latest("condensenet", lambda text: None)
+    assert state is not None and state.epoch == (0 if "000" in pointer else 1)
+
+
+def test_the_reference_s_own_checkpoint_is_read(checkpoint_path: Path) -> None:
+    state = read(checkpoint_path)
+    assert state.epoch == 21 and state.best_prec1 == pytest.approx(87.07) and state.told == {"model": "condensenet"}
+    assert len(state.optimizer["state"]) == len([name for name in state.tensors if name.endswith((".weight", ".bias"))])
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    path, buffer = tmp_path / "checkpoint_000.pth.tar", io.BytesIO()
+    pickle.dump({"epoch": Bomb()}, buffer)
+    path.write_bytes(buffer.getvalue())
+    with pytest.raises(InputRefused, match="no checkpoint to train on from"):
+        read(path)
+    assert not (tmp_path / "ran").exists()
