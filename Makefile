@@ -25,12 +25,14 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 # Performance has a suite of its own: long runs, recorded with the machine they ran on.
+# ORIGINAL is a checkout of github.com/ShichenLiu/CondenseNet, to measure a training step beside its own layers.
 bench: .venv/ready
 	mkdir -p $(RESULTS)
 	$(BIN)/cnet-deploy bench --threads 1 --rounds 20 --json $(RESULTS)/table-1-thread.json
 	$(BIN)/cnet-deploy bench --threads 2 --rounds 20 --json $(RESULTS)/table-2-threads.json --html $(RESULTS)/report.html
 	$(BIN)/python -m cnet_deploy.benchmarks.overhead $(RESULTS)/overhead.json
 	$(BIN)/python -m cnet_deploy.benchmarks.peers $(RESULTS)/native-and-peers.json examples/native/classify.c
+	if test -d "$(ORIGINAL)"; then $(BIN)/python -m cnet_deploy.benchmarks.training $(RESULTS)/training.json "$(ORIGINAL)"; fi
 
 # The same table on the GPU: needs a CUDA device and the extra for it (gpu or rtx).
 bench-gpu: .venv/ready

@@ -109,15 +109,22 @@ def opened_image(path: Path) -> Iterator[Image.Image]:
 
 
 def resized(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """An image as RGB [3, H, W] at the network's input size. Raises ValueError where resizing would make it enormous."""
+    """An image as RGB [3, H, W] at the network's input size: its shorter side resized, the middle cropped (reference: main.py).
+
+    Raises ValueError where resizing would make it enormous.
+    """
     from PIL import Image
 
     height, width = preprocessing.crop
-    shorter = preprocessing.resize or min(height, width)
-    scale = max(shorter / min(image.size), height / image.height, width / image.width)
-    size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    short, wanted = min(image.size), preprocessing.resize or min(height, width)
+    scale = max(height / image.height, width / image.width)
+    # As torchvision does it (the longer side rounded down, the crop's place to the even pixel), unless that is too small for the crop.
+    if scale * short <= wanted:
+        size = (max(width, wanted * image.width // short), max(height, wanted * image.height // short))
+    else:
+        size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
     if size[0] * size[1] > MAX_PIXELS:
         raise ValueError(f"{image.width}x{image.height} pixels would be {size[0]}x{size[1]} when resized")
     whole = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
-    left, top = (whole.width - width) // 2, (whole.height - height) // 2
+    left, top = round((whole.width - width) / 2), round((whole.height - height) / 2)
     return np.asarray(whole.crop((left, top, left + width, top + height))).transpose(2, 0, 1)

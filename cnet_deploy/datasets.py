@@ -5,8 +5,6 @@ Nothing in a file is executed; CIFAR's Python files are pickles, for which see a
 
 from __future__ import annotations
 
-import gzip
-import io
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -18,7 +16,7 @@ import numpy.typing as npt
 
 from cnet_deploy.array_pickles import read_arrays
 from cnet_deploy.data import IMAGE_SUFFIXES, cifar_records, read_image, resized
-from cnet_deploy.errors import InputRefused, printable
+from cnet_deploy.errors import InputRefused
 from cnet_deploy.files import read_bytes
 from cnet_deploy.preprocessing import Preprocessing
 
@@ -31,7 +29,9 @@ _CIFAR100_FILES = {"train": ("train",), "val": ("test",)}
 _IDX_FILES = {"train": "train", "val": "t10k"}
 _CIFAR100_COUNTS = {"train": 50_000, "val": 10_000}
 _CIFAR10_COUNT = 10_000
-_MAX_UNPACKED = 1 << 28
+_MAX_IDX = 1 << 26  # bytes, unpacked; the largest of Fashion-MNIST has 47 million
+_MAX_NAMES = 1 << 16  # bytes of a file of class names
+_RECORD = {10: 1 + 3 * 32 * 32, 100: 2 + 3 * 32 * 32}
 LAYOUTS = (
     "cifar-10-batches-bin or cifar-10-batches-py, cifar-100-binary or cifar-100-python, Fashion-MNIST's idx files, "
     "or train/ and val/ with a folder of images for each class"
@@ -108,11 +108,11 @@ def open_dataset(path: Path | str, split: Split = "val", classes: int | None = N
     part by itself. Raises InputRefused for missing, truncated or damaged files, labels out of range, and a folder of none of these.
     """
     path = Path(path)
-    if path.is_file():
-        return _binary(path.name, [path], classes or 10, None)
-    if not path.is_dir():
-        raise InputRefused(f"{path}: no such folder; expected one with {LAYOUTS}")
     try:
+        if path.is_file():
+            return _binary(path.name, [path], classes or 10, None)
+        if not path.is_dir():
+            raise InputRefused(f"{path}: no such folder; expected one with {LAYOUTS}")
         for folder in (path, *(path / name for name in _OFFICIAL)):
             if folder.is_dir() and (found := _official(folder, split)):
                 return found
@@ -122,6 +122,8 @@ def open_dataset(path: Path | str, split: Split = "val", classes: int | None = N
         return FolderDataset(inner if inner.is_dir() else path)
     except OSError as error:
         raise InputRefused(f"{error.filename or path}: can't be read: {error.strerror}") from None
+    except RecursionError:
+        raise InputRefused(f"{path}: has folders nested too deep to be read; expected {LAYOUTS}") from None
 
 
 _OFFICIAL = ("cifar-10-batches-bin", "cifar-10-batches-py", "cifar-100-binary", "cifar-100-python", "FashionMNIST/raw", "FashionMNIST")
@@ -152,11 +154,14 @@ def _there(folder: Path, name: str) -> Path:
 
 
 def _binary(name: str, files: Sequence[Path], classes: int, count: int | None) -> Dataset:
+    for file in files:
+        if count is not None and (size := file.stat().st_size) > count * _RECORD[classes]:
+            raise InputRefused(f"{file}: has {size} bytes; expected {count * _RECORD[classes]}: the file is not the official one")
     parts = [cifar_records(file, classes) for file in files]
     for file, (pixels, _) in zip(files, parts, strict=True):
         _require_count(file, len(pixels), count)
     meta = files[0].parent / ("batches.meta.txt" if classes == 10 else "fine_label_names.txt")
-    names = [line.strip() for line in meta.read_text(encoding="utf-8", errors="replace").splitlines()] if meta.is_file() else []
+    names = [line.strip() for line in read_bytes(meta, _MAX_NAMES).decode("utf-8", "replace").splitlines()] if meta.is_file() else []
     return _cifar(name, [pixels for pixels, _ in parts], [labels for _, labels in parts], classes, [line for line in names if line])
 
 
@@ -175,7 +180,8 @@ def _python(name: str, files: Sequence[Path], meta: Path, count: int) -> Dataset
         if len(labels) != len(data):
             raise InputRefused(f"{file}: has {len(labels)} labels for {len(data)} images; expected one each")
         if wrong := [label for label in labels if type(label) is not int or not 0 <= label < classes]:
-            raise InputRefused(f"{file}: has label {printable(wrong[0], 40)}; expected 0 to {classes - 1}")
+            first = wrong[0] if type(wrong[0]) is int and abs(wrong[0]) < 1 << 63 else f"of {type(wrong[0]).__name__}"
+            raise InputRefused(f"{file}: has label {first}; expected 0 to {classes - 1}")
         all_pixels.append(data.reshape(-1, 3, 32, 32))
         all_labels.append(np.asarray(labels, np.int64))
     words = read_arrays(meta).get("label_names" if classes == 10 else "fine_label_names") if meta.is_file() else []
@@ -219,15 +225,17 @@ def _idx(folder: Path, names: set[str], prefix: str) -> Dataset:
 
 def _idx_array(file: Path, dimensions: int) -> Pixels:
     """Two zero bytes, the type (8: unsigned bytes), the number of dimensions, each as four bytes with the highest first, the data."""
-    data = read_bytes(file)
+    data = read_bytes(file, _MAX_IDX)
     if data[:2] == b"\x1f\x8b":
+        unpacker = zlib.decompressobj(wbits=31)
         try:
-            with gzip.open(io.BytesIO(data)) as packed:
-                data = packed.read(_MAX_UNPACKED + 1)
-        except (OSError, EOFError, zlib.error) as error:
+            data = unpacker.decompress(data, _MAX_IDX + 1)
+        except zlib.error as error:
             raise InputRefused(f"{file}: is no whole gzip file ({error})") from None
-        if len(data) > _MAX_UNPACKED:
-            raise InputRefused(f"{file}: unpacks to more than {_MAX_UNPACKED} bytes; expected Fashion-MNIST's file")
+        if len(data) > _MAX_IDX:
+            raise InputRefused(f"{file}: unpacks to more than {_MAX_IDX} bytes; expected Fashion-MNIST's file")
+        if not unpacker.eof or unpacker.unused_data:
+            raise InputRefused(f"{file}: is no whole gzip file ({'something follows it' if unpacker.eof else 'its end is missing'})")
     start = 4 + 4 * dimensions
     if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) < start:
         raise InputRefused(f"{file}: begins {data[:4].hex(' ')}; expected 00 00 08 {dimensions:02x}: an idx file of bytes")

@@ -76,7 +76,3 @@ def batches(
         ]
         read = [index for index, found in zip(part, images, strict=True) if not isinstance(found, str)]
         yield Batch(tuple(pixels), dataset.labels[np.asarray(read, np.int64)], tuple(found for found in images if isinstance(found, str)))
-
-
-def _none(kind: Preprocessing) -> Pixels:
-    return np.empty((0, 3, *kind.crop), np.uint8)

@@ -82,3 +82,10 @@ def logits(model: torch.nn.Module, batch: np.ndarray[Any, Any]) -> np.ndarray[An
     """What torch computes."""
     with torch.inference_mode():
         return model(torch.from_numpy(batch)).numpy()
+
+
+def write_idx(path: Path, values: np.ndarray[Any, np.dtype[np.uint8]]) -> Path:
+    """The idx format: type and number of sides, each side with its highest byte first, the bytes."""
+    header = bytes([0, 0, 8, values.ndim]) + b"".join(side.to_bytes(4, "big") for side in values.shape)
+    path.write_bytes(header + values.tobytes())
+    return path

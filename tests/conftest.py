@@ -7,12 +7,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: spinning threads crawl on a busy machine
 
 import cnet_deploy as cd
 from cnet_deploy.models import DenselyConnected
+from tests.builders import write_idx
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,6 +69,20 @@ def converted(trained: DenselyConnected) -> DenselyConnected:
 def onnx_path(converted: DenselyConnected, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real checkpoint as a verified ONNX artifact, its manifest beside it."""
     return cd.export(converted, "onnx", tmp_path_factory.mktemp("artifact") / "model.onnx").path
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory: pytest.TempPathFactory, images_path: Path) -> Path:
+    """96 images to train on and 41 to test on: real photographs in the layout of Fashion-MNIST, which tells its own size."""
+    from cnet_deploy.data import cifar_records
+
+    folder = tmp_path_factory.mktemp("dataset")
+    pixels, labels = cifar_records(images_path, 10)
+    grey = pixels.mean(1).astype(np.uint8)[:, 2:30, 2:30]
+    for prefix, part in (("train", slice(0, 96)), ("t10k", slice(96, 137))):
+        write_idx(folder / f"{prefix}-images-idx3-ubyte", grey[part])
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte", labels[part].astype(np.uint8))
+    return folder
 
 
 @pytest.fixture

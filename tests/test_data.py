@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnet_deploy.data import read_images
+from cnet_deploy.data import read_image, read_images
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.preprocessing import Preprocessing
 from tests.builders import TINY, tiny
@@ -54,6 +54,19 @@ def test_image_files_are_resized_and_cropped_in_the_middle(tmp_path: Path) -> No
     found = read_images(tmp_path / "a.png", steps, 10)
     assert found.pixels.shape == (1, 3, 20, 20) and found.labels is None
     assert found.pixels[0, :, 10, 0].tolist() == [200, 0, 0] and found.pixels[0, :, 10, 19].tolist() == [0, 0, 200]
+
+
+@pytest.mark.parametrize(
+    ("size", "middle"), [((640, 427), (383, 256, 80, 16)), ((375, 500), (256, 341, 16, 58)), ((256, 343), (256, 343, 16, 60))]
+)
+def test_sizes_and_places_are_torchvision_s(tmp_path: Path, size: tuple[int, int], middle: tuple[int, int, int, int]) -> None:
+    """Resize(256): the longer side is int(256 * longer / shorter); CenterCrop(224): at int(round((side - 224) / 2))."""
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    width, height, left, top = middle
+    expected = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + 224, top + 224))
+    found = read_image(tmp_path / "a.png", replace(CIFAR, resize=256, crop=(224, 224)))
+    assert (found == np.asarray(expected).transpose(2, 0, 1)).all()
 
 
 @pytest.mark.parametrize(("mode", "size"), [("L", (50, 40)), ("RGBA", (20, 90)), ("P", (32, 32)), ("RGB", (7, 5))])

@@ -25,7 +25,9 @@ def commands() -> list[str]:
 
 def hurried(line: str) -> str:
     """The command as it stands; where it measures, no longer than it takes to see that it does."""
-    shorter = {"bench": "--rounds 1 --seconds 0 --warmup 0", "gate": "--seconds 0 --warmup 0 --max-rounds 8"}
+    shorter = {
+        "bench": "--rounds 1 --seconds 0 --warmup 0", "gate": "--seconds 0 --warmup 0 --max-rounds 8", "train": "--epochs 1",
+    }  # fmt: skip
     if line.startswith("cnet-deploy bench --"):  # the whole table is what `make demo` measures
         shorter["bench"] += " mobilenet-1.0-224 condensenet-74-g8"
     if "--save-baseline" in line:
@@ -36,14 +38,25 @@ def hurried(line: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> Path:
     made = tmp_path_factory.mktemp("readme")
     (made / "examples").symlink_to(ROOT / "examples")
+    (made / "cifar-10-batches-bin").symlink_to(small_dataset)  # what it holds is seen, whatever it is called
     return made
 
 
 def test_there_is_something_to_run() -> None:
-    assert {line.split()[1] for line in commands()} == {"inspect", "convert", "export", "verify", "bench", "gate", "doctor"}
+    assert {line.split()[1] for line in commands()} == {
+        "inspect",
+        "convert",
+        "export",
+        "verify",
+        "evaluate",
+        "train",
+        "bench",
+        "gate",
+        "doctor",
+    }
     assert len(blocks("python")) == 1
     assert "make demo" in README and "make test" in README
 

@@ -77,6 +77,8 @@ class Checkpoints:
             "best_prec1": best_prec1,
             "optimizer": _on_cpu(optimizer.state_dict()),
         }
+        for group in state["optimizer"]["param_groups"]:
+            group["fused"] = None  # a choice of this run, not of whoever reads it
         own = json.loads(own_metadata(model, training=dict(told), tensors_sha256=_digest(tensors, state["optimizer"])))
         buffer = io.BytesIO()
         # The legacy container: the torch of the reference's day reads no other.

@@ -39,13 +39,19 @@ class Condensation:
     def __init__(self, model: DenselyConnected) -> None:
         self.architecture: Architecture = model.architecture
         self.layers = [module for module in model.modules() if isinstance(module, LearnedGroupConv)]
+        self.stage = 0
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look at the layers' counters again, after others were loaded: to ask a GPU for them at every step would take its time."""
+        last = self.architecture.condense_factor - 1
+        self.stage = min((int(layer._stage) for layer in self.layers), default=last)
 
     @property
     def progress(self) -> Progress:
         """The stage that every layer reached, and the connections that live."""
-        stage = min((int(layer._stage) for layer in self.layers), default=0)
         live = sum(int(layer._mask.sum()) for layer in self.layers)
-        return Progress(stage, self.architecture.condense_factor - 1, live, sum(layer._mask.numel() for layer in self.layers))
+        return Progress(self.stage, self.architecture.condense_factor - 1, live, sum(layer._mask.numel() for layer in self.layers))
 
     @torch.no_grad()
     def reach(self, stage: int) -> bool:
@@ -53,19 +59,19 @@ class Condensation:
 
         What was dropped stays so. Returns whether anything was dropped.
         """
-        arch, changed = self.architecture, False
+        if stage <= self.stage:
+            return False
+        arch = self.architecture
         for layer in self.layers:
-            if int(layer._stage) >= stage:
-                continue
             drop(layer, arch.group_1x1, stage * layer.conv.in_channels // arch.condense_factor)
             layer._stage.fill_(stage)
-            changed = True
-        return changed
+        self.stage = stage
+        return True
 
     @property
     def finished(self) -> bool:
         """Whether the last stage is reached: nothing is left to be learned about the groups, and the lasso has done its work."""
-        return all(int(layer._stage) >= self.architecture.condense_factor - 1 for layer in self.layers)
+        return self.stage >= self.architecture.condense_factor - 1
 
     @torch.no_grad()
     def add_lasso_gradient(self, weight: float) -> Tensor | None:

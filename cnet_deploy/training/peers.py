@@ -28,10 +28,12 @@ class Peers:
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model whose gradients are the mean of all peers'. The leader's weights and buffers become everyone's."""
+        """The model whose gradients are the mean of all peers'. The leader's weights and buffers become everyone's now."""
         if self.processes == 1:
             return model
-        return nn.parallel.DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+        devices = [self.device] if self.device.type == "cuda" else None
+        # Buffers are shared where they matter (dropping, evaluation): masks are as large as the weights.
+        return nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
     def share(self, tensors: Iterable[Tensor]) -> None:
         """Give everyone the leader's values."""

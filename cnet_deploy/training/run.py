@@ -15,7 +15,7 @@ from cnet_deploy import __version__
 from cnet_deploy.architecture import Architecture
 from cnet_deploy.conversion import convert
 from cnet_deploy.datasets import Dataset, open_dataset
-from cnet_deploy.errors import InputRefused, PruningUnfinished, naming
+from cnet_deploy.errors import InputRefused, Interrupted, PruningUnfinished, naming
 from cnet_deploy.inference import check_tensors
 from cnet_deploy.models import DenselyConnected, build
 from cnet_deploy.preprocessing import Preprocessing
@@ -107,6 +107,7 @@ class _Run:
         self.trainer = Trainer(model, recipe, peers, model.preprocessing)
         self.journal = Journal(savedir, recipe.epochs)
         self.conditions: dict[str, Any] = {
+            "cnet-deploy": __version__,
             "torch": torch.__version__,
             "processor": platform.machine(),
             "device": torch.cuda.get_device_name(peers.device) if peers.device.type == "cuda" else "cpu",
@@ -137,8 +138,14 @@ class _Run:
             )  # fmt: skip
         self.say(self.model.architecture.summary())
         score, path = None, None
-        for epoch in range(first, self.recipe.epochs):
-            score, best, path = self._epoch(epoch, best, print_freq)
+        try:
+            for epoch in range(first, self.recipe.epochs):
+                score, best, path = self._epoch(epoch, best, print_freq)
+        except KeyboardInterrupt:
+            kept = (
+                f"{self.checkpoints.found()[0]} is whole: --resume goes on from it" if self.checkpoints.found() else "no epoch was done yet"
+            )
+            raise Interrupted(f"interrupted; {kept}") from None
         if score is None:
             self.say(f"nothing is left to do: all {self.recipe.epochs} epochs are done")
             score = self.trainer.validate(self.test)
@@ -231,7 +238,7 @@ def _load_momenta(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], re
             f"the optimiser's state is of another model ({type(error).__name__}: {error}); expected momentum for each weight"
         ) from None
     for group in optimizer.param_groups:
-        group.update(momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0)
+        group.update(momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0, fused=True)
 
 
 def _changes(told: Mapping[str, Any], recipe: Recipe, conditions: Mapping[str, Any]) -> list[str]:
@@ -240,4 +247,5 @@ def _changes(told: Mapping[str, Any], recipe: Recipe, conditions: Mapping[str, A
         return ["the checkpoint does not tell how it was made, and the order of the images was another program's"]
     before = {**told["recipe"], **told["conditions"]}
     after = {**recipe.to_dict(), **conditions}
-    return [f"{name} was {before.get(name)} and is {value}" for name, value in after.items() if before.get(name) != value]
+    changes = [f"{name} was {before.get(name)} and is {value}" for name, value in after.items() if before.get(name) != value]
+    return changes + ([] if conditions["device"] == "cpu" else ["a GPU's kernels do not add in the same order every time"])

@@ -44,6 +44,7 @@ class Trainer:
 
     def __init__(self, model: DenselyConnected, recipe: Recipe, peers: Peers, preprocessing: Preprocessing) -> None:
         self.recipe, self.peers, self.preprocessing = recipe, peers, preprocessing
+        torch.backends.cudnn.benchmark = peers.device.type == "cuda"
         self.format = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.model: DenselyConnected = model.to(device=peers.device, memory_format=self.format)  # type: ignore[call-overload]
         for parameter in self.model.parameters():
@@ -58,12 +59,13 @@ class Trainer:
                 module.dropout = recipe.dropout_rate
         self.condensation = Condensation(self.model)
         self.optimizer = torch.optim.SGD(
-            self.model.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0
-        )
+            self.model.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0,
+            fused=True,
+        )  # fmt: skip
         wrapped = peers.wrap(self.model)
         self.running: Callable[[Tensor], Tensor] = torch.compile(wrapped) if recipe.compile else wrapped
         self._mean, self._std = (
-            torch.tensor(values, device=peers.device).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std)
+            torch.tensor(values, device=peers.device).mul(255).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std)
         )
 
     def epoch(
@@ -75,6 +77,7 @@ class Trainer:
         Raises CheckFailed when the loss is not finite any more.
         """
         torch.manual_seed(_seed(self.recipe.seed, number, self.peers.rank))  # dropout's; so that a resumed epoch is the same
+        self.condensation.refresh()
         self.model.train()
         sums = torch.zeros(4, dtype=torch.float64, device=self.peers.device)
         total = self.recipe.epochs * samples.steps
@@ -135,9 +138,9 @@ class Trainer:
         return self._score(sums)
 
     def normalised(self, pixels: Pixels) -> Tensor:
-        """What ``Preprocessing.apply`` does, on the device."""
+        """What ``Preprocessing.apply`` does, on the device and in two passes."""
         found = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.peers.device, non_blocking=True)
-        return found.to(memory_format=self.format).float().div_(255).sub_(self._mean).div_(self._std)
+        return found.to(memory_format=self.format).float().sub_(self._mean).div_(self._std)
 
     def _condense(self, stage: int) -> bool:
         """Bring every layer to a stage. The leader decides what is dropped, so that all masks are the same to the last bit."""
