@@ -17,7 +17,7 @@ demo: .venv/ready
 	$(BIN)/cnet-deploy bench --json $(OUT)/table.json
 
 test: .venv/ready lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/ready
 	$(BIN)/ruff check .

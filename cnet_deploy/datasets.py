@@ -117,7 +117,7 @@ def open_dataset(path: Path | str, split: Split = "val", classes: int | None = N
             if folder.is_dir() and (found := _official(folder, split)):
                 return found
         inner = path / split
-        if split == "train" and not inner.is_dir():
+        if not inner.is_dir() and (split == "train" or (path / "train").is_dir()):
             raise InputRefused(f"{path}: has no folder {split}; expected {LAYOUTS}")
         return FolderDataset(inner if inner.is_dir() else path)
     except OSError as error:

@@ -19,9 +19,6 @@ from tests.builders import write_idx
 ROOT = Path(__file__).parent.parent
 
 
-_NOT_RUN: list[str] = []
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none, with the driver's reason."""
     from cnet_deploy.device_memory import why_no_device
@@ -30,14 +27,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if wanted and (reason := why_no_device()):
         for item in wanted:
             item.add_marker(pytest.mark.skip(reason=f"needs a GPU: {reason}"))
-            _NOT_RUN.append(item.nodeid)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name what was not run for want of a GPU, so that nobody takes it for tested."""
-    if _NOT_RUN:
-        terminalreporter.section(f"{len(_NOT_RUN)} tests need a GPU and were not run")
-        for name in _NOT_RUN:
+    skipped = terminalreporter.stats.get("skipped", [])
+    if names := [report.nodeid for report in skipped if "needs a GPU" in str(report.longrepr)]:
+        terminalreporter.section(f"{len(names)} tests need a GPU and were not run")
+        for name in names:
             terminalreporter.line(name)
 
 

@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 import cnet_deploy as cd
 from cnet_deploy.cli import main
@@ -204,3 +206,28 @@ def test_a_folder_without_images_is_exit_code_4(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["train", str(tmp_path), *OPTIONS, "--savedir", str(tmp_path / "out")])
     assert (done.exit_code == 4 and "expected one with" in done.output) or "has no folder train" in done.output
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_nothing_to_test_on(tmp_path: Path) -> None:
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    Image.new("RGB", (40, 40)).save(tmp_path / "train" / "a" / "1.png")
+    with pytest.raises(InputRefused, match="has no folder val; expected"):
+        train(tmp_path, tmp_path / "out", RECIPE, **SHAPE)
+
+
+def test_folders_of_classes_are_trained_on(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for part, count in (("train", 6), ("val", 3)):
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(random.integers(0, 256, (48, 40, 3), np.uint8)).save(tmp_path / part / name / f"{number}.png")
+    recipe = Recipe(epochs=1, batch_size=6)
+    done = train(tmp_path, tmp_path / "out", recipe, input_size=(32, 32), workers=2, **SHAPE)
+    assert done is not None and done.score.images == 6
+    model = cd.load(done.checkpoint)
+    assert model.architecture.classes == 2 and model.preprocessing.statistics == "imagenet"
+    (tmp_path / "val" / "fox").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "val" / "fox" / "1.png")
+    with pytest.raises(InputRefused, match="train and val have other classes: fox"):
+        train(tmp_path, tmp_path / "again", recipe, input_size=(32, 32), **SHAPE)
