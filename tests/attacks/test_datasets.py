@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import gzip
+import hashlib
 import os
 import pickle
 import struct
@@ -414,10 +415,11 @@ LABELS = b"\0\0\x08\x01" + struct.pack(">I", 2) + bytes(2)
         b"\x1f\x8b\x08\x08\0\0\0\0\0\xff" + b"a" * (1 << 20),  # a name without end
         b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\xff\xff",
         gzip.compress(b"", mtime=0) * 50_000,
-        gzip.compress(gzip.compress(IMAGES)),
-        gzip.compress(IMAGES) + gzip.compress(IMAGES),
-        gzip.compress(b""),
+        gzip.compress(gzip.compress(IMAGES, mtime=0), mtime=0),
+        gzip.compress(IMAGES, mtime=0) + gzip.compress(IMAGES, mtime=0),
+        gzip.compress(b"", mtime=0),
     ],
+    ids=lambda images: f"{len(images)}-{hashlib.sha256(images).hexdigest()[:6]}",
 )
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_hostile_idx_files(folder: Path, images: bytes, suffix: str) -> None:
@@ -607,6 +609,6 @@ def test_what_is_not_changed_is_read(tmp_path: Path) -> None:
     for whole in WHOLE:
         (tmp_path / "file").write_bytes(whole)
         assert read_arrays(tmp_path / "file")["data"].tolist() == SMALL["data"].tolist()  # type: ignore[attr-defined]
-    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(gzip.compress(IMAGES))
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(gzip.compress(IMAGES, mtime=0))
     (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(LABELS)
     assert len(open_dataset(tmp_path)) == 2
