@@ -34,7 +34,7 @@ from cnet_deploy.preprocessing import Preprocessing
 from cnet_deploy.training.condensation import Condensation, initialise
 from cnet_deploy.training.peers import Peers
 from cnet_deploy.training.recipe import Recipe
-from cnet_deploy.training.trainer import Trainer
+from cnet_deploy.training.trainer import Trainer, tally
 
 FORMAT_VERSION = 1
 EXAMPLE = Architecture((4, 4, 4), (8, 16, 32), classes=10, stem_stride=1, input_size=(32, 32), classifier_keep=1.0)  # of examples/
@@ -62,19 +62,24 @@ def original_models(folder: Path) -> Iterator[Any]:
         sys.path.remove(str(folder))
 
 
-def original_step(original: Any, model: nn.Module, recipe: Recipe, images: Tensor, labels: Tensor) -> Step:
-    """A step as the original's main.py takes it, with autocast where the recipe has it: progress, lasso by the layers, SGD."""
+def original_step(original: Any, model: nn.Module, recipe: Recipe, images: Callable[[], Tensor], labels: Tensor) -> Step:
+    """A step as the original's main.py takes it, with autocast where the recipe has it: progress, lasso by the layers, SGD, errors.
+
+    ``images`` prepares a batch, and errors are counted, as ours are: what differs is the layers, the lasso and the update.
+    """
     optimizer = torch.optim.SGD(model.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True)
     learned = [module for module in model.modules() if isinstance(module, original.layers.LearnedGroupConv)]
     model.train()
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
-            loss = cross_entropy(model(images.clone(), 1e-6).float(), labels)  # the clone: ours prepares its images too
+            logits = model(images(), 1e-6)
+            loss = cross_entropy(logits.float(), labels)
         lasso = sum(module.lasso_loss for module in learned)
         optimizer.zero_grad()
         (loss + recipe.group_lasso_lambda * lasso).backward()
         optimizer.step()
+        tally(logits.detach(), labels, loss.detach())
 
     return step
 
@@ -110,10 +115,8 @@ def compare(original: Any, arch: Architecture, recipe: Recipe, count: int, round
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (recipe.batch_size, 3, *arch.input_size), np.uint8)
     labels = random.integers(0, arch.classes, recipe.batch_size)
-    format = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    step = original_step(
-        original, theirs.to(memory_format=format), recipe, trainer.normalised(pixels).to(memory_format=format), torch.from_numpy(labels)
-    )
+    theirs.to(memory_format=trainer.format)
+    step = original_step(original, theirs, recipe, lambda: trainer.normalised(pixels), torch.from_numpy(labels))
     return in_turns(lambda: trainer.step(pixels, labels), step, count, rounds)
 
 

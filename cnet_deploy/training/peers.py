@@ -31,9 +31,12 @@ class Peers:
         """The model whose gradients are the mean of all peers'. The leader's weights and buffers become everyone's now."""
         if self.processes == 1:
             return model
-        devices = [self.device] if self.device.type == "cuda" else None
+        on_gpu = self.device.type == "cuda"
+        # DistributedDataParallel never gives its group back, and a gloo thread that lets go of a Python tensor while the interpreter
+        # ends aborts the process. In a group of its own it moves only tensors that Python never saw; ours ends in time.
+        devices, group = ([self.device], None) if on_gpu else (None, dist.new_group())
         # Buffers are shared where they matter (dropping, evaluation): masks are as large as the weights.
-        return nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(model, device_ids=devices, process_group=group, broadcast_buffers=False)
 
     def share(self, tensors: Iterable[Tensor]) -> None:
         """Give everyone the leader's values."""

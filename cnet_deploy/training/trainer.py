@@ -111,7 +111,7 @@ class Trainer:
         if self.recipe.group_lasso_lambda and not self.condensation.finished:
             self.condensation.add_lasso_gradient(self.recipe.group_lasso_lambda)
         self.optimizer.step()
-        return _sums(logits.detach(), truth, loss.detach())
+        return tally(logits.detach(), truth, loss.detach())
 
     def validate(self, dataset: Dataset, model: nn.Module | None = None) -> Score:
         """Loss and errors on a dataset, each image counted once however many processes share it.
@@ -132,7 +132,7 @@ class Trainer:
                         raise InputRefused(batch.refused[0])
                     truth = torch.from_numpy(batch.labels).to(self.peers.device)
                     logits = model(self.normalised(batch.pixels[0])).float()
-                    sums += _sums(logits, truth, cross_entropy(logits, truth))
+                    sums += tally(logits, truth, cross_entropy(logits, truth))
         finally:
             model.train(training)
         return self._score(sums)
@@ -164,7 +164,8 @@ def timed() -> Iterator[Callable[[], float]]:
     yield lambda: time.perf_counter() - start
 
 
-def _sums(logits: Tensor, truth: Tensor, loss: Tensor) -> Tensor:
+def tally(logits: Tensor, truth: Tensor, loss: Tensor) -> Tensor:
+    """Sums over a batch [4]: loss, images whose class is not the first answer, or not among the first five, images."""
     best = logits.float().topk(min(5, logits.shape[1]), dim=1).indices
     hits = best == truth[:, None]
     count = float(len(truth))
