@@ -46,7 +46,7 @@ class Side:
 
 def make_side(
     name: str, model: str, backend: str | None, threads: int | None, python: str, folder: Path, say: Say, device: str, batch: int = 1
-) -> Side:  # fmt: skip
+) -> Side:
     """A file or named network, ready to run ``batch`` images an inference; what is made for it lies in ``folder``.
 
     Raises Unavailable where it is missing, or can't be exported or run; InputRefused for a file or backend that is refused.
