@@ -53,7 +53,7 @@ def main() -> None:
 def convert(checkpoint: Path, output: Path | None, classifier_keep: float | None, images: Path | None, **overrides: Any) -> None:
     """Turn CHECKPOINT, as training left it, into the group-convolution model."""
     share_the_processor()
-    from cnet_deploy.deployment import convert_file
+    from cnet_deploy.file_conversion import convert_file
 
     done = convert_file(checkpoint, output, classifier_keep=classifier_keep, images=images, overrides=overrides)
     click.echo(done.summary())

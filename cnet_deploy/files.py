@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cnet_deploy.errors import InputRefused, OutputRefused
@@ -67,13 +69,20 @@ def atomic_output(path: Path | str, *, source: Path | str | None = None) -> Iter
         yield temporary
 
 
+def _rename(temporaries: Sequence[Path], targets: Sequence[Path]) -> None:
+    for temporary, target in zip(temporaries, targets, strict=True):
+        os.replace(temporary, target)
+
+
 @contextlib.contextmanager
-def atomic_outputs(*paths: Path | str, source: Path | str | None = None) -> Iterator[list[Path]]:
+def atomic_outputs(
+    *paths: Path | str, source: Path | str | None = None, commit: Callable[[Sequence[Path], Sequence[Path]], None] = _rename
+) -> Iterator[list[Path]]:
     """A temporary path beside each of ``paths`` to write to; all renamed when the block ends well, all removed when it does not.
 
-    Every file is on the disk before the first is renamed, so that little can part them: a crash or an error between two renames.
-    Suffixes stay, so that libraries that look at them are content. ``source`` is a file that must not be overwritten by its own product.
-    Raises OutputRefused before anything is computed if a place can't be written to.
+    Every file is on the disk before ``commit`` renames them, which it does while no other commit goes on in that folder. A link at one of
+    ``paths`` is replaced; what it points to is left alone. Suffixes stay, so that libraries that look at them are content. ``source`` is
+    a file that must not be overwritten by its own product. Raises OutputRefused before anything is computed if a place can't be written to.
     """
     targets = [Path(path) for path in paths]
     for target in targets:
@@ -88,14 +97,56 @@ def atomic_outputs(*paths: Path | str, source: Path | str | None = None) -> Iter
         for temporary in temporaries:
             with open(temporary, "rb") as written:
                 os.fsync(written.fileno())
-        for current, temporary in zip(targets, temporaries, strict=True):
-            os.replace(temporary, current)
+        with locked(current.parent):
+            commit(temporaries, targets)
     except OSError as error:
         raise OutputRefused(f"{current}: can't be written: {error.strerror or error}; nothing was changed") from error
     finally:
         for temporary in temporaries:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes' commits: those of two files must not mix. A kill lets go of it.
+
+    Where there are no locks to be had, or one is held for long, renames are atomic each by itself all the same. What was renamed is on
+    the disk when this ends.
+    """
+    with contextlib.ExitStack() as stack:
+        held = None
+        with contextlib.suppress(OSError):  # a folder that may not be listed can't be locked
+            held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, held)
+            _lock(held)
+        yield
+        if held is not None:
+            with contextlib.suppress(OSError):
+                os.fsync(held)
+
+
+def _lock(held: int) -> None:
+    for _ in range(1000):
+        try:
+            return fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.01)
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Put a small file in place of another, whole, where the folder is ``locked`` already."""
+    temporary = _temporary(path)
+    try:
+        _create(temporary, path)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def check_output(path: Path | str, *, source: Path | str | None = None) -> None:

@@ -34,7 +34,7 @@ from cnet_deploy.benchmarks.sweep import default_threads
 from cnet_deploy.benchmarks.workers import Cell
 from cnet_deploy.checkpoint import load
 from cnet_deploy.conversion import DEFAULT_KEEP, convert
-from cnet_deploy.deployment import default_output
+from cnet_deploy.deployment import output_of
 from cnet_deploy.device_memory import why_no_device
 from cnet_deploy.errors import InputRefused, Unavailable, printable
 from cnet_deploy.exporters import SUFFIXES, exporter, options_of
@@ -167,9 +167,7 @@ def choose_for_file(
     """
     device = "cuda" if target == "tensorrt" else "cpu"
     _require(target, device)
-    out = default_output(model, SUFFIXES[target]) if out is None else Path(out)
-    if out.suffix != SUFFIXES[target]:
-        raise InputRefused(f"{out}: unknown suffix for the target {target}; expected {SUFFIXES[target]}")
+    out = output_of(Path(model), target, out)
     check_output(out, source=model)
     named = str(model) in NAMES and not exists(model)
     network = build_named(str(model)) if named else load(model, **(overrides or {}))

@@ -18,6 +18,7 @@ from cnet_deploy.manifest import Manifest
 from cnet_deploy.preprocessing import Preprocessing
 
 Floats = npt.NDArray[np.float32]
+Variants = dict[str, tuple[dict[str, Any], dict[str, Any]]]
 
 
 _KEPT = 4  # batch sizes whose buffers on a device are kept

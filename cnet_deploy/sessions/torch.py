@@ -11,7 +11,6 @@ import traceback
 import warnings
 import weakref
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +19,22 @@ from torch import nn
 from cnet_deploy.checkpoint import load
 from cnet_deploy.device_memory import why_no_device
 from cnet_deploy.errors import InputRefused, Unavailable
+from cnet_deploy.manifest import Pair
 from cnet_deploy.models import DenselyConnected, build_named
 from cnet_deploy.models.baselines import CLASSES, INPUT_SIZE
-from cnet_deploy.sessions.base import Binding, Floats, Session
+from cnet_deploy.sessions.base import Binding, Floats, Session, Variants
+
+SUFFIXES = (".safetensors", ".tar", ".pth", ".pt")
+PLACE = 5
+DESCRIBED = False
+VARIANTS: Variants = {
+    "compile": ({"compiled": True}, {}),
+    "cudagraph": ({"cudagraph": True}, {}),
+    "channels_last": ({"channels_last": True}, {}),
+    "tf32": ({"precision": "tf32"}, {}),
+    "fp16": ({"precision": "fp16"}, {}),
+    "bf16": ({"precision": "bf16"}, {}),
+}
 
 _OWN_CHOICE = torch.get_num_threads()
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -301,8 +313,8 @@ def open_named(name: str, *, threads: int | None, device: str = "cpu", **options
     return TorchSession(network, size, classes, device=device, threads=threads, **options)
 
 
-def open_file(path: Path, *, device: str, threads: int | None, **options: Any) -> Session:
+def open_file(pair: Pair, *, device: str, threads: int | None, **options: Any) -> Session:
     """A session over a checkpoint of the family, in the form in which it is stored; ``options`` are ``load``'s and TorchSession's."""
-    model = load(path, **{name: options.pop(name) for name in _OF_LOADING if name in options})
+    model = load(pair.path, **{name: options.pop(name) for name in _OF_LOADING if name in options})
     arch = model.architecture
     return TorchSession(model, arch.input_size, arch.classes, device=device, threads=threads, **options)

@@ -19,6 +19,7 @@ from cnet_deploy.data import read_images
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.exporters.native.toolchain import SOURCES
 from cnet_deploy.machine import host_machine
+from cnet_deploy.manifest import read_pair
 from cnet_deploy.models import build_named
 from cnet_deploy.sessions.native import open_file
 from tests.builders import TINY, VARIETIES
@@ -57,7 +58,7 @@ def check(
         expected = exact(model, images)
         for isa in names:
             for count in threads:
-                with open_file(path, device="cpu", threads=count, isa=isa) as session:
+                with open_file(read_pair(path), device="cpu", threads=count, isa=isa) as session:
                     assert session.isa == isa
                     for _ in range(2):  # the second finds what the first left in memory
                         worst = max(worst, float(np.abs(session.run(images) - expected).max() / np.abs(expected).max()))
