@@ -18,7 +18,7 @@ from cnet_deploy.checkpoint import load
 from cnet_deploy.data import Images, read_images
 from cnet_deploy.errors import CheckFailed, InputRefused, naming
 from cnet_deploy.exporters import SUFFIXES, Written, exporter, options_of
-from cnet_deploy.file_conversion import default_output, group_conv_form
+from cnet_deploy.file_conversion import default_output, group_conv_form, named_by
 from cnet_deploy.files import check_output, digest
 from cnet_deploy.lowering import lower
 from cnet_deploy.manifest import Manifest, atomic_pair, manifest_path
@@ -67,8 +67,10 @@ def export(
     out: Path | str | None = None,
     *,
     classifier_keep: float | None = None,
+    labels: Path | str | None = None,
     images: Path | str | None = None,
     tolerance: float | None = None,
+    sha256: str | None = None,
     overrides: dict[str, Any] | None = None,
     say: Say = lambda _: None,
     lowering: str | Mapping[str, str] = "gather",
@@ -80,7 +82,8 @@ def export(
     A model in training form is converted first, keeping ``classifier_keep`` of the classifier (None: the reference's half), and ``say``
     is told so. The artifact is compared with the model on fresh random inputs and on ``images``, unless it can't be run here: then the
     manifest says that it was not, and carries a proof by which the first opening does it. ``lowering`` is a form of rewriting.FORMS, or
-    one for each dense block. ``options`` are the target's own (see ``write`` in its module);
+    one for each dense block. ``labels`` is a file of the classes' names (see labels.py), ``sha256`` the digest that the model's file must
+    have. ``options`` are the target's own (see ``write`` in its module);
     ``overrides`` are those of ``checkpoint.load``. ``out`` None puts the artifact beside the model's file.
     Raises CheckFailed if the outputs differ beyond ``tolerance`` (relative to the largest logit): no file is left then, and one that was
     there is kept; InputRefused and OutputRefused as the steps do.
@@ -92,16 +95,18 @@ def export(
     out = output_of(source, target, out)
     check_output(out, source=source)
     if not isinstance(model, nn.Module):
-        model = _open_model(model, overrides or {}, say)
+        model = _open_model(model, {**(overrides or {}), "sha256": sha256}, say)
     size, classes, steps = _input_of(model)
     if images is not None and steps is None:
         raise InputRefused("this network has no preprocessing of its own, so real images can't be fed to it; leave --images out")
     data = read_images(images, steps, classes) if images is not None and steps is not None else None
     if isinstance(model, DenselyConnected):
         with naming(source):
-            model = group_conv_form(model, classifier_keep, say)
+            model = named_by(group_conv_form(model, classifier_keep, say), labels)
+    elif labels is not None:
+        raise InputRefused("this network carries no names of classes; leave --labels out, and give them to `run`")
     with atomic_pair(out, source=source) as (temporary, beside), _evaluating(model):
-        log.info("writing %s with %s", target, {**options, "lowering": lowering})
+        log.info("exporting to %s: %s", target, {**options, "lowering": lowering})
         written = write(_lowered(model, lowering), temporary, **options)
         description = _described(model, target, temporary, written, lowering)
         with TorchSession(model, size, classes) as reference:
@@ -138,7 +143,8 @@ def _described(model: nn.Module, target: str, file: Path, written: Written, lowe
     if not isinstance(model, DenselyConnected):
         return plain
     source = model.source.digest if model.source else ""
-    return replace(plain, source_sha256=source, architecture=model.architecture, preprocessing=model.preprocessing)
+    arch, steps, names = model.architecture, model.preprocessing, model.class_names
+    return replace(plain, source_sha256=source, architecture=arch, preprocessing=steps, class_names=names)
 
 
 def _compared(
@@ -188,6 +194,8 @@ def _lowered(model: nn.Module, lowering: str | Mapping[str, str]) -> Program | n
 def _open_model(model: Path | str, overrides: dict[str, Any], say: Say) -> nn.Module:
     """A file's model; or, where no such file is, the network of that name."""
     if str(model) in NAMES and not Path(model).exists():
+        if overrides.get("sha256"):
+            raise InputRefused(f"{model}: is the name of a network, which has no digest; expected no --sha256")
         say(f"{model} is the name of a network: its weights are random, good for measuring alone")
         return build_named(str(model))
     if not Path(model).exists() and not Path(model).suffix:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from cnet_deploy.conversion import DEFAULT_KEEP, convert, require_classifier_kee
 from cnet_deploy.data import Images, read_images
 from cnet_deploy.errors import CheckFailed, naming
 from cnet_deploy.files import check_output
+from cnet_deploy.labels import read_labels
 from cnet_deploy.models import DenselyConnected
 from cnet_deploy.sessions.torch import from_module
 from cnet_deploy.verification import TOLERANCES, Batch, Comparison, compare
@@ -64,18 +66,21 @@ def convert_file(
     out: Path | str | None = None,
     *,
     classifier_keep: float | None = None,
+    labels: Path | str | None = None,
     images: Path | str | None = None,
+    sha256: str | None = None,
     overrides: dict[str, Any] | None = None,
 ) -> Converted:
     """Convert a training checkpoint and write the group-conv form; say what that changed on ``images`` (or on random inputs).
 
+    ``labels`` is a file of the classes' names (see labels.py), ``sha256`` the digest that the checkpoint must have.
     A file in group-conv form already is rewritten as it is. ``out`` None writes ``.safetensors`` beside the file.
     Raises CheckFailed if the converted network computes something else than the training form; InputRefused and OutputRefused as
     ``checkpoint.load``, ``convert`` and ``checkpoint.save`` do.
     """
     out = default_output(path, ".safetensors") if out is None else Path(out)
     check_output(out, source=path)
-    model = load(path, **(overrides or {}))
+    model = named_by(load(path, sha256=sha256, **(overrides or {})), labels)
     data = read_images(images, model.preprocessing, model.architecture.classes) if images is not None else None
     with naming(path):
         converted = group_conv_form(model, classifier_keep, say=lambda _: None)
@@ -117,6 +122,15 @@ def default_output(source: Path | str, suffix: str) -> Path:
             name = name.removesuffix(known)
             break
     return source.with_name(name + suffix)
+
+
+def named_by(model: DenselyConnected, labels: Path | str | None) -> DenselyConnected:
+    """The model with its classes named by a file of labels; None leaves the names that it has. The weights are shared."""
+    if labels is None:
+        return model
+    named = copy.copy(model)
+    named.class_names = read_labels(labels, model.architecture.classes)
+    return named
 
 
 def group_conv_form(model: DenselyConnected, keep: float | None, say: Say) -> DenselyConnected:

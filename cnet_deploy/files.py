@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import fcntl
 import hashlib
+import itertools
+import logging
 import os
 import secrets
 import stat
@@ -13,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cnet_deploy.errors import InputRefused, OutputRefused
+
+log = logging.getLogger(__name__)
 
 MAX_BYTES = 4 << 30  # no model of the family comes near
 
@@ -31,6 +36,7 @@ def read_bytes(path: Path | str, limit: int = MAX_BYTES) -> bytes:
         raise InputRefused(f"{path}: can't be read: {getattr(error, 'strerror', None) or type(error).__name__}") from None
     if not data:
         raise InputRefused(f"{path}: is empty; expected a file with something in it")
+    log.info("read %s: %s bytes", path, f"{len(data):,}")
     return data
 
 
@@ -48,7 +54,7 @@ def check_input(path: Path | str) -> None:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        raise InputRefused(f"{path}: no such file") from None
+        raise InputRefused(f"{path}: no such file{_instead(path)}") from None
     except (OSError, ValueError) as error:
         raise InputRefused(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None
     if stat.S_ISDIR(mode):
@@ -57,9 +63,26 @@ def check_input(path: Path | str) -> None:
         raise InputRefused(f"{path}: is a device or pipe; expected a regular file")
 
 
+def _instead(path: Path) -> str:
+    """What was perhaps meant by a path where nothing is."""
+    with contextlib.suppress(OSError, ValueError):
+        if not path.parent.exists():
+            return f"; there is no folder {path.parent}"
+        names = [entry.name for entry in itertools.islice(path.parent.iterdir(), 1000)]
+        if near := difflib.get_close_matches(path.name, names, n=1):
+            return f"; did you mean {path.with_name(near[0])}?"
+    return ""
+
+
 def digest(data: bytes) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def require_digest(path: Path | str, data: bytes, sha256: str | None) -> None:
+    """Refuse bytes that are not those whose SHA-256 was pinned; None pins nothing."""
+    if sha256 is not None and (found := digest(data)) != sha256.lower():
+        raise InputRefused(f"{path}: has SHA-256 {found}; expected {sha256}, as pinned: get the file that was meant, or pin this one")
 
 
 @contextlib.contextmanager
@@ -99,6 +122,7 @@ def atomic_outputs(
                 os.fsync(written.fileno())
         with locked(current.parent):
             commit(temporaries, targets)
+        log.info("wrote %s", ", ".join(map(str, targets)))
     except OSError as error:
         raise OutputRefused(f"{current}: can't be written: {error.strerror or error}; nothing was changed") from error
     finally:

@@ -13,7 +13,8 @@ from typing import Any
 
 from cnet_deploy.architecture import Architecture
 from cnet_deploy.errors import InputRefused, OutputRefused
-from cnet_deploy.files import atomic_outputs, digest, locked, read_bytes, replace_bytes
+from cnet_deploy.files import atomic_outputs, digest, locked, read_bytes, replace_bytes, require_digest
+from cnet_deploy.labels import checked_labels
 from cnet_deploy.preprocessing import Preprocessing
 
 FORMAT_VERSION = 1
@@ -34,6 +35,7 @@ class Manifest:
     ``sha256`` and ``bytes`` are the artifact's own; ``source_sha256`` is the digest of the checkpoint that it was made from ("" for
     weights that were never in a file). ``architecture`` and ``preprocessing`` are None for the paper's other networks. ``details`` is
     what only this kind of artifact has (opset, batch …), ``libraries`` what made it, ``verification`` how it compared with its model;
+    ``class_names`` are one for each class, or none where nobody told;
     ``proof`` (see proof.py) is there while that is still to be seen.
     """
 
@@ -47,6 +49,7 @@ class Manifest:
     details: Mapping[str, Any] = field(default_factory=dict)
     libraries: Mapping[str, str] = field(default_factory=dict)
     verification: tuple[Mapping[str, Any], ...] = ()
+    class_names: tuple[str, ...] = ()
     proof: Mapping[str, Any] | None = None
 
     @property
@@ -58,6 +61,8 @@ class Manifest:
         values: dict[str, Any] = asdict(self)
         values["architecture"] = self.architecture and self.architecture.to_dict()
         values["preprocessing"] = self.preprocessing and self.preprocessing.to_dict()
+        if not self.class_names:
+            del values["class_names"]
         return json.dumps({"cnet_deploy_manifest": FORMAT_VERSION, **values}, indent=2, sort_keys=True) + "\n"
 
     @classmethod
@@ -78,6 +83,9 @@ class Manifest:
             if (steps := values["preprocessing"]) is not None:
                 values["preprocessing"] = Preprocessing.from_dict(steps)
             values["verification"] = tuple(values["verification"])
+            if names := values.get("class_names"):
+                arch = values["architecture"]
+                values["class_names"] = checked_labels(names, arch.classes if arch else len(names))
             if not isinstance(values.get("proof"), (dict, type(None))):
                 raise InputRefused("proof is none")
             return cls(**values)
@@ -130,12 +138,6 @@ def read_pair(path: Path | str, sha256: str | None = None, *, described: bool = 
         require_digest(path, data, sha256)
         return pair
     raise AssertionError("not reached")
-
-
-def require_digest(path: Path | str, data: bytes, sha256: str | None) -> None:
-    """Refuse bytes that are not those whose SHA-256 was pinned; None pins nothing."""
-    if sha256 is not None and (found := digest(data)) != sha256.lower():
-        raise InputRefused(f"{path}: has SHA-256 {found}; expected {sha256}, as pinned: get the file that was meant, or pin this one")
 
 
 def read(artifact: Path | str, data: bytes | None = None) -> Manifest | None:

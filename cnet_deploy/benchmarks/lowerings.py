@@ -158,7 +158,8 @@ def choose_beside(artifact: Path | str, program: Program, *, say: Say = lambda _
 
 def choose_for_file(
     model: Path | str, target: str, out: Path | str | None = None, *, options: Mapping[str, Any], classifier_keep: float | None = None,
-    overrides: Mapping[str, Any] | None = None, say: Say = lambda _: None, progress: Progress = lambda *_: None, **_others: Any,
+    overrides: Mapping[str, Any] | None = None, sha256: str | None = None, say: Say = lambda _: None,
+    progress: Progress = lambda *_: None, **_others: Any,
 ) -> Forms:  # fmt: skip
     """``choose_beside`` for what ``deployment.export`` would write: the forms to give it. Its other options decide nothing here.
 
@@ -170,7 +171,7 @@ def choose_for_file(
     out = output_of(Path(model), target, out)
     check_output(out, source=model)
     named = str(model) in NAMES and not exists(model)
-    network = build_named(str(model)) if named else load(model, **(overrides or {}))
+    network = build_named(str(model)) if named else load(model, sha256=sha256, **(overrides or {}))
     if not isinstance(network, DenselyConnected):
         raise InputRefused("only CondenseNet, DenseNet and their kin have lowerings to choose from; leave --lowering out")
     if network.form == "training":

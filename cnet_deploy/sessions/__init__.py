@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,8 @@ from cnet_deploy.declarations import declared
 from cnet_deploy.errors import CheckFailed, InputRefused, OutputRefused, Unavailable
 from cnet_deploy.files import check_input
 from cnet_deploy.sessions.base import Binding, Session, Variants
+
+log = logging.getLogger(__name__)
 
 __all__ = ["BACKENDS", "Binding", "Session", "DEVICES", "PEERS", "VARIANTS", "Variant", "backend_of", "open_session", "resolve_backend"]
 
@@ -114,6 +117,7 @@ def open_session(
     device = device or ("cuda" if backend in GPU_ONLY else "cpu")
     pair = manifest.read_pair(path, sha256, described=_SAID[backend].get("DESCRIBED", True))
     session: Session = module.open_file(pair, device=device, threads=threads, **options)
+    log.info("opened %s: %s on %s, %s", path, backend, session.device, session.precision)
     if session.manifest is not None and session.manifest.unverified:
         try:
             verified = _verified(session, session.manifest)

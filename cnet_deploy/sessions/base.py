@@ -128,6 +128,11 @@ class Session(ABC):
     manifest: Manifest | None = None
     closed: bool = False
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One for each class, or none where nobody told."""
+        return self.manifest.class_names if self.manifest is not None else ()
+
     def run(self, batch: Floats) -> Floats:
         """float32 [N, 3, H, W] -> float32 logits [N, classes]. An artifact of bounded batch runs as often as N needs.
 

@@ -19,6 +19,7 @@ import numpy as np
 from cnet_deploy.architecture import Architecture
 from cnet_deploy.device_memory import Device
 from cnet_deploy.errors import InputRefused, Unavailable, raise_if_interrupted
+from cnet_deploy.labels import checked_labels
 from cnet_deploy.manifest import METADATA_PREFIX, Pair
 from cnet_deploy.preprocessing import Preprocessing
 from cnet_deploy.sessions.base import Binding, DeviceBinding, Floats, Session, Variants
@@ -135,6 +136,7 @@ class OnnxruntimeSession(Session):
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1:
             raise InputRefused(f"has {len(inputs)} inputs and {len(outputs)} outputs; expected an image in and logits out")
+        self._class_names: tuple[str, ...] = ()
         self._input, self._output = inputs[0].name, outputs[0].name
         shape, logits = inputs[0].shape, outputs[0].shape
         fixed = len(shape) == 4 and all(isinstance(side, int) and side > 0 for side in shape[1:])
@@ -153,8 +155,14 @@ class OnnxruntimeSession(Session):
                 raise InputRefused(
                     f"its metadata speaks of {arch.classes} classes and {arch.input_size} pixels, its graph has {shape} and {logits}"
                 )
+        if text := found.get(f"{METADATA_PREFIX}class_names"):
+            self._class_names = checked_labels(json.loads(text), self.classes)
         if self.manifest is not None and self.manifest.architecture != self.architecture:
             raise InputRefused("its manifest speaks of another architecture than its metadata")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._class_names
 
     def bind(self, batch: Floats) -> Binding:
         checked = self.check(batch, exact=True)

@@ -76,10 +76,15 @@ class TorchSession(Session):
         self.model: nn.Module = _compiled(model.eval()) if compiled else model.eval()
         self.input_shape = (None, 3, *input_size)
         self.classes = classes
+        self._class_names = model.class_names if isinstance(model, DenselyConnected) else ()
         self.threads, self.device, self.precision = threads, device, precision
         self.compiled, self.cudagraph, self.dtype, self.format = compiled, cudagraph, _DTYPES[precision], format
         self.bindings: weakref.WeakSet[_CudaBinding] = weakref.WeakSet()
         self._spare: dict[int, Binding] = {}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._class_names
 
     def close(self) -> None:
         if self.closed:
