@@ -21,8 +21,9 @@ import torch
 from cnet_deploy import __version__
 from cnet_deploy.architecture import Architecture
 from cnet_deploy.errors import InputRefused, OutputRefused, naming
-from cnet_deploy.files import atomic_output, digest, read_bytes
+from cnet_deploy.files import atomic_output, digest, read_bytes, require_digest
 from cnet_deploy.inference import infer_architecture, infer_form
+from cnet_deploy.labels import checked_labels
 from cnet_deploy.models import DenselyConnected, Source, build
 from cnet_deploy.pickles import examine, is_torchscript
 from cnet_deploy.preprocessing import Preprocessing
@@ -49,7 +50,7 @@ class Contents:
     metadata: dict[str, Any]
 
 
-def read_tensors(path: Path | str) -> Contents:
+def read_tensors(path: Path | str, sha256: str | None = None) -> Contents:
     """The state dict of a checkpoint, whatever its container: legacy pickle, zip, safetensors.
 
     Floating-point tensors become float32. Raises InputRefused for anything unreadable, for a pickle that asks for more than
@@ -57,6 +58,7 @@ def read_tensors(path: Path | str) -> Contents:
     """
     path = Path(path)
     data = read_bytes(path)
+    require_digest(path, data, sha256)
     if path.suffix == ".onnx":
         raise InputRefused(f"{path}: is an artifact; expected the checkpoint or model that it was made from")
     metadata: dict[str, Any] = {}
@@ -83,19 +85,22 @@ def load(
     condense_factor: int | None = None,
     input_size: tuple[int, int] | None = None,
     stem_stride: int | None = None,
+    sha256: str | None = None,
 ) -> DenselyConnected:
     """A model from a checkpoint of the family, in the form in which it is stored, ready to run.
 
     ``groups``, ``condense_factor``, ``input_size`` (height, width) and ``stem_stride``: see ``infer_architecture``.
     Raises InputRefused as ``read_tensors`` and ``infer_architecture`` do; the message begins with the file's name.
     """
-    read = read_tensors(path)
+    read = read_tensors(path, sha256)
     with naming(path):
         form = infer_form(read.tensors)
         arch = architecture_of(read, groups=groups, condense_factor=condense_factor, input_size=input_size, stem_stride=stem_stride)
         model = build(arch, form)
         own = read.metadata.get(METADATA_KEY)
         steps = Preprocessing.from_dict(own["preprocessing"]) if own else model.preprocessing
+        if own and (names := own.get("class_names", own.get("training", {}).get("class_names"))):
+            model.class_names = checked_labels(names, arch.classes)
     # Counters may be absent from old files, and are one number in any shape; everything else was checked name by name.
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     model.load_state_dict({name: value.reshape(shapes[name]) for name, value in read.tensors.items()}, strict=False)
@@ -191,6 +196,8 @@ def own_metadata(model: DenselyConnected, **more: Any) -> str:
         "preprocessing": model.preprocessing.to_dict(),
         "source": {"sha256": source.digest if source else "", "name": source.name if source else "", "form": (source or model).form},
     }
+    if model.class_names:
+        metadata["class_names"] = list(model.class_names)
     return json.dumps({**metadata, **more}, sort_keys=True)
 
 

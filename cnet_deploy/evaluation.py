@@ -193,7 +193,7 @@ def evaluate(
     """
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     with contextlib.ExitStack() as stack:
-        sessions = [stack.enter_context(_opened(Path(path), backend, device, threads, overrides)) for path in paths]
+        sessions = [stack.enter_context(opened(Path(path), backend, device, threads, overrides)) for path in paths]
         dataset = open_dataset(data, split, sessions[0].classes)
         for path, session in zip(paths, sessions, strict=True):
             if session.classes != dataset.classes:
@@ -211,12 +211,15 @@ def evaluate(
     return Evaluation(dataset.name, split, images, dataset.classes, tuple(tally.result() for tally in tallies), tuple(refused))
 
 
-def _opened(path: Path, backend: str | None, device: str | None, threads: int | None, overrides: dict[str, Any]) -> Session:
+def opened(
+    path: Path, backend: str | None, device: str | None, threads: int | None, overrides: dict[str, Any], sha256: str | None = None
+) -> Session:  # fmt: skip
+    """``open_session`` with a backend's name as ``bench`` has them. Raises InputRefused for ``overrides`` of what infers nothing."""
     variant = resolve_backend(backend or backend_of(path))
     given = {name: value for name, value in overrides.items() if value is not None}
     if given and variant.backend != "torch":
         raise InputRefused(f"{path}: is an artifact, of which nothing is inferred; expected no {', '.join(given)}")
-    return open_session(path, variant.backend, device, threads, **variant.options, **given)
+    return open_session(path, variant.backend, device, threads, sha256=sha256, **variant.options, **given)
 
 
 class _Tally:

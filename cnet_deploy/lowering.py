@@ -50,6 +50,7 @@ def lower(model: DenselyConnected) -> Program:
         ),
         model.preprocessing,
         model.source.digest if model.source else "",
+        model.class_names,
     )
 
 

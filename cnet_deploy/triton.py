@@ -58,8 +58,8 @@ def write_repository(
     manifest or of another kind, for one that takes no single images, and where another network stands under that name already;
     Unavailable for an engine that no server reads; OutputRefused where nothing can be written: then what was there is as it was.
     """
-    data = read_bytes(artifact)
-    found = manifest.read(artifact, data)
+    pair = manifest.read_pair(artifact)
+    data, found = pair.data, pair.manifest
     if found is None:
         raise InputRefused(f"{artifact}: has no manifest beside it; expected the pair that `export` wrote")
     if found.target not in _PLATFORMS:

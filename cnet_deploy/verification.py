@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -20,6 +21,8 @@ from cnet_deploy.preprocessing import Floats
 from cnet_deploy.sessions import Session, backend_of, open_session
 
 # The largest difference of two logits, relative to the largest logit, that rounding of this precision explains with room to spare.
+log = logging.getLogger(__name__)
+
 TOLERANCES = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 3e-2}
 
 SWAPPED = "what is compared with it is a training checkpoint; expected them the other way round: the artifact, then its model"
@@ -79,6 +82,7 @@ def compare(run: Run, reference: Run, batches: Iterable[Batch], *, inputs: str, 
         theirs.append(reference(batch).astype(np.float64))
         labels.append(truth)
     a, b = np.concatenate(ours), np.concatenate(theirs)
+    log.info("compared logits on %s: %s images", inputs, len(a))
     if a.shape != b.shape:
         raise InputRefused(f"the artifact has {a.shape[1]} classes and the model {b.shape[1]}; expected the same network")
     with np.errstate(invalid="ignore"):  # infinities become NaN here, and NaN fails the check
@@ -122,14 +126,15 @@ def verify(
     *,
     images: Path | str | None = None,
     tolerance: float | None = None,
+    sha256: str | None = None,
     **overrides: Any,
 ) -> list[Comparison]:
     """Compare an artifact with the model it came from. A model in training form is converted first, as the artifact was.
 
-    ``overrides``: see ``checkpoint.load``. Raises InputRefused for files that can't be opened or don't fit each other; a difference
-    beyond the tolerance is for the caller to see in ``Comparison.passed``.
+    ``sha256`` pins the artifact; ``overrides``: see ``checkpoint.load``. Raises InputRefused for files that can't be
+    opened or don't fit each other; a difference beyond the tolerance is for the caller to see in ``Comparison.passed``.
     """
-    with open_session(artifact) as session, _open_reference(model, session, overrides) as reference:
+    with open_session(artifact, sha256=sha256) as session, _open_reference(model, session, overrides) as reference:
         data = None
         if images is not None:
             if reference.preprocessing is None:

@@ -17,6 +17,7 @@ from cnet_deploy.benchmarks.report import is_any, put, show
 from cnet_deploy.benchmarks.results import write_text
 from cnet_deploy.benchmarks.rule import Verdict
 from cnet_deploy.benchmarks.summary import milliseconds
+from cnet_deploy.console import quiet
 from cnet_deploy.errors import CheckFailed, CnetDeployError, Inconclusive, OutputRefused, printable
 from cnet_deploy.files import check_output
 from cnet_deploy.manifest import manifest_path
@@ -60,7 +61,7 @@ def run(models: Sequence[str], baseline: Path | None, places: Places, **options:
     except CnetDeployError as error:
         _tell(NOT_MEASURED, f"{NOT_MEASURED}: {error}", {"exit_code": error.exit_code, "reason": str(error)}, [], places)
         raise
-    if outcome.rounds or outcome.self_rounds:
+    if (outcome.rounds or outcome.self_rounds) and not quiet():
         show(_table(outcome))
     _tell(outcome.verdict.value, verdict(outcome), to_dict(outcome), _markdown(outcome), places)
     if outcome.verdict is Verdict.REGRESSION:

@@ -14,6 +14,10 @@ from cnet_deploy.program import Program
 if TYPE_CHECKING:
     from torch import nn
 
+SUFFIX = ".onnx"
+HELP = "Write an ONNX file."
+PLACE = 1
+
 
 def write(
     network: Program | nn.Module, path: Path, *, opset: int | None = None, batch: int | None = None, precision: str = "fp32"

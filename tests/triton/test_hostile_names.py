@@ -10,6 +10,7 @@ import pytest
 
 from cnet_deploy.manifest import Manifest, manifest_path
 from cnet_deploy.triton import write_repository
+
 from .helpers import engine, parsed
 
 

@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import hashlib
 import importlib.util
+import logging
 import os
 import shlex
 import shutil
@@ -20,6 +21,8 @@ from cnet_deploy.errors import InputRefused, Unavailable, printable
 from cnet_deploy.exporters.native.planning import weights_name
 from cnet_deploy.files import digest
 from cnet_deploy.machine import host_isas, host_machine
+
+log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "cpp"
 TARGETS = ("host", "x86-64-v3", "x86-64-v4", "aarch64")
@@ -185,7 +188,9 @@ def _object(compiler: Compiler, name: str, isa: str, defines: Sequence[str], *, 
     content = b"".join(path.read_bytes() for path in sorted(SOURCES.iterdir()) if path.is_file())
     key = hashlib.sha256(repr((compiler, name, flags, hashlib.sha256(content).hexdigest())).encode()).hexdigest()
     if (found := _from_cache(key)) is not None:
+        log.info("%s for %s: compiled before", name, isa)
         return found
+    log.info("compiling %s for %s with %s", name, isa, compiler.version)
     made = scratch / f"{key}.o"
     # By a relative name, so that no path of this machine gets into the file.
     _run([*compiler.command, *flags, "-c", name, "-o", str(made)], SOURCES)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import weakref
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +12,23 @@ from torch import nn
 
 from cnet_deploy.checkpoint import load
 from cnet_deploy.errors import InputRefused
+from cnet_deploy.manifest import Pair
 from cnet_deploy.models import DenselyConnected, build_named
 from cnet_deploy.models.baselines import CLASSES, INPUT_SIZE
-from cnet_deploy.sessions.base import Binding, Floats, Session
+from cnet_deploy.sessions.base import Binding, Floats, Session, Variants
 from cnet_deploy.sessions.torch.cuda import CudaBinding, require_device, telling
+
+SUFFIXES = (".safetensors", ".tar", ".pth", ".pt")
+PLACE = 5
+DESCRIBED = False
+VARIANTS: Variants = {
+    "compile": ({"compiled": True}, {}),
+    "cudagraph": ({"cudagraph": True}, {}),
+    "channels_last": ({"channels_last": True}, {}),
+    "tf32": ({"precision": "tf32"}, {}),
+    "fp16": ({"precision": "fp16"}, {}),
+    "bf16": ({"precision": "bf16"}, {}),
+}
 
 _OWN_CHOICE = torch.get_num_threads()
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -56,10 +68,15 @@ class TorchSession(Session):
         self.model: nn.Module = _compiled(model.eval()) if compiled else model.eval()
         self.input_shape = (None, 3, *input_size)
         self.classes = classes
+        self._class_names = model.class_names if isinstance(model, DenselyConnected) else ()
         self.threads, self.device, self.precision = threads, device, precision
         self.compiled, self.cudagraph, self.dtype, self.format = compiled, cudagraph, _DTYPES[precision], format
         self.bindings: weakref.WeakSet[CudaBinding] = weakref.WeakSet()
         self._spare: dict[int, Binding] = {}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._class_names
 
     def close(self) -> None:
         if self.closed:
@@ -143,8 +160,8 @@ def open_named(name: str, *, threads: int | None, device: str = "cpu", **options
     return TorchSession(network, size, classes, device=device, threads=threads, **options)
 
 
-def open_file(path: Path, *, device: str, threads: int | None, **options: Any) -> Session:
+def open_file(pair: Pair, *, device: str, threads: int | None, **options: Any) -> Session:
     """A session over a checkpoint of the family, in the form in which it is stored; ``options`` are ``load``'s and TorchSession's."""
-    model = load(path, **{name: options.pop(name) for name in _OF_LOADING if name in options})
+    model = load(pair.path, **{name: options.pop(name) for name in _OF_LOADING if name in options})
     arch = model.architecture
     return TorchSession(model, arch.input_size, arch.classes, device=device, threads=threads, **options)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import cnet_deploy as cd
 from cnet_deploy.architecture import NAMED, Architecture
 from cnet_deploy.errors import InputRefused
+from cnet_deploy.manifest import read_pair
 from cnet_deploy.models import build_named
 from cnet_deploy.sessions.native import open_file
 from tests.builders import TINY, VARIETIES
@@ -45,7 +46,7 @@ def check(
         expected = exact(model, images)
         for isa in names:
             for count in threads:
-                with open_file(path, device="cpu", threads=count, isa=isa) as session:
+                with open_file(read_pair(path), device="cpu", threads=count, isa=isa) as session:
                     assert session.isa == isa
                     for _ in range(2):  # the second finds what the first left in memory
                         worst = max(worst, float(np.abs(session.run(images) - expected).max() / np.abs(expected).max()))
@@ -124,7 +125,7 @@ def test_nan_goes_where_torch_lets_it_go_and_does_not_stay(precision: str, tmp_p
     expected = np.isnan(exact(model, images))
     assert expected[1].all() and not expected[[0, 2]].any()
     for isa in isas(precision):
-        with open_file(path, device="cpu", threads=2, isa=isa) as session:
+        with open_file(read_pair(path), device="cpu", threads=2, isa=isa) as session:
             before = session.run(clean)
             assert np.array_equal(np.isnan(session.run(images)), expected)
             assert np.array_equal(session.run(clean), before)
@@ -133,7 +134,7 @@ def test_nan_goes_where_torch_lets_it_go_and_does_not_stay(precision: str, tmp_p
 def test_extreme_inputs_stay_what_they_are(tmp_path: Path) -> None:
     model = network(TINY)
     path = cd.export(model, "native", tmp_path / "m.so").path
-    with open_file(path, device="cpu", threads=2) as session:
+    with open_file(read_pair(path), device="cpu", threads=2) as session:
         for value in (0.0, 1e-30, 1e6):
             images = np.full((1, 3, 32, 32), value, np.float32)
             expected = exact(model, images)
