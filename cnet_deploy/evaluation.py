@@ -261,7 +261,7 @@ def ranked(logits: Floats, labels: Labels) -> tuple[Labels, Labels, npt.NDArray[
 
 def _run(
     tallies: Sequence[_Tally], dataset: Dataset, size: int, workers: int | None, skip_corrupt: int, told: Callable[[str, float], None]
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """All images through all sessions; why some could not be read."""
     kinds = list(dict.fromkeys(tally.preprocessing for tally in tallies))
     refused: list[str] = []

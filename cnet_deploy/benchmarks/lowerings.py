@@ -87,7 +87,7 @@ class _Bench:
 
     def __init__(
         self, program: Program, folder: Path, target: str, options: dict[str, Any], settings: Settings, progress: Progress
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._program, self._folder, self._target, self._settings, self._progress = program, folder, target, settings, progress
         self._options, self._write = options, exporter(target)
         # What is the same in two networks must be the same in their engines, or builds are compared instead of forms.

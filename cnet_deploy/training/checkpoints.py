@@ -66,7 +66,7 @@ class Checkpoints:
         best_prec1: float,
         is_best: bool,
         told: Mapping[str, Any],
-    ) -> Path:  # fmt: skip
+    ) -> Path:
         """Write a checkpoint, then its name into latest.txt, and a copy if it is the best so far."""
         path = self.folder / f"checkpoint_{epoch:03d}.pth.tar"
         tensors = OrderedDict((name, value.detach().cpu().contiguous()) for name, value in model.state_dict().items())

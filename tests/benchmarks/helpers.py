@@ -15,7 +15,7 @@ QUICK = Settings(rounds=2, seconds=0.0, least=2, warmup=0.0, rewarm=0.0)
 
 def result(
     *rounds: list[float], label: str = "x", backend: str = "torch", threads: int = 1, batch: int = 1, device: str = "cpu", **values: Any
-) -> Result:  # fmt: skip
+) -> Result:
     """A cell that took these seconds."""
     cell = Cell(label, label, backend, threads, batch, device=device)
     return Result(
