@@ -88,7 +88,7 @@ def inspect(path: Path | str, **overrides: Any) -> Inspection:
 
 
 def _inspect_checkpoint(path: Path, overrides: dict[str, Any]) -> Inspection:
-    from cnet_deploy.checkpoint import METADATA_KEY, architecture_of, read_tensors
+    from cnet_deploy.contents import METADATA_KEY, architecture_of, read_tensors
     from cnet_deploy.inference import infer_form, pruning_layers
     from cnet_deploy.pruning import require_finished
 
