@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnet_deploy import drawing
-from cnet_deploy.checkpoint import Contents, architecture_of, read_tensors
+from cnet_deploy.contents import Contents, architecture_of, read_tensors
 from cnet_deploy.drawing import COLOURS
 from cnet_deploy.errors import InputRefused, PruningUnfinished, naming
 from cnet_deploy.files import atomic_output

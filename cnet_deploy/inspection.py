@@ -92,7 +92,7 @@ def inspect(path: Path | str, *, sha256: str | None = None, **overrides: Any) ->
 
 
 def _inspect_checkpoint(path: Path, overrides: dict[str, Any]) -> Inspection:
-    from cnet_deploy.checkpoint import METADATA_KEY, architecture_of, read_tensors
+    from cnet_deploy.contents import METADATA_KEY, architecture_of, class_names_of, read_tensors
     from cnet_deploy.inference import infer_form, pruning_layers
     from cnet_deploy.pruning import require_finished
 
@@ -100,11 +100,11 @@ def _inspect_checkpoint(path: Path, overrides: dict[str, Any]) -> Inspection:
     details = {key: value for key, value in read.metadata.items() if key != METADATA_KEY}
     if own := read.metadata.get(METADATA_KEY):
         details.update({"source": own["source"], "preprocessing": own["preprocessing"], "tool": own.get("tool")})
-        details["class_names"] = own.get("class_names")
     architecture, problem = None, None
     try:
         pruning, form = pruning_layers(read.tensors), infer_form(read.tensors)
         architecture = architecture_of(read, **overrides)
+        details["class_names"] = list(class_names_of(read, architecture.classes)) or None
         if pruning:
             require_finished(pruning, architecture.group_1x1, architecture.condense_factor)
     except PruningUnfinished as error:

@@ -1,7 +1,7 @@
 """What a pickle would do, read off its opcodes without running any: so that a refusal can name it, before any reader is at risk.
 
-torch's own reader of weights refuses to call what it does not know, but it can be made to crash or to hang by what it does not call:
-a key nested a million deep, a name of a megabyte. Those are found here.
+A reader that refuses to call what it does not know can still be made to crash or to hang by what it does not call: a key nested a
+million deep, a name of a megabyte. Those are found here.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 from cnet_deploy.errors import printable
 
-MAX_BYTES = 64 << 20  # of the pickle inside a zip container; weights lie beside it
-MAX_OPCODES = 500_000  # a checkpoint of CondenseNet-182 with its optimizer has some 60,000
+MAX_BYTES = 16 << 20  # of the pickle inside a zip container; weights lie beside it
+MAX_OPCODES = 150_000  # in all; a checkpoint of CondenseNet-182 with its optimizer has some 60,000
 MAX_DEPTH = 100
 MAX_NAME = 200
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C

@@ -14,7 +14,8 @@ import safetensors.torch
 import torch
 
 import cnet_deploy as cd
-from cnet_deploy.checkpoint import METADATA_KEY, read_tensors, reference_cannot_read
+from cnet_deploy.checkpoint import reference_cannot_read
+from cnet_deploy.contents import METADATA_KEY, read_tensors
 from cnet_deploy.errors import InputRefused, OutputRefused
 from cnet_deploy.files import digest
 from cnet_deploy.models import DenselyConnected, build_random

@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 import cnet_deploy as cd
-from cnet_deploy.checkpoint import read_tensors
 from cnet_deploy.cli import main
 from cnet_deploy.connections import connections, draw, plot
+from cnet_deploy.contents import read_tensors
 from cnet_deploy.errors import InputRefused, OutputRefused
 from tests.builders import TINY, TINY_DENSENET, TINY_LGC, save_checkpoint, state_dict, training_model
 

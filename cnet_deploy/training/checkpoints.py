@@ -23,10 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnet_deploy.checkpoint import METADATA_KEY, own_metadata, read_pickle
+from cnet_deploy.checkpoint import own_metadata
+from cnet_deploy.containers import read_pickled
+from cnet_deploy.contents import METADATA_KEY
 from cnet_deploy.errors import InputRefused, OutputRefused
 from cnet_deploy.files import atomic_output, read_bytes
 from cnet_deploy.models import DenselyConnected
+from cnet_deploy.pickles import examine
+from cnet_deploy.stored_tensors import StoredTensor
 from cnet_deploy.training.recipe import MODELS
 
 _NAME = re.compile(r"checkpoint_(\d{3,6})\.pth\.tar")
@@ -128,7 +132,10 @@ def read(path: Path) -> State:
     """A checkpoint to train on from, the reference's or ours; nothing in it is executed. Raises InputRefused for one that is not whole."""
     data = read_bytes(path)
     try:
-        loaded = read_pickle(data)
+        findings = examine(data)
+        if findings.wanted or findings.problem:
+            raise ValueError(findings.problem or "it asks for more than tensors")
+        loaded = _as_torch(read_pickled(data))
         epoch, best, optimizer = loaded["epoch"], loaded["best_prec1"], loaded["optimizer"]
         tensors = {name.removeprefix("module."): value for name, value in loaded["state_dict"].items()}
         told = {}
@@ -157,6 +164,18 @@ def _on_cpu(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _on_cpu(entry) for key, entry in value.items()}
     return [_on_cpu(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _as_torch(value: Any, name: str = "a tensor") -> Any:
+    """The same with torch's tensors in the place of stored ones, to the bit."""
+    if isinstance(value, StoredTensor):
+        numbers = torch.from_numpy(value.bits(name)).view(getattr(torch, value.dtype))
+        # In memory of torch's own, and in the order in which they lay: how kernels round depends on both.
+        made = torch.empty_strided(value.shape, value.strides, dtype=numbers.dtype) if value.dense else torch.empty_like(numbers)
+        return made.copy_(numbers)
+    if isinstance(value, dict):
+        return type(value)((key, _as_torch(entry, f"{key}")) for key, entry in value.items())
+    return [_as_torch(entry, name) for entry in value] if isinstance(value, list) else value
 
 
 def _digest(tensors: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> str:

@@ -162,6 +162,6 @@ def open_named(name: str, *, threads: int | None, device: str = "cpu", **options
 
 def open_file(pair: Pair, *, device: str, threads: int | None, **options: Any) -> Session:
     """A session over a checkpoint of the family, in the form in which it is stored; ``options`` are ``load``'s and TorchSession's."""
-    model = load(pair.path, **{name: options.pop(name) for name in _OF_LOADING if name in options})
+    model = load(pair.path, data=pair.data, **{name: options.pop(name) for name in _OF_LOADING if name in options})
     arch = model.architecture
     return TorchSession(model, arch.input_size, arch.classes, device=device, threads=threads, **options)

@@ -1,0 +1,203 @@
+"""What a checkpoint holds, read without torch and without executing anything in it: its tensors as arrays, and what it says of itself.
+
+Whatever a pickle asks for beyond tensors and plain containers is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import safetensors
+
+from cnet_deploy.architecture import Architecture
+from cnet_deploy.containers import is_safetensors, is_zip, read_pickled, read_safetensors
+from cnet_deploy.errors import InputRefused
+from cnet_deploy.files import digest, read_bytes, require_digest
+from cnet_deploy.inference import infer_architecture, infer_form
+from cnet_deploy.labels import checked_labels
+from cnet_deploy.pickles import Findings, examine, is_torchscript
+from cnet_deploy.stored_tensors import StoredTensor
+from cnet_deploy.tensor_pickles import OddKey
+
+METADATA_KEY = "cnet_deploy"
+METADATA_VERSION = 1
+MAX_PREFIXES = 4  # of DataParallel's "module.", one for each time a model was wrapped
+MAX_SHARED = 64 << 20  # bytes that all tensors of a file may take beyond four times its own: many can be views of one storage
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A file's tensors (float32 or integers, each in memory of its own, ``module.`` stripped) and what else it says of itself."""
+
+    tensors: dict[str, npt.NDArray[Any]]
+    source: str
+    digest: str
+    size: int
+    container: str
+    metadata: dict[str, Any]
+
+
+def read_tensors(path: Path | str, sha256: str | None = None, data: bytes | None = None) -> Contents:
+    """The state dict of a checkpoint, whatever its container: legacy pickle, zip, safetensors.
+
+    Floating-point tensors become float32. ``sha256`` is the digest that the file must have; ``data`` its bytes, if they were read.
+    Raises InputRefused for anything unreadable, for a pickle that asks for more than tensors (naming what it wanted), and for a file that
+    holds no state dict.
+    """
+    path = Path(path)
+    data = read_bytes(path) if data is None else data
+    require_digest(path, data, sha256)
+    if path.suffix == ".onnx":
+        raise InputRefused(f"{path}: is an artifact; expected the checkpoint or model that it was made from")
+    findings: Findings | None = None
+    try:
+        if path.suffix == ".safetensors" or is_safetensors(data):
+            container, loaded, metadata = "safetensors", *_read_safetensors(data)
+        else:
+            findings = examine(data)
+            container, loaded, metadata = "zip" if is_zip(data) else "legacy pickle", *_read_pickled(data, findings)
+        return Contents(_state_dict(loaded, len(data)), path.name, digest(data), len(data), container, metadata)
+    except InputRefused as error:
+        raise InputRefused(f"{path}: {error}") from None
+    # What a damaged or hostile file makes its reader raise has no bound: any exception here means that it was not read.
+    except Exception as error:
+        raise InputRefused(f"{path}: {_why_unreadable(error, data, findings or examine(data))}") from None
+
+
+def class_names_of(read: Contents, classes: int) -> tuple[str, ...]:
+    """The names of the classes, where the file tells them: a model's own, or those of the data that a checkpoint was trained on.
+
+    Raises InputRefused for what are none."""
+    own = read.metadata.get(METADATA_KEY, {})
+    training = own.get("training")
+    names = own.get("class_names") or (training.get("class_names") if isinstance(training, dict) else None)
+    return checked_labels(names, classes) if names else ()
+
+
+def architecture_of(
+    read: Contents,
+    *,
+    groups: int | None = None,
+    condense_factor: int | None = None,
+    input_size: tuple[int, int] | None = None,
+    stem_stride: int | None = None,
+) -> Architecture:
+    """The Architecture of what was read, every tensor checked against it: our own metadata where there is any, else inferred.
+
+    Raises InputRefused as ``infer_architecture`` does, and for metadata that the tensors belie.
+    """
+    own = read.metadata.get(METADATA_KEY)
+    stored = Architecture.from_dict(own["architecture"]) if own else None
+    if own and own.get("form") != infer_form(read.tensors):
+        raise InputRefused(
+            f"the metadata says that this is the form {own.get('form')!r}, but the tensors are in {infer_form(read.tensors)} form"
+        )
+    if stored:
+        input_size, stem_stride = input_size or stored.input_size, stem_stride or stored.stem_stride
+    if stored and infer_form(read.tensors) == "training":
+        groups, condense_factor = groups or stored.group_1x1, condense_factor or stored.condense_factor
+    arch = infer_architecture(read.tensors, groups=groups, condense_factor=condense_factor, input_size=input_size, stem_stride=stem_stride)
+    if stored and replace(stored, input_size=arch.input_size, stem_stride=arch.stem_stride, classifier_keep=arch.classifier_keep) != arch:
+        raise InputRefused(f"the metadata says {stored.summary()}, but the tensors are those of {arch.summary()}")
+    return arch
+
+
+def _read_pickled(data: bytes, findings: Findings) -> tuple[Any, dict[str, Any]]:
+    if findings.wanted or findings.problem:
+        raise ValueError(findings.problem or "it asks for more than tensors")
+    loaded, metadata = read_pickled(data), dict[str, Any]()
+    if isinstance(loaded, dict):
+        found = {key: loaded.get(key) for key in ("epoch", "best_prec1", "model", METADATA_KEY)}
+        metadata = _with_own({key: value for key, value in found.items() if isinstance(value, (int, float, str))})
+    return loaded, metadata
+
+
+def _read_safetensors(data: bytes) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
+    try:
+        tensors, metadata = read_safetensors(data)
+        return tensors, _with_own(metadata)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputRefused(f"is no whole safetensors file: {_first_line(error)}") from None
+
+
+def _with_own(metadata: dict[str, Any]) -> dict[str, Any]:
+    """A file's metadata with what this tool wrote of itself parsed and checked."""
+    if METADATA_KEY in metadata:
+        own = json.loads(metadata[METADATA_KEY])
+        if not isinstance(own, dict) or own.get("version") != METADATA_VERSION:
+            raise InputRefused(f"was written by another version of cnet-deploy; expected metadata version {METADATA_VERSION}")
+        _check_metadata(own)
+        metadata[METADATA_KEY] = own
+    return metadata
+
+
+def _check_metadata(own: Mapping[str, Any]) -> None:
+    for part in ("architecture", "preprocessing", "source"):
+        if not isinstance(own.get(part), dict):
+            raise ValueError(f"metadata has no {part}")
+    source = own["source"]
+    if not all(isinstance(source.get(key), str) for key in ("sha256", "name", "form")) or source["form"] not in (
+        "training",
+        "group-conv",
+    ):
+        raise ValueError("metadata has no whole source (sha256, name, form)")
+
+
+def _why_unreadable(error: Exception, data: bytes, findings: Findings) -> str:
+    if is_torchscript(data):
+        return "is a TorchScript program, which is code; expected a state dict: torch.save(model.state_dict(), …)"
+    text = not data[:4096].strip(b"\t\n\r\f\b" + bytes(range(32, 127)))
+    if findings.wanted and (findings.whole or not text):  # a text may begin like a pickle
+        whole = findings.wanted[0].startswith(("models.", "torch.nn.", "torchvision."))
+        return (
+            f"{'is a whole pickled module' if whole else 'holds more than weights'}: its pickle wants {', '.join(findings.wanted[:3])}, "
+            "which can run code; expected tensors and plain containers only. "
+            "If you trust its origin, open it there and torch.save(model.state_dict(), …)"
+        )
+    if text:
+        return f"is text (it begins {data[:40].decode('ascii', 'replace')!r}); expected a checkpoint (.pth.tar, .pt, .safetensors)"
+    if findings.problem and findings.whole:
+        return f"is no checkpoint that can be opened safely: {findings.problem}; expected .pth.tar, .pt or .safetensors"
+    reason = findings.problem or _first_line(f"{type(error).__name__}: {error}")
+    return f"is truncated, damaged or no checkpoint at all ({reason}); expected .pth.tar, .pt or .safetensors"
+
+
+def _state_dict(loaded: Any, size: int) -> dict[str, npt.NDArray[Any]]:
+    found = loaded
+    for key in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found.get(key)
+    if not isinstance(found, dict) or not found:
+        raise InputRefused(f"holds {'nothing' if isinstance(found, dict) else f'a {_kind(found)}'}; expected a state dict")
+    tensors: dict[str, StoredTensor] = {}
+    for key, value in found.items():
+        if not isinstance(key, str) or not isinstance(value, StoredTensor):
+            what = repr(key) if isinstance(key, str) else f"with a key of type {_kind(key)}"
+            raise InputRefused(f"entry {what} is of type {_kind(value)}; expected a state dict: names of tensors and nothing else")
+        tensors[key] = value
+    for _ in range(MAX_PREFIXES):
+        if all(key.startswith("module.") for key in tensors):
+            tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    left, arrays = 4 * size + MAX_SHARED, dict[str, npt.NDArray[Any]]()
+    for name, tensor in tensors.items():
+        left -= tensor.bytes_as_array(name)
+        if left < 0 and tensor.shape:
+            raise InputRefused(f"{name} has shape {tensor.shape} in a file of {size} bytes; expected weights of its own")
+        arrays[name] = tensor.array(name)
+    return arrays
+
+
+def _kind(value: object) -> str:
+    """A value's type, in the words of whoever saved it."""
+    if isinstance(value, OddKey):
+        return value.type
+    return "Tensor" if isinstance(value, StoredTensor) else type(value).__name__
+
+
+def _first_line(error: object) -> str:
+    return (str(error).strip().splitlines() or ["no reason given"])[0].partition(". ")[0][:200]
