@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT := build/demo
 RESULTS ?= build/bench
 
-.PHONY: demo test lint bench bench-gpu clean
+.PHONY: demo test lint docs package bench bench-gpu clean
 
 demo: .venv/ready
 	mkdir -p $(OUT)
@@ -23,6 +23,16 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/vulture
+
+# The API reference, from the docstrings: open build/docs/index.html.
+docs: .venv/ready
+	rm -rf build/docs
+	$(BIN)/python docs/reference.py build/docs
+
+# What a user gets: sdist and wheel, checked, installed into an empty environment, and used there.
+package: .venv/ready
+	PYTHON=$(BIN)/python bash .ci/package
 
 # Performance has a suite of its own: long runs, recorded with the machine they ran on.
 # ORIGINAL is a checkout of github.com/ShichenLiu/CondenseNet, to measure a training step beside its own layers.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from cnet_deploy.benchmarks.environment import environment
@@ -66,9 +65,3 @@ def on_cuda(**changes: Any) -> Report:
     rows[1].results[2] = Result(failed.cell, error="needs a <b>GPU</b>", exit_code=5)
     values: dict[str, Any] = {"rows": rows, "settings": Settings(rounds=2), "environment": machine, "after": machine}
     return Report(**{**values, **changes})
-
-
-def interruptible(command: list[str]) -> list[str]:
-    """The command with Ctrl-C as a terminal gives it: what is started in the background may have been told to ignore it."""
-    script = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
-    return [sys.executable, "-c", script, *command]

@@ -21,9 +21,9 @@ from cnet_deploy.cli import main
 from cnet_deploy.errors import OutputRefused
 from cnet_deploy.models import build_random
 from tests.builders import TINY
+from tests.processes import interruptible
 
 from .gating import NETWORK, QUICK, run
-from .helpers import interruptible
 
 
 @pytest.mark.parametrize(
