@@ -34,7 +34,7 @@ def load(
     """A model from a checkpoint of the family, in the form in which it is stored, ready to run.
 
     ``groups``, ``condense_factor``, ``input_size`` (height, width) and ``stem_stride``: see ``infer_architecture``; ``sha256`` and
-    ``data``: see ``read_tensors``. Raises InputRefused as ``read_tensors`` and ``infer_architecture`` do; the message begins with the file's name.
+    ``data``: see ``read_tensors``. Raises InputRefused as both do; the message begins with the file's name.
     """
     read = read_tensors(path, sha256, data)
     with naming(path):
