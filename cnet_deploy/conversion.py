@@ -54,7 +54,7 @@ def convert(model: DenselyConnected, *, classifier_keep: float = DEFAULT_KEEP) -
 
 
 def require_classifier_keep(model: DenselyConnected, wanted: float) -> None:
-    """Refuse if a converted model's classifier can't have the wanted keep: what was cut is not in the file."""
+    """Raise InputRefused if a converted model's classifier can't have the wanted keep: what was cut is not in the file."""
     arch = model.architecture
     if arch.kept_features != replace(arch, classifier_keep=wanted).kept_features:
         origin = f", {model.source.name}" if model.source and model.source.form == "training" else ""

@@ -17,7 +17,10 @@ from typing import Any
 
 @functools.cache
 def declared(package: str) -> Mapping[str, Mapping[str, Any]]:
-    """The literal constants (NAME = value, in capitals) of each module and subpackage of ``package``, by its name."""
+    """The literal constants (NAME = value, in capitals) of each module and subpackage of ``package``, by its name.
+
+    Raises ModuleNotFoundError for what is no package.
+    """
     spec = importlib.util.find_spec(package)
     if spec is None or spec.submodule_search_locations is None:
         raise ModuleNotFoundError(f"no package is called {package}")

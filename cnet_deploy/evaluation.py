@@ -188,8 +188,9 @@ def evaluate(
     """Run all files on all images of a dataset, each preprocessed as its file says; ``data``: see ``datasets.open_dataset``.
 
     ``backend``, ``device``, ``threads``: see ``open_session``. ``steps`` wins over what the files say. ``overrides`` are for
-    checkpoints that can't tell them (see ``checkpoint.load``). Raises InputRefused for files and data that can't be used or
-    don't fit each other, and for more than ``skip_corrupt`` images that can't be read; Unavailable for a backend that is not here.
+    checkpoints that can't tell them (see ``checkpoint.load``). Errors are in percent, their 95 % intervals Wilson's (1927).
+    Raises InputRefused for files and data that can't be used or don't fit each other, and for more than ``skip_corrupt`` images
+    that can't be read; Unavailable for a backend that is not here.
     """
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     with contextlib.ExitStack() as stack:
@@ -251,7 +252,8 @@ class _Tally:
 
 
 def ranked(logits: Floats, labels: Labels) -> tuple[Labels, Labels, npt.NDArray[np.bool_]]:
-    """Each row's first answer, the place of its label (0: first; of equal logits the lower class comes first), and whether it is finite."""
+    """Of logits [N, classes] and labels [N]: each row's first answer, the place of its label (0: first; of equal logits the lower class
+    comes first), and whether the row is finite."""
     finite = np.logical_and.reduce(np.isfinite(logits), axis=1)
     own = logits[np.arange(len(labels)), labels][:, None]
     earlier = np.arange(logits.shape[1])[None] < labels[:, None]

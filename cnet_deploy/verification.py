@@ -98,7 +98,10 @@ def compare(run: Run, reference: Run, batches: Iterable[Batch], *, inputs: str, 
 
 
 def compare_all(session: Session, reference: Session, images: Images | None = None, tolerance: float | None = None) -> list[Comparison]:
-    """Compare on fresh random inputs at batch 1 and more, and on ``images`` if given (preprocessed as the reference's model says)."""
+    """Compare on fresh random inputs at batch 1 and more, and on ``images`` if given (preprocessed as the reference's model says).
+
+    ``tolerance`` is relative to the largest logit; None is that of the session's precision. Raises InputRefused where input sizes differ.
+    """
     tolerance = TOLERANCES[session.precision] if tolerance is None else tolerance
     if session.input_shape[1:] != reference.input_shape[1:]:
         raise InputRefused(
@@ -114,7 +117,7 @@ def compare_all(session: Session, reference: Session, images: Images | None = No
 
 
 def random_batches(shape: tuple[int | None, int, int, int], seed: int) -> Iterator[tuple[Floats, None]]:
-    """Normal noise: a batch of one, then a batch of three (or two batches of the fixed size)."""
+    """Normal noise [N, 3, H, W] for an input ``shape``: a batch of one, then a batch of three (or two batches of the fixed size)."""
     random = np.random.default_rng(seed)
     for size in (1, 3) if shape[0] is None else (shape[0], shape[0]):
         yield random.standard_normal((size, *shape[1:]), np.float32), None

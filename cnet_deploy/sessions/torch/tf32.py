@@ -31,6 +31,7 @@ def tf32_settings() -> tuple[str, ...]:
 
 
 def set_tf32(matmul: str, conv: str, rnn: str) -> None:
+    """Settings as ``tf32_settings`` gives them: "tf32", "ieee" or "none"."""
     cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     # By both names, as torch.compile reads the old ones too; by the new ones last, which tell the two kinds of layers apart.
     cuda.allow_tf32, cudnn.allow_tf32 = matmul == "tf32", conv == "tf32"
