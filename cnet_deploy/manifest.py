@@ -11,6 +11,7 @@ from typing import Any
 from cnet_deploy.architecture import Architecture
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.files import digest, read_bytes
+from cnet_deploy.metadata import parse_json
 from cnet_deploy.preprocessing import Preprocessing
 
 FORMAT_VERSION = 1
@@ -60,7 +61,7 @@ class Manifest:
     def from_json(cls, text: str) -> Manifest:
         """The inverse of ``to_json``. Raises InputRefused for anything that is not a manifest of this version."""
         try:
-            values = json.loads(text)
+            values = parse_json(text)
             if not isinstance(values, dict) or values.pop("cnet_deploy_manifest", None) != FORMAT_VERSION:
                 raise InputRefused(f"is no manifest of version {FORMAT_VERSION}")
             for key, kind in _KINDS.items():
