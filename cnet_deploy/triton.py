@@ -6,6 +6,7 @@ The configuration is Triton's model_config.proto in protobuf's text format.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import secrets
@@ -77,7 +78,7 @@ def write_repository(
     try:
         if not place.parent.parent.is_dir():
             raise OutputRefused(f"{folder}: {place.parent.parent} is no directory; make it first")
-        with _folders(place.parent, place):
+        with _folders(place.parent, place), _held(place.parent):
             _require_same_network(config, text)
             latest = max((int(entry.name) for entry in place.iterdir() if _VERSION.fullmatch(entry.name)), default=0)
             model = place / str(latest) / file
@@ -128,15 +129,33 @@ def _version(place: Path, file: str, data: bytes, found: Manifest) -> Iterator[P
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _publish(temporary: Path, version: Path, config: Path, text: str) -> None:
-    """Give a version its name and replace the configuration: both or neither."""
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Let no other process write into the repository meanwhile, where the file system has locks: two would take the same version."""
+    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
+
+
+def _publish(temporary: Path, version: Path, config: Path, text: str) -> None:
+    """Give a version its name and replace the configuration: both or neither. A kill in between leaves no version without one."""
+    first = not exists(config)
+    try:
+        if first:
+            with atomic_output(config) as beside:
+                beside.write_text(text, encoding="utf-8")
         with atomic_output(config) as beside:
             beside.write_text(text, encoding="utf-8")
             temporary.rename(version)
     except BaseException:
         if not temporary.exists():  # the version has its name, the configuration has not
             shutil.rmtree(version, ignore_errors=True)
+        if first:
+            config.unlink(missing_ok=True)
         raise
 
 

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnet_deploy.errors import InputRefused, Unavailable, printable
+from cnet_deploy.errors import InputRefused, OutputRefused, Unavailable, printable
 from cnet_deploy.exporters.native.planning import weights_name
-from cnet_deploy.files import digest
+from cnet_deploy.files import atomic_output, digest
 from cnet_deploy.machine import host_isas, host_machine
 
 log = logging.getLogger(__name__)
@@ -210,16 +210,11 @@ def _from_cache(key: str) -> bytes | None:
 
 def _to_cache(key: str, data: bytes) -> None:
     """Keep an object, if that is possible."""
-    with contextlib.suppress(OSError, RuntimeError):
+    with contextlib.suppress(OSError, RuntimeError, OutputRefused):
         folder = _cache()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=folder)
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(digest(data).encode() + data)
-            os.replace(name, folder / f"{key}.o")
-        except OSError:
-            Path(name).unlink(missing_ok=True)
+        with atomic_output(folder / f"{key}.o") as temporary:
+            temporary.write_bytes(digest(data).encode() + data)
 
 
 def _cache() -> Path:
