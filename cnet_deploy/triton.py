@@ -6,7 +6,6 @@ The configuration is Triton's model_config.proto in protobuf's text format.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import secrets
@@ -19,7 +18,7 @@ from typing import Any
 
 from cnet_deploy import __version__, manifest
 from cnet_deploy.errors import InputRefused, OutputRefused, Unavailable, naming, printable
-from cnet_deploy.files import atomic_output, digest, exists, read_bytes
+from cnet_deploy.files import atomic_output, digest, exists, locked, read_bytes
 from cnet_deploy.manifest import Manifest
 from cnet_deploy.onnx_graph import INPUT, OUTPUT
 
@@ -78,7 +77,7 @@ def write_repository(
     try:
         if not place.parent.parent.is_dir():
             raise OutputRefused(f"{folder}: {place.parent.parent} is no directory; make it first")
-        with _folders(place.parent, place), _held(place.parent):
+        with _folders(place.parent, place), locked(place.parent):  # two would take the same version
             _require_same_network(config, text)
             latest = max((int(entry.name) for entry in place.iterdir() if _VERSION.fullmatch(entry.name)), default=0)
             model = place / str(latest) / file
@@ -127,18 +126,6 @@ def _version(place: Path, file: str, data: bytes, found: Manifest) -> Iterator[P
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Let no other process write into the repository meanwhile, where the file system has locks: two would take the same version."""
-    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(held, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(held)
 
 
 def _publish(temporary: Path, version: Path, config: Path, text: str) -> None:

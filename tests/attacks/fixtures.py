@@ -12,6 +12,7 @@ import pytest
 from cnet_deploy.checkpoint import load, save
 from cnet_deploy.conversion import convert
 
+from .disks import Disk, namespace
 from .forks import Forks
 from .helpers import STEM, training_state, written
 
@@ -42,6 +43,26 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     found = Forks(tmp_path_factory.mktemp("forks"))
     yield found
     found.close()
+
+
+@pytest.fixture(scope="session")
+def mounting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """One that has mounts of its own. Skipped by name where nobody may mount, or failed, as for a system tool that is missing."""
+    if not (prefix := namespace()):
+        message = "needs the system tool unshare, and the right to mount"
+        if os.environ.get("CNET_REQUIRE_ALL"):
+            pytest.fail(message)
+        pytest.skip(message)
+    found = Forks(tmp_path_factory.mktemp("mounting"), prefix)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def disk(mounting: Forks, tmp_path: Path) -> Iterator[Disk]:
+    found = Disk(mounting, tmp_path / "disk")
+    yield found
+    found.unmount()
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Sequence
@@ -77,9 +78,9 @@ class Forks:
         """A command line from start to end.
 
         ``after``: seconds until ``signal`` (SIGKILL) is sent, counted from the start, or from the ``upon``-th change of ``folder``'s list
-        of names. ``step``: kill it before its step of this number; a step is anything done to a file in ``folder`` and what comes after a
-        rename, an opening or an fsync; 0 counts them. ``setup`` is Python to run first; ``uid`` whose rights it has, ``cwd`` where it runs, ``env``
-        more environment, ``stdin``, ``stdout`` and ``stderr`` paths, or "closed".
+        of names. ``step``: kill it before its step of this number; a step is anything done to a file in ``folder``, and what comes after
+        a rename, an opening or an fsync; 0 counts them. ``setup`` is Python to run first; ``uid`` whose rights it has, ``cwd`` where it
+        runs, ``env`` more environment, ``stdin``, ``stdout`` and ``stderr`` paths, or "closed".
         """
         return self.wait(self.start(*argv, **request))
 
@@ -88,6 +89,10 @@ class Forks:
         request = {key: str(value) if isinstance(value, Path) else value for key, value in request.items()}
         pid: int = self._ask({"do": "start", "argv": [str(word) for word in argv], "scratch": str(self.scratch), **request})["pid"]
         return pid
+
+    def shell(self, command: str) -> None:
+        """A command of the shell, where this process' mounts are seen."""
+        assert self._ask({"do": "shell", "command": command})["status"] == 0, command
 
     def running(self, pid: int) -> bool:
         """Whether it has not ended yet."""
@@ -198,6 +203,8 @@ def serve() -> None:
         answer: dict[str, Any] = {}
         if request["do"] == "threads":
             answer = {"threads": len(os.listdir("/proc/self/task"))}  # noqa: PTH208
+        elif request["do"] == "shell":
+            answer = {"status": subprocess.run(["sh", "-c", request["command"]], check=False).returncode}
         elif request["do"] == "start":
             child = _Child(request)
             children[child.pid] = child
@@ -217,6 +224,7 @@ def _be_the_command(request: dict[str, Any], report: Path) -> None:
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ.update(request.get("env", {}))
+        tempfile.tempdir = None
         for number, end, default in ((0, "stdin", os.devnull), (1, "stdout", f"{report}.out"), (2, "stderr", f"{report}.err")):
             if (place := request.get(end, default)) == "closed":
                 os.close(number)

@@ -18,7 +18,7 @@ from cnet_deploy.benchmarks.results import part_of, read_report
 from cnet_deploy.files import digest
 from cnet_deploy.training import checkpoints
 
-from .conftest import Models
+from .fixtures import Models
 from .forks import session_members
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\..+)?")  # what a kill may leave; other programs pass over such names
@@ -30,20 +30,21 @@ SHAPE = ("--stages", "1-1", "--growth", "8-8", "--epochs", "2", "-b", "48", "-j"
 class Command:
     """A command line by the model that it is given, and ``found``: which of the two models' outputs a folder holds, None for neither.
 
-    ``found`` opens what is there, and fails for what is not whole.
+    ``found`` opens what is there, and fails for what is not whole. ``commits_in`` is the folder below where files get their names.
     """
 
     name: str
     line: Callable[[Models, bool, Path], tuple[object, ...]]
     found: Callable[[Models, Path], str | None]
     names: tuple[str, ...]
+    commits_in: str = ""
 
     def __str__(self) -> str:
         return self.name
 
     def check(self, models: Models, folder: Path) -> str | None:
         """What the folder holds; nothing else may be in it, temporary files apart."""
-        strangers = {entry.name for entry in folder.iterdir()} - set(self.names)
+        strangers = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".filling")} - {*self.names}  # see disks.py
         assert all(TEMPORARY.fullmatch(name) for name in strangers), strangers
         return self.found(models, folder)
 
@@ -106,7 +107,9 @@ def _named(models: Models, new: bool, folder: Path) -> Path:
     """The model under a name that is the same for both: a repository takes it for the model's."""
     place = folder.parent / f"{folder.name}-{new}"
     place.mkdir(exist_ok=True)
-    return Path(shutil.copyfile(_model_given(models, new), place / "m.safetensors"))
+    if not (path := place / "m.safetensors").exists():
+        shutil.copyfile(_model_given(models, new), path)
+    return path
 
 
 CONVERT = Command(
@@ -125,7 +128,7 @@ ONNX, NATIVE = (
 )  # fmt: skip
 TRITON = Command(
     "export --triton", lambda models, new, folder: ("export", _named(models, new, folder), "--triton", folder / "repository"), _repository,
-    ("repository",),
+    ("repository",), "repository/m",
 )  # fmt: skip
 PLOT = Command(
     "inspect --plot", lambda models, new, folder: ("inspect", models.new if new else models.old, "--plot", folder / "m.svg"), _picture,
@@ -152,7 +155,7 @@ def whole_run(folder: Path) -> int:
     names = {entry.name for entry in (folder / "save_models").glob("*")} - {path.name for path in done}
     assert all(TEMPORARY.fullmatch(name) for name in names - {"latest.txt", "model_best.pth.tar"}), names
     if (pointer := folder / "save_models" / "latest.txt").exists():
-        assert Path(pointer.read_text()) in done
+        assert Path(pointer.read_text()).name in {path.name for path in done}
     if (folder / "curves.svg").exists():
         ElementTree.parse(folder / "curves.svg")
     lines = (folder / "log.jsonl").read_text().split("\n") if (folder / "log.jsonl").exists() else [""]
