@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT := build/demo
 RESULTS ?= build/bench
 
-.PHONY: demo test lint docs package bench bench-gpu clean
+.PHONY: demo test lint docs package bench attack bench-gpu clean
 
 demo: .venv/ready
 	mkdir -p $(OUT)
@@ -43,6 +43,11 @@ bench: .venv/ready
 	$(BIN)/python -m cnet_deploy.benchmarks.overhead $(RESULTS)/overhead.json
 	$(BIN)/python -m cnet_deploy.benchmarks.peers $(RESULTS)/native-and-peers.json examples/native/classify.c
 	if test -d "$(ORIGINAL)"; then $(BIN)/python -m cnet_deploy.benchmarks.training $(RESULTS)/training.json "$(ORIGINAL)"; fi
+
+# A bad day, at length: every command killed a hundred times in each way, and what else tests/attacks has for it.
+attack: .venv/ready
+	CNET_KILLS=100 $(BIN)/python -m pytest -s tests/attacks/test_kills.py tests/attacks/test_full_disks.py tests/attacks/test_two_writers.py \
+		tests/attacks/test_links.py tests/attacks/test_bad_days.py
 
 # The same table on the GPU: needs a CUDA device and the extra for it (gpu or rtx).
 bench-gpu: .venv/ready

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from cnet_deploy.inference import infer_form, pruning_layers
 
 WIDTH, LEFT, RIGHT, HEADING = 960, 12, 12, 16
 ROW, GAP = 5, 10  # pixels of a group, and between two layers
+MAX_DASHES = 400_000  # CondenseNet-182 has some 100,000
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,11 @@ class Connections:
 
     name: str
     reads: npt.NDArray[np.bool_]
+
+    @property
+    def dashes(self) -> int:
+        """Runs of channels that are read, of all groups, and a line for each group."""
+        return len(self.reads) + int(self.reads[:, 0].sum()) + int((self.reads[:, 1:] & ~self.reads[:, :-1]).sum())
 
     @property
     def title(self) -> str:
@@ -49,6 +54,8 @@ def plot(path: Path | str, output: Path | str, *, sha256: str | None = None, **o
         layers = list(connections(read, overrides))
         if not layers:
             raise InputRefused("has no learned groups to be drawn; expected a CondenseNet, or a DenseNet with learned group convolutions")
+        if (dashes := sum(layer.dashes for layer in layers)) > MAX_DASHES:
+            raise InputRefused(f"its groups would be {dashes} lines and dashes to be drawn; expected at most {MAX_DASHES}")
     with atomic_output(output, source=path) as temporary:
         temporary.write_text(draw(Path(path).name, layers), encoding="utf-8")
 
@@ -86,14 +93,11 @@ def draw(title: str, layers: list[Connections]) -> str:
         drawing.add(svg, "rect", x=LEFT, y=top, width=round(channels * step, 2), height=groups * ROW, fill="#8882")
         for group in range(groups):
             # A path for each group: a rectangle for each run of channels would be a file ten times as large.
-            place, parts = 0, []
-            for reads, run in groupby(layer.reads[group].tolist()):
-                count = len(list(run))
-                if reads:
-                    parts.append(
-                        f"M{LEFT + place * step:.2f} {top + group * ROW + 0.5:g}h{count * step:.2f}v{ROW - 1}h{-count * step:.2f}z"
-                    )
-                place += count
+            edges = np.flatnonzero(np.diff(layer.reads[group], prepend=False, append=False)).reshape(-1, 2).tolist()
+            parts = (
+                f"M{LEFT + first * step:.2f} {top + group * ROW + 0.5:g}h{(end - first) * step:.2f}v{ROW - 1}h{-(end - first) * step:.2f}z"
+                for first, end in edges
+            )
             drawing.add(svg, "path", d="".join(parts), fill=COLOURS[group % len(COLOURS)])
         top += groups * ROW + GAP
     return drawing.to_string(svg)

@@ -5,7 +5,6 @@ Whatever a pickle asks for beyond tensors and plain containers is refused by nam
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from cnet_deploy.errors import InputRefused
 from cnet_deploy.files import digest, read_bytes, require_digest
 from cnet_deploy.inference import infer_architecture, infer_form
 from cnet_deploy.labels import checked_labels
+from cnet_deploy.metadata import parse_json
 from cnet_deploy.pickles import Findings, examine, is_torchscript
 from cnet_deploy.stored_tensors import StoredTensor
 from cnet_deploy.tensor_pickles import OddKey
@@ -27,7 +27,8 @@ from cnet_deploy.tensor_pickles import OddKey
 METADATA_KEY = "cnet_deploy"
 METADATA_VERSION = 1
 MAX_PREFIXES = 4  # of DataParallel's "module.", one for each time a model was wrapped
-MAX_SHARED = 64 << 20  # bytes that all tensors of a file may take beyond four times its own: many can be views of one storage
+MAX_TENSORS = 20_000  # the largest of the paper's networks have some 2,000
+MAX_SHARED = 16 << 20  # bytes that all tensors of a file may take beyond four times its own: many can be views of one storage
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def _read_safetensors(data: bytes) -> tuple[dict[str, StoredTensor], dict[str, A
 def _with_own(metadata: dict[str, Any]) -> dict[str, Any]:
     """A file's metadata with what this tool wrote of itself parsed and checked."""
     if METADATA_KEY in metadata:
-        own = json.loads(metadata[METADATA_KEY])
+        own = parse_json(metadata[METADATA_KEY])
         if not isinstance(own, dict) or own.get("version") != METADATA_VERSION:
             raise InputRefused(f"was written by another version of cnet-deploy; expected metadata version {METADATA_VERSION}")
         _check_metadata(own)
@@ -174,6 +175,8 @@ def _state_dict(loaded: Any, size: int) -> dict[str, npt.NDArray[Any]]:
             found = found.get(key)
     if not isinstance(found, dict) or not found:
         raise InputRefused(f"holds {'nothing' if isinstance(found, dict) else f'a {_kind(found)}'}; expected a state dict")
+    if len(found) > MAX_TENSORS:
+        raise InputRefused(f"holds {len(found)} entries; expected a state dict of at most {MAX_TENSORS} tensors")
     tensors: dict[str, StoredTensor] = {}
     for key, value in found.items():
         if not isinstance(key, str) or not isinstance(value, StoredTensor):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from cnet_deploy.errors import InputRefused, PruningUnfinished, printable
 from cnet_deploy.exporters import SUFFIXES
 from cnet_deploy.files import digest
 from cnet_deploy.manifest import Pair, manifest_path, read_pair
+from cnet_deploy.metadata import parse_json
 from cnet_deploy.preprocessing import Preprocessing
 
 
@@ -157,8 +157,8 @@ def _inspect_onnx(pair: Pair) -> Inspection:
         if not model.graph.node:
             raise ValueError("it has no nodes")
         found = read_metadata(model)
-        architecture = Architecture.from_dict(json.loads(found["architecture"])) if "architecture" in found else None
-        steps = Preprocessing.from_dict(json.loads(found["preprocessing"])) if "preprocessing" in found else None
+        architecture = Architecture.from_dict(parse_json(found["architecture"])) if "architecture" in found else None
+        steps = Preprocessing.from_dict(parse_json(found["preprocessing"])) if "preprocessing" in found else None
     except Exception as error:  # what protobuf and json raise on damaged files has no common base
         raise InputRefused(f"{path}: is no ONNX model that can be read ({str(error) or type(error).__name__})") from None
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.files import read_bytes
+from cnet_deploy.metadata import parse_json
 
 MAX_BYTES = 8 << 20
 MAX_LENGTH = 200
@@ -20,7 +20,7 @@ def read_labels(path: Path | str, classes: int) -> tuple[str, ...]:
     ImageNet's index has them) by number. Raises InputRefused for another number of them and for what is none of these."""
     try:
         text = read_bytes(path, MAX_BYTES).decode("utf-8-sig")
-        found: Any = json.loads(text) if text.lstrip()[:1] in ("[", "{") else [line.strip() for line in text.strip().splitlines()]
+        found: Any = parse_json(text) if text.lstrip()[:1] in ("[", "{") else [line.strip() for line in text.strip().splitlines()]
         if isinstance(found, dict):
             found = [found[str(number)] for number in range(len(found))]
             found = [entry[-1] if isinstance(entry, list) and entry else entry for entry in found]

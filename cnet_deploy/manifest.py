@@ -15,6 +15,7 @@ from cnet_deploy.architecture import Architecture
 from cnet_deploy.errors import InputRefused, OutputRefused
 from cnet_deploy.files import atomic_outputs, digest, locked, read_bytes, replace_bytes, require_digest
 from cnet_deploy.labels import checked_labels
+from cnet_deploy.metadata import parse_json
 from cnet_deploy.preprocessing import Preprocessing
 
 FORMAT_VERSION = 1
@@ -69,7 +70,7 @@ class Manifest:
     def from_json(cls, text: str) -> Manifest:
         """The inverse of ``to_json``. Raises InputRefused for anything that is not a manifest of this version."""
         try:
-            values = json.loads(text)
+            values = parse_json(text)
             if not isinstance(values, dict) or values.pop("cnet_deploy_manifest", None) != FORMAT_VERSION:
                 raise InputRefused(f"is no manifest of version {FORMAT_VERSION}")
             values.pop(_REPLACES, None)
@@ -221,7 +222,7 @@ def _there(artifact: Path) -> dict[str, Any] | None:
 
 def _replaced(text: str) -> dict[str, Any] | None:
     """The artifact that a transitional manifest replaces. Raises InputRefused for one that makes no sense."""
-    found = json.loads(text).get(_REPLACES)
+    found = parse_json(text).get(_REPLACES)
     if found is None:
         return None
     if not isinstance(found, dict) or type(found.get("sha256")) is not str or type(found.get("bytes")) is not int:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import pickletools
 import re
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from cnet_deploy.errors import printable
@@ -19,6 +21,7 @@ MAX_BYTES = 16 << 20  # of the pickle inside a zip container; weights lie beside
 MAX_OPCODES = 150_000  # in all; a checkpoint of CondenseNet-182 with its optimizer has some 60,000
 MAX_DEPTH = 100
 MAX_NAME = 200
+MAX_LINE = 100_000  # the time to read a number from its digits grows with the square of them
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_STREAMS = 5  # magic number, protocol, system, object, keys of the storages
 _NAME = re.compile(r"[A-Za-z_][\w.<>]*")
@@ -46,12 +49,13 @@ def examine(data: bytes) -> Findings:
     """Look through the pickles of a file: a bare one, torch's legacy container, torch's zip container."""
     findings = Findings()
     try:
-        stream = io.BytesIO(_zipped_pickle(data) if data[:2] == b"PK" else data)
-        first = _Machine(findings).run(stream)
+        stream = _Stream(_zipped_pickle(data) if data[:2] == b"PK" else data)
+        counter = itertools.count(1)
+        first = _Machine(findings, counter).run(stream)
         # What follows a bare pickle is never read, but it tells what the file is.
         with contextlib.nullcontext() if first == _LEGACY_MAGIC else contextlib.suppress(Exception):
             for _ in range(_LEGACY_STREAMS - 1):
-                _Machine(findings).run(stream)
+                _Machine(findings, counter).run(stream)
     except _Refused as error:
         findings.problem = str(error)
     except Exception as error:  # a stream that is no pickle fails in ways that have no common base
@@ -69,6 +73,14 @@ def is_torchscript(data: bytes) -> bool:
         return False
 
 
+class _Stream(io.BytesIO):
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(MAX_LINE if size is None or size < 0 else size)
+        if len(line) == MAX_LINE:
+            raise _Refused(f"its pickle has a line of more than {MAX_LINE} characters")
+        return line
+
+
 class _Refused(Exception):
     """Not a pickle that any reader should be given."""
 
@@ -84,15 +96,15 @@ class _Item:
 class _Machine:
     """Pickle's stack machine with depths in the place of objects."""
 
-    def __init__(self, findings: Findings) -> None:
-        self.findings = findings
+    def __init__(self, findings: Findings, counter: Iterator[int]) -> None:
+        self.findings, self.counter = findings, counter
         self.stack: list[_Item | None] = []  # None is a mark
         self.memo: dict[int, _Item] = {}
 
     def run(self, stream: io.BytesIO) -> object:
         """Go through one pickle up to its STOP; the value that it ends with, where that is known."""
-        for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-            if number > MAX_OPCODES:
+        for opcode, argument, _ in pickletools.genops(stream):
+            if next(self.counter) > MAX_OPCODES:
                 raise _Refused(f"its pickle has more than {MAX_OPCODES} instructions")
             if opcode.name == "STOP":
                 top = self.stack[-1] if self.stack else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -69,11 +70,21 @@ class LayerPruning:
         rows = self.mask.shape[0]
         return rows % groups == 0 and bool((self.mask.reshape(rows // groups, groups, -1) == self.mask[:groups]).all())
 
-    @property
+    @cached_property
     def period(self) -> int:
         """The smallest number of rows after which the mask repeats."""
-        rows = self.mask.shape[0]
-        return next(period for period in range(1, rows + 1) if self.groups_agree(period))
+        period = rest = int(self.mask.shape[0])
+        factor = 2
+        # Where two numbers of rows are periods, so is their common divisor: a few tries are enough, whatever the mask.
+        while rest > 1:
+            factor = factor if factor * factor <= rest else rest
+            if rest % factor:
+                factor += 1
+                continue
+            rest //= factor
+            if self.groups_agree(period // factor):
+                period //= factor
+        return period
 
     def describe(self, condense_factor: int | None) -> str:
         """One clause for people: how many channels survive, and how far training came."""

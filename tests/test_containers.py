@@ -294,7 +294,7 @@ def test_what_is_one_number_of_terabytes_and_many_of_megabytes(tmp_path: Path) -
     path.write_bytes(saved({"a": one.expand(1 << 42)}, False))
     with pytest.raises(InputRefused, match=r"a has shape \(4398046511104,\) in a file"):
         read_tensors(path)
-    path.write_bytes(saved({"a": one.expand(5 << 20)}, False))
+    path.write_bytes(saved({"a": one.expand(5 << 20), "b": torch.zeros(1 << 20)}, False))
     with pytest.raises(InputRefused, match=r"a has shape \(5242880,\) over 4 bytes"):
         read_tensors(path)
     path.write_bytes(saved({f"a{number}": one.expand(3 << 20) for number in range(20)}, False))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.pruning import LayerPruning, infer_condense_factor, infer_groups, read_layer, require_finished
@@ -27,6 +29,13 @@ def test_groups_and_condense_factor_are_told_by_a_finished_layer(groups: int, fa
     assert infer_groups([found]) == groups
     assert infer_condense_factor([found]) == factor
     require_finished([found], groups, factor)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(1, 12))
+def test_the_period_is_the_smallest_there_is(rows: list[int], times: int) -> None:
+    mask = (np.array(rows * times)[:, None] >> np.arange(2) & 1).astype(bool)
+    found = LayerPruning("a", mask, None, None)
+    assert found.period == next(period for period in range(1, len(mask) + 1) if found.groups_agree(period))
 
 
 def test_groups_are_the_period_that_all_layers_have() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from .fixtures import disk, forks, kills, models, mounting  # noqa: F401
+
 
 @pytest.fixture
 def canary(tmp_path: Path) -> Path:
