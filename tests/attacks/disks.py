@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 from .forks import Forks
@@ -67,6 +66,3 @@ class Disk:
             for path in self.seen.rglob("*")
             if path.is_file() and not path.name.startswith(".filling")
         }
-
-
-Opened = Callable[[], Disk]
