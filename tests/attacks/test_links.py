@@ -159,7 +159,9 @@ def test_a_summary_page_is_appended_to_through_a_link(models: Models, forks: For
     done = forks.run("gate", models.new_converted, "--baseline", tmp_path / "none.json", *places)
     assert done.code == 5
     assert re.match(b"precious### Latency gate: not measured", (outside / "file").read_bytes())
-    assert [entry.name for entry in outside.iterdir()] == ["file"] and (place / "page.md").is_symlink() and not (place / "v.json").is_symlink()
+    assert (
+        [entry.name for entry in outside.iterdir()] == ["file"] and (place / "page.md").is_symlink() and not (place / "v.json").is_symlink()
+    )
 
 
 GUESSED = """
