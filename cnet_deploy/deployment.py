@@ -174,15 +174,6 @@ def export_repository(model: Path | str, target: str, folder: Path | str, **opti
         return done, write_repository(folder, done.path)
 
 
-def group_conv_network(model: Path | str, classifier_keep: float | None, overrides: dict[str, Any]) -> DenselyConnected:
-    """The network that ``export`` would lower. Raises InputRefused for one that has no lowerings."""
-    network = _open_model(model, overrides, lambda _: None)
-    if not isinstance(network, DenselyConnected):
-        raise InputRefused(_NO_LOWERINGS)
-    with naming(model):
-        return group_conv_form(network, classifier_keep, lambda _: None)
-
-
 def _lowered(model: nn.Module, lowering: str | Mapping[str, str]) -> Program | nn.Module:
     if isinstance(model, DenselyConnected):
         return rewrite(lower(model), lowering)
