@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def raced(
     place.mkdir()
     running = [forks.start(*command.line(models, bool(writer % 2), place), setup=setup) for writer in range(writers)]
     found: Counter[str] = Counter()
-    while any([forks.running(pid) for pid in running]):
+    while any(forks.running(pid) for pid in running):
         found[seen(command, models, place) or "nothing"] += 1
     ends = [forks.wait(pid) for pid in running]
     assert not [done for done in ends if done.code], [done.stderr for done in ends]
@@ -95,7 +96,7 @@ def test_one_repository(writers: int, models: Models, forks: Forks, tmp_path: Pa
     assert versions == list(range(1, len(versions) + 1)) and 2 <= len(versions) <= writers
     found = [manifest.read(place / "repository" / "m" / str(version) / "model.onnx") for version in versions]
     sources = [which(models, one.source_sha256) for one in found if one is not None]
-    assert len(sources) == len(versions) and all(a != b for a, b in zip(sources, sources[1:], strict=False))
+    assert len(sources) == len(versions) and all(a != b for a, b in pairwise(sources))
     assert {entry.name for entry in (place / "repository" / "m").iterdir()} == {*map(str, versions), "config.pbtxt"}
     assert found[-1] is not None and found[-1].sha256 in (place / "repository" / "m" / "config.pbtxt").read_text()
 
@@ -107,7 +108,7 @@ def test_results_of_two_sweeps(writers: int, models: Models, forks: Forks, tmp_p
     place.mkdir()
     line = ("bench", tmp_path / "m.onnx", "--json", place / "r.json", *QUICK)
     running = [forks.start(*line) for _ in range(writers)]
-    while any([forks.running(pid) for pid in running]):
+    while any(forks.running(pid) for pid in running):
         for path in place.glob("r*.json"):
             try:
                 read_report(path)
