@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,8 @@ import pytest
 
 from cnet_deploy.checkpoint import load, save
 from cnet_deploy.conversion import convert
+from cnet_deploy.exporters.native.toolchain import find_compiler
+from cnet_deploy.machine import host_machine
 
 from .disks import Disk, namespace
 from .forks import Forks
@@ -66,6 +69,16 @@ def disk(mounting: Forks, tmp_path: Path) -> Iterator[Disk]:
 
 
 @pytest.fixture(scope="session")
+def quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For $CXX where kernels are compiled anew: nothing here depends on how quick they are."""
+    path = tmp_path_factory.mktemp("compiler") / "c++"
+    compiler = find_compiler(host_machine())
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(compiler.command)} "$@" -O0\n')
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture(scope="session")
 def kills() -> int:
     """How often each command is killed: a few times in the suite, a hundred times by ``make attack``."""
-    return int(os.environ.get("CNET_KILLS", "3"))
+    return int(os.environ.get("CNET_KILLS", "2"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import gc
 import importlib
 import io
 import json
@@ -29,6 +30,7 @@ MODULES = (
     "progress", "sessions.native", "sessions.onnxruntime", "sessions.torch", "training", "triton",
 )  # fmt: skip
 ENDS = ("out", "err", "steps", "modules")  # of a command's reports
+EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "os.link", "fcntl.flock"}
 LONGEST = 120.0  # seconds of a command before it counts as hung
 # The writer that all these tests are there to catch, as source for ``setup``: it writes in place.
 IN_PLACE = """
@@ -132,20 +134,17 @@ def session_members(session: int) -> list[int]:
     return found
 
 
-# From here on: the other side.
-
-
 class _Child:
-    """A forked command and when to kill it."""
+    """The other side from here on: a forked command and when to kill it."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.request, self.changes = request, 0
         self.report = Path(request["scratch"]) / f"report-{time.monotonic_ns()}"
-        for end in ENDS:
-            self.report.with_suffix(f".{end}").touch()
-            self.report.with_suffix(f".{end}").chmod(0o666)  # for whoever the command runs as
+        for place in (self.report.with_suffix(f".{end}") for end in ENDS):
+            place.touch()
         self._names = self._list()
         self.began = time.monotonic()
+        gc.freeze()  # a collection in the child would copy what it shares with this process
         if not (pid := os.fork()):
             _be_the_command(request, self.report)
         self.pid = pid
@@ -176,10 +175,7 @@ class _Child:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
         code = os.waitstatus_to_exitcode(ended[1])
-        return {
-            "code": code, "stdout": out, "stderr": err, "seconds": seconds, "changes": self.changes, "steps": int(steps or 0),
-            "session": self.pid,
-        }  # fmt: skip
+        return Done(code, out, err, seconds, self.changes, int(steps or 0), self.pid)._asdict()
 
     def _list(self) -> list[str]:
         folder = self.request.get("folder")
@@ -276,10 +272,8 @@ def _watch(folder: str, wanted: int, report: str) -> None:
             return False
         return isinstance(value, (str, os.PathLike)) and str(value).startswith(folder)
 
-    events = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "os.link", "fcntl.flock"}
-
     def heard(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in events and any(concerns(value) for value in arguments[:2]):
+        if event in EVENTS and any(concerns(value) for value in arguments[:2]):
             step()
 
     def followed(function: Any, *, before: bool) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -96,7 +96,7 @@ def test_one_repository(writers: int, models: Models, forks: Forks, tmp_path: Pa
     assert versions == list(range(1, len(versions) + 1)) and 2 <= len(versions) <= writers
     found = [manifest.read(place / "repository" / "m" / str(version) / "model.onnx") for version in versions]
     sources = [which(models, one.source_sha256) for one in found if one is not None]
-    assert len(sources) == len(versions) and all(a != b for a, b in pairwise(sources))
+    assert len(sources) == len(versions) and all(a != b for a, b in itertools.pairwise(sources))
     assert {entry.name for entry in (place / "repository" / "m").iterdir()} == {*map(str, versions), "config.pbtxt"}
     assert found[-1] is not None and found[-1].sha256 in (place / "repository" / "m" / "config.pbtxt").read_text()
 
