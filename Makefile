@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT := build/demo
 RESULTS ?= build/bench
+FUZZ_SECONDS ?= 600
 
-.PHONY: demo test lint bench bench-gpu clean
+.PHONY: demo test lint fuzz bench bench-gpu clean
 
 demo: .venv/ready
 	mkdir -p $(OUT)
@@ -23,6 +24,10 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Coverage-guided fuzzing of all that reads a stranger's file: FUZZ_SECONDS for each target, what came of it in build/fuzz/results.json.
+fuzz: .venv/ready
+	$(BIN)/python -m tests.fuzz.campaign build/fuzz --seconds $(FUZZ_SECONDS)
 
 # Performance has a suite of its own: long runs, recorded with the machine they ran on.
 # ORIGINAL is a checkout of github.com/ShichenLiu/CondenseNet, to measure a training step beside its own layers.

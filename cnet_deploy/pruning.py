@@ -73,7 +73,7 @@ class LayerPruning:
     @cached_property
     def period(self) -> int:
         """The smallest number of rows after which the mask repeats."""
-        period = rest = self.mask.shape[0]
+        period = rest = int(self.mask.shape[0])
         factor = 2
         # Where two numbers of rows are periods, so is their common divisor: a few tries are enough, whatever the mask.
         while rest > 1:
