@@ -5,7 +5,7 @@ OUT := build/demo
 RESULTS ?= build/bench
 FUZZ_SECONDS ?= 600
 
-.PHONY: demo test lint fuzz bench bench-gpu clean
+.PHONY: demo test lint docs package bench fuzz attack bench-gpu clean
 
 demo: .venv/ready
 	mkdir -p $(OUT)
@@ -24,6 +24,16 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/vulture
+
+# The API reference, from the docstrings: open build/docs/index.html.
+docs: .venv/ready
+	rm -rf build/docs
+	$(BIN)/python docs/reference.py build/docs
+
+# What a user gets: sdist and wheel, checked, installed into an empty environment, and used there.
+package: .venv/ready
+	PYTHON=$(BIN)/python bash .ci/package
 
 # Coverage-guided fuzzing of all that reads a stranger's file: FUZZ_SECONDS for each target, what came of it in build/fuzz/results.json.
 fuzz: .venv/ready
@@ -38,6 +48,11 @@ bench: .venv/ready
 	$(BIN)/python -m cnet_deploy.benchmarks.overhead $(RESULTS)/overhead.json
 	$(BIN)/python -m cnet_deploy.benchmarks.peers $(RESULTS)/native-and-peers.json examples/native/classify.c
 	if test -d "$(ORIGINAL)"; then $(BIN)/python -m cnet_deploy.benchmarks.training $(RESULTS)/training.json "$(ORIGINAL)"; fi
+
+# A bad day, at length: every command killed a hundred times in each way, and what else tests/attacks has for it.
+attack: .venv/ready
+	CNET_KILLS=100 $(BIN)/python -m pytest -s tests/attacks/test_kills.py tests/attacks/test_full_disks.py tests/attacks/test_two_writers.py \
+		tests/attacks/test_links.py tests/attacks/test_bad_days.py
 
 # The same table on the GPU: needs a CUDA device and the extra for it (gpu or rtx).
 bench-gpu: .venv/ready

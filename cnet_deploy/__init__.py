@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cnet_deploy.architecture import Architecture as Architecture
     from cnet_deploy.checkpoint import load as load
     from cnet_deploy.checkpoint import save as save
+    from cnet_deploy.classification import classify as classify
     from cnet_deploy.conversion import convert as convert
     from cnet_deploy.deployment import export as export
     from cnet_deploy.errors import CnetDeployError as CnetDeployError
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Architecture": "architecture",
     "CnetDeployError": "errors",
+    "classify": "classification",
     "convert": "conversion",
     "evaluate": "evaluation",
     "export": "deployment",
@@ -49,6 +51,7 @@ __all__ = [
     "Architecture",
     "CnetDeployError",
     "__version__",
+    "classify",
     "convert",
     "evaluate",
     "export",

@@ -1,3 +1,5 @@
+"""``python -m cnet_deploy`` is ``cnet-deploy``."""
+
 from cnet_deploy.cli import main
 
 if __name__ == "__main__":

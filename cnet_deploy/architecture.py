@@ -295,3 +295,4 @@ def _named() -> dict[str, Architecture]:
 
 
 NAMED: Mapping[str, Architecture] = _named()
+OTHERS = ("vgg-16", "resnet-18", "mobilenet-1.0-224")  # the table's networks of other families

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from cnet_deploy import __version__
-from cnet_deploy.contents import METADATA_KEY, METADATA_VERSION, architecture_of, read_tensors
+from cnet_deploy.contents import METADATA_KEY, METADATA_VERSION, architecture_of, class_names_of, read_tensors
 from cnet_deploy.errors import OutputRefused, naming
 from cnet_deploy.files import atomic_output
 from cnet_deploy.inference import infer_form
@@ -28,19 +28,22 @@ def load(
     condense_factor: int | None = None,
     input_size: tuple[int, int] | None = None,
     stem_stride: int | None = None,
+    sha256: str | None = None,
+    data: bytes | None = None,
 ) -> DenselyConnected:
     """A model from a checkpoint of the family, in the form in which it is stored, ready to run.
 
-    ``groups``, ``condense_factor``, ``input_size`` (height, width) and ``stem_stride``: see ``infer_architecture``.
-    Raises InputRefused as ``read_tensors`` and ``infer_architecture`` do; the message begins with the file's name.
+    ``groups``, ``condense_factor``, ``input_size`` (height, width) and ``stem_stride``: see ``infer_architecture``; ``sha256`` and
+    ``data``: see ``read_tensors``. Raises InputRefused as both do; the message begins with the file's name.
     """
-    read = read_tensors(path)
+    read = read_tensors(path, sha256, data)
     with naming(path):
         form = infer_form(read.tensors)
         arch = architecture_of(read, groups=groups, condense_factor=condense_factor, input_size=input_size, stem_stride=stem_stride)
         model = build(arch, form)
         own = read.metadata.get(METADATA_KEY)
         steps = Preprocessing.from_dict(own["preprocessing"]) if own else model.preprocessing
+        model.class_names = class_names_of(read, arch.classes)
     # Counters may be absent from old files, and are one number in any shape; everything else was checked name by name.
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     model.load_state_dict({name: torch.from_numpy(value).reshape(shapes[name]) for name, value in read.tensors.items()}, strict=False)
@@ -108,6 +111,8 @@ def own_metadata(model: DenselyConnected, **more: Any) -> str:
         "preprocessing": model.preprocessing.to_dict(),
         "source": {"sha256": source.digest if source else "", "name": source.name if source else "", "form": (source or model).form},
     }
+    if model.class_names:
+        metadata["class_names"] = list(model.class_names)
     return json.dumps({**metadata, **more}, sort_keys=True)
 
 

@@ -3,43 +3,32 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from cnet_deploy import __version__, parameters
-from cnet_deploy.cli_runs import bench, evaluate, gate, train
-from cnet_deploy.errors import CheckFailed, CnetDeployError, Unavailable
+from cnet_deploy.cli_runs import bench, evaluate, gate, run, train
+from cnet_deploy.console import Commands, note, tell
+from cnet_deploy.errors import CheckFailed, Unavailable
 from cnet_deploy.machine import share_the_processor
-from cnet_deploy.parameters import Batches, images_option, keep_option, model_options, tolerance_option
+from cnet_deploy.parameter_types import Batches, ModelOrName, complete_backends
+from cnet_deploy.parameters import images_option, keep_option, labels_option, model_options, pin_option, tolerance_option
 
 
-class Commands(click.Group):
-    """A click group in which our own errors print one line and end with the code their class carries."""
-
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super().main(*args, **{**kwargs, "standalone_mode": False})
-        except CnetDeployError as error:
-            _fail(str(error), error.exit_code)
-        except click.ClickException as error:
-            error.show()
-            sys.exit(error.exit_code)
-        except (click.Abort, KeyboardInterrupt):
-            _fail("interrupted; nothing was written", 130)
-        except BrokenPipeError:
-            sys.exit(0)
-
-
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="cnet-deploy")
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="cnet-deploy", message="%(prog)s %(version)s")
 def main() -> None:
     """From a CondenseNet training checkpoint to a verified model in production."""
 
 
-@main.command(epilog="Example: cnet-deploy convert examples/reference-cifar10.pth.tar -o model.safetensors")
+@main.command(
+    short_help="A checkpoint as training left it -> the group-convolution model.",
+    examples=[
+        "cnet-deploy convert examples/reference-cifar10.pth.tar -o model.safetensors --labels examples/cifar10-labels.txt",
+    ],
+)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option(
     "-o",
@@ -48,22 +37,25 @@ def main() -> None:
     help="A .safetensors file, or .pth.tar in the reference's converted format. [default: beside the input]",
 )
 @keep_option
+@labels_option("What is written carries them from then on. [default: those that the model has]")
 @images_option
+@pin_option
 @model_options
-def convert(checkpoint: Path, output: Path | None, classifier_keep: float | None, images: Path | None, **overrides: Any) -> None:
+def convert(checkpoint: Path, output: Path | None, **options: Any) -> None:
     """Turn CHECKPOINT, as training left it, into the group-convolution model."""
+    overrides = parameters.take_overrides(options)
     share_the_processor()
-    from cnet_deploy.deployment import convert_file
+    from cnet_deploy.file_conversion import convert_file
 
-    done = convert_file(checkpoint, output, classifier_keep=classifier_keep, images=images, overrides=overrides)
-    click.echo(done.summary())
+    tell(convert_file(checkpoint, output, overrides=overrides, **options).summary())
 
 
-@main.command(epilog="Example: cnet-deploy export model.safetensors --onnx    or: cnet-deploy export model.safetensors --native")
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("--onnx", "target", flag_value="onnx", help="Write an ONNX file.")
-@click.option("--native", "target", flag_value="native", help="Compile a shared library for the CPU: no runtime, several times faster.")
-@click.option("--tensorrt", "target", flag_value="tensorrt", help="Build a TensorRT engine for NVIDIA GPUs.")
+@main.command(
+    short_help="A model -> a verified ONNX file, native library or TensorRT engine.",
+    examples=["cnet-deploy export model.safetensors --onnx", "cnet-deploy export model.safetensors --native -o model.so"],
+)
+@click.argument("model", type=ModelOrName())
+@parameters.target_options
 @click.option(
     "--triton",
     type=click.Path(path_type=Path),
@@ -85,38 +77,26 @@ def convert(checkpoint: Path, output: Path | None, classifier_keep: float | None
 )
 @parameters.lowering_options
 @keep_option
+@labels_option("What is written carries them from then on. [default: those that the model has]")
 @images_option
 @tolerance_option
+@pin_option
 @model_options
-def export(model: Path, target: str | None, triton: Path | None, output: Path | None, classifier_keep: float | None, lowering: str | None,
-           images: Path | None, tolerance: float | None, **options: Any) -> None:  # fmt: skip
+def export(model: Path, target: str | None, triton: Path | None, output: Path | None, lowering: str | None, **options: Any) -> None:
     """Export MODEL (a checkpoint or a converted model) and verify what was written before it takes its name.
 
     The name of a network, as `bench` knows them, is exported with random weights: for measuring alone.
     """
-    overrides = {name: options.pop(name) for name in ("groups", "condense_factor", "input_size", "stem_stride")}
-    target = target or ("onnx" if triton is not None else None)
-    if target is None:
-        raise click.UsageError("Missing the target; expected --onnx, --native or --tensorrt")
-    if triton is not None and output is not None:
-        raise click.UsageError("--triton and --output name two places; expected one of them")
+    common: dict[str, Any] = {"overrides": parameters.take_overrides(options), "say": note}
+    common |= parameters.take(options, "classifier_keep", "labels", "images", "tolerance", "sha256")
+    target = parameters.require_target(target, triton, output)
     options = {name: value for name, value in options.items() if value is not None}
     share_the_processor()
     from cnet_deploy import deployment
     from cnet_deploy.exporters import options_of
     from cnet_deploy.progress import bar
 
-    flags = {"cpu": "target", "flavour": "tensorrt-flavour", "timing_cache": "timing-cache"}
-    if foreign := [name for name in options if name not in options_of(target)]:
-        raise click.UsageError(f"--{flags.get(foreign[0], foreign[0])} is no option of --{target}")
-    if lowering not in (None, "gather") and target == "native":
-        raise click.UsageError("--lowering is no option of --native, which has kernels for the network as it is")
-    if target == "onnx" and not isinstance(options.get("batch", 1), int):
-        raise click.UsageError("--batch of --onnx is one number; leave it out for a free batch")
-    common: dict[str, Any] = {
-        "classifier_keep": classifier_keep, "images": images, "tolerance": tolerance, "overrides": overrides,
-        "say": lambda text: click.echo(text, err=True),
-    }  # fmt: skip
+    parameters.require_own_options(target, options, options_of(target), lowering)
     with bar(f"export {model.name}") as told:
         if lowering == "auto":
             from cnet_deploy.benchmarks.lowerings import choose_for_file
@@ -131,51 +111,64 @@ def export(model: Path, target: str | None, triton: Path | None, output: Path | 
         else:
             done = deployment.export(model, target, output, **common, **options)
     for line in done.lines() if triton is None else [*done.lines()[:-1], *repository.lines()]:
-        click.echo(line)
+        tell(line)
 
 
-@main.command(epilog="Example: cnet-deploy verify model.onnx model.safetensors --images examples/cifar10-test-500.bin")
+@main.command(
+    short_help="Compare an artifact's outputs with its model's.",
+    examples=["cnet-deploy verify model.onnx model.safetensors --images examples/cifar10-test-500.bin"],
+)
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.argument("model", type=click.Path(path_type=Path))
 @images_option
 @tolerance_option
+@pin_option
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @model_options
-def verify(artifact: Path, model: Path, images: Path | None, tolerance: float | None, as_json: bool, **overrides: Any) -> None:
+def verify(artifact: Path, model: Path, as_json: bool, **options: Any) -> None:
     """Compare the outputs of ARTIFACT with those of the MODEL that it came from; exit code 1 if they differ."""
     share_the_processor()
-    from cnet_deploy.verification import verify as run
+    from cnet_deploy.verification import verify as compare
 
-    comparisons = run(artifact, model, images=images, tolerance=tolerance, **overrides)
-    click.echo(json.dumps([c.to_dict() for c in comparisons], indent=2) if as_json else "\n".join(c.summary() for c in comparisons))
+    comparisons = compare(artifact, model, **options)
+    if as_json:
+        click.echo(json.dumps([c.to_dict() for c in comparisons], indent=2))
+    else:
+        tell("\n".join(c.summary() for c in comparisons))
     if failed := [c for c in comparisons if not c.passed]:
         raise CheckFailed(f"{artifact}: outputs differ from those of {model} beyond the tolerance on {failed[0].inputs}")
     if not as_json:
-        click.echo(f"{artifact} computes what {model} does")
+        tell(f"{artifact} computes what {model} does")
 
 
-@main.command(epilog="Example: cnet-deploy inspect examples/reference-cifar10.pth.tar")
+@main.command(
+    short_help="What a file is, without running anything in it.", examples=["cnet-deploy inspect examples/reference-cifar10.pth.tar"]
+)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw which inputs each learned group reads into this SVG file.")
+@pin_option
 @model_options
-def inspect(file: Path, as_json: bool, plot: Path | None, **overrides: Any) -> None:
+def inspect(file: Path, as_json: bool, plot: Path | None, **options: Any) -> None:
     """Show what FILE is: architecture, form, pruning layer by layer, digest. Nothing in it is executed.
 
     A checkpoint whose pruning is unfinished is described too, with the reason why it can't be converted.
     """
-    from cnet_deploy.inspection import inspect as run
+    from cnet_deploy.inspection import inspect as look
 
-    found = run(file, **overrides)
+    found = look(file, **options)
     if plot is not None:
         from cnet_deploy.connections import plot as draw
 
-        draw(file, plot, **overrides)
+        draw(file, plot, **options)
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.summary())
 
 
-@main.command(epilog="Example: cnet-deploy doctor    or, where an image is built: cnet-deploy doctor tensorrt")
-@click.argument("backends", nargs=-1)
+@main.command(
+    short_help="What works on this machine, and what to install.",
+    examples=["cnet-deploy doctor", "cnet-deploy doctor onnxruntime    # where an image is built: exit code 5 if it does not work"],
+)
+@click.argument("backends", nargs=-1, shell_complete=complete_backends)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(backends: tuple[str, ...], as_json: bool) -> None:
     """What works on this machine, by trying it; what does not, why, and what to install.
@@ -194,10 +187,22 @@ def doctor(backends: tuple[str, ...], as_json: bool) -> None:
         raise Unavailable(f"{', '.join(names)} does not work here; the lines above say why and what to install")
 
 
-for command in (evaluate, train, bench, gate):
+@main.command(
+    short_help="What makes a shell complete these commands.",
+    examples=['eval "$(cnet-deploy completion bash)"', "cnet-deploy completion fish > cnet-deploy.fish"],
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes SHELL complete commands, options, files and the names of networks and backends.
+
+    For good: put the first example's line into ~/.bashrc (with zsh into ~/.zshrc), or the file into ~/.config/fish/completions.
+    """
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(main, {}, "cnet-deploy", "_CNET_DEPLOY_COMPLETE").source())
+
+
+for command in (run, evaluate, train, bench, gate):
     main.add_command(command)
-
-
-def _fail(message: str, code: int) -> None:
-    click.echo(f"Error: {message}", err=True)
-    sys.exit(code)

@@ -10,25 +10,69 @@ from typing import Any
 import click
 
 from cnet_deploy import parameters
+from cnet_deploy.console import Command, note, tell
+from cnet_deploy.errors import InputRefused
 from cnet_deploy.machine import share_the_processor
-from cnet_deploy.parameters import Finite, Numbers, Share, Words, model_options
+from cnet_deploy.parameter_types import Finite, Numbers, Share, Words, complete_backends, complete_models
+from cnet_deploy.parameters import labels_option, model_options, pin_option, steps_options
 
 
-@click.command(epilog="Example: cnet-deploy evaluate model.pth.tar model.onnx --data cifar-10-batches-bin")
+@click.command(
+    cls=Command,
+    short_help="Classify images with any model or artifact.",
+    examples=["cnet-deploy run model.onnx examples/images/cat.png", "cnet-deploy run model.so examples/images --top 1 --json"],
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path(path_type=Path))
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes to print for each image.")
+@labels_option("[default: those that FILE carries]")
+@click.option("--backend", shell_complete=complete_backends, help="What runs it. [default: the one that opens FILE]")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where. [default: cpu; engines: cuda]")
+@click.option("--threads", type=click.IntRange(1), help="Threads of inference. [default: the backend's own]")
+@click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Images an inference.")
+@steps_options
+@pin_option
+@click.option("--json", "as_json", is_flag=True, help="Print the answers as JSON.")
+@model_options
+def run(file: Path, images: tuple[Path, ...], as_json: bool, **options: Any) -> None:
+    """Classify IMAGEs with FILE (a checkpoint, a model or an artifact): the likeliest classes of each, by name.
+
+    An IMAGE is a PNG, JPEG, BMP, WebP or PPM file, a folder of them, or a CIFAR binary file. It is prepared as FILE's metadata says.
+    """
+    share_the_processor()
+    from cnet_deploy.classification import classify
+    from cnet_deploy.evaluation import Steps
+
+    steps = Steps(**parameters.take(options, "statistics", "mean", "std", "resize"))
+    answers, problems = [], []
+    for answer in classify(file, images, steps=steps, **options):
+        answers.append(answer)
+        if answer.problem:
+            problems.append(answer.problem)
+        elif not as_json:
+            click.echo("\n".join(answer.lines()))
+    if as_json:
+        click.echo(json.dumps([answer.to_dict() for answer in answers], indent=2))
+    if problems:
+        raise InputRefused(f"{len(problems)} of {len(answers)} images were not classified: {'; '.join(problems[:3])}")
+
+
+@click.command(
+    cls=Command,
+    short_help="Top-1 and top-5 error of files, side by side.",
+    examples=["cnet-deploy evaluate model.safetensors model.onnx --data examples/cifar10-test-500.bin"],
+)
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="A dataset's folder (see `train`), or a CIFAR binary file.")
 @click.option(
     "--split", type=click.Choice(["val", "train"]), default="val", show_default=True, help="The test images, or the training images."
 )
-@click.option("--backend", help="What runs all files. [default: the one that opens each]")
+@click.option("--backend", shell_complete=complete_backends, help="What runs all files. [default: the one that opens each]")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where. [default: cpu; engines: cuda]")
 @click.option("--threads", type=click.IntRange(1), help="Threads of inference. [default: the backend's own]")
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images an inference.")
 @click.option("-j", "--workers", type=click.IntRange(1), help="Threads that read images. [default: one a core, at most 8]")
-@click.option("--statistics", type=click.Choice(["cifar10", "cifar100", "imagenet", "fashion-mnist"]), help="Whose mean and deviation.")
-@click.option("--mean", type=parameters.Channels(), help="Wins over what the files say, as do the others here.")
-@click.option("--std", type=parameters.Channels(), help="Standard deviation of pixels from 0 to 1.")
-@click.option("--resize", type=click.IntRange(1), help="Pixels of the shorter side before the centre is cropped.")
+@steps_options
 @click.option("--skip-corrupt", type=click.IntRange(0), default=0, show_default=True, help="Images that may be unreadable; they are named.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @model_options
@@ -39,16 +83,20 @@ def evaluate(files: tuple[Path, ...], data: Path, as_json: bool, **options: Any)
     """
     share_the_processor()
     from cnet_deploy.evaluation import Steps
-    from cnet_deploy.evaluation import evaluate as run
+    from cnet_deploy.evaluation import evaluate as compare
     from cnet_deploy.progress import bar
 
-    steps = Steps(**{name: options.pop(name) for name in ("statistics", "mean", "std", "resize")})
+    steps = Steps(**parameters.take(options, "statistics", "mean", "std", "resize"))
     with bar("evaluate") as told:
-        found = run(files, data, steps=steps, told=told, **options)
+        found = compare(files, data, steps=steps, told=told, **options)
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else "\n".join(found.lines()))
 
 
-@click.command(epilog="Example: cnet-deploy train cifar-10-batches-bin --stages 14-14-14 --growth 8-16-32 -b 64 --epochs 300 --resume")
+@click.command(
+    cls=Command,
+    short_help="Train a network by the original's recipe.",
+    examples=["cnet-deploy train cifar-10-batches-bin --stages 14-14-14 --growth 8-16-32 -b 64 --epochs 300 --resume"],
+)
 @click.argument("data", type=click.Path(path_type=Path))
 @parameters.training_options
 def train(data: Path, gpu: str | None, **options: Any) -> None:
@@ -63,19 +111,30 @@ def train(data: Path, gpu: str | None, **options: Any) -> None:
 
     from cnet_deploy.progress import bar
     from cnet_deploy.training import Recipe
-    from cnet_deploy.training import train as run
+    from cnet_deploy.training import train as begin
 
     recipe = Recipe(**{field.name: options.pop(field.name) for field in fields(Recipe)})
     savedir = options.pop("savedir")
     with bar("train") as told:
-        done = run(data, savedir, recipe, say=lambda text: click.echo(text, err=True), told=told, **options)
+        done = begin(data, savedir, recipe, say=note, told=told, **options)
     for line in done.lines() if done else ():
-        click.echo(line)
+        tell(line)
 
 
-@click.command(epilog="Example: cnet-deploy bench --threads 2 --html report.html    or: cnet-deploy bench model.onnx")
-@click.argument("models", nargs=-1)
-@click.option("--backend", "backends", type=Words(), default=(), help="Measure on these only: one, or several as torch,onnxruntime.")
+@click.command(
+    cls=Command,
+    short_help="Measure the paper's inference-time table, or any models.",
+    examples=["cnet-deploy bench --threads 2 --html report.html", "cnet-deploy bench model.onnx model.so"],
+)
+@click.argument("models", nargs=-1, shell_complete=complete_models)
+@click.option(
+    "--backend",
+    "backends",
+    type=Words(),
+    shell_complete=complete_backends,
+    default=(),
+    help="Measure on these only: one, or several as torch,onnxruntime.",
+)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="What runs the models.")
 @click.option("--threads", type=Numbers(), default=(), help="Threads: a number, or several as 1,2. [default: all cores]")
 @click.option("--batch", "batches", type=Numbers(), default=(1,), help="Images an inference: a number, or several as 1,8,32. [default: 1]")
@@ -108,9 +167,10 @@ def bench(
     if baseline is not None and rounds < 8:
         raise click.UsageError("--save-baseline needs 8 rounds or more, as the gate does; give --rounds 8")
     from cnet_deploy.benchmarks.measure import Settings
-    from cnet_deploy.benchmarks.report import Outputs, run
+    from cnet_deploy.benchmarks.report import Outputs
+    from cnet_deploy.benchmarks.report import run as measure
 
-    run(
+    measure(
         models, backends=backends, threads=threads, batches=batches, device=device, resume=resume,
         settings=Settings(rounds=rounds, seconds=seconds, warmup=warmup, fresh=baseline is not None),
         outputs=Outputs(baseline=baseline, **outputs),
@@ -118,11 +178,13 @@ def bench(
 
 
 @click.command(
-    epilog="Example: cnet-deploy gate released.onnx candidate.onnx --tolerance 5%    or: cnet-deploy gate --baseline b.json model.so"
+    cls=Command,
+    short_help="Fail if a model has become slower than another.",
+    examples=["cnet-deploy gate model.onnx candidate.onnx --tolerance 5%", "cnet-deploy gate --baseline baseline.json model.onnx"],
 )
-@click.argument("models", nargs=-1, required=True, metavar="[BASE] HEAD")
+@click.argument("models", nargs=-1, required=True, metavar="[BASE] HEAD", shell_complete=complete_models)
 @click.option("--tolerance", type=Share(), default=0.05, help="How much more time head may take: 5% or 0.05. [default: 5%]")
-@click.option("--backend", help="What runs both. [default: the one that opens each]")
+@click.option("--backend", shell_complete=complete_backends, help="What runs both. [default: the one that opens each]")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="What both run on. [default: cpu; with --baseline: as recorded]")
 @click.option("--threads", type=click.IntRange(1), help="Threads of both. [default: all cores]")
 @click.option("--max-rounds", type=click.IntRange(8), default=64, show_default=True, help="Rounds after which it gives up for noise.")
@@ -168,6 +230,7 @@ def gate(
 
         turns = SETTINGS if seconds is None else replace(SETTINGS, seconds=seconds)
         options["settings"] = turns if warmup is None else replace(turns, warmup=warmup)
-    from cnet_deploy.benchmarks.verdicts import Places, run
+    from cnet_deploy.benchmarks.verdicts import Places
+    from cnet_deploy.benchmarks.verdicts import run as judge
 
-    run(models, baseline, Places(json, summary), say=lambda text: click.echo(text, err=True), **options)
+    judge(models, baseline, Places(json, summary), say=note, **options)

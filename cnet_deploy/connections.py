@@ -43,13 +43,13 @@ class Connections:
         return words + (f", {unread} channels that no group reads" if unread else "")
 
 
-def plot(path: Path | str, output: Path | str, **overrides: Any) -> None:
+def plot(path: Path | str, output: Path | str, *, sha256: str | None = None, **overrides: Any) -> None:
     """Draw the groups of a checkpoint or a model into an SVG file: a line for each group, a dash where it reads a channel.
 
     A line is as long as the layer has inputs, so that the growth of a dense block can be seen. ``overrides``: see ``checkpoint.load``.
     Raises InputRefused for a file that can't be read or has no learned groups, OutputRefused where the picture can't be written.
     """
-    read = read_tensors(path)
+    read = read_tensors(path, sha256)
     with naming(path):
         layers = list(connections(read, overrides))
         if not layers:

@@ -17,8 +17,9 @@ import safetensors
 from cnet_deploy.architecture import Architecture
 from cnet_deploy.containers import is_safetensors, is_zip, read_pickled, read_safetensors
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.files import digest, read_bytes
+from cnet_deploy.files import digest, read_bytes, require_digest
 from cnet_deploy.inference import infer_architecture, infer_form
+from cnet_deploy.labels import checked_labels
 from cnet_deploy.metadata import parse_json
 from cnet_deploy.pickles import Findings, examine, is_torchscript
 from cnet_deploy.stored_tensors import StoredTensor
@@ -43,14 +44,16 @@ class Contents:
     metadata: dict[str, Any]
 
 
-def read_tensors(path: Path | str) -> Contents:
+def read_tensors(path: Path | str, sha256: str | None = None, data: bytes | None = None) -> Contents:
     """The state dict of a checkpoint, whatever its container: legacy pickle, zip, safetensors.
 
-    Floating-point tensors become float32. Raises InputRefused for anything unreadable, for a pickle that asks for more than
-    tensors (naming what it wanted), and for a file that holds no state dict.
+    Floating-point tensors become float32. ``sha256`` is the digest that the file must have; ``data`` its bytes, if they were read.
+    Raises InputRefused for anything unreadable, for a pickle that asks for more than tensors (naming what it wanted), and for a file that
+    holds no state dict.
     """
     path = Path(path)
-    data = read_bytes(path)
+    data = read_bytes(path) if data is None else data
+    require_digest(path, data, sha256)
     if path.suffix == ".onnx":
         raise InputRefused(f"{path}: is an artifact; expected the checkpoint or model that it was made from")
     findings: Findings | None = None
@@ -66,6 +69,16 @@ def read_tensors(path: Path | str) -> Contents:
     # What a damaged or hostile file makes its reader raise has no bound: any exception here means that it was not read.
     except Exception as error:
         raise InputRefused(f"{path}: {_why_unreadable(error, data, findings or examine(data))}") from None
+
+
+def class_names_of(read: Contents, classes: int) -> tuple[str, ...]:
+    """The names of the classes, where the file tells them: a model's own, or those of the data that a checkpoint was trained on.
+
+    Raises InputRefused for what are none."""
+    own = read.metadata.get(METADATA_KEY, {})
+    training = own.get("training")
+    names = own.get("class_names") or (training.get("class_names") if isinstance(training, dict) else None)
+    return checked_labels(names, classes) if names else ()
 
 
 def architecture_of(

@@ -3,6 +3,7 @@ CondensingConv and CondensingLinear)."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import torch
@@ -12,6 +13,8 @@ from cnet_deploy.errors import InputRefused
 from cnet_deploy.models import DenselyConnected, build
 from cnet_deploy.models.layers import IndexedGroupConv, IndexedLinear, LearnedGroupConv
 from cnet_deploy.pruning import read_layer, require_finished
+
+log = logging.getLogger(__name__)
 
 DEFAULT_KEEP = 0.5  # the reference halves the classifier's inputs, and the published figures count it so
 
@@ -45,12 +48,13 @@ def convert(model: DenselyConnected, *, classifier_keep: float = DEFAULT_KEEP) -
                 isinstance(target, (nn.Conv2d, nn.BatchNorm2d)) and isinstance(origin, type(target)) and not _inside_learned(name, modules)
             ):
                 target.load_state_dict(origin.state_dict())
-    converted.source, converted.preprocessing = model.source, model.preprocessing
+    log.info("converted to group-conv form, keeping %g of the classifier's inputs", classifier_keep)
+    converted.source, converted.preprocessing, converted.class_names = model.source, model.preprocessing, model.class_names
     return converted
 
 
 def require_classifier_keep(model: DenselyConnected, wanted: float) -> None:
-    """Refuse if a converted model's classifier can't have the wanted keep: what was cut is not in the file."""
+    """Raise InputRefused if a converted model's classifier can't have the wanted keep: what was cut is not in the file."""
     arch = model.architecture
     if arch.kept_features != replace(arch, classifier_keep=wanted).kept_features:
         origin = f", {model.source.name}" if model.source and model.source.form == "training" else ""

@@ -265,7 +265,7 @@ Calls = _Pycuda | _CudaPython
 
 
 def library(ordinal: int) -> Calls:
-    """pycuda if it can be imported, else cuda-python."""
+    """pycuda if it can be imported, else cuda-python, on the device with this number. Raises Unavailable where neither is."""
     reasons = []
     known: tuple[type[Calls], ...] = (_Pycuda, _CudaPython)
     for calls in known:

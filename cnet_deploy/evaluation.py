@@ -188,12 +188,13 @@ def evaluate(
     """Run all files on all images of a dataset, each preprocessed as its file says; ``data``: see ``datasets.open_dataset``.
 
     ``backend``, ``device``, ``threads``: see ``open_session``. ``steps`` wins over what the files say. ``overrides`` are for
-    checkpoints that can't tell them (see ``checkpoint.load``). Raises InputRefused for files and data that can't be used or
-    don't fit each other, and for more than ``skip_corrupt`` images that can't be read; Unavailable for a backend that is not here.
+    checkpoints that can't tell them (see ``checkpoint.load``). Errors are in percent, their 95 % intervals Wilson's (1927).
+    Raises InputRefused for files and data that can't be used or don't fit each other, and for more than ``skip_corrupt`` images
+    that can't be read; Unavailable for a backend that is not here.
     """
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     with contextlib.ExitStack() as stack:
-        sessions = [stack.enter_context(_opened(Path(path), backend, device, threads, overrides)) for path in paths]
+        sessions = [stack.enter_context(opened(Path(path), backend, device, threads, overrides)) for path in paths]
         dataset = open_dataset(data, split, sessions[0].classes)
         for path, session in zip(paths, sessions, strict=True):
             if session.classes != dataset.classes:
@@ -211,12 +212,15 @@ def evaluate(
     return Evaluation(dataset.name, split, images, dataset.classes, tuple(tally.result() for tally in tallies), tuple(refused))
 
 
-def _opened(path: Path, backend: str | None, device: str | None, threads: int | None, overrides: dict[str, Any]) -> Session:
+def opened(
+    path: Path, backend: str | None, device: str | None, threads: int | None, overrides: dict[str, Any], sha256: str | None = None
+) -> Session:  # fmt: skip
+    """``open_session`` with a backend's name as ``bench`` has them. Raises InputRefused for ``overrides`` of what infers nothing."""
     variant = resolve_backend(backend or backend_of(path))
     given = {name: value for name, value in overrides.items() if value is not None}
     if given and variant.backend != "torch":
         raise InputRefused(f"{path}: is an artifact, of which nothing is inferred; expected no {', '.join(given)}")
-    return open_session(path, variant.backend, device, threads, **variant.options, **given)
+    return open_session(path, variant.backend, device, threads, sha256=sha256, **variant.options, **given)
 
 
 class _Tally:
@@ -248,7 +252,8 @@ class _Tally:
 
 
 def ranked(logits: Floats, labels: Labels) -> tuple[Labels, Labels, npt.NDArray[np.bool_]]:
-    """Each row's first answer, the place of its label (0: first; of equal logits the lower class comes first), and whether it is finite."""
+    """Of logits [N, classes] and labels [N]: each row's first answer, the place of its label (0: first; of equal logits the lower class
+    comes first), and whether the row is finite."""
     finite = np.logical_and.reduce(np.isfinite(logits), axis=1)
     own = logits[np.arange(len(labels)), labels][:, None]
     earlier = np.arange(logits.shape[1])[None] < labels[:, None]
@@ -258,7 +263,7 @@ def ranked(logits: Floats, labels: Labels) -> tuple[Labels, Labels, npt.NDArray[
 
 def _run(
     tallies: Sequence[_Tally], dataset: Dataset, size: int, workers: int | None, skip_corrupt: int, told: Callable[[str, float], None]
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """All images through all sessions; why some could not be read."""
     kinds = list(dict.fromkeys(tally.preprocessing for tally in tallies))
     refused: list[str] = []

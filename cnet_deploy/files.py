@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import fcntl
 import hashlib
+import itertools
+import logging
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cnet_deploy.errors import InputRefused, OutputRefused
+
+log = logging.getLogger(__name__)
 
 MAX_BYTES = 4 << 30  # no model of the family comes near
 
@@ -29,6 +36,7 @@ def read_bytes(path: Path | str, limit: int = MAX_BYTES) -> bytes:
         raise InputRefused(f"{path}: can't be read: {getattr(error, 'strerror', None) or type(error).__name__}") from None
     if not data:
         raise InputRefused(f"{path}: is empty; expected a file with something in it")
+    log.info("read %s: %s bytes", path, f"{len(data):,}")
     return data
 
 
@@ -46,7 +54,7 @@ def check_input(path: Path | str) -> None:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        raise InputRefused(f"{path}: no such file") from None
+        raise InputRefused(f"{path}: no such file{_instead(path)}") from None
     except (OSError, ValueError) as error:
         raise InputRefused(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None
     if stat.S_ISDIR(mode):
@@ -55,9 +63,26 @@ def check_input(path: Path | str) -> None:
         raise InputRefused(f"{path}: is a device or pipe; expected a regular file")
 
 
+def _instead(path: Path) -> str:
+    """What was perhaps meant by a path where nothing is."""
+    with contextlib.suppress(OSError, ValueError):
+        if not path.parent.exists():
+            return f"; there is no folder {path.parent}"
+        names = [entry.name for entry in itertools.islice(path.parent.iterdir(), 1000)]
+        if near := difflib.get_close_matches(path.name, names, n=1):
+            return f"; did you mean {path.with_name(near[0])}?"
+    return ""
+
+
 def digest(data: bytes) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def require_digest(path: Path | str, data: bytes, sha256: str | None) -> None:
+    """Refuse bytes that are not those whose SHA-256 was pinned; None pins nothing."""
+    if sha256 is not None and (found := digest(data)) != sha256.lower():
+        raise InputRefused(f"{path}: has SHA-256 {found}; expected {sha256}, as pinned: get the file that was meant, or pin this one")
 
 
 @contextlib.contextmanager
@@ -67,13 +92,20 @@ def atomic_output(path: Path | str, *, source: Path | str | None = None) -> Iter
         yield temporary
 
 
+def _rename(temporaries: Sequence[Path], targets: Sequence[Path]) -> None:
+    for temporary, target in zip(temporaries, targets, strict=True):
+        os.replace(temporary, target)
+
+
 @contextlib.contextmanager
-def atomic_outputs(*paths: Path | str, source: Path | str | None = None) -> Iterator[list[Path]]:
+def atomic_outputs(
+    *paths: Path | str, source: Path | str | None = None, commit: Callable[[Sequence[Path], Sequence[Path]], None] = _rename
+) -> Iterator[list[Path]]:
     """A temporary path beside each of ``paths`` to write to; all renamed when the block ends well, all removed when it does not.
 
-    Every file is on the disk before the first is renamed, so that little can part them: a crash or an error between two renames.
-    Suffixes stay, so that libraries that look at them are content. ``source`` is a file that must not be overwritten by its own product.
-    Raises OutputRefused before anything is computed if a place can't be written to.
+    Every file is on the disk before ``commit`` renames them, which it does while no other commit goes on in that folder. A link at one of
+    ``paths`` is replaced; what it points to is left alone. Suffixes stay, so that libraries that look at them are content. ``source`` is
+    a file that must not be overwritten by its own product. Raises OutputRefused before anything is computed if a place can't be written to.
     """
     targets = [Path(path) for path in paths]
     for target in targets:
@@ -88,14 +120,57 @@ def atomic_outputs(*paths: Path | str, source: Path | str | None = None) -> Iter
         for temporary in temporaries:
             with open(temporary, "rb") as written:
                 os.fsync(written.fileno())
-        for current, temporary in zip(targets, temporaries, strict=True):
-            os.replace(temporary, current)
+        with locked(current.parent):
+            commit(temporaries, targets)
+        log.info("wrote %s", ", ".join(map(str, targets)))
     except OSError as error:
         raise OutputRefused(f"{current}: can't be written: {error.strerror or error}; nothing was changed") from error
     finally:
         for temporary in temporaries:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes' commits: those of two files must not mix. A kill lets go of it.
+
+    Where there are no locks to be had, or one is held for long, renames are atomic each by itself all the same. What was renamed is on
+    the disk when this ends.
+    """
+    with contextlib.ExitStack() as stack:
+        held = None
+        with contextlib.suppress(OSError):  # a folder that may not be listed can't be locked
+            held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, held)
+            _lock(held)
+        yield
+        if held is not None:
+            with contextlib.suppress(OSError):
+                os.fsync(held)
+
+
+def _lock(held: int) -> None:
+    for _ in range(1000):
+        try:
+            return fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.01)
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Put a small file in place of another, whole, where the folder is ``locked`` already."""
+    temporary = _temporary(path)
+    try:
+        _create(temporary, path)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def check_output(path: Path | str, *, source: Path | str | None = None) -> None:

@@ -142,7 +142,7 @@ def expected_shapes(arch: Architecture, form: Form) -> dict[str, tuple[int, ...]
 
 
 def check_tensors(tensors: Tensors, arch: Architecture, form: Form) -> None:
-    """Refuse missing or extra tensors, wrong shapes, indices that point nowhere or twice, and weights that are not finite."""
+    """Raise InputRefused for missing or extra tensors, wrong shapes, indices that point nowhere or twice, weights that are not finite."""
     expected = expected_shapes(arch, form)
     optional = {f"{name.rpartition('.')[0]}.num_batches_tracked" for name in expected if name.endswith(".running_mean")}
     optional |= {f"{name.rpartition('.')[0]}.{counter}" for name in expected if name.endswith("._mask") for counter in ("_stage", "_count")}

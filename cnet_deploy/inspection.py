@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cnet_deploy import manifest
 from cnet_deploy.architecture import Architecture
 from cnet_deploy.errors import InputRefused, PruningUnfinished, printable
-from cnet_deploy.files import digest, read_bytes
+from cnet_deploy.exporters import SUFFIXES
+from cnet_deploy.files import digest
+from cnet_deploy.manifest import Pair, manifest_path, read_pair
 from cnet_deploy.metadata import parse_json
 from cnet_deploy.preprocessing import Preprocessing
 
@@ -76,23 +77,26 @@ class Inspection:
         return "\n".join(map(printable, lines))  # a file's own words must not forge lines or steer the terminal
 
 
-def inspect(path: Path | str, **overrides: Any) -> Inspection:
+def inspect(path: Path | str, *, sha256: str | None = None, **overrides: Any) -> Inspection:
     """Look into a checkpoint, a model or an ONNX file; nothing in it is executed and no network is built.
 
     ``overrides``: see ``checkpoint.load``. Raises InputRefused for a file that can't be read, is damaged or not of the family; a
     checkpoint whose pruning is unfinished is described, with ``problem`` set.
     """
     path = Path(path)
-    artifacts = {".onnx": _inspect_onnx, ".so": _inspect_by_manifest, ".engine": _inspect_by_manifest}
-    return artifacts[path.suffix](path) if path.suffix in artifacts else _inspect_checkpoint(path, overrides)
+    if path.suffix == ".onnx":
+        return _inspect_onnx(read_pair(path, sha256))
+    if path.suffix in SUFFIXES.values():
+        return _inspect_by_manifest(read_pair(path, sha256))
+    return _inspect_checkpoint(path, {**overrides, "sha256": sha256})
 
 
 def _inspect_checkpoint(path: Path, overrides: dict[str, Any]) -> Inspection:
-    from cnet_deploy.contents import METADATA_KEY, architecture_of, read_tensors
+    from cnet_deploy.contents import METADATA_KEY, architecture_of, class_names_of, read_tensors
     from cnet_deploy.inference import infer_form, pruning_layers
     from cnet_deploy.pruning import require_finished
 
-    read = read_tensors(path)
+    read = read_tensors(path, overrides.pop("sha256"))
     details = {key: value for key, value in read.metadata.items() if key != METADATA_KEY}
     if own := read.metadata.get(METADATA_KEY):
         details.update({"source": own["source"], "preprocessing": own["preprocessing"], "tool": own.get("tool")})
@@ -100,6 +104,7 @@ def _inspect_checkpoint(path: Path, overrides: dict[str, Any]) -> Inspection:
     try:
         pruning, form = pruning_layers(read.tensors), infer_form(read.tensors)
         architecture = architecture_of(read, **overrides)
+        details["class_names"] = list(class_names_of(read, architecture.classes)) or None
         if pruning:
             require_finished(pruning, architecture.group_1x1, architecture.condense_factor)
     except PruningUnfinished as error:
@@ -121,15 +126,16 @@ def _inspect_checkpoint(path: Path, overrides: dict[str, Any]) -> Inspection:
     )  # fmt: skip
 
 
-def _inspect_by_manifest(path: Path) -> Inspection:
+def _inspect_by_manifest(pair: Pair) -> Inspection:
     """A library or an engine by its manifest alone: to ask it itself would be to run it."""
-    data = read_bytes(path)
-    found = manifest.read(path, data)
+    path, data, found = pair.path, pair.data, pair.manifest
     if found is None:
-        raise InputRefused(f"{path}: has no manifest {manifest.manifest_path(path).name} beside it; expected the pair that `export` wrote")
+        raise InputRefused(f"{path}: has no manifest {manifest_path(path).name} beside it; expected the pair that `export` wrote")
     details: dict[str, Any] = {"source_sha256": found.source_sha256, **found.details}
     if found.preprocessing is not None:
         details["preprocessing"] = found.preprocessing.to_dict()
+    if found.class_names:
+        details["class_names"] = list(found.class_names)
     details["manifest"] = {"precision": found.precision, "verification": list(found.verification)}
     form = "group-conv" if found.architecture else None
     return Inspection(
@@ -140,12 +146,12 @@ def _inspect_by_manifest(path: Path) -> Inspection:
 _CONTAINERS = {"native": "native library", "tensorrt": "TensorRT engine"}
 
 
-def _inspect_onnx(path: Path) -> Inspection:
+def _inspect_onnx(pair: Pair) -> Inspection:
     import onnx
 
     from cnet_deploy.onnx_graph import read_metadata
 
-    data = read_bytes(path)
+    path, data, description = pair.path, pair.data, pair.manifest
     try:
         model = onnx.load_model_from_string(data)
         if not model.graph.node:
@@ -157,7 +163,6 @@ def _inspect_onnx(path: Path) -> Inspection:
         raise InputRefused(f"{path}: is no ONNX model that can be read ({str(error) or type(error).__name__})") from None
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
         raise InputRefused(f"{path}: keeps weights in other files, which no digest covers; expected one file, as `export` writes it")
-    description = manifest.read(path, data)
     opset = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
     details: dict[str, Any] = {key: value for key, value in found.items() if key not in ("architecture", "preprocessing")}
     details |= {

@@ -52,7 +52,7 @@ def in_order(make: Callable[[Item], Made], items: Sequence[Item], workers: int, 
 
 def batches(
     dataset: Dataset, kinds: Sequence[Preprocessing], indices: Sequence[int], size: int, workers: int | None = None
-) -> Iterator[Batch]:  # fmt: skip
+) -> Iterator[Batch]:
     """The images of ``indices`` at the sizes that some networks read, ``size`` at a time; one that can't be read is left out and named."""
     if isinstance(dataset, ArrayDataset) and all(dataset.fits(kind) for kind in kinds):
         for start in range(0, len(indices), size):

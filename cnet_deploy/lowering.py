@@ -19,7 +19,8 @@ Doubles = npt.NDArray[np.float64]
 def lower(model: DenselyConnected) -> Program:
     """The Program of a model in group-conv form (or of a plain DenseNet).
 
-    Folding is done in double precision and rounded once. Raises InputRefused for a model in training form: convert it first.
+    A batch norm after a convolution becomes gain / sqrt(variance + eps) times its weights, and shift - mean * that as its bias (Ioffe and
+    Szegedy, 2015, algorithm 2), in double precision, rounded once. Raises InputRefused for a model in training form: convert it first.
     """
     if model.form != "group-conv":
         raise InputRefused("lower() needs a model in group-conv form; got the training form: call convert(model) first")
@@ -50,6 +51,7 @@ def lower(model: DenselyConnected) -> Program:
         ),
         model.preprocessing,
         model.source.digest if model.source else "",
+        model.class_names,
     )
 
 

@@ -80,7 +80,9 @@ def build_graph(program: Program, *, opset: int | None = None, batch: int | None
 
 def metadata(program: Program) -> dict[str, str]:
     """What the file says of itself; JSON where it is more than a word."""
+    names = {"class_names": json.dumps(program.class_names)} if program.class_names else {}
     return {
+        **names,
         "architecture": json.dumps(program.architecture.to_dict(), sort_keys=True),
         "preprocessing": json.dumps(program.preprocessing.to_dict(), sort_keys=True),
         "source_sha256": program.source_digest,

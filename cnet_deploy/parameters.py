@@ -1,149 +1,16 @@
-"""Parameters of the command line: types that say what they expected, and options that several commands share."""
+"""Options that several commands share, and what is asked of them together."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
+from cnet_deploy.parameter_types import Bytes, Channels, Depths, Digest, Finite, Size
+
 F = TypeVar("F", bound=Callable[..., Any])
-if TYPE_CHECKING:
-    _SizeType = click.ParamType[tuple[int, int]]
-else:
-    _SizeType = click.ParamType  # generic only in newer releases of click
-
-
-class Size(_SizeType):
-    """``224`` or ``HEIGHTxWIDTH``."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        sides = value.lower().split("x")
-        if len(sides) not in (1, 2) or not all(side.isascii() and side.isdigit() and 0 < int(side) < 1 << 16 for side in sides):
-            self.fail(f"{value!r} is no size; expected pixels as 224 or HEIGHTxWIDTH as 224x192", param, ctx)
-        return int(sides[0]), int(sides[-1])
-
-
-class Words(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """Words separated by commas, each once."""
-
-    name = "words"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        if isinstance(value, tuple):
-            return value
-        words = [word.strip() for word in value.split(",")]
-        if not all(words):
-            self.fail(f"{value!r} has an empty part; expected words separated by commas", param, ctx)
-        return tuple(dict.fromkeys(words))
-
-
-class Numbers(Words):
-    """Whole numbers from 1, separated by commas."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        words = [str(word) for word in super().convert(value, param, ctx)]
-        if not all(word.isascii() and word.isdigit() and 0 < int(word) < 1 << 16 for word in words):
-            self.fail(f"{value!r} is no list of numbers; expected one as 2, or several as 1,2", param, ctx)
-        return tuple(int(word) for word in words)
-
-
-class Depths(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """Whole numbers from 1 joined by hyphens, one for each dense block: ``14-14-14``."""
-
-    name = "depths"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = value.split("-")
-        if not all(part.isascii() and part.isdigit() and 0 < int(part) < 1 << 16 for part in parts):
-            self.fail(f"{value!r} is no list of numbers; expected one for each dense block, as 14-14-14", param, ctx)
-        return tuple(map(int, parts))
-
-
-class Share(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """``5%`` or ``0.05``."""
-
-    name = "share"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        try:
-            number = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
-        except ValueError:
-            number = math.nan
-        if not 0 < number < 1:
-            self.fail(f"{value!r} is no share; expected a percentage as 5%, or a number between 0 and 1 as 0.05", param, ctx)
-        return number
-
-
-class Channels(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """Three numbers from 0 to 1, of red, green and blue: ``0.485,0.456,0.406``."""
-
-    name = "channels"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            numbers = tuple(map(float, value.split(",")))
-        except ValueError:
-            numbers = ()
-        if len(numbers) != 3 or not all(0 <= number <= 1 for number in numbers):
-            self.fail(f"{value!r} is no colour; expected red, green and blue from 0 to 1, as 0.485,0.456,0.406", param, ctx)
-        return numbers
-
-
-class Finite(click.FloatRange):
-    """A FloatRange without NaN and infinity, which no bound keeps out."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not finite; expected a number", param, ctx)
-        return number
-
-
-class Batches(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """``8``, or ``LEAST:BEST:MOST`` as 1:8:32."""
-
-    name = "batch"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        parts = value.split(":")
-        if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() and 0 < int(part) < 1 << 16 for part in parts):
-            self.fail(f"{value!r} is no batch; expected images as 8, or least:best:most as 1:8:32", param, ctx)
-        numbers = tuple(map(int, parts))
-        return numbers[0] if len(numbers) == 1 else numbers
-
-
-class Bytes(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """``512M`` or ``2G``, in powers of 1024."""
-
-    name = "bytes"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        units = {"K": 10, "M": 20, "G": 30}
-        digits, unit = value.upper().removesuffix("B").removesuffix("I"), 0
-        if digits[-1:] in units:
-            digits, unit = digits[:-1], units[digits[-1]]
-        if not (digits.isascii() and digits.isdigit() and 0 < int(digits) << unit < 1 << 50):
-            self.fail(f"{value!r} is no size; expected bytes as 512M or 2G", param, ctx)
-        return int(digits) << unit
 
 
 def model_options(command: F) -> F:
@@ -157,6 +24,22 @@ def model_options(command: F) -> F:
         click.option("--input-size", type=Size(), help="Input in pixels, as 224 or HEIGHTxWIDTH; wins over what is inferred."),
         click.option("--condense-factor", type=click.IntRange(1), help="C, where the checkpoint's counters don't tell it."),
         click.option("--groups", type=click.IntRange(1), help="G of the 1x1 convolutions, where the masks don't tell it."),
+    ):
+        command = option(command)
+    return command
+
+
+def steps_options(command: F) -> F:
+    """How images are prepared, where that is not to be as the files say."""
+    for option in reversed(
+        (
+            click.option(
+                "--statistics", type=click.Choice(["cifar10", "cifar100", "imagenet", "fashion-mnist"]), help="Whose mean and deviation."
+            ),
+            click.option("--mean", type=Channels(), help="Wins over what the files say, as do the others here."),
+            click.option("--std", type=Channels(), help="Standard deviation of pixels from 0 to 1."),
+            click.option("--resize", type=click.IntRange(1), help="Pixels of the shorter side before the centre is cropped."),
+        )
     ):
         command = option(command)
     return command
@@ -224,6 +107,56 @@ def training_options(command: F) -> F:
     return command
 
 
+def target_options(command: F) -> F:
+    """A flag for each target that there is."""
+    from cnet_deploy.exporters import HELP
+
+    for target in reversed(HELP):
+        command = click.option(f"--{target}", "target", flag_value=target, help=HELP[target])(command)
+    return command
+
+
+def take(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Some of a command's options, taken out of the rest."""
+    return {name: options.pop(name) for name in names}
+
+
+def take_overrides(options: dict[str, Any]) -> dict[str, Any]:
+    """What ``model_options`` brought, taken out of a command's options."""
+    return take(options, "groups", "condense_factor", "input_size", "stem_stride")
+
+
+def require_target(target: str | None, triton: Path | None, output: Path | None) -> str:
+    """The target of `export`. Raises UsageError where none was named, and for two places to write to."""
+    from cnet_deploy.exporters import SUFFIXES
+
+    if triton is not None and output is not None:
+        raise click.UsageError("--triton and --output name two places; expected one of them")
+    if target is None and triton is None:
+        *most, last = (f"--{name}" for name in SUFFIXES)
+        raise click.UsageError(f"Missing the target; expected {', '.join(most)} or {last}")
+    return target or "onnx"
+
+
+def require_own_options(target: str, options: dict[str, Any], known: Collection[str], lowering: str | None) -> None:
+    """Raises UsageError for an option of `export` that the target does not have."""
+    flags = {"cpu": "target", "flavour": "tensorrt-flavour", "timing_cache": "timing-cache"}
+    if foreign := [name for name in options if name not in known]:
+        raise click.UsageError(f"--{flags.get(foreign[0], foreign[0])} is no option of --{target}")
+    if lowering not in (None, "gather") and target == "native":
+        raise click.UsageError("--lowering is no option of --native, which has kernels for the network as it is")
+    if target == "onnx" and not isinstance(options.get("batch", 1), int):
+        raise click.UsageError("--batch of --onnx is one number; leave it out for a free batch")
+
+
+def labels_option(more: str) -> Callable[[F], F]:
+    """A file of the classes' names; ``more`` says what becomes of them."""
+    return click.option("--labels", type=click.Path(path_type=Path), help=f"Names of the classes: one a line, or JSON. {more}")
+
+
+pin_option = click.option(
+    "--sha256", type=Digest(), help="The digest that the (first) file must have; another is refused, whatever its manifest says."
+)
 images_option = click.option(
     "--images",
     type=click.Path(path_type=Path),

@@ -100,6 +100,7 @@ class Program:
     head: Head
     preprocessing: Preprocessing
     source_digest: str
+    class_names: tuple[str, ...] = ()
 
     def run(self, batch: Array) -> Array:
         """[N, 3, H, W] -> logits [N, classes], in the precision of ``batch``. Slow: a yardstick, not a backend."""

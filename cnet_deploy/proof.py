@@ -25,7 +25,10 @@ def make(run: Callable[[Floats], Floats], shape: tuple[int, ...], tolerance: flo
 
 
 def check(run: Callable[[Floats], Floats], shape: tuple[int, ...], proof: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare; an entry for the manifest's verification. Raises CheckFailed where they differ, InputRefused for a damaged proof."""
+    """Compare on the images of ``shape`` [3, H, W]; an entry for the manifest's verification.
+
+    Raises CheckFailed where they differ, InputRefused for a damaged proof.
+    """
     try:
         expected = np.array(proof["logits"], np.float64)
         tolerance, seed = float(proof["tolerance"]), proof["seed"]
@@ -51,7 +54,7 @@ def check(run: Callable[[Floats], Floats], shape: tuple[int, ...], proof: Mappin
 
 
 def images(shape: tuple[int, ...], seed: int, count: int) -> Floats:
-    """Uniform noise of variance 1, from the raw bits of PCG64, which are the same in every version of numpy."""
+    """Uniform noise [count, 3, H, W] of variance 1, from the raw bits of PCG64, which are the same in every version of numpy."""
     bits = np.random.PCG64(seed).random_raw(count * int(np.prod(shape)))
     uniform = (bits >> np.uint64(40)).astype(np.float64) / 2**24
     return ((2 * uniform - 1) * 3**0.5).astype(np.float32).reshape(count, *shape)

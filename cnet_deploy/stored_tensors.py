@@ -74,7 +74,10 @@ class StoredTensor:
         return np.negative(values, out=values) if self.negative else values
 
     def bits(self, name: str) -> npt.NDArray[Any]:
-        """Its numbers as they are stored, to the bit, in memory of their own: bfloat16 as uint16, truth values as bytes."""
+        """Its numbers as they are stored, to the bit, in memory of their own: bfloat16 as uint16, truth values as bytes.
+
+        Raises InputRefused by ``name`` as ``array`` does, and for numbers whose sign stands apart from them.
+        """
         if self.negative:
             raise InputRefused(f"{name} is stored with the other sign; expected a tensor as training leaves it")
         return np.array(self._view(name), order="C")

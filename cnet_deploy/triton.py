@@ -18,7 +18,7 @@ from typing import Any
 
 from cnet_deploy import __version__, manifest
 from cnet_deploy.errors import InputRefused, OutputRefused, Unavailable, naming, printable
-from cnet_deploy.files import atomic_output, digest, exists, read_bytes
+from cnet_deploy.files import atomic_output, digest, exists, locked, read_bytes
 from cnet_deploy.manifest import Manifest
 from cnet_deploy.onnx_graph import INPUT, OUTPUT
 
@@ -58,8 +58,8 @@ def write_repository(
     manifest or of another kind, for one that takes no single images, and where another network stands under that name already;
     Unavailable for an engine that no server reads; OutputRefused where nothing can be written: then what was there is as it was.
     """
-    data = read_bytes(artifact)
-    found = manifest.read(artifact, data)
+    pair = manifest.read_pair(artifact)
+    data, found = pair.data, pair.manifest
     if found is None:
         raise InputRefused(f"{artifact}: has no manifest beside it; expected the pair that `export` wrote")
     if found.target not in _PLATFORMS:
@@ -77,7 +77,7 @@ def write_repository(
     try:
         if not place.parent.parent.is_dir():
             raise OutputRefused(f"{folder}: {place.parent.parent} is no directory; make it first")
-        with _folders(place.parent, place):
+        with _folders(place.parent, place), locked(place.parent):  # two would take the same version
             _require_same_network(config, text)
             latest = max((int(entry.name) for entry in place.iterdir() if _VERSION.fullmatch(entry.name)), default=0)
             model = place / str(latest) / file
@@ -129,14 +129,20 @@ def _version(place: Path, file: str, data: bytes, found: Manifest) -> Iterator[P
 
 
 def _publish(temporary: Path, version: Path, config: Path, text: str) -> None:
-    """Give a version its name and replace the configuration: both or neither."""
+    """Give a version its name and replace the configuration: both or neither. A kill in between leaves no version without one."""
+    first = not exists(config)
     try:
+        if first:
+            with atomic_output(config) as beside:
+                beside.write_text(text, encoding="utf-8")
         with atomic_output(config) as beside:
             beside.write_text(text, encoding="utf-8")
             temporary.rename(version)
     except BaseException:
         if not temporary.exists():  # the version has its name, the configuration has not
             shutil.rmtree(version, ignore_errors=True)
+        if first:
+            config.unlink(missing_ok=True)
         raise
 
 

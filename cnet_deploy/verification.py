@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -20,6 +21,8 @@ from cnet_deploy.preprocessing import Floats
 from cnet_deploy.sessions import Session, backend_of, open_session
 
 # The largest difference of two logits, relative to the largest logit, that rounding of this precision explains with room to spare.
+log = logging.getLogger(__name__)
+
 TOLERANCES = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 3e-2}
 
 SWAPPED = "what is compared with it is a training checkpoint; expected them the other way round: the artifact, then its model"
@@ -79,6 +82,7 @@ def compare(run: Run, reference: Run, batches: Iterable[Batch], *, inputs: str, 
         theirs.append(reference(batch).astype(np.float64))
         labels.append(truth)
     a, b = np.concatenate(ours), np.concatenate(theirs)
+    log.info("compared logits on %s: %s images", inputs, len(a))
     if a.shape != b.shape:
         raise InputRefused(f"the artifact has {a.shape[1]} classes and the model {b.shape[1]}; expected the same network")
     with np.errstate(invalid="ignore"):  # infinities become NaN here, and NaN fails the check
@@ -94,7 +98,10 @@ def compare(run: Run, reference: Run, batches: Iterable[Batch], *, inputs: str, 
 
 
 def compare_all(session: Session, reference: Session, images: Images | None = None, tolerance: float | None = None) -> list[Comparison]:
-    """Compare on fresh random inputs at batch 1 and more, and on ``images`` if given (preprocessed as the reference's model says)."""
+    """Compare on fresh random inputs at batch 1 and more, and on ``images`` if given (preprocessed as the reference's model says).
+
+    ``tolerance`` is relative to the largest logit; None is that of the session's precision. Raises InputRefused where input sizes differ.
+    """
     tolerance = TOLERANCES[session.precision] if tolerance is None else tolerance
     if session.input_shape[1:] != reference.input_shape[1:]:
         raise InputRefused(
@@ -110,7 +117,7 @@ def compare_all(session: Session, reference: Session, images: Images | None = No
 
 
 def random_batches(shape: tuple[int | None, int, int, int], seed: int) -> Iterator[tuple[Floats, None]]:
-    """Normal noise: a batch of one, then a batch of three (or two batches of the fixed size)."""
+    """Normal noise [N, 3, H, W] for an input ``shape``: a batch of one, then a batch of three (or two batches of the fixed size)."""
     random = np.random.default_rng(seed)
     for size in (1, 3) if shape[0] is None else (shape[0], shape[0]):
         yield random.standard_normal((size, *shape[1:]), np.float32), None
@@ -122,14 +129,15 @@ def verify(
     *,
     images: Path | str | None = None,
     tolerance: float | None = None,
+    sha256: str | None = None,
     **overrides: Any,
 ) -> list[Comparison]:
     """Compare an artifact with the model it came from. A model in training form is converted first, as the artifact was.
 
-    ``overrides``: see ``checkpoint.load``. Raises InputRefused for files that can't be opened or don't fit each other; a difference
-    beyond the tolerance is for the caller to see in ``Comparison.passed``.
+    ``sha256`` pins the artifact; ``overrides``: see ``checkpoint.load``. Raises InputRefused for files that can't be
+    opened or don't fit each other; a difference beyond the tolerance is for the caller to see in ``Comparison.passed``.
     """
-    with open_session(artifact) as session, _open_reference(model, session, overrides) as reference:
+    with open_session(artifact, sha256=sha256) as session, _open_reference(model, session, overrides) as reference:
         data = None
         if images is not None:
             if reference.preprocessing is None:

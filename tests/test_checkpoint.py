@@ -74,7 +74,7 @@ def test_other_precisions_are_read_as_fp32(dtype: torch.dtype, error: float, tmp
 def test_cuda_tensors_are_read_without_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = training_model(TINY)
     # What is written is what a GPU writes: the storages say where they were.
-    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda *_: "cuda:0")
     for legacy in (True, False):
         path = save_checkpoint(tmp_path / f"{legacy}.pth.tar", state_dict(model), legacy=legacy)
         assert b"cuda:0" in path.read_bytes()

@@ -50,10 +50,6 @@ def values(dtype: torch.dtype, *shape: int) -> torch.Tensor:
     return made
 
 
-class Subclass(torch.Tensor):
-    """Somebody's own."""
-
-
 def tensors() -> dict[str, Any]:
     big = values(torch.float32, 6, 8)
     with_attributes = values(torch.float32, 5)

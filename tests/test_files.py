@@ -13,6 +13,7 @@ import pytest
 
 from cnet_deploy.errors import InputRefused, OutputRefused
 from cnet_deploy.files import atomic_output, atomic_outputs, digest, read_bytes
+from tests.processes import interruptible
 
 
 def test_written_whole_and_renamed(tmp_path: Path) -> None:
@@ -59,7 +60,8 @@ with atomic_output(sys.argv[1]) as temporary:
 def test_a_killed_process_leaves_what_was_there(tmp_path: Path, number: signal.Signals) -> None:
     target = tmp_path / "m"
     target.write_text("old")
-    process = subprocess.Popen([sys.executable, "-c", INTERRUPTED, str(target)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    command = interruptible([sys.executable, "-c", INTERRUPTED, str(target)])
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(number)

@@ -95,7 +95,7 @@ def test_input_size_and_stride_follow_from_stages_and_classes_together(
             ({}, "--input-size and --stem-stride"), ({"input_size": (64, 64)}, "--stem-stride"), ({"stem_stride": 1}, "--input-size")
         ):  # fmt: skip
             with pytest.raises(InputRefused, match=f"give {missing}$"):
-                infer_architecture(state, **flags)  # type: ignore[arg-type]
+                infer_architecture(state, **flags)
     else:
         found = infer_architecture(state)
         assert (found.input_size, found.stem_stride) == expected

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,8 @@ from hypothesis import strategies as st
 
 from cnet_deploy import manifest
 from cnet_deploy.architecture import NAMED, Architecture
-from cnet_deploy.errors import InputRefused
+from cnet_deploy.errors import InputRefused, OutputRefused
+from cnet_deploy.files import digest
 from cnet_deploy.manifest import Manifest, manifest_path
 from cnet_deploy.preprocessing import Preprocessing
 from tests.builders import TINY, TINY_DENSENET, TINY_LGC
@@ -106,3 +111,129 @@ def test_any_manifest_comes_back(target: str, sha256: str, size: int, precision:
     steps = None if arch is None else Preprocessing.of(arch)
     made = Manifest(target, sha256, size, precision, source, arch, steps, details, libraries, tuple(verification), proof)
     assert Manifest.from_json(made.to_json()) == made
+
+
+# ---- pairs -----------------------------------------------------------------------------------------------------------
+
+
+def described(content: bytes, target: str = "onnx") -> Manifest:
+    return Manifest(target, digest(content), len(content), "fp32", "", None, None)
+
+
+def put(artifact: Path, content: bytes) -> None:
+    with manifest.atomic_pair(artifact) as (temporary, beside):
+        temporary.write_bytes(content)
+        beside.write_text(described(content).to_json())
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    path = tmp_path / "m.onnx"
+    put(path, b"old")
+    return path
+
+
+class Killed(BaseException):
+    """The process ends here: nothing more is renamed, and nothing is mended."""
+
+
+@pytest.mark.parametrize("step", range(4))
+@pytest.mark.parametrize("before", ["pair", "alone", "torn", "nothing"])
+def test_a_kill_between_any_two_renames_leaves_a_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, step: int) -> None:
+    artifact = tmp_path / "m.onnx"
+    if before != "nothing":
+        put(artifact, b"old")
+    if before == "alone":
+        manifest_path(artifact).unlink()
+    if before == "torn":
+        manifest_path(artifact).write_text(described(b"another").to_json())
+    replace, left = os.replace, [step]
+
+    def until(*paths: Path) -> None:
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", until)
+    with contextlib.suppress(Killed):
+        put(artifact, b"new")
+    monkeypatch.undo()
+    if not artifact.exists():
+        assert before == "nothing"
+    elif before == "torn" and artifact.read_bytes() == b"old":
+        with pytest.raises(InputRefused, match="does not belong together"):
+            manifest.read_pair(artifact)
+    else:
+        pair = manifest.read_pair(artifact)
+        assert pair.data in (b"old", b"new")
+        if pair.data == b"old" and before == "alone":
+            assert pair.manifest is None
+        else:
+            assert pair.manifest is not None and pair.manifest.sha256 == digest(pair.data)
+    put(artifact, b"newer")  # and the next writer finds its way
+    assert manifest.read_pair(artifact).data == b"newer" and "replaces" not in manifest_path(artifact).read_text()
+
+
+def test_an_artifact_that_can_not_be_renamed_keeps_the_old_pair(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def refusing(source: Path, target: Path) -> None:
+        if target == artifact:
+            raise OSError(errno.EACCES, "Permission denied")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refusing)
+    for already in (True, False):
+        if not already:
+            monkeypatch.setattr(manifest, "_there", lambda _: None)  # as where nothing was there to begin with
+        before = manifest_path(artifact).read_bytes()
+        with pytest.raises(OutputRefused, match="Permission denied; nothing was changed"):
+            put(artifact, b"new")
+        assert manifest_path(artifact).read_bytes() == before and manifest.read_pair(artifact).data == b"old"
+    assert sorted(path.name for path in artifact.parent.iterdir()) == ["m.onnx", "m.onnx.json"]
+
+
+@pytest.mark.parametrize("replaces", [[], 1, {}, {"sha256": 1, "bytes": 3}, {"sha256": "x", "bytes": 3, "manifest": {"a": 1}}])
+def test_a_transitional_manifest_that_makes_no_sense(artifact: Path, replaces: Any) -> None:
+    values = json.loads(described(b"new").to_json())
+    manifest_path(artifact).write_text(json.dumps({**values, "replaces": replaces}))
+    with pytest.raises(InputRefused):
+        manifest.read(artifact)
+
+
+def test_a_reader_that_meets_a_writer_tries_again(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, writes = manifest.read_bytes, [b"new", b"newer"]
+
+    def meanwhile(path: Path, *limit: int) -> bytes:
+        data = read(path, *limit)
+        if path == artifact and writes:
+            content = writes.pop()
+            monkeypatch.setattr(manifest, "read_bytes", read)
+            put(artifact, content)
+            monkeypatch.setattr(manifest, "read_bytes", meanwhile)
+        return data
+
+    monkeypatch.setattr(manifest, "read_bytes", meanwhile)
+    pair = manifest.read_pair(artifact)
+    assert pair.data == b"new" and pair.manifest == described(b"new")
+
+
+def test_a_pinned_digest(artifact: Path) -> None:
+    assert manifest.read_pair(artifact, digest(b"old").upper()).data == b"old"
+    put(artifact, b"somebody else's, with a manifest of its own")
+    manifest.read_pair(artifact)
+    with pytest.raises(InputRefused, match="has SHA-256 .*; expected .*, as pinned"):
+        manifest.read_pair(artifact, digest(b"old"))
+
+
+def test_an_update_does_not_undo_another_writers(artifact: Path) -> None:
+    before = manifest.read(artifact)
+    assert before is not None
+    put(artifact, b"new")
+    manifest.update(artifact, before, replace(before, details={"verified": True}))
+    assert manifest.read(artifact) == described(b"new")
+    now = manifest.read(artifact)
+    assert now is not None
+    manifest.update(artifact, now, replace(now, details={"verified": True}))
+    assert manifest.read(artifact) == replace(now, details={"verified": True})

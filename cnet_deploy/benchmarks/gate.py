@@ -5,48 +5,26 @@
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cnet_deploy.benchmarks.baseline import find_baseline
 from cnet_deploy.benchmarks.environment import environment
-from cnet_deploy.benchmarks.figures import Change, Figures, changes, figures_of
+from cnet_deploy.benchmarks.figures import Change, Figures, changes
 from cnet_deploy.benchmarks.measure import Result, Settings, take_turn
 from cnet_deploy.benchmarks.rule import Decision, SelfTest, Verdict, adaptively, decide, self_test
-from cnet_deploy.benchmarks.sweep import backends_of, copied, default_threads, export_options, is_named, target_for
-from cnet_deploy.benchmarks.worker import NAMED
-from cnet_deploy.benchmarks.workers import Cell, worker
-from cnet_deploy.errors import CheckFailed, Inconclusive, InputRefused, Unavailable, naming
-from cnet_deploy.exporters import SUFFIXES
-from cnet_deploy.files import check_input, exists
-from cnet_deploy.sessions import resolve_backend
+from cnet_deploy.benchmarks.sides import Say, Side, interpreter, make_side, require_file
+from cnet_deploy.benchmarks.sweep import is_named
+from cnet_deploy.benchmarks.workers import worker
+from cnet_deploy.errors import CheckFailed, Inconclusive, Unavailable
+from cnet_deploy.files import exists
 
 SETTINGS = Settings(warmup=0.5, seconds=0.5, least=5, fresh=True)
 MAX_ROUNDS = 64
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Side:
-    """Base or head: what was named, the interpreter that runs it, and the cell that came of it.
-
-    ``figures`` are of the artifact that runs, None for a network that the backend builds itself; ``model_figures`` of the file that was
-    named.
-    """
-
-    name: str
-    model: str
-    python: str
-    cell: Cell
-    figures: Figures | None = None
-    model_figures: Figures | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +93,7 @@ def gate(
     apart = base_python is not None or head_python is not None
     with tempfile.TemporaryDirectory(prefix="cnet-deploy-gate-") as folder:
         sides = [
-            _side(name, model, backend, threads, _interpreter(python), Path(folder), say, device)
+            make_side(name, model, backend, threads, interpreter(python), Path(folder), say, device)
             for name, model, python in (("base", base, base_python), ("head", head, head_python))
         ]
         a, b = sides
@@ -156,7 +134,7 @@ def gate_baseline(
     Raises Unavailable where the two can't be compared (see ``find_baseline``).
     """
     if not is_named(head):
-        _require_file("head", head)
+        require_file("head", head)
     if not exists(baseline):
         raise Unavailable(f"{baseline}: no such file; record a baseline with `cnet-deploy bench --save-baseline {baseline}`")
     stored = find_baseline(baseline, Path(head), backend=backend, threads=threads, new_artifact=new_artifact)
@@ -166,7 +144,7 @@ def gate_baseline(
     outcome = Outcome(name, head, chosen, stored.threads, tolerance, settings, allow_changes=allow_changes, device=stored.device)
     outcome.self_test = self_test(stored.medians, stored.medians, tolerance, paired=False)
     with tempfile.TemporaryDirectory(prefix="cnet-deploy-gate-") as folder:
-        side = _side("head", head, stored.backend, stored.threads, sys.executable, Path(folder), say, stored.device, stored.batch)
+        side = make_side("head", head, stored.backend, stored.threads, sys.executable, Path(folder), say, stored.device, stored.batch)
         _compare(outcome, stored.figures, side.model_figures, say)
         _require_one_batch(stored.batch, _open(side, outcome))
         if not outcome.self_test.passed:
@@ -201,7 +179,7 @@ def _round(number: int, base: Side, head: Side, outcome: Outcome, say: Say, what
 def _turn(side: Side, outcome: Outcome) -> tuple[float, ...]:
     result = Result(side.cell, batch=side.cell.batch)
     take_turn(result, outcome.settings, side.python)
-    _check(side, result.error, result.exit_code)
+    side.check(result.error, result.exit_code)
     return tuple(result.samples)
 
 
@@ -209,15 +187,9 @@ def _open(side: Side, outcome: Outcome) -> int:
     """Open it once, which tells whose code runs it, or why it can't be run. How many images it takes an inference."""
     with worker(side.cell, side.python) as held:
         opened = held.open()
-    _check(side, opened.get("error"), opened.get("exit_code"))
+    side.check(opened.get("error"), opened.get("exit_code"))
     outcome.installations[side.name] = f"{opened['version']} in {opened['installation']}"
     return int(opened["batch"])
-
-
-def _check(side: Side, error: str | None, exit_code: int | None) -> None:
-    if error is not None:
-        named = error.replace(side.cell.model, side.model)
-        raise (InputRefused if exit_code == InputRefused.exit_code else Unavailable)(f"{side.name}: {named}")
 
 
 def _compare(outcome: Outcome, base: Figures | None, head: Figures | None, say: Say) -> None:
@@ -244,61 +216,4 @@ def _require_two_installations(outcome: Outcome) -> None:
         raise Unavailable(
             f"both interpreters load cnet-deploy {outcome.installations['base']}, so there is nothing to compare; install the two "
             "revisions apart (not editable, PYTHONPATH unset)"
-        )
-
-
-def _side(
-    name: str, model: str, backend: str | None, threads: int | None, python: str, folder: Path, say: Say, device: str, batch: int = 1
-) -> Side:  # fmt: skip
-    if not is_named(model):
-        _require_file(name, model)
-    with naming(name):
-        if backend is not None:
-            resolve_backend(backend)
-        chosen = backends_of(model, (backend,) if backend else (), device)[-1]
-    label, target = Path(model).name, target_for(chosen, model)
-    # A copy: what is opened again for every round must not be another file by then.
-    path = model if is_named(model) else str(copied(model, folder / name))
-    try:
-        given = None if is_named(model) else figures_of(path)
-    except InputRefused as error:
-        raise InputRefused(f"{name}: {str(error).replace(path, model)}") from None
-    if target is not None:
-        source, path = path, str(folder / f"{name}{SUFFIXES[target]}")
-        say(f"{name}: exporting {model} for {chosen}")
-        _export(name, model, source, target, path, python, folder, export_options(chosen, batch))
-    elif is_named(model):
-        path = NAMED + model
-    cell = Cell(label, path, chosen, threads or default_threads(), batch, device=device)
-    return Side(name, model, python, cell, None if path.startswith(NAMED) else figures_of(path), given)
-
-
-def _interpreter(python: str | None) -> str:
-    """A path that holds in every folder; a virtual environment's own link must not be followed."""
-    if python is None:
-        return sys.executable
-    return str(Path(python).absolute()) if os.sep in python else python
-
-
-def _require_file(name: str, model: str) -> None:
-    if not exists(model):
-        raise Unavailable(f"{name}: {model}: no such file, and no network of that name; nothing was compared, and that is no pass")
-    with naming(name):
-        check_input(model)
-
-
-def _export(name: str, model: str, source: str, target: str, path: str, python: str, folder: Path, options: dict[str, Any]) -> None:
-    """By the side's own installation, from a folder where no other can be found."""
-    command = [python, "-m", "cnet_deploy", "export", source, f"--{target}", "-o", path]
-    for key, value in options.items():
-        command += [f"--{key}", value if isinstance(value, str) else ":".join(map(str, value))]
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise Unavailable(f"{name}: {python}: can't be run ({error.strerror}); expected a Python that has cnet-deploy installed") from None
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        refused = done.returncode == InputRefused.exit_code
-        raise (InputRefused if refused else Unavailable)(
-            f"{name}: {model} can't be exported for --{target}: {said.removeprefix('Error: ').replace(source, model)}"
         )

@@ -34,7 +34,7 @@ from cnet_deploy.benchmarks.sweep import default_threads
 from cnet_deploy.benchmarks.workers import Cell
 from cnet_deploy.checkpoint import load
 from cnet_deploy.conversion import DEFAULT_KEEP, convert
-from cnet_deploy.deployment import default_output
+from cnet_deploy.deployment import output_of
 from cnet_deploy.device_memory import why_no_device
 from cnet_deploy.errors import InputRefused, Unavailable, printable
 from cnet_deploy.exporters import SUFFIXES, exporter, options_of
@@ -87,7 +87,7 @@ class _Bench:
 
     def __init__(
         self, program: Program, folder: Path, target: str, options: dict[str, Any], settings: Settings, progress: Progress
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._program, self._folder, self._target, self._settings, self._progress = program, folder, target, settings, progress
         self._options, self._write = options, exporter(target)
         # What is the same in two networks must be the same in their engines, or builds are compared instead of forms.
@@ -158,7 +158,8 @@ def choose_beside(artifact: Path | str, program: Program, *, say: Say = lambda _
 
 def choose_for_file(
     model: Path | str, target: str, out: Path | str | None = None, *, options: Mapping[str, Any], classifier_keep: float | None = None,
-    overrides: Mapping[str, Any] | None = None, say: Say = lambda _: None, progress: Progress = lambda *_: None, **_others: Any,
+    overrides: Mapping[str, Any] | None = None, sha256: str | None = None, say: Say = lambda _: None,
+    progress: Progress = lambda *_: None, **_others: Any,
 ) -> Forms:  # fmt: skip
     """``choose_beside`` for what ``deployment.export`` would write: the forms to give it. Its other options decide nothing here.
 
@@ -167,12 +168,10 @@ def choose_for_file(
     """
     device = "cuda" if target == "tensorrt" else "cpu"
     _require(target, device)
-    out = default_output(model, SUFFIXES[target]) if out is None else Path(out)
-    if out.suffix != SUFFIXES[target]:
-        raise InputRefused(f"{out}: unknown suffix for the target {target}; expected {SUFFIXES[target]}")
+    out = output_of(Path(model), target, out)
     check_output(out, source=model)
     named = str(model) in NAMES and not exists(model)
-    network = build_named(str(model)) if named else load(model, **(overrides or {}))
+    network = build_named(str(model)) if named else load(model, sha256=sha256, **(overrides or {}))
     if not isinstance(network, DenselyConnected):
         raise InputRefused("only CondenseNet, DenseNet and their kin have lowerings to choose from; leave --lowering out")
     if network.form == "training":

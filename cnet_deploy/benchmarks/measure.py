@@ -171,7 +171,7 @@ def rounds_of(results: Sequence[Result], settings: Settings) -> int:
 
 def _in_lasting_processes(
     results: list[Result], rounds: range, settings: Settings, progress: Callable[[str], None], keep: Callable[[], None]
-) -> None:  # fmt: skip
+) -> None:
     with contextlib.ExitStack() as stack:
         workers: list[tuple[Result, Worker]] = []
         for result in results:
@@ -193,7 +193,7 @@ def _in_lasting_processes(
 
 def _in_fresh_processes(
     results: list[Result], rounds: range, settings: Settings, progress: Callable[[str], None], keep: Callable[[], None]
-) -> None:  # fmt: skip
+) -> None:
     for turn in rounds:
         for result in _shuffled(results, turn):
             progress(f"round {turn + 1}: {_name(result)}")

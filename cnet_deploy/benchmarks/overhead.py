@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,8 +17,8 @@ from cnet_deploy import deployment
 from cnet_deploy.architecture import NAMED, Architecture
 from cnet_deploy.benchmarks.environment import environment
 from cnet_deploy.benchmarks.results import write_text
+from cnet_deploy.benchmarks.script import run
 from cnet_deploy.benchmarks.worker import OpenCell
-from cnet_deploy.errors import CnetDeployError
 from cnet_deploy.files import check_output
 from cnet_deploy.models import build_random
 
@@ -77,10 +76,4 @@ def main(output: Path, say: Callable[[str], None] = print) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m cnet_deploy.benchmarks.overhead RESULTS.json")
-    try:
-        main(Path(sys.argv[1]))
-    except CnetDeployError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run(main, "cnet_deploy.benchmarks.overhead RESULTS.json")

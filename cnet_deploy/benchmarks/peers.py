@@ -26,12 +26,13 @@ from cnet_deploy import deployment
 from cnet_deploy.architecture import NAMED, Architecture
 from cnet_deploy.benchmarks.environment import environment
 from cnet_deploy.benchmarks.measure import Result, Settings, measure
+from cnet_deploy.benchmarks.results import write_text
+from cnet_deploy.benchmarks.script import run
 from cnet_deploy.benchmarks.worker import NAMED as NAMED_CELL
 from cnet_deploy.benchmarks.workers import Cell
-from cnet_deploy.errors import CnetDeployError
 from cnet_deploy.exporters.native import INCLUDE
 from cnet_deploy.exporters.native.toolchain import find_compiler
-from cnet_deploy.files import atomic_output, check_output
+from cnet_deploy.files import check_output
 from cnet_deploy.lowering import lower
 from cnet_deploy.machine import host_isas, host_machine
 from cnet_deploy.models import build_random
@@ -222,16 +223,9 @@ def main(output: Path, program: Path, say: Say = print) -> None:
         for name in NAMED:
             if name not in IMAGENET:
                 suite.fp32(name, cores, compiled=False)
-    with atomic_output(output) as temporary:
-        report = {"cnet_deploy_peers": FORMAT_VERSION, "environment": environment(), "settings": asdict(SETTINGS), "results": suite.results}
-        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    report = {"cnet_deploy_peers": FORMAT_VERSION, "environment": environment(), "settings": asdict(SETTINGS), "results": suite.results}
+    write_text(output, json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: python -m cnet_deploy.benchmarks.peers RESULTS.json examples/native/classify.c")
-    try:
-        main(Path(sys.argv[1]), Path(sys.argv[2]))
-    except CnetDeployError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run(main, "cnet_deploy.benchmarks.peers RESULTS.json examples/native/classify.c")

@@ -25,6 +25,7 @@ from cnet_deploy.benchmarks.results import Journal, Keep, Report, part_of, read_
 from cnet_deploy.benchmarks.summary import UNSTABLE, milliseconds
 from cnet_deploy.benchmarks.sweep import bench
 from cnet_deploy.benchmarks.tables import base_title, comma_separated, group_title, markdown
+from cnet_deploy.console import quiet
 from cnet_deploy.errors import InputRefused, Interrupted, OutputRefused, Unavailable, printable
 from cnet_deploy.files import check_output, exists
 from cnet_deploy.sessions import BACKENDS
@@ -166,7 +167,7 @@ def _with_progress(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     # The bar is drawn between turns only: a thread that redraws it would steal time from what is measured.
-    with Progress(*columns, console=console, auto_refresh=False, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, auto_refresh=False, transient=True, disable=quiet() or not console.is_terminal) as bar:
         task = bar.add_task("prepare", total=None)
 
         def step(text: str) -> None:

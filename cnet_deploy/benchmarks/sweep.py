@@ -114,10 +114,15 @@ def copied(path: Path | str, folder: Path) -> Path:
     """A copy of an artifact or a model in a folder of its own, its manifest beside it. Made once."""
     source, copy = Path(path), folder / Path(path).name
     if not copy.exists():
-        folder.mkdir(exist_ok=True)
-        copy.write_bytes(read_bytes(source))
-        if exists(manifest.manifest_path(source)):
-            shutil.copyfile(manifest.manifest_path(source), manifest.manifest_path(copy))
+        data = read_bytes(source)
+        try:
+            folder.mkdir(exist_ok=True)
+            copy.write_bytes(data)
+            if exists(manifest.manifest_path(source)):
+                shutil.copyfile(manifest.manifest_path(source), manifest.manifest_path(copy))
+        except OSError as error:
+            copy.unlink(missing_ok=True)
+            raise Unavailable(f"{folder}: can't be written: {error.strerror}; set TMPDIR") from None
     return copy
 
 

@@ -27,7 +27,8 @@ from torch.nn.functional import cross_entropy
 from cnet_deploy.architecture import NAMED, Architecture
 from cnet_deploy.benchmarks.environment import environment
 from cnet_deploy.benchmarks.results import write_text
-from cnet_deploy.errors import CnetDeployError, InputRefused
+from cnet_deploy.benchmarks.script import run
+from cnet_deploy.errors import InputRefused
 from cnet_deploy.files import check_output
 from cnet_deploy.models import build
 from cnet_deploy.preprocessing import Preprocessing
@@ -151,10 +152,4 @@ def main(output: Path, folder: Path, say: Callable[[str], None] = print) -> None
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: python -m cnet_deploy.benchmarks.training RESULTS.json ORIGINAL")
-    try:
-        main(Path(sys.argv[1]), Path(sys.argv[2]))
-    except CnetDeployError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run(main, "cnet_deploy.benchmarks.training RESULTS.json ORIGINAL")

@@ -1,21 +1,33 @@
-"""Exporters: each target is a module of this package with ``write``. A target that can't be built here says why and how to get it."""
+"""Exporters: each target is a module of this package with ``write``. A target that can't be built here says why and how to get it.
+
+A module with a ``SUFFIX`` at its top is a target; nothing else has to know of it. What it says of itself there, in literal constants:
+
+    SUFFIX = ".onnx"       of its artifacts
+    HELP = "Write …."      of its flag, --onnx
+    PLACE = 1              among the targets, where order matters
+    FAMILY_ONLY = True     if it is made from a Program alone: the paper's other networks have none (default: False)
+"""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cnet_deploy.declarations import declared
 from cnet_deploy.errors import InputRefused, Unavailable, raise_if_interrupted
 
-__all__ = ["FAMILY_ONLY", "SUFFIXES", "Written", "exporter", "options_of"]
+__all__ = ["FAMILY_ONLY", "HELP", "SUFFIXES", "Written", "exporter", "options_of"]
 
-# Target -> suffix of its artifacts. The module is cnet_deploy.exporters.<target>.
-SUFFIXES = {"onnx": ".onnx", "native": ".so", "tensorrt": ".engine"}
-# Targets that are made from a Program alone: the paper's other networks have none.
-FAMILY_ONLY = frozenset({"native"})
+_TARGETS = {name: said for name, said in declared(__name__).items() if "SUFFIX" in said}
+_ORDER = sorted(_TARGETS, key=lambda name: (_TARGETS[name].get("PLACE", math.inf), name))
+# Target -> suffix of its artifacts, and the help of its flag. The module is cnet_deploy.exporters.<target>.
+SUFFIXES: dict[str, str] = {name: _TARGETS[name]["SUFFIX"] for name in _ORDER}
+HELP: dict[str, str] = {name: _TARGETS[name].get("HELP", f"Export to {name}.") for name in _ORDER}
+FAMILY_ONLY = frozenset(name for name in _ORDER if _TARGETS[name].get("FAMILY_ONLY"))
 
 
 @dataclass(frozen=True)

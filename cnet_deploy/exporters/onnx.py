@@ -14,10 +14,14 @@ from cnet_deploy.program import Program
 if TYPE_CHECKING:
     from torch import nn
 
+SUFFIX = ".onnx"
+HELP = "Write an ONNX file."
+PLACE = 1
+
 
 def write(
     network: Program | nn.Module, path: Path, *, opset: int | None = None, batch: int | None = None, precision: str = "fp32"
-) -> Written:  # fmt: skip
+) -> Written:
     """Write one ONNX file, weights included. ``batch`` None leaves the batch dynamic. The same network gives the same bytes.
 
     ``precision`` is that of weights and layers; the image and the logits are float32 in any. Raises InputRefused for an opset, batch or

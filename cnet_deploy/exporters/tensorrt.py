@@ -24,6 +24,10 @@ from cnet_deploy.tensorrt_flavours import Flavour
 if TYPE_CHECKING:
     from torch import nn
 
+SUFFIX = ".engine"
+HELP = "Build a TensorRT engine for NVIDIA GPUs."
+PLACE = 3
+
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 DEFAULT_BATCH = (1, 1, 32)
 MAX_BATCH = 4096

@@ -9,6 +9,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from cnet_deploy.architecture import OTHERS
+
 CLASSES = 1000
 INPUT_SIZE = (224, 224)
 
@@ -110,8 +112,4 @@ def _conv_norm_relu(channels: int, width: int, kernel: int, stride: int, groups:
     return [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
 
 
-BASELINES: dict[str, type[Vgg16] | type[ResNet18] | type[MobileNet]] = {
-    "vgg-16": Vgg16,
-    "resnet-18": ResNet18,
-    "mobilenet-1.0-224": MobileNet,
-}
+BASELINES: dict[str, type[Vgg16] | type[ResNet18] | type[MobileNet]] = dict(zip(OTHERS, (Vgg16, ResNet18, MobileNet), strict=True))

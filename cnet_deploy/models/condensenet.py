@@ -39,6 +39,7 @@ class DenselyConnected(nn.Module):
         self.form: Form = form
         self.source: Source | None = None
         self.preprocessing = Preprocessing.of(architecture)
+        self.class_names: tuple[str, ...] = ()  # one for each class, or none where nobody told
         self.features = nn.Sequential()
         self.features.add_module(
             "init_conv",

@@ -1,58 +1,48 @@
-"""Sessions: ``open_session`` opens anything that runs, and what it returns is the same whatever runs it."""
+"""Sessions: ``open_session`` opens anything that runs, and what it returns is the same whatever runs it.
+
+A module of this package with ``SUFFIXES`` at its top is a backend; nothing else has to know of it. It has ``open_file(pair, *, device,
+threads, **options)``, which gets the file's bytes as they were checked, and says of itself, in literal constants:
+
+    SUFFIXES = (".onnx",)      what it opens
+    PLACE = 3                  among the backends: where several open a suffix, the first does
+    DEVICES = ("cpu", "cuda")  where it runs (default: both)
+    PEER = True                if it is there to be compared with, and used where it is asked for by name (default: False)
+    DESCRIBED = False          if its files have no manifest beside them (default: True)
+    VARIANTS = {"bf16": ({}, {"precision": "bf16"})}
+                               what may follow its name after dots, to be measured under a name of its own: (how it is opened, how it is
+                               exported for it)
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cnet_deploy import manifest, proof
+from cnet_deploy.declarations import declared
 from cnet_deploy.errors import CheckFailed, InputRefused, OutputRefused, Unavailable
-from cnet_deploy.files import atomic_output, check_input
-from cnet_deploy.sessions.base import Binding, Session
+from cnet_deploy.files import check_input
+from cnet_deploy.sessions.base import Binding, Session, Variants
+
+log = logging.getLogger(__name__)
 
 __all__ = ["BACKENDS", "Binding", "Session", "DEVICES", "PEERS", "VARIANTS", "Variant", "backend_of", "open_session", "resolve_backend"]
 
-# Which backend opens which suffix, in the order of preference. A backend is a module of this package with ``open_file``.
-BACKENDS: dict[str, tuple[str, ...]] = {
-    "native": (".so",),
-    "tensorrt": (".engine",),
-    "onnxruntime": (".onnx",),
-    "openvino": (".onnx",),
-    "torch": (".safetensors", ".tar", ".pth", ".pt"),
-}
-
-# Backends that no CPU runs.
-GPU_ONLY = frozenset({"tensorrt"})
-# Backends that are there to be compared with, and used where they are asked for by name.
-PEERS = frozenset({"openvino"})
+_SAID = {name: said for name, said in declared(__name__).items() if "SUFFIXES" in said}
+_ORDER = sorted(_SAID, key=lambda name: (_SAID[name].get("PLACE", math.inf), name))
+# Which backend opens which suffix, in the order of preference.
+BACKENDS: dict[str, tuple[str, ...]] = {name: _SAID[name]["SUFFIXES"] for name in _ORDER}
+VARIANTS: dict[str, Variants] = {name: _SAID[name].get("VARIANTS", {}) for name in _ORDER}
 DEVICES = ("cpu", "cuda")
-
-_Parts = dict[str, tuple[dict[str, Any], dict[str, Any]]]
+# Backends that no CPU runs.
+GPU_ONLY = frozenset(name for name in _ORDER if "cpu" not in _SAID[name].get("DEVICES", DEVICES))
+PEERS = frozenset(name for name in _ORDER if _SAID[name].get("PEER"))
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
-# What may follow a backend's name after dots, to be measured under a name of its own: (how it is opened, how it is exported for it).
-VARIANTS: dict[str, _Parts] = {
-    "native": {"bf16": ({}, {"precision": "bf16"})},
-    "onnxruntime": {
-        "tensorrt": ({"provider": "tensorrt"}, {}),
-        "tf32": ({"tf32": True}, {}),
-        **{name: ({}, {"precision": name}) for name in ("fp16", "bf16")},
-    },
-    "openvino": {"bf16": ({"precision": "bf16"}, {})},
-    "tensorrt": {
-        "fp32": ({}, {}),
-        **{name: ({}, {"precision": name}) for name in ("tf32", "fp16", "bf16")},
-        "cudagraph": ({"cudagraph": True}, {}),
-    },
-    "torch": {
-        "compile": ({"compiled": True}, {}),
-        "cudagraph": ({"cudagraph": True}, {}),
-        "channels_last": ({"channels_last": True}, {}),
-        **{name: ({"precision": name}, {}) for name in ("tf32", "fp16", "bf16")},
-    },
-}
 
 
 class Variant(NamedTuple):
@@ -95,17 +85,19 @@ def resolve_backend(name: str) -> Variant:
     return Variant(backend, options, export)
 
 
-def _choice(backend: str, known: _Parts) -> str:
+def _choice(backend: str, known: Variants) -> str:
     return f"{backend} alone or with some of {', '.join(known)}, after dots" if known else f"{backend} alone"
 
 
 def open_session(
-    path: Path | str, backend: str | None = None, device: str | None = None, threads: int | None = None, **options: Any
+    path: Path | str, backend: str | None = None, device: str | None = None, threads: int | None = None, *,
+    sha256: str | None = None, **options: Any,
 ) -> Session:  # fmt: skip
     """Open an artifact or a model to run batches: ``with open_session("model.onnx") as session: session.run(batch)``.
 
     ``backend`` None takes the one that fits the suffix; ``device`` None is "cpu", and "cuda" for what runs there alone; ``threads`` None
-    leaves the number to the backend. ``options`` are the backend's own (native: ``isa``; openvino: ``precision``; torch: ``compiled`` …).
+    leaves the number to the backend. ``sha256`` pins the file: the digest that its bytes must have, in hexadecimal. ``options`` are the
+    backend's own (native: ``isa``; openvino: ``precision``; torch: ``compiled`` …).
     An artifact that could not be run where it was made is verified now, by the proof in its manifest, which then says so.
     Raises InputRefused for a file that can't be opened, Unavailable for a backend or device that is not here, CheckFailed for an
     artifact that computes something else than its model.
@@ -123,10 +115,12 @@ def open_session(
         )
     module = importlib.import_module(f"cnet_deploy.sessions.{backend}")
     device = device or ("cuda" if backend in GPU_ONLY else "cpu")
-    session: Session = module.open_file(path, device=device, threads=threads, **options)
+    pair = manifest.read_pair(path, sha256, described=_SAID[backend].get("DESCRIBED", True))
+    session: Session = module.open_file(pair, device=device, threads=threads, **options)
+    log.info("opened %s: %s on %s, %s", path, backend, session.device, session.precision)
     if session.manifest is not None and session.manifest.unverified:
         try:
-            session.manifest = _verified(session, session.manifest)
+            verified = _verified(session, session.manifest)
         except (CheckFailed, InputRefused) as error:
             session.close()
             raise type(error)(f"{path}: {error}") from None
@@ -134,8 +128,9 @@ def open_session(
             session.close()
             raise
         # A folder that can't be written to: the next opening verifies again.
-        with contextlib.suppress(OutputRefused), atomic_output(manifest.manifest_path(path)) as temporary:
-            temporary.write_text(session.manifest.to_json(), encoding="utf-8")
+        with contextlib.suppress(OutputRefused):
+            manifest.update(path, session.manifest, verified)
+        session.manifest = verified
     return session
 
 

@@ -18,6 +18,7 @@ from cnet_deploy.manifest import Manifest
 from cnet_deploy.preprocessing import Preprocessing
 
 Floats = npt.NDArray[np.float32]
+Variants = dict[str, tuple[dict[str, Any], dict[str, Any]]]
 
 
 _KEPT = 4  # batch sizes whose buffers on a device are kept
@@ -126,6 +127,11 @@ class Session(ABC):
     preprocessing: Preprocessing | None = None
     manifest: Manifest | None = None
     closed: bool = False
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One for each class, or none where nobody told."""
+        return self.manifest.class_names if self.manifest is not None else ()
 
     def run(self, batch: Floats) -> Floats:
         """float32 [N, 3, H, W] -> float32 logits [N, classes]. An artifact of bounded batch runs as often as N needs.

@@ -15,13 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from cnet_deploy import manifest
 from cnet_deploy.architecture import Architecture
 from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, printable
-from cnet_deploy.files import read_bytes
 from cnet_deploy.machine import host_machine
+from cnet_deploy.manifest import Pair
 from cnet_deploy.preprocessing import Preprocessing
-from cnet_deploy.sessions.base import Binding, Floats, Session
+from cnet_deploy.sessions.base import Binding, Floats, Session, Variants
+
+SUFFIXES = (".so",)
+PLACE = 1
+DEVICES = ("cpu",)
+VARIANTS: Variants = {"bf16": ({}, {"precision": "bf16"})}
 
 API_VERSION = 1
 MAX_THREADS = 32
@@ -58,18 +62,12 @@ class NativeSession(Session):
 
     backend = "native"
 
-    def __init__(self, path: Path, *, device: str, threads: int | None, isa: str | None = None) -> None:
+    def __init__(self, pair: Pair, *, device: str, threads: int | None, isa: str | None = None) -> None:
         if device != "cpu":
             raise Unavailable(f"native on {device!r}: native libraries run on the CPU; expected device 'cpu'")
         if threads is not None and threads > MAX_THREADS:
             raise InputRefused(f"threads is {threads}; expected at most {MAX_THREADS}")
-        data = read_bytes(path)
-        found = manifest.read(path, data)
-        if found is None:
-            raise InputRefused(
-                f"{path}: has no manifest {manifest.manifest_path(path).name} beside it, and a library is code that would be run "
-                "unchecked; put its manifest there, or export the model again"
-            )
+        path, found = pair.path, pair.require_manifest("a library")
         machine = found.details.get("machine")
         if found.target != "native" or not isinstance(machine, str):
             raise InputRefused(f"{path}: its manifest describes no native library; export the model again")
@@ -79,7 +77,7 @@ class NativeSession(Session):
             )
         self.manifest = found
         try:
-            self._open(data, threads or 0, isa)
+            self._open(pair.data, threads or 0, isa)
         except CnetDeployError as error:
             raise type(error)(f"{path}: {error}") from None
 
@@ -158,9 +156,9 @@ class _NativeBinding(Binding):
         return self._logits
 
 
-def open_file(path: Path, *, device: str, threads: int | None, isa: str | None = None) -> NativeSession:
+def open_file(pair: Pair, *, device: str, threads: int | None, isa: str | None = None) -> NativeSession:
     """A session over a library of `export --native`."""
-    return NativeSession(path, device=device, threads=threads, isa=isa)
+    return NativeSession(pair, device=device, threads=threads, isa=isa)
 
 
 class _Library:

@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from cnet_deploy import manifest
 from cnet_deploy.architecture import Architecture
 from cnet_deploy.device_memory import Device
 from cnet_deploy.errors import InputRefused, Unavailable, raise_if_interrupted
-from cnet_deploy.files import read_bytes
-from cnet_deploy.manifest import METADATA_PREFIX
+from cnet_deploy.labels import checked_labels
+from cnet_deploy.manifest import METADATA_PREFIX, Pair
 from cnet_deploy.preprocessing import Preprocessing
-from cnet_deploy.sessions.base import Binding, DeviceBinding, Floats, Session
+from cnet_deploy.sessions.base import Binding, DeviceBinding, Floats, Session, Variants
 
 try:
     import onnxruntime as ort
@@ -32,6 +31,15 @@ except ImportError as error:
     raise Unavailable(
         f"onnxruntime can't be imported ({error}); install the extra for this machine: cnet-deploy[cpu], or cnet-deploy[gpu], never both"
     ) from None
+
+SUFFIXES = (".onnx",)
+PLACE = 3
+VARIANTS: Variants = {
+    "tensorrt": ({"provider": "tensorrt"}, {}),
+    "tf32": ({"tf32": True}, {}),
+    "fp16": ({}, {"precision": "fp16"}),
+    "bf16": ({}, {"precision": "bf16"}),
+}
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _PRECISIONS = ("fp32", "fp16", "bf16")
@@ -57,7 +65,7 @@ class OnnxruntimeSession(Session):
     backend = "onnxruntime"
 
     def __init__(
-        self, path: Path, *, device: str, threads: int | None, provider: str | None = None, tf32: bool = False
+        self, pair: Pair, *, device: str, threads: int | None, provider: str | None = None, tf32: bool = False
     ) -> None:  # fmt: skip
         if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", device):
             raise Unavailable(f"onnxruntime on {device!r} is not supported; expected cpu, cuda or cuda:N")
@@ -68,14 +76,13 @@ class OnnxruntimeSession(Session):
             raise InputRefused("TF32 on a CPU; expected device 'cuda' for that")
         wanted = _PROVIDERS[provider or kind]
         _require_provider(wanted)
-        data = read_bytes(path)
-        self.manifest = manifest.read(path, data)
+        self.manifest = pair.manifest
         self.threads, self.device = threads, device
         self.precision = self.manifest.precision if self.manifest is not None and self.manifest.precision in _PRECISIONS else "fp32"
         # An engine of TensorRT's provider is always built with TF32 allowed; the driver alone can forbid it.
         if self.precision == "fp32" and (tf32 or (provider == "tensorrt" and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0")):
             self.precision = "tf32"
-        self._path, self._opened, self.bindings = path, ExitStack(), weakref.WeakSet[_CudaBinding]()
+        self._path, self._opened, self.bindings = pair.path, ExitStack(), weakref.WeakSet[_CudaBinding]()
         options = ort.SessionOptions()
         options.log_severity_level = _SILENT
         options.intra_op_num_threads = threads or 0
@@ -95,7 +102,7 @@ class OnnxruntimeSession(Session):
             # TensorRT's provider takes what it can of the graph and leaves the rest to CUDA's.
             providers = [(wanted, stream), (_PROVIDERS["cuda"], own)] if provider == "tensorrt" else [(wanted, own)]
         try:
-            self._load(data, options, providers)
+            self._load(pair.data, options, providers)
         except BaseException:
             self._session = None  # before its stream
             self._opened.close()
@@ -129,6 +136,7 @@ class OnnxruntimeSession(Session):
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1:
             raise InputRefused(f"has {len(inputs)} inputs and {len(outputs)} outputs; expected an image in and logits out")
+        self._class_names: tuple[str, ...] = ()
         self._input, self._output = inputs[0].name, outputs[0].name
         shape, logits = inputs[0].shape, outputs[0].shape
         fixed = len(shape) == 4 and all(isinstance(side, int) and side > 0 for side in shape[1:])
@@ -147,8 +155,14 @@ class OnnxruntimeSession(Session):
                 raise InputRefused(
                     f"its metadata speaks of {arch.classes} classes and {arch.input_size} pixels, its graph has {shape} and {logits}"
                 )
+        if text := found.get(f"{METADATA_PREFIX}class_names"):
+            self._class_names = checked_labels(json.loads(text), self.classes)
         if self.manifest is not None and self.manifest.architecture != self.architecture:
             raise InputRefused("its manifest speaks of another architecture than its metadata")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._class_names
 
     def bind(self, batch: Floats) -> Binding:
         checked = self.check(batch, exact=True)
@@ -228,9 +242,9 @@ class _CudaBinding(DeviceBinding):
         super().release()
 
 
-def open_file(path: Path, *, device: str, threads: int | None, **options: Any) -> Session:
+def open_file(pair: Pair, *, device: str, threads: int | None, **options: Any) -> Session:
     """A session over an ONNX file; ``options`` are OnnxruntimeSession's."""
-    return OnnxruntimeSession(path, device=device, threads=threads, **options)
+    return OnnxruntimeSession(pair, device=device, threads=threads, **options)
 
 
 def _require_provider(wanted: str) -> None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cnet_deploy import manifest
 from cnet_deploy.errors import InputRefused, Unavailable, raise_if_interrupted
-from cnet_deploy.files import read_bytes
-from cnet_deploy.sessions.base import Binding, Floats, Session
+from cnet_deploy.manifest import Pair
+from cnet_deploy.sessions.base import Binding, Floats, Session, Variants
 
 try:
     import openvino
 except ImportError as error:
     raise_if_interrupted(error)
     raise Unavailable(f"openvino can't be imported ({error}); install the extra: cnet-deploy[openvino]") from None
+
+SUFFIXES = (".onnx",)
+PLACE = 4
+DEVICES = ("cpu",)
+PEER = True
+VARIANTS: Variants = {"bf16": ({"precision": "bf16"}, {})}
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -26,11 +30,10 @@ class OpenvinoSession(Session):
 
     backend = "openvino"
 
-    def __init__(self, path: Path, *, device: str, threads: int | None, precision: str = "fp32") -> None:
+    def __init__(self, pair: Pair, *, device: str, threads: int | None, precision: str = "fp32") -> None:
         if device != "cpu":
             raise Unavailable(f"openvino on {device!r} is not supported; expected device 'cpu'")
-        data = read_bytes(path)
-        self.manifest = manifest.read(path, data)
+        self.manifest = pair.manifest
         if precision not in _HINTS:
             raise InputRefused(f"precision {precision!r}; expected one of {', '.join(_HINTS)}")
         self.threads, self.precision = threads, precision
@@ -39,7 +42,7 @@ class OpenvinoSession(Session):
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
             core = openvino.Core()
-            model = core.read_model(data)
+            model = core.read_model(pair.data)
             if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.input().partial_shape) != 4:
                 raise InputRefused("expected an image in and logits out")
             batch, _, height, width = model.input().partial_shape
@@ -47,7 +50,7 @@ class OpenvinoSession(Session):
             self.classes = model.output().partial_shape[1].get_length()
             self._model: Any = core.compile_model(model, "CPU", settings)
         except (RuntimeError, InputRefused) as error:
-            raise InputRefused(f"{path}: openvino can't load it: {str(error).splitlines()[0]}") from None
+            raise InputRefused(f"{pair.path}: openvino can't load it: {str(error).splitlines()[0]}") from None
         if self.manifest is not None:
             self.architecture, self.preprocessing = self.manifest.architecture, self.manifest.preprocessing
 
@@ -73,6 +76,6 @@ class _OpenvinoBinding(Binding):
         return np.array(self._request.get_output_tensor().data, np.float32)
 
 
-def open_file(path: Path, *, device: str, threads: int | None, precision: str = "fp32") -> Session:
+def open_file(pair: Pair, *, device: str, threads: int | None, precision: str = "fp32") -> Session:
     """A session over an ONNX file."""
-    return OpenvinoSession(path, device=device, threads=threads, precision=precision)
+    return OpenvinoSession(pair, device=device, threads=threads, precision=precision)

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import weakref
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
-from cnet_deploy import manifest, tensorrt_flavours
+from cnet_deploy import tensorrt_flavours
 from cnet_deploy.device_memory import Device, Graph
 from cnet_deploy.engine_precision import of_engine
 from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, printable
-from cnet_deploy.files import read_bytes
+from cnet_deploy.manifest import Pair
 from cnet_deploy.onnx_graph import INPUT, OUTPUT
-from cnet_deploy.sessions.base import Binding, DeviceBinding, Floats, Session
+from cnet_deploy.sessions.base import Binding, DeviceBinding, Floats, Session, Variants
+
+SUFFIXES = (".engine",)
+PLACE = 2
+DEVICES = ("cuda",)
+VARIANTS: Variants = {
+    "fp32": ({}, {}),
+    "tf32": ({}, {"precision": "tf32"}),
+    "fp16": ({}, {"precision": "fp16"}),
+    "bf16": ({}, {"precision": "bf16"}),
+    "cudagraph": ({"cudagraph": True}, {}),
+}
 
 
 class TensorrtSession(Session):
@@ -25,17 +35,11 @@ class TensorrtSession(Session):
 
     backend = "tensorrt"
 
-    def __init__(self, path: Path, *, device: str, cudagraph: bool = False) -> None:
+    def __init__(self, pair: Pair, *, device: str, cudagraph: bool = False) -> None:
         kind, _, ordinal = device.partition(":")
         if kind != "cuda" or not (ordinal or "0").isdecimal():
             raise Unavailable(f"tensorrt on {device!r}: engines run on CUDA devices; expected cuda or cuda:N")
-        data = read_bytes(path)
-        found = manifest.read(path, data)
-        if found is None:
-            raise InputRefused(
-                f"{path}: has no manifest {manifest.manifest_path(path).name} beside it, and an engine is code that would be run "
-                "unchecked; put its manifest there, or export the model again"
-            )
+        path, found = pair.path, pair.require_manifest("an engine")
         if found.target != "tensorrt":
             raise InputRefused(f"{path}: its manifest describes no TensorRT engine; export the model again")
         self.manifest, self.device, self.precision, self.cudagraph = found, device, found.precision, cudagraph
@@ -45,7 +49,7 @@ class TensorrtSession(Session):
             with ExitStack() as opened:  # closed again where what follows fails
                 self.cuda = opened.enter_context(Device(int(ordinal or 0)))
                 self._require_device()
-                self._open(flavour, data)
+                self._open(flavour, pair.data)
                 self._opened = opened.pop_all()
         except CnetDeployError as error:
             raise type(error)(f"{path}: {error}") from None
@@ -164,6 +168,6 @@ class _TensorrtBinding(DeviceBinding):
         super().release()
 
 
-def open_file(path: Path, *, device: str, threads: int | None, cudagraph: bool = False) -> Session:  # noqa: ARG001
+def open_file(pair: Pair, *, device: str, threads: int | None, cudagraph: bool = False) -> Session:  # noqa: ARG001
     """A session over an engine of `export --tensorrt`; ``threads`` are the CPU's business."""
-    return TensorrtSession(path, device=device, cudagraph=cudagraph)
+    return TensorrtSession(pair, device=device, cudagraph=cudagraph)

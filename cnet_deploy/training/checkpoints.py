@@ -10,6 +10,7 @@ there, by mistake). The JSON has what tensors don't tell, and a digest, so that 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -27,7 +28,7 @@ from cnet_deploy.checkpoint import own_metadata
 from cnet_deploy.containers import read_pickled
 from cnet_deploy.contents import METADATA_KEY
 from cnet_deploy.errors import InputRefused, OutputRefused
-from cnet_deploy.files import atomic_output, read_bytes
+from cnet_deploy.files import atomic_output, check_output, read_bytes
 from cnet_deploy.models import DenselyConnected
 from cnet_deploy.pickles import examine
 from cnet_deploy.stored_tensors import StoredTensor
@@ -56,11 +57,13 @@ class Checkpoints:
         self.folder, self.no_save_model = savedir / "save_models", no_save_model
 
     def prepare(self) -> None:
-        """Make the folder. Raises OutputRefused where that can't be done."""
+        """Make the folder. Raises OutputRefused where that can't be done, or where something stands at its files' names."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputRefused(f"{self.folder}: can't be made: {error.strerror}") from None
+        for name in ("latest.txt", "model_best.pth.tar"):
+            check_output(self.folder / name)
 
     def save(
         self,
@@ -70,7 +73,7 @@ class Checkpoints:
         best_prec1: float,
         is_best: bool,
         told: Mapping[str, Any],
-    ) -> Path:  # fmt: skip
+    ) -> Path:
         """Write a checkpoint, then its name into latest.txt, and a copy if it is the best so far."""
         path = self.folder / f"checkpoint_{epoch:03d}.pth.tar"
         tensors = OrderedDict((name, value.detach().cpu().contiguous()) for name, value in model.state_dict().items())
@@ -110,8 +113,8 @@ class Checkpoints:
         """
         candidates = self.found()
         pointer = self.folder / "latest.txt"
-        if pointer.is_file():
-            words = pointer.read_text(encoding="utf-8", errors="replace").splitlines()[:1]
+        with contextlib.suppress(InputRefused):  # it is a hint
+            words = read_bytes(pointer, 1 << 16).decode("utf-8", "replace").splitlines()[:1]
             named = self.folder / Path(words[0]).name if words else pointer
             candidates.sort(key=lambda path: path != named)
         for path in candidates:

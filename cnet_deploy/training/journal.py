@@ -6,16 +6,19 @@ from; the last line of an epoch counts.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cnet_deploy import drawing
 from cnet_deploy.drawing import COLOURS, LinearAxis
-from cnet_deploy.errors import OutputRefused
-from cnet_deploy.files import atomic_output
+from cnet_deploy.errors import InputRefused, OutputRefused
+from cnet_deploy.files import atomic_output, check_output
 
 WIDTH, PLOT, LEFT, RIGHT, GAP = 720, 190, 52, 84, 56
 LABEL = 15  # pixels that words need above each other
@@ -26,18 +29,50 @@ class Journal:
 
     def __init__(self, savedir: Path, epochs: int) -> None:
         self.path, self.curves, self.epochs = savedir / "log.jsonl", savedir / "curves.svg", epochs
+        self._held: BinaryIO | None = None
+
+    def claim(self) -> None:
+        """Keep other runs out of ``savedir`` until ``close``, by a lock on the log, which a kill lets go of.
+
+        Raises OutputRefused where another run has it. Where the file system has no locks nobody is kept out.
+        """
+        check_output(self.curves)
+        with contextlib.suppress(OSError):
+            self.path.open("x").close()
+        with contextlib.suppress(OSError):  # whatever is wrong with it, ``begin`` will say
+            while True:
+                self._held = _locked(self.path)
+                if os.path.samestat(os.fstat(self._held.fileno()), self.path.stat()):
+                    return
+                self.close()  # a run that has ended since had replaced it
 
     def begin(self, first_epoch: int) -> None:
         """Make the log ready to go on after ``first_epoch`` - 1; 0 begins a new one. A line that a kill cut off is dropped."""
         kept = [] if not first_epoch else read(self.path)
         with atomic_output(self.path) as temporary:
             temporary.write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
+            held = None if self._held is None else _locked(temporary)  # before it takes its name
+        self.close()
+        self._held = held
+
+    def close(self) -> None:
+        """Let other runs in."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     def write(self, event: str, **values: Any) -> None:
-        """Append an event. Raises OutputRefused where that can't be done."""
+        """Append an event. Raises OutputRefused where that can't be done, and leaves no half of one."""
+        line = json.dumps({"event": event, **values}).encode() + b"\n"
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"event": event, **values}) + "\n")
+            with self.path.open("ab", buffering=0) as file:
+                size = file.seek(0, os.SEEK_END)
+                try:
+                    while line:
+                        line = line[file.write(line) :]
+                except BaseException:
+                    file.truncate(size)
+                    raise
         except OSError as error:
             raise OutputRefused(f"{self.path}: can't be written: {error.strerror}; --resume goes on from the last checkpoint") from None
 
@@ -47,10 +82,27 @@ class Journal:
             temporary.write_text(curves(read(self.path), self.epochs), encoding="utf-8")
 
 
+def _locked(path: Path) -> BinaryIO:
+    """A file that nobody else can lock until it is closed. Raises OutputRefused where somebody has."""
+    file = path.open("rb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise OutputRefused(f"{path.parent}: another run is training there; wait for its end, or give another --savedir") from None
+    except OSError:
+        pass  # no locks here
+    return file
+
+
 def read(path: Path) -> list[dict[str, Any]]:
-    """All whole events of a log, in order; none where there is no log."""
+    """All whole events of a log, in order; none where there is no log. Raises InputRefused where it can't be read."""
     events = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    except OSError as error:
+        raise InputRefused(f"{path}: can't be read: {error.strerror}") from None
+    for line in lines:
         try:
             event = json.loads(line)
         except ValueError:

@@ -86,7 +86,10 @@ def train(
     with gathered(device) as peers:
         speaking, telling = (say, told) if peers.leads else (_nothing, _nothing)
         run = _Run(arch, recipe, peers, training, test, Checkpoints(savedir, no_save_model), savedir, model, workers, speaking, telling)
-        return run.go(resume, print_freq)
+        try:
+            return run.go(resume, print_freq)
+        finally:
+            run.journal.close()
 
 
 class _Run:
@@ -126,6 +129,7 @@ class _Run:
         best, first = 0.0, 0
         if self.peers.leads:
             self.checkpoints.prepare()
+            self.journal.claim()
         if resume:
             best, first = self._resume()
         elif self.peers.told(self.checkpoints.found() if self.peers.leads else []):

@@ -83,7 +83,7 @@ class Samples:
 
 
 def shifted(pixels: Pixels, random: np.random.Generator) -> Pixels:
-    """Crops of images padded with black, as large as they were, each mirrored in half the cases (reference: main.py)."""
+    """Crops of images [N, 3, H, W] padded with black, as large as they were, each mirrored in half the cases (reference: main.py)."""
     count, _, height, width = pixels.shape
     padded = np.pad(pixels, ((0, 0), (0, 0), (PADDING, PADDING), (PADDING, PADDING)))
     windows = sliding_window_view(padded, (height, width), axis=(2, 3))
@@ -95,7 +95,7 @@ def shifted(pixels: Pixels, random: np.random.Generator) -> Pixels:
 
 
 def cropped(image: PIL.Image.Image, size: tuple[int, int], random: np.random.Generator) -> Pixels:
-    """A crop of 8 to 100 % of an image's area and 3:4 to 4:3 in shape, resized to ``size`` (height, width), mirrored in half the cases
+    """A crop of 8 to 100 % of an image's area and 3:4 to 4:3 in shape, resized to ``size`` [3, H, W], mirrored in half the cases
     (Szegedy et al., 2015; reference: main.py, RandomSizedCrop). Where no such crop fits in ten tries, the middle."""
     from PIL import Image as Pillow
 

@@ -30,7 +30,7 @@ LAYER = "features.denseblock_1.denselayer_1.conv_1"
 STEM = "features.init_conv.weight"
 ARCHITECTURE = Architecture(
     (1, 1, 1), (4, 4, 4), group_1x1=2, group_3x3=2, condense_factor=2, classes=10, stem_stride=1, input_size=(32, 32)
-)  # fmt: skip
+)
 MESSAGE_LIMIT = 1000  # characters that a person will still read as one line
 State = dict[str, torch.Tensor]
 

@@ -37,13 +37,6 @@ def reference(tmp_path: Path) -> Path:
     return written(folder, group_conv_state())
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "files"
-    path.mkdir()
-    return path
-
-
 def artifact(folder: Path, content: bytes | Proto, manifest: Any = None) -> Path:
     path = folder / "model.onnx"
     path.write_bytes(content if isinstance(content, bytes) else content.SerializeToString())
@@ -154,7 +147,7 @@ GRAPHS: dict[str, Callable[[], Proto]] = {
     ),
     "output of terabytes": lambda: graph([node("ConstantOfShape", ["n"], ["logits"])], n=[1 << 40, 10]),
     "output of other rows": lambda: graph([node("ConstantOfShape", ["n"], ["logits"])], n=[7, 10]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", GRAPHS)

@@ -43,7 +43,7 @@ ODD_TENSORS: dict[str, Callable[[], Any]] = {
     "beyond fp32": lambda: torch.full((8, 3, 3, 3), 1e300, dtype=torch.float64),
     "string": lambda: "weights",
     "list": lambda: [1.0, 2.0],
-}  # fmt: skip
+}
 SAME_VALUES = {
     "expanded view": torch.ones(1, 1, 1, 1).expand(8, 3, 3, 3),
     "strided view": torch.ones(3, 3, 3, 8).permute(3, 2, 1, 0),
@@ -150,7 +150,7 @@ HOSTILE_NAMES = {
     "line separator": "features.\u2028evil",
     "lone surrogate": "features.\ud800",
     "very long": "features." + "x" * 100_000,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", HOSTILE_NAMES)

@@ -80,19 +80,6 @@ STREAMS: dict[str, Callable[[str], bytes]] = {
 WANTED = {"OBJ": "subprocess.getoutput", "NEWOBJ": "builtins.map", "eval": "__builtin__.eval", "getattr chain": "builtins.getattr"}
 
 
-@pytest.fixture
-def canary(tmp_path: Path) -> Path:
-    """A file that appears if code ran; outside the folder of the hostile file."""
-    return tmp_path / "canary"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "files"
-    path.mkdir()
-    return path
-
-
 def assert_live(canary: Path, load: Callable[[], object]) -> None:
     """The attack works where nobody guards: else its refusal shows nothing."""
     load()

@@ -52,7 +52,7 @@ HEADERS = {
     "type without a tensor in torch": file_of({"a": entry(dtype="F6_E2M3", shape=[16], data_offsets=[0, 12])}, bytes(12)),
     "metadata that is a list": file_of({"__metadata__": [1], "a": entry()}, bytes(4)),
     "name with an escape": file_of({"\x1b[31m\nfeatures": entry()}, bytes(4)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", HEADERS)

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
+
+import cnet_deploy as cd
+from cnet_deploy.models import build_random
+
+from .gating import NETWORK
 
 
 @pytest.fixture(autouse=True)
 def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test asserts how long anything takes, so none has to wait until another cell's threads have gone to sleep."""
     monkeypatch.setattr("cnet_deploy.benchmarks.measure.SETTLE_SECONDS", 0.0)
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A network, the same again, and one that does twice the work on as many operators."""
+    folder = tmp_path_factory.mktemp("gate")
+    size = (96, 96)
+    larger = (int(96 * 2**0.5) // 4 * 4, int(96 * 2**0.5) // 4 * 4 + 4)
+    made = {"base": replace(NETWORK, input_size=size), "double": replace(NETWORK, input_size=larger)}
+    paths = {name: cd.export(build_random(arch), "onnx", folder / f"{name}.onnx").path for name, arch in made.items()}
+    assert 1.8 < made["double"].cost().macs / made["base"].cost().macs < 2.3
+    for suffix in ("", ".json"):
+        shutil.copy(f"{paths['base']}{suffix}", folder / f"equal.onnx{suffix}")
+    return {**paths, "equal": folder / "equal.onnx", "missing": folder / "missing.onnx"}

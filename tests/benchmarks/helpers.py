@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from cnet_deploy.benchmarks.environment import environment
@@ -15,7 +14,7 @@ QUICK = Settings(rounds=2, seconds=0.0, least=2, warmup=0.0, rewarm=0.0)
 
 def result(
     *rounds: list[float], label: str = "x", backend: str = "torch", threads: int = 1, batch: int = 1, device: str = "cpu", **values: Any
-) -> Result:  # fmt: skip
+) -> Result:
     """A cell that took these seconds."""
     cell = Cell(label, label, backend, threads, batch, device=device)
     return Result(
@@ -66,9 +65,3 @@ def on_cuda(**changes: Any) -> Report:
     rows[1].results[2] = Result(failed.cell, error="needs a <b>GPU</b>", exit_code=5)
     values: dict[str, Any] = {"rows": rows, "settings": Settings(rounds=2), "environment": machine, "after": machine}
     return Report(**{**values, **changes})
-
-
-def interruptible(command: list[str]) -> list[str]:
-    """The command with Ctrl-C as a terminal gives it: what is started in the background may have been told to ignore it."""
-    script = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
-    return [sys.executable, "-c", script, *command]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as Xml
 
 import numpy as np
@@ -55,10 +56,8 @@ class Cells(HTMLParser):
             self.cells[self.key] = (f"{words} {data}", seconds)
 
 
-def test_every_figure_is_the_jsons() -> None:
-    made = report()
-    values, found = made.to_dict(), Cells(page(made))
-    assert len(found.cells) == len(list(made.results))
+def measured(values: dict[str, Any], found: Cells) -> Iterator[tuple[dict[str, Any], str]]:
+    """Every cell of the JSON that was measured, and the page's words of it, which begin with its figure; failed ones are told."""
     for row in values["rows"]:
         for cell in row["cells"]:
             key = (row["label"], cell["cell"]["backend"], cell["cell"]["threads"], cell["cell"]["batch"])
@@ -67,10 +66,17 @@ def test_every_figure_is_the_jsons() -> None:
                 assert cell["error"] in words and seconds is None
                 continue
             assert seconds == cell["summary"]["median"]
-            first = milliseconds(seconds) if key[3] == 1 else f"{cell['images_per_second']:,.1f}"
-            assert words.split()[0] == first
-            assert f"p90 {milliseconds(cell['summary']['p90'])}" in words and "p99" not in words
-            assert f"CV {cell['summary']['variation'] * 100:.1f} %" in words
+            assert words.split()[0] == (milliseconds(seconds) if key[3] == 1 else f"{cell['images_per_second']:,.1f}")
+            yield cell, words
+
+
+def test_every_figure_is_the_jsons() -> None:
+    made = report()
+    values, found = made.to_dict(), Cells(page(made))
+    assert len(found.cells) == len(list(made.results))
+    for cell, words in measured(values, found):
+        assert f"p90 {milliseconds(cell['summary']['p90'])}" in words and "p99" not in words
+        assert f"CV {cell['summary']['variation'] * 100:.1f} %" in words
     text = " ".join(found.words)
     for row in values["rows"]:
         assert all(f"{cell['ratio']:.2f}" in text for cell in row["cells"] if cell["ratio"])
@@ -82,17 +88,9 @@ def test_a_devices_figures_are_the_jsons() -> None:
     values, text = made.to_dict(), page(made)
     found = Cells(text)
     assert len(found.cells) == len(list(made.results)) == 12
-    for row in values["rows"]:
-        for cell in row["cells"]:
-            key = (row["label"], cell["cell"]["backend"], cell["cell"]["threads"], cell["cell"]["batch"])
-            words, seconds = found.cells[key]
-            if cell["error"]:
-                assert cell["error"] in words and seconds is None
-                continue
-            assert seconds == cell["summary"]["median"]
-            assert words.split()[0] == (milliseconds(seconds) if key[3] == 1 else f"{cell['images_per_second']:,.1f}")
-            for name, label in (("device_seconds", "device ms"), ("end_to_end_seconds", "with transfers ms")):
-                assert f'<td data-label="{label}">{milliseconds(cell[name])}</td>' in text
+    for cell, _ in measured(values, found):
+        for name, label in (("device_seconds", "device ms"), ("end_to_end_seconds", "with transfers ms")):
+            assert f'<td data-label="{label}">{milliseconds(cell[name])}</td>' in text
     assert "<h1>Inference time on NVIDIA H200</h1>" in text and "Latency, batch 1, cuda" in text and "Throughput, batch 8, cuda" in text
     assert "TF32 is on for tensorrt.tf32 alone." in text and "GPU before, sm mhz" in text
     assert "<b>GPU</b>" not in text

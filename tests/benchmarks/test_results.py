@@ -17,8 +17,9 @@ import pytest
 from cnet_deploy.benchmarks.measure import Settings
 from cnet_deploy.benchmarks.results import Journal, Report, part_of, read_report
 from cnet_deploy.errors import InputRefused, OutputRefused
+from tests.processes import interruptible
 
-from .helpers import STATE, interruptible, on_cuda, report
+from .helpers import STATE, on_cuda, report
 
 
 @pytest.mark.parametrize("make", [report, on_cuda])

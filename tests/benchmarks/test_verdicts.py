@@ -42,7 +42,7 @@ def outcome(ratio: float = 1.0, *, noise: float = 0.0, **changes: Any) -> Outcom
         (outcome(noise=0.1), 3, "inconclusive: this machine can't tell 5.0 %: base against itself scatters by"),
         (outcome(noise=0.1, changes=[GREW]), 1, "regression: operators 120 -> 144; this machine can't tell 5.0 %"),
     ],
-)  # fmt: skip
+)
 def test_one_line_and_one_code(made: Outcome, code: int, line: str) -> None:
     assert verdict(made).startswith(line) and "\n" not in verdict(made)
     assert made.exit_code == code and to_dict(made)["exit_code"] == code

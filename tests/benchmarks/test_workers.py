@@ -88,7 +88,7 @@ def test_its_own_folder_is_not_on_the_path(tmp_path: Path) -> None:
     asked = {"model": "none.onnx", "backend": "onnxruntime", "threads": 1, "batch": 1, "options": {}}
     done = subprocess.run(
         [sys.executable, instrument.__file__], input=json.dumps(asked), capture_output=True, text=True, check=True, cwd=tmp_path
-    )  # fmt: skip
+    )
     assert json.loads(done.stdout)["error"] == "none.onnx: no such file"
 
 

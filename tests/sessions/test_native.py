@@ -21,6 +21,7 @@ import pytest
 import cnet_deploy as cd
 from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.files import digest
+from cnet_deploy.manifest import read_pair
 from cnet_deploy.models import DenselyConnected, build_random
 from cnet_deploy.sessions import native
 from cnet_deploy.sessions.native import NativeSession, open_file
@@ -62,7 +63,7 @@ def test_what_a_session_tells(made: Path, converted: DenselyConnected) -> None:
 
 
 def test_shape_type_and_layout_of_a_batch(made: Path) -> None:
-    with open_file(made, device="cpu", threads=1) as session:
+    with open_file(read_pair(made), device="cpu", threads=1) as session:
         expected = session.run(images())
         spread = np.zeros((2, 3, 32, 64), np.float32)
         spread[..., ::2] = images()
@@ -80,7 +81,7 @@ def test_shape_type_and_layout_of_a_batch(made: Path) -> None:
 
 def test_the_interpreter_goes_on_meanwhile(made: Path) -> None:
     """While one thread is inside the library, another runs Python."""
-    with open_file(made, device="cpu", threads=1) as session:
+    with open_file(read_pair(made), device="cpu", threads=1) as session:
         big = images(2000)
         session.run(images())
         inside = threading.Thread(target=session.run, args=(big,))
@@ -94,7 +95,7 @@ def test_the_interpreter_goes_on_meanwhile(made: Path) -> None:
 
 
 def test_many_threads_on_one_session(made: Path) -> None:
-    with open_file(made, device="cpu", threads=2) as session:
+    with open_file(read_pair(made), device="cpu", threads=2) as session:
         expected = session.run(images())
         found: list[Any] = []
         threads = [threading.Thread(target=lambda: found.append(session.run(images()))) for _ in range(8)]
@@ -117,7 +118,7 @@ def _run_in_child(session: NativeSession, answers: Any) -> None:
 def test_a_session_does_not_cross_a_fork(made: Path) -> None:
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
-    with open_file(made, device="cpu", threads=2) as session:
+    with open_file(read_pair(made), device="cpu", threads=2) as session:
         session.run(images())
         child = context.Process(target=_run_in_child, args=(session, answers))
         child.start()
@@ -131,7 +132,7 @@ def test_a_fork_while_another_thread_runs(made: Path) -> None:
     """The child must hear that it may not use the session, not wait for a lock that nobody will give back."""
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
-    with open_file(made, device="cpu", threads=1) as session:
+    with open_file(read_pair(made), device="cpu", threads=1) as session:
         busy = threading.Thread(target=session.run, args=(images(2000),))
         busy.start()
         time.sleep(0.02)
@@ -158,32 +159,32 @@ def test_sessions_leave_nothing_open(made: Path) -> None:
     def count() -> tuple[int, int]:
         return len(list(Path("/proc/self/fd").iterdir())), len(list(Path("/proc/self/task").iterdir()))
 
-    open_file(made, device="cpu", threads=4).close()
+    open_file(read_pair(made), device="cpu", threads=4).close()
     before = count()
     for _ in range(20):
-        with open_file(made, device="cpu", threads=4) as session:
+        with open_file(read_pair(made), device="cpu", threads=4) as session:
             session.run(images())
     for _ in range(3):
-        open_file(made, device="cpu", threads=4)  # left to the garbage collector
+        open_file(read_pair(made), device="cpu", threads=4)  # left to the garbage collector
     assert count() == before
 
 
 def test_two_networks_of_one_shape_at_once(made: Path, converted: DenselyConnected, tmp_path: Path) -> None:
     other = cd.export(build_random(converted.architecture, seed=5), "native", tmp_path / "model.so").path
-    with open_file(made, device="cpu", threads=1) as alone:
+    with open_file(read_pair(made), device="cpu", threads=1) as alone:
         expected = alone.run(images())
-    with open_file(other, device="cpu", threads=1) as first, open_file(made, device="cpu", threads=1) as second:
+    with open_file(read_pair(other), device="cpu", threads=1) as first, open_file(read_pair(made), device="cpu", threads=1) as second:
         assert np.array_equal(second.run(images()), expected) and not np.array_equal(first.run(images()), expected)
-    with open_file(other, device="cpu", threads=1) as first:
+    with open_file(read_pair(other), device="cpu", threads=1) as first:
         assert not np.array_equal(first.run(images()), expected)
 
 
 def test_threads(made: Path) -> None:
     for threads in (None, 1, 2, 32):
-        with open_file(made, device="cpu", threads=threads) as session:
+        with open_file(read_pair(made), device="cpu", threads=threads) as session:
             assert session.run(images()).shape == (2, 10)
     with pytest.raises(InputRefused, match="threads is 33; expected at most 32"):
-        open_file(made, device="cpu", threads=33)
+        open_file(read_pair(made), device="cpu", threads=33)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +271,7 @@ def test_what_is_not_there(made: Path) -> None:
     with pytest.raises(Unavailable, match="native libraries run on the CPU"):
         cd.open_session(made, device="cuda")
     with pytest.raises(InputRefused, match=r"model.so: the library carries no code of that name"):
-        open_file(made, device="cpu", threads=1, isa="altivec")
+        open_file(read_pair(made), device="cpu", threads=1, isa="altivec")
     with pytest.raises(InputRefused, match="onnxruntime does not open .so"):
         cd.open_session(made, backend="onnxruntime")
 

@@ -14,6 +14,7 @@ import pytest
 import cnet_deploy as cd
 from cnet_deploy.device_memory import Device
 from cnet_deploy.errors import InputRefused, Unavailable
+from cnet_deploy.manifest import read_pair
 from cnet_deploy.models import DenselyConnected
 from cnet_deploy.sessions import onnxruntime
 from cnet_deploy.sessions.onnxruntime import OnnxruntimeSession, ort
@@ -49,7 +50,7 @@ def test_precision_is_the_manifest_s(converted: DenselyConnected, onnx_path: Pat
 @pytest.mark.parametrize("device", ["tpu", "cpu:", "cpu:0", "cuda:", "cuda:x", "cuda:-1", ""])
 def test_words_that_are_no_device(onnx_path: Path, device: str) -> None:
     with pytest.raises(Unavailable, match="is not supported; expected cpu, cuda or cuda:N"):
-        OnnxruntimeSession(onnx_path, device=device, threads=None)
+        OnnxruntimeSession(read_pair(onnx_path), device=device, threads=None)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def opened(path: Path, **options: Any) -> OnnxruntimeSession:
     wanted = "TensorrtExecutionProvider" if options.get("provider") == "tensorrt" else "CUDAExecutionProvider"
     if wanted not in ort.get_available_providers():
         pytest.skip(f"needs an onnxruntime with {wanted}: cnet-deploy[gpu]")
-    return OnnxruntimeSession(path, device="cuda", threads=None, **options)
+    return OnnxruntimeSession(read_pair(path), device="cuda", threads=None, **options)
 
 
 @pytest.mark.gpu
@@ -164,6 +165,7 @@ import sys, ctypes, numpy as np
 from pathlib import Path
 from cnet_deploy.device_memory import Device
 from cnet_deploy.errors import Unavailable
+from cnet_deploy.manifest import read_pair
 from cnet_deploy.sessions.onnxruntime import OnnxruntimeSession
 driver = ctypes.CDLL("libcuda.so.1")
 batch = np.zeros((64, 3, 32, 32), np.float32)
@@ -175,7 +177,7 @@ with Device() as device:
         return free.value
     def once(fail):
         try:
-            with OnnxruntimeSession(Path(sys.argv[1]), device="cuda", threads=None) as session:
+            with OnnxruntimeSession(read_pair(sys.argv[1]), device="cuda", threads=None) as session:
                 held.append(session.bind(batch))
                 session.run(batch)
                 if fail:
@@ -200,6 +202,6 @@ def test_a_file_that_is_none_leaves_nothing_behind(tmp_path: Path, onnx_path: Pa
         pass
     (tmp_path / "m.onnx").write_bytes(onnx_path.read_bytes()[:1000])
     with pytest.raises(InputRefused, match="can't load it"):
-        OnnxruntimeSession(tmp_path / "m.onnx", device="cuda", threads=None)
+        OnnxruntimeSession(read_pair(tmp_path / "m.onnx"), device="cuda", threads=None)
     with Device() as device:  # the context is alive and well
         device.synchronize()

@@ -18,7 +18,8 @@ import cnet_deploy as cd
 from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.models import DenselyConnected, build_random
 from cnet_deploy.models.layers import IndexedLinear
-from cnet_deploy.sessions.torch import TorchSession, _set_tf32, _tf32, _tf32_settings, from_module, open_named
+from cnet_deploy.sessions.torch import TorchSession, from_module, open_named
+from cnet_deploy.sessions.torch.tf32 import set_tf32, tf32, tf32_settings
 from cnet_deploy.verification import TOLERANCES
 from tests.builders import TINY, logits, noise
 
@@ -127,28 +128,28 @@ def test_tf32_is_as_asked_and_the_process_gets_its_own_back() -> None:
     def told() -> tuple[bool, bool]:
         return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
 
-    first = _tf32_settings()
+    first = tf32_settings()
     try:
         for settings in [("none", "tf32", "tf32"), ("tf32", "ieee", "ieee"), ("ieee", "tf32", "ieee")]:
-            _set_tf32(*settings)
+            set_tf32(*settings)
             for on in (False, True):
-                with _tf32(on):
-                    assert told() == (on, on) and _tf32_settings() == ("tf32" if on else "ieee",) * 3
-                assert _tf32_settings() == settings
-            with pytest.raises(ZeroDivisionError), _tf32(True):
+                with tf32(on):
+                    assert told() == (on, on) and tf32_settings() == ("tf32" if on else "ieee",) * 3
+                assert tf32_settings() == settings
+            with pytest.raises(ZeroDivisionError), tf32(True):
                 raise ZeroDivisionError
-            assert _tf32_settings() == settings
+            assert tf32_settings() == settings
     finally:
-        _set_tf32(*first)
+        set_tf32(*first)
 
 
 def test_tf32_where_the_process_set_it_by_the_new_names() -> None:
     """The old names raise then, and switching by them alone would leave TF32 on in convolutions."""
     script = (
-        "import torch\nfrom cnet_deploy.sessions.torch import _tf32, _tf32_settings\n"
+        "import torch\nfrom cnet_deploy.sessions.torch.tf32 import tf32, tf32_settings\n"
         "torch.backends.fp32_precision = 'tf32'\n"
-        "with _tf32(False): print(*_tf32_settings(), torch.backends.cudnn.allow_tf32)\n"
-        "print(*_tf32_settings())\n"
+        "with tf32(False): print(*tf32_settings(), torch.backends.cudnn.allow_tf32)\n"
+        "print(*tf32_settings())\n"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == ["ieee ieee ieee False", "tf32 tf32 tf32"], done.stderr
@@ -214,10 +215,10 @@ def test_a_binding_step_by_step(converted: DenselyConnected, options: dict[str, 
 
 @pytest.mark.gpu
 def test_the_process_keeps_its_tf32(converted: DenselyConnected) -> None:
-    before = _tf32_settings()
+    before = tf32_settings()
     with session(converted, device="cuda", precision="tf32") as opened:
         opened.run(noise(converted))
-    assert _tf32_settings() == before
+    assert tf32_settings() == before
 
 
 @pytest.mark.gpu

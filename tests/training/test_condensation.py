@@ -104,4 +104,4 @@ def test_initial_weights_have_the_reference_s_spread() -> None:
     conv = model.get_submodule("features.denseblock_3.denselayer_2.conv_2.conv")
     weight = next(conv.parameters()).detach()
     assert float(weight.std()) == pytest.approx((2 / (9 * weight.shape[0])) ** 0.5, rel=0.05)
-    assert (model.classifier.bias == 0).all()  # type: ignore[operator]
+    assert (model.classifier.bias == 0).all()

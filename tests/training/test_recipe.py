@@ -53,7 +53,7 @@ def test_a_recipe_survives_json_and_refuses_what_can_not_be() -> None:
         {"weight_decay": math.inf},
     ):
         with pytest.raises(InputRefused, match="expected"):
-            replace(recipe, **wrong)  # type: ignore[arg-type]
+            replace(recipe, **wrong)
 
 
 def test_architectures_of_the_reference_s_options() -> None:

@@ -127,7 +127,7 @@ def test_training_learns_and_stages_come_when_they_should(images_path: Any) -> N
     for epoch in range(4):
         scores.append(
             found.epoch(epoch, samples, on_step=quietly, on_stage=lambda step, state, e=epoch: stages.append((e, step, state.stage)))
-        )  # type: ignore[misc]
+        )
     assert stages == [(0, 7, 1), (1, 4, 2), (2, 0, 3)]  # after 40 / 6, 40 / 3 and 40 / 2 steps
     assert scores[-1].loss < scores[0].loss - 0.2 and scores[-1].images == 500
 

@@ -18,6 +18,11 @@ from cnet_deploy.program import Program
 if TYPE_CHECKING:
     from torch import nn
 
+SUFFIX = ".so"
+HELP = "Compile a shared library for the CPU: no runtime, several times faster."
+PLACE = 2
+FAMILY_ONLY = True
+
 PRECISIONS = ("fp32", "bf16")
 INCLUDE = SOURCES  # the folder of cnet.h
 

@@ -46,7 +46,7 @@ class Data:
 
 
 def to_bf16(values: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
-    """The upper halves of float32 words, rounded to nearest even. NaN stays NaN."""
+    """The upper halves of float32 words, rounded to nearest even (IEEE 754), in the same shape. NaN stays NaN."""
     words = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = (words.astype(np.uint64) + 0x7FFF + (words >> 16 & 1)) >> 16
     return np.where(np.isnan(values), words >> 16 | 0x40, rounded).astype(np.uint32)

@@ -6,20 +6,23 @@ import concurrent.futures
 import contextlib
 import hashlib
 import importlib.util
+import logging
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnet_deploy.errors import InputRefused, Unavailable, printable
+from cnet_deploy.errors import InputRefused, OutputRefused, Unavailable, printable
 from cnet_deploy.exporters.native.planning import weights_name
-from cnet_deploy.files import digest
+from cnet_deploy.files import atomic_output, digest
 from cnet_deploy.machine import host_isas, host_machine
+
+log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "cpp"
 TARGETS = ("host", "x86-64-v3", "x86-64-v4", "aarch64")
@@ -153,8 +156,7 @@ def build(compiler: Compiler, isas: Sequence[str], *, precision: str, source: st
     ``extra`` flags are for builds that watch themselves (sanitizers, -DCNET_DEBUG). Raises Unavailable with the compiler's first
     complaint if it fails.
     """
-    with tempfile.TemporaryDirectory(prefix="cnet-deploy-native-") as folder:
-        place = Path(folder)
+    with _scratch() as place:
         (place / "plan.cpp").write_text(source, encoding="utf-8")
         (place / weights_name(weights)).write_bytes(weights)
         jobs: list[tuple[str, str, tuple[str, ...]]] = [
@@ -172,7 +174,18 @@ def build(compiler: Compiler, isas: Sequence[str], *, precision: str, source: st
              "-Wl,--no-undefined" if not extra else "-Wl,--as-needed", "-s" if not extra else "-g", "-o", "library.so", *names, "plan.o"],
             place,
         )  # fmt: skip
-        shutil.copyfile(place / "library.so", out)
+        library = (place / "library.so").read_bytes()
+    out.write_bytes(library)
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder to compile in. Raises Unavailable where there is no room for it."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="cnet-deploy-native-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise Unavailable(f"{tempfile.gettempdir()}: nothing can be compiled there: {error.strerror or error}; set TMPDIR") from None
 
 
 def _isa_defines(isa: str, precision: str) -> tuple[str, ...]:
@@ -185,10 +198,12 @@ def _object(compiler: Compiler, name: str, isa: str, defines: Sequence[str], *, 
     content = b"".join(path.read_bytes() for path in sorted(SOURCES.iterdir()) if path.is_file())
     key = hashlib.sha256(repr((compiler, name, flags, hashlib.sha256(content).hexdigest())).encode()).hexdigest()
     if (found := _from_cache(key)) is not None:
+        log.info("%s for %s: compiled before", name, isa)
         return found
+    log.info("compiling %s for %s with %s", name, isa, compiler.version)
     made = scratch / f"{key}.o"
     # By a relative name, so that no path of this machine gets into the file.
-    _run([*compiler.command, *flags, "-c", name, "-o", str(made)], SOURCES)
+    _run([*compiler.command, *flags, "-c", name, "-o", str(made)], SOURCES, scratch)
     data = made.read_bytes()
     _to_cache(key, data)
     return data
@@ -205,16 +220,11 @@ def _from_cache(key: str) -> bytes | None:
 
 def _to_cache(key: str, data: bytes) -> None:
     """Keep an object, if that is possible."""
-    with contextlib.suppress(OSError, RuntimeError):
+    with contextlib.suppress(OSError, RuntimeError, OutputRefused):
         folder = _cache()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=folder)
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(digest(data).encode() + data)
-            os.replace(name, folder / f"{key}.o")
-        except OSError:
-            Path(name).unlink(missing_ok=True)
+        with atomic_output(folder / f"{key}.o") as temporary:
+            temporary.write_bytes(digest(data).encode() + data)
 
 
 def _cache() -> Path:
@@ -223,8 +233,9 @@ def _cache() -> Path:
     return Path(base) / "cnet-deploy" / "native"
 
 
-def _run(command: Sequence[str], folder: Path) -> None:
-    environment = {**os.environ, "LC_ALL": "C", "SOURCE_DATE_EPOCH": "0"}
+def _run(command: Sequence[str], folder: Path, scratch: Path | None = None) -> None:
+    """A command in ``folder``; its own temporary files go to ``scratch``, or there too, where $TMPDIR may be a folder that is not."""
+    environment = {**os.environ, "LC_ALL": "C", "SOURCE_DATE_EPOCH": "0", "TMPDIR": str(scratch or folder)}
     try:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     except OSError as error:

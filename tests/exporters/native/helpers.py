@@ -23,6 +23,8 @@ from cnet_deploy.models import DenselyConnected, build_random
 from tests.builders import TINY
 
 HERE = Path(__file__).parent
+ERROR = 1e-5  # of the largest logit, in fp32
+BF16_ERROR = 3e-2
 # Blocks of 48, 24 and 12 pixels a row: 3x3 by rows with two outputs a group, flat with eight, narrow with sixteen.
 EVERY_KERNEL = replace(TINY, stages=(2, 2, 2), growth=(8, 32, 64), input_size=(48, 48), classes=70)
 

@@ -16,6 +16,7 @@ from cnet_deploy.exporters.native import toolchain
 from cnet_deploy.exporters.native.toolchain import find_compiler, resolve
 from cnet_deploy.lowering import lower
 from cnet_deploy.machine import host_isas, host_machine
+from cnet_deploy.manifest import read_pair
 from cnet_deploy.sessions.native import open_file
 from tests.builders import TINY
 from tests.exporters.native.helpers import drive, driver, exact, images_for, isas, library, network
@@ -38,7 +39,7 @@ def test_targets() -> None:
 def test_host_isas_agree_with_the_library(tmp_path: Path) -> None:
     """Python reads /proc/cpuinfo, the library asks the processor."""
     path = cd.export(network(TINY), "native", tmp_path / "m.so").path
-    with open_file(path, device="cpu", threads=1) as session:
+    with open_file(read_pair(path), device="cpu", threads=1) as session:
         assert session.isa == isas()[0]
     assert host_isas()[-1] == "baseline"
 
@@ -61,7 +62,7 @@ def test_clang_compiles_the_same_network(
     images = images_for(model, 2)
     expected = exact(model, images)
     for isa in isas(precision):
-        with open_file(done.path, device="cpu", threads=2, isa=isa) as session:
+        with open_file(read_pair(done.path), device="cpu", threads=2, isa=isa) as session:
             error = abs(session.run(images) - expected).max() / abs(expected).max()
             assert error <= (1e-5 if precision == "fp32" else 3e-2)
 
@@ -152,7 +153,7 @@ def test_the_compiler_from_pypi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         other = library(model, tmp_path / "other.so", ("neon",), machine="aarch64")
     images = images_for(model, 1)
     expected = exact(model, images)
-    with open_file(path, device="cpu", threads=2) as session:
+    with open_file(read_pair(path), device="cpu", threads=2) as session:
         assert abs(session.run(images) - expected).max() <= 1e-5 * abs(expected).max()
     images.tofile(tmp_path / "images")
     system_tool("aarch64-linux-gnu-gcc")

@@ -1,0 +1,133 @@
+"""What every command of the command line shares: how much it says, its colours, its errors and the form of its help."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from typing import IO, Any
+
+import click
+
+from cnet_deploy.errors import CnetDeployError, printable
+
+_QUIET, _VERBOSE = "cnet_deploy.quiet", "cnet_deploy.verbose"
+_LOG = logging.getLogger("cnet_deploy")
+
+
+def quiet() -> bool:
+    """Whether only what was asked for, and errors, are to be printed."""
+    context = click.get_current_context(silent=True)
+    return bool(context and context.meta.get(_QUIET))
+
+
+def note(text: str) -> None:
+    """Say on standard error what is going on."""
+    if not quiet():
+        click.echo(text, err=True)
+
+
+def tell(text: str) -> None:
+    """Say on standard output what was done: no result in itself, so that --quiet leaves it out."""
+    if not quiet():
+        click.echo(text)
+
+
+def coloured(stream: IO[str]) -> bool:
+    """Whether colours are welcome there: on a terminal that has them, unless NO_COLOR is set (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def fail(message: str, code: int) -> None:
+    """Print an error as one line and end."""
+    heading = click.style("Error:", fg="red", bold=True) if coloured(sys.stderr) else "Error:"
+    click.echo(f"{heading} {message}", err=True)
+    sys.exit(code)
+
+
+class Command(click.Command):
+    """A command whose help ends with examples that can be copied, each on a line of its own."""
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = tuple(examples)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return [*super().get_params(ctx), *_TALKING]
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        if self.examples:
+            with formatter.section("Examples" if len(self.examples) > 1 else "Example"):
+                for line in self.examples:
+                    formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+
+class Commands(click.Group):
+    """A group in which our own errors print one line and end with the code that their class carries."""
+
+    command_class = Command
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **{**kwargs, "standalone_mode": False})
+        except CnetDeployError as error:
+            _LOG.debug("raised here:", exc_info=True)
+            fail(str(error), error.exit_code)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            _LOG.debug("interrupted here:", exc_info=True)
+            fail("interrupted; nothing was written", 130)
+        except BrokenPipeError:
+            sys.exit(0)
+        finally:
+            _LOG.handlers.clear()
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return [*super().get_params(ctx), *_TALKING]
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=2)
+            hint = f"Did you mean {' or '.join(near)}?" if near else f"Expected one of {', '.join(self.list_commands(ctx))}."
+            raise click.UsageError(f"No such command {printable(args[0], 60)!r}. {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def _be_quiet(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[_QUIET] = True
+
+
+def _be_verbose(ctx: click.Context, _: click.Parameter, value: int) -> None:
+    if value:
+        ctx.meta[_VERBOSE] = ctx.meta.get(_VERBOSE, 0) + value
+        _LOG.handlers[:] = [_Handler()]
+        _LOG.setLevel(logging.INFO if ctx.meta[_VERBOSE] == 1 else logging.DEBUG)
+
+
+_TALKING = [
+    click.Option(["-v", "--verbose"], count=True, expose_value=False, callback=_be_verbose, is_eager=True,
+                 help="Say what is done, step by step; -vv: and where an error was raised."),
+    click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=_be_quiet, is_eager=True,
+                 help="Print nothing but what was asked for, and errors."),
+]  # fmt: skip
+
+
+class _Handler(logging.Handler):
+    """Log lines on standard error, with the seconds since the command began."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = time.monotonic()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"{time.monotonic() - self.start:8.3f} s  {printable(record.getMessage())}", err=True)
+        if record.exc_info:
+            for line in "".join(traceback.format_exception(*record.exc_info)).splitlines():
+                click.echo(printable(line, 2000), err=True)

@@ -1,0 +1,21 @@
+"""The gate on the command line, and the network that its tests are about."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from click.testing import CliRunner, Result
+
+from cnet_deploy.cli import main
+from tests.builders import TINY
+
+QUICK = ("--seconds", "0.05", "--warmup", "0.05", "--threads", "1", "--max-rounds", "16")
+
+
+NETWORK = replace(TINY, stages=(6, 6, 6))
+
+
+def run(*arguments: object) -> Result:
+    done = CliRunner().invoke(main, ["gate", *map(str, arguments)])
+    print(done.stdout, done.stderr)  # each verdict in the log
+    return done
