@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT := build/demo
 RESULTS ?= build/bench
+FUZZ_SECONDS ?= 600
 
-.PHONY: demo test lint docs package bench attack bench-gpu clean
+.PHONY: demo test lint docs package bench fuzz attack bench-gpu clean
 
 demo: .venv/ready
 	mkdir -p $(OUT)
@@ -33,6 +34,10 @@ docs: .venv/ready
 # What a user gets: sdist and wheel, checked, installed into an empty environment, and used there.
 package: .venv/ready
 	PYTHON=$(BIN)/python bash .ci/package
+
+# Coverage-guided fuzzing of all that reads a stranger's file: FUZZ_SECONDS for each target, what came of it in build/fuzz/results.json.
+fuzz: .venv/ready
+	$(BIN)/python -m tests.fuzz.campaign build/fuzz --seconds $(FUZZ_SECONDS)
 
 # Performance has a suite of its own: long runs, recorded with the machine they ran on.
 # ORIGINAL is a checkout of github.com/ShichenLiu/CondenseNet, to measure a training step beside its own layers.

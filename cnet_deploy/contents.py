@@ -5,6 +5,7 @@ Whatever a pickle asks for beyond tensors and plain containers is refused by nam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,7 +115,8 @@ def _read_pickled(data: bytes, findings: Findings) -> tuple[Any, dict[str, Any]]
     loaded, metadata = read_pickled(data), dict[str, Any]()
     if isinstance(loaded, dict):
         found = {key: loaded.get(key) for key in ("epoch", "best_prec1", "model", METADATA_KEY)}
-        metadata = _with_own({key: value for key, value in found.items() if isinstance(value, (int, float, str))})
+        finite = {key: value for key, value in found.items() if not isinstance(value, float) or math.isfinite(value)}
+        metadata = _with_own({key: value for key, value in finite.items() if isinstance(value, (int, float, str))})
     return loaded, metadata
 
 

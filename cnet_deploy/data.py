@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_IMAGES = 10_000
-MAX_PIXELS = 1 << 26  # of an image after resizing
+MAX_PIXELS = 1 << 25  # of an image after resizing
+MAX_DECODED = 1 << 28  # bytes of an image as it is decoded and as RGB: some 67 megapixels, 33 where it has transparency
 _PLANES = 3 * 32 * 32
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")  # of these alone: some of the decoder's others start programs
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
 
 
@@ -102,10 +104,18 @@ def opened_image(path: Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                _check_size(image)
                 yield image
     except Exception as error:  # what decoders raise on damaged images has no common base
         raise InputRefused(f"{path}: is no image that can be read ({error})") from None
+
+
+def _check_size(image: Image.Image) -> None:
+    stored = 1 if image.mode in ("1", "L", "P") else 4
+    size = image.width * image.height * (stored + (0 if image.mode == "RGB" else 4))
+    if size > MAX_DECODED:
+        raise ValueError(f"{image.width}x{image.height} pixels would take {size:,} bytes; expected at most {MAX_DECODED:,}")
 
 
 def resized(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 MAX_DEPTH = 32
@@ -17,6 +18,8 @@ def parse_json(text: str) -> Any:
     value = json.loads(text, parse_constant=_refuse)
     level = [value]
     for _ in range(MAX_DEPTH):
+        if not all(math.isfinite(entry) for entry in level if isinstance(entry, float)):
+            raise ValueError("it has a number beyond all bounds")
         level = [
             inner
             for entry in level

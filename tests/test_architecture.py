@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cnet_deploy.architecture import NAMED, Architecture
 from cnet_deploy.errors import InputRefused
@@ -105,3 +109,28 @@ def test_dicts_that_are_no_architecture(values: dict[str, object]) -> None:
 def test_unknown_name_lists_the_known() -> None:
     with pytest.raises(InputRefused, match="condensenet-74-g4"):
         Architecture.from_name("condensenet-75")
+
+
+_SIZES = st.lists(st.integers(-1, 20), max_size=4)
+
+
+@settings(deadline=None)
+@given(
+    st.fixed_dictionaries(
+        {"stages": _SIZES, "growth": _SIZES.map(lambda row: [8 * number for number in row])},
+        optional={
+            "kind": st.sampled_from(["condensenet", "densenet", "densenet_lgc", "x", None]), "bottleneck": st.integers(-1, 8),
+            "group_1x1": st.integers(0, 8), "group_3x3": st.integers(0, 8), "condense_factor": st.integers(0, 8),
+            "classes": st.integers(-1, 2000), "stem_stride": st.integers(0, 9), "input_size": st.lists(st.integers(0, 300), max_size=3),
+            "classifier_keep": st.floats() | st.just(1), "transition_channels": _SIZES, "depth": st.just(1),
+        },
+    )
+)  # fmt: skip
+def test_any_dictionary_comes_back_or_is_refused(values: dict[str, Any]) -> None:
+    try:
+        arch = Architecture.from_dict(values)
+    except InputRefused as error:
+        assert str(error).startswith("architecture: ")
+        return
+    assert Architecture.from_dict(json.loads(json.dumps(arch.to_dict()))) == arch
+    assert min(arch.flops, arch.macs, arch.params, *arch.final_size, arch.kept_features) > 0

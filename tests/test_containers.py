@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cnet_deploy.checkpoint import save
 from cnet_deploy.containers import LEGACY_MAGIC, read_pickled, read_safetensors
@@ -94,7 +96,8 @@ def same(found: Any, expected: Any, name: str = "top") -> None:
         assert made.dtype == wanted.dtype and made.shape == wanted.shape and made.tobytes() == wanted.tobytes(), name
         assert made.flags.writeable and made.flags.c_contiguous, name
         if not expected.is_neg():
-            assert found.bits(name).tobytes() == expected.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), name
+            whole = expected.clone(memory_format=torch.contiguous_format)
+            assert found.bits(name).tobytes() == whole.reshape(-1).view(torch.uint8).numpy().tobytes(), name
     elif isinstance(expected, dict):
         assert list(found) == list(expected), name
         for key in expected:
@@ -120,6 +123,31 @@ def test_what_torch_reads(kind: str, protocol: int, legacy: bool) -> None:
     same(read_pickled(data), torch.load(io.BytesIO(data), weights_only=False))
 
 
+@settings(deadline=None, max_examples=150)
+@given(
+    st.sampled_from(TYPES), st.lists(st.integers(0, 5), max_size=4), st.randoms(use_true_random=False), st.booleans(),
+    st.sampled_from([2, 4]),
+)  # fmt: skip
+def test_any_view_of_any_type(dtype: torch.dtype, shape: list[int], chance: Any, legacy: bool, protocol: int) -> None:
+    """Turned, cut, in steps, repeated: the same numbers as torch has."""
+    tensor = values(dtype, *shape)
+    for _ in range(chance.randrange(4)):
+        if not tensor.ndim:
+            break
+        axis = chance.randrange(tensor.ndim)
+        how = chance.randrange(4)
+        if how == 0:
+            tensor = tensor.transpose(axis, chance.randrange(tensor.ndim))
+        elif how == 1:
+            tensor = tensor.narrow(axis, 0, chance.randrange(tensor.shape[axis] + 1))
+        elif how == 2:
+            tensor = tensor[(slice(None),) * axis + (slice(chance.randrange(3), None, 1 + chance.randrange(3)),)]
+        elif tensor.shape[axis]:
+            tensor = tensor.select(axis, 0).unsqueeze(axis).expand(*tensor.shape[:axis], 3, *tensor.shape[axis + 1 :])
+    data = saved({"a": tensor, "b": [tensor.t() if tensor.ndim == 2 else tensor]}, legacy, protocol)
+    same(read_pickled(data), torch.load(io.BytesIO(data), weights_only=False))
+
+
 def test_bfloat16_to_the_bit() -> None:
     """Every one of them, NaN and infinity included."""
     every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
@@ -128,12 +156,11 @@ def test_bfloat16_to_the_bit() -> None:
     assert tensor.bits("a").tobytes() == every.view(torch.int16).numpy().tobytes()
 
 
-@pytest.mark.parametrize("name", ["reference-cifar10.pth.tar"])
-def test_the_real_example(name: str) -> None:
-    data = (ROOT / "examples" / name).read_bytes()
+def test_the_real_example(checkpoint_path: Path) -> None:
+    data = checkpoint_path.read_bytes()
     loaded = torch.load(io.BytesIO(data), weights_only=True)
     same(read_pickled(data), loaded)
-    read = read_tensors(ROOT / "examples" / name)
+    read = read_tensors(checkpoint_path)
     assert list(read.tensors) == [key.removeprefix("module.") for key in loaded["state_dict"]]
     for key, value in loaded["state_dict"].items():
         assert read.tensors[key.removeprefix("module.")].tobytes() == value.numpy().tobytes()

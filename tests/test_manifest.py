@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cnet_deploy import manifest
+from cnet_deploy.architecture import NAMED, Architecture
 from cnet_deploy.errors import InputRefused, OutputRefused
 from cnet_deploy.files import digest
 from cnet_deploy.manifest import Manifest, manifest_path
+from cnet_deploy.preprocessing import Preprocessing
+from tests.builders import TINY, TINY_DENSENET, TINY_LGC
 
 
 def test_round_trip(onnx_path: Path) -> None:
@@ -78,6 +83,34 @@ def test_unknown_entries_are_refused(onnx_path: Path) -> None:
     values = json.loads(manifest_path(onnx_path).read_text())
     with pytest.raises(InputRefused):
         Manifest.from_json(json.dumps({**values, "signature": "x"}))
+
+
+@pytest.mark.parametrize("details", ["[" * 40 + "]" * 40, "NaN", "-Infinity", "1e999", "[[1e999]]", '{"a":' * 33 + "1" + "}" * 33])
+def test_details_that_could_not_be_printed(onnx_path: Path, details: str) -> None:
+    values = json.loads(manifest_path(onnx_path).read_text()) | {"details": {"x": 0}}
+    with pytest.raises(InputRefused, match="is no whole manifest"):
+        Manifest.from_json(json.dumps(values).replace('{"x": 0}', f'{{"x": {details}}}'))
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=10,
+)
+_ENTRIES = st.dictionaries(st.text(max_size=10), _VALUES, max_size=4)
+_ARCHITECTURES = st.none() | st.sampled_from([*NAMED.values(), TINY, TINY_LGC, TINY_DENSENET])
+
+
+@settings(deadline=None)
+@given(
+    st.text(), st.text(), st.integers(min_value=0), st.text(), st.text(), _ARCHITECTURES, _ENTRIES,
+    st.dictionaries(st.text(), st.text(), max_size=3), st.lists(_ENTRIES, max_size=3), st.none() | _ENTRIES,
+)  # fmt: skip
+def test_any_manifest_comes_back(target: str, sha256: str, size: int, precision: str, source: str, arch: Architecture | None, details: Any,
+                                 libraries: Any, verification: Any, proof: Any) -> None:  # fmt: skip
+    steps = None if arch is None else Preprocessing.of(arch)
+    made = Manifest(target, sha256, size, precision, source, arch, steps, details, libraries, tuple(verification), proof)
+    assert Manifest.from_json(made.to_json()) == made
 
 
 # ---- pairs -----------------------------------------------------------------------------------------------------------

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cnet_deploy.architecture import Architecture
+from cnet_deploy.errors import InputRefused
 from cnet_deploy.preprocessing import Preprocessing
 from tests.builders import TINY, tiny
 
@@ -27,3 +33,16 @@ def test_formula() -> None:
 def test_dict_round_trip() -> None:
     for steps in (Preprocessing.of(TINY), Preprocessing.of(Architecture.from_name("condensenet-74-g8"))):
         assert Preprocessing.from_dict(steps.to_dict()) == steps
+
+
+_NUMBERS = st.lists(st.floats() | st.integers(), min_size=2, max_size=4)
+_SIDES = st.none() | st.integers(-1, 5000) | st.floats()
+
+
+@given(_NUMBERS, _NUMBERS, _SIDES, st.lists(_SIDES, min_size=1, max_size=3), st.text())
+def test_any_dictionary_comes_back_or_is_refused(mean: Any, std: Any, resize: Any, crop: Any, statistics: str) -> None:
+    try:
+        steps = Preprocessing.from_dict({"mean": mean, "std": std, "resize": resize, "crop": crop, "statistics": statistics})
+    except InputRefused:
+        return
+    assert Preprocessing.from_dict(json.loads(json.dumps(steps.to_dict()))) == steps

@@ -123,6 +123,21 @@ def test_images_that_are_none(tmp_path: Path, content: bytes) -> None:
     convert_on(written(tmp_path, content, "image.png"), tmp_path)
 
 
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n%%EOF\n"
+
+
+@pytest.mark.parametrize("content", [POSTSCRIPT, b"GIF87a\x01\0\x01\0\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x01D\0;"], ids=["PostScript", "GIF"])
+def test_formats_that_nobody_asked_for(tmp_path: Path, content: bytes) -> None:
+    """The decoder's own choice goes by content, and PostScript would start an interpreter."""
+    convert_on(written(tmp_path, content, "image.png"), tmp_path, says=("is no image that can be read",))
+
+
+def test_an_image_of_more_memory_than_it_is_worth(tmp_path: Path) -> None:
+    path = written(tmp_path, picture(9_000, 9_000), "image.png")
+    done = run_apart("convert", REFERENCE, "-o", tmp_path / "out.safetensors", "--images", path)
+    assert done.returncode == 4 and "9000x9000 pixels would take 405,000,000 bytes" in one_line(done.stderr)
+
+
 def test_a_line_of_pixels_that_would_grow_to_gigabytes(tmp_path: Path) -> None:
     path = written(tmp_path, picture(1, 20_000_000), "image.png")
     done = run_apart("convert", REFERENCE, "-o", tmp_path / "out.safetensors", "--images", path, memory=4 << 30)

@@ -1,0 +1,101 @@
+"""Small whole files of every container, to begin with: ``python -m tests.fuzz.seeds FOLDER`` writes a folder for each target."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image
+
+from cnet_deploy.architecture import Architecture
+from cnet_deploy.checkpoint import own_metadata
+from cnet_deploy.contents import METADATA_KEY
+from cnet_deploy.files import digest
+from cnet_deploy.manifest import Manifest
+from cnet_deploy.models import build, build_random
+from cnet_deploy.models.condensenet import initialise
+from cnet_deploy.preprocessing import Preprocessing
+from tests.fuzz.targets import ARTIFACT
+
+SMALL = Architecture((1,), (2,), bottleneck=2, group_1x1=2, group_3x3=2, condense_factor=2, classes=10, stem_stride=1, input_size=(8, 8))
+
+
+def write(folder: Path) -> None:
+    """All of them."""
+    for target, files in {"checkpoint": checkpoints(), "manifest": manifests(), "image": images()}.items():
+        (folder / target).mkdir(parents=True, exist_ok=True)
+        for number, data in enumerate(files):
+            (folder / target / f"seed-{number:02d}").write_bytes(data)
+
+
+def checkpoints() -> list[bytes]:
+    trained = build(SMALL, "training")
+    initialise(trained, 0)
+    training = {name: value.clone() for name, value in trained.state_dict().items()}
+    for conv in SMALL.pointwise_convs():
+        rows, columns = torch.arange(conv.out_channels)[:, None], torch.arange(conv.in_channels)
+        training[f"{conv.name}._mask"] = (rows % 2 == columns % 2).float()[:, :, None, None]
+        training[f"{conv.name}._stage"], training[f"{conv.name}._count"] = torch.tensor([1.0]), torch.tensor([conv.in_channels / 2])
+    converted = build_random(SMALL)
+    whole = {
+        "epoch": 3, "model": "condensenet", "best_prec1": 87.5, "state_dict": {f"module.{name}": value for name, value in training.items()},
+        METADATA_KEY: own_metadata(trained), "optimizer": {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]},
+    }  # fmt: skip
+    odd: dict[str, Any] = {
+        "half": torch.ones(2).half(), "brain": torch.ones(2, 2).bfloat16(), "view": torch.arange(12.0).view(3, 4)[1:, ::2],
+        "truth": torch.tensor([True]), "whole": torch.arange(3), "new": torch.ones(2).to(torch.uint16),
+        "negative": torch._neg_view(torch.ones(2)), "parameter": torch.nn.Parameter(torch.ones(2)),
+    }  # fmt: skip
+    half = {name: value.half() if value.is_floating_point() else value for name, value in training.items()}
+    made = []
+    for value in (whole, dict(converted.state_dict()), odd, half):
+        for legacy in (True, False):
+            for protocol in (2, 4) if value is odd else (2,):
+                buffer = io.BytesIO()
+                torch.save(value, buffer, pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy)
+                made.append(buffer.getvalue())
+    made.append(safetensors.torch.save(training, {METADATA_KEY: own_metadata(trained)}))
+    made.append(safetensors.torch.save({name: value.contiguous() for name, value in converted.state_dict().items()}))
+    return made
+
+
+def manifests() -> list[bytes]:
+    common: dict[str, Any] = {
+        "target": "native",
+        "sha256": digest(ARTIFACT),
+        "bytes": len(ARTIFACT),
+        "precision": "fp32",
+        "source_sha256": "0" * 64,
+    }
+    small = Manifest(**common, architecture=None, preprocessing=None)
+    whole = Manifest(
+        **common, architecture=SMALL, preprocessing=Preprocessing.of(SMALL),
+        details={"verified": False, "reason": "no GPU", "opset": {"": 17}}, libraries={"onnx": "1"},
+        verification=({"inputs": "noise", "max_error": 1e-6, "passed": True},),
+        proof={"seed": 1, "tolerance": 0.1, "logits": [[1.0, 2.0]]},
+    )  # fmt: skip
+    return [manifest.to_json().encode() for manifest in (small, whole)]
+
+
+def images() -> list[bytes]:
+    pixels = np.random.default_rng(0).integers(0, 255, (9, 12, 3), dtype=np.uint8)
+    made = []
+    for mode in ("RGB", "L", "RGBA", "P", "1", "CMYK"):
+        picture = Image.fromarray(pixels).convert(mode)
+        for kind in ("PNG", "JPEG", "BMP", "PPM", "WEBP"):
+            buffer = io.BytesIO()
+            try:
+                picture.save(buffer, kind)
+            except (OSError, ValueError):  # not every format has every mode
+                continue
+            made.append(buffer.getvalue())
+    return [*made, bytes(3073), b"\x09" + bytes(range(256)) * 12]
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
