@@ -18,9 +18,10 @@ import numpy as np
 
 from cnet_deploy.architecture import Architecture
 from cnet_deploy.device_memory import Device
-from cnet_deploy.errors import InputRefused, Unavailable, raise_if_interrupted
+from cnet_deploy.errors import InputRefused, Unavailable, naming, raise_if_interrupted
 from cnet_deploy.labels import checked_labels
 from cnet_deploy.manifest import METADATA_PREFIX, Pair
+from cnet_deploy.onnx_files import require_one_file
 from cnet_deploy.preprocessing import Preprocessing
 from cnet_deploy.sessions.base import Binding, DeviceBinding, Floats, Session, Variants
 
@@ -110,12 +111,12 @@ class OnnxruntimeSession(Session):
 
     def _load(self, data: bytes, options: Any, providers: list[Any]) -> None:
         path, wanted = self._path, providers[0] if isinstance(providers[0], str) else providers[0][0]
+        with naming(path):
+            require_one_file(data)
         try:
             # The bytes whose digest was checked, so that the file can't be swapped in between.
             self._session = ort.InferenceSession(data, options, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime's own exceptions share no base but this
-            if "External data" in str(error):
-                raise InputRefused(f"{path}: keeps weights in other files; expected one file, as `export` writes it") from None
             if "fallback" in str(error).lower():
                 raise Unavailable(
                     f"{path}: onnxruntime can't run all of it by {wanted}: either that can't be loaded ({_advice()}), or it lacks "

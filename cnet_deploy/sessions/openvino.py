@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from cnet_deploy.errors import InputRefused, Unavailable, raise_if_interrupted
+from cnet_deploy.errors import InputRefused, Unavailable, naming, raise_if_interrupted
 from cnet_deploy.manifest import Pair
+from cnet_deploy.onnx_files import require_one_file
 from cnet_deploy.sessions.base import Binding, Floats, Session, Variants
 
 try:
@@ -40,6 +41,8 @@ class OpenvinoSession(Session):
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[precision]}
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
+        with naming(pair.path):
+            require_one_file(pair.data)
         try:
             core = openvino.Core()
             model = core.read_model(pair.data)

@@ -95,7 +95,7 @@ def test_a_configuration_in_somebody_s_own_hand(onnx_path: Path, other: Path, tm
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
-@pytest.mark.parametrize("call", ["os.rename", "os.replace", "os.fsync", "pathlib.Path.mkdir", "pathlib.Path.write_text"])
+@pytest.mark.parametrize("call", ["pathlib.Path.rename", "os.replace", "os.fsync", "pathlib.Path.mkdir", "pathlib.Path.write_text"])
 def test_a_full_or_read_only_disk_leaves_what_was_there(
     onnx_path: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
@@ -125,15 +125,15 @@ def test_an_interruption_leaves_what_was_there(onnx_path: Path, tmp_path: Path, 
 
 def test_a_version_that_somebody_else_made_meanwhile(onnx_path: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_repository(tmp_path / "r", onnx_path, name="m")
-    rename: Callable[..., None] = os.rename
+    rename: Callable[..., Path] = Path.rename
 
-    def late(source: Path, target: Path) -> None:
+    def late(source: Path, target: Path) -> Path:
         (tmp_path / "r/m/2").mkdir()
         (tmp_path / "r/m/2/model.onnx").write_bytes(b"theirs")
-        rename(source, target)
+        return rename(source, target)
 
     before = tree(tmp_path / "r")
-    monkeypatch.setattr("os.rename", late)
+    monkeypatch.setattr("pathlib.Path.rename", late)
     with pytest.raises(OutputRefused, match="not empty"):
         write_repository(tmp_path / "r", other)
     assert tree(tmp_path / "r") == {**before, "m/2": b"", "m/2/model.onnx": b"theirs"}
