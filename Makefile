@@ -1,4 +1,4 @@
-# Two commands do everything from a fresh clone: `make demo` and `make test`. They need Python >= 3.10 and nothing else.
+# Two commands do everything from a fresh clone: `make demo` and `make test`. They need Python >= 3.10 and a C++ compiler.
 PYTHON ?= python3
 BIN := .venv/bin
 OUT := build/demo
@@ -10,11 +10,12 @@ FUZZ_SECONDS ?= 600
 demo: .venv/ready
 	mkdir -p $(OUT)
 	$(BIN)/cnet-deploy inspect examples/reference-cifar10.pth.tar
-	$(BIN)/cnet-deploy convert examples/reference-cifar10.pth.tar -o $(OUT)/model.safetensors --images examples/cifar10-test-500.bin
+	$(BIN)/cnet-deploy convert examples/reference-cifar10.pth.tar -o $(OUT)/model.safetensors --labels examples/cifar10-labels.txt --images examples/cifar10-test-500.bin
 	$(BIN)/cnet-deploy export $(OUT)/model.safetensors --onnx -o $(OUT)/model.onnx
 	$(BIN)/cnet-deploy verify $(OUT)/model.onnx $(OUT)/model.safetensors --images examples/cifar10-test-500.bin
 	$(BIN)/cnet-deploy export $(OUT)/model.safetensors --native -o $(OUT)/model.so
 	$(BIN)/cnet-deploy verify $(OUT)/model.so $(OUT)/model.safetensors --images examples/cifar10-test-500.bin
+	$(BIN)/cnet-deploy run $(OUT)/model.so examples/images
 	$(BIN)/cnet-deploy bench --json $(OUT)/table.json
 
 test: .venv/ready lint

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 import click
@@ -16,6 +19,7 @@ import click
 from cnet_deploy.errors import CnetDeployError, printable
 
 _QUIET, _VERBOSE = "cnet_deploy.quiet", "cnet_deploy.verbose"
+_TERMINATED = 128 + signal.SIGTERM
 _LOG = logging.getLogger("cnet_deploy")
 
 
@@ -72,21 +76,31 @@ class Commands(click.Group):
     command_class = Command
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        terminated: list[int] = []
         try:
-            return super().main(*args, **{**kwargs, "standalone_mode": False})
+            with _termination(terminated):
+                return super().main(*args, **{**kwargs, "standalone_mode": False})
         except CnetDeployError as error:
             _LOG.debug("raised here:", exc_info=True)
-            fail(str(error), error.exit_code)
+            fail(str(error), _TERMINATED if terminated else error.exit_code)
         except click.ClickException as error:
             error.show()
             sys.exit(error.exit_code)
         except (click.Abort, KeyboardInterrupt):
             _LOG.debug("interrupted here:", exc_info=True)
-            fail("interrupted; nothing was written", 130)
-        except BrokenPipeError:
-            sys.exit(0)
+            fail("interrupted; nothing was written", _TERMINATED if terminated else 130)
+        except OSError as error:  # of standard output: whatever else can't be read or written has an error of ours
+            fail(f"can't go on: {error.strerror or error}", 4)
         finally:
             _LOG.handlers.clear()
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _readers_that_leave():  # of a help
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _readers_that_leave():
+            return super().invoke(ctx)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         return [*super().get_params(ctx), *_TALKING]
@@ -97,6 +111,35 @@ class Commands(click.Group):
             hint = f"Did you mean {' or '.join(near)}?" if near else f"Expected one of {', '.join(self.list_commands(ctx))}."
             raise click.UsageError(f"No such command {printable(args[0], 60)!r}. {hint}", ctx)
         return super().resolve_command(ctx, args)
+
+
+@contextlib.contextmanager
+def _readers_that_leave() -> Iterator[None]:
+    """Who reads our output and has seen enough, as ``| head -1`` does, ends the command in good order."""
+    try:
+        yield
+    except BrokenPipeError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+@contextlib.contextmanager
+def _termination(terminated: list[int]) -> Iterator[None]:
+    """SIGTERM interrupts as Ctrl-C does, so that nothing is left behind; ``terminated`` then knows that it came."""
+
+    def interrupt(number: int, _: object) -> None:
+        terminated.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _be_quiet(ctx: click.Context, _: click.Parameter, value: bool) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from cnet_deploy import proof
 from cnet_deploy.checkpoint import load
 from cnet_deploy.data import Images, read_images
-from cnet_deploy.errors import CheckFailed, InputRefused, naming
+from cnet_deploy.errors import CheckFailed, InputRefused, OutputRefused, naming
 from cnet_deploy.exporters import SUFFIXES, Written, exporter, options_of
 from cnet_deploy.file_conversion import default_output, group_conv_form, named_by
 from cnet_deploy.files import check_output, digest
@@ -170,7 +170,10 @@ def _unverified(description: Manifest, written: Written, reference: Session, tol
 def export_repository(model: Path | str, target: str, folder: Path | str, **options: Any) -> tuple[Exported, Repository]:
     """``export`` straight into a model repository of NVIDIA Triton Inference Server (triton.py), named after the model's file."""
     with tempfile.TemporaryDirectory(prefix="cnet-deploy-") as place:
-        done = export(model, target, Path(place) / default_output(model, SUFFIXES[target]).name, **options)
+        try:
+            done = export(model, target, Path(place) / default_output(model, SUFFIXES[target]).name, **options)
+        except OutputRefused as error:
+            raise OutputRefused(f"{error} (it was to be made there first: TMPDIR names another folder)") from None
         return done, write_repository(folder, done.path)
 
 

@@ -183,10 +183,16 @@ def check_output(path: Path | str, *, source: Path | str | None = None) -> None:
             raise OutputRefused(f"{path}: {path.parent} is no directory; make it first")
         if path.exists() and not path.is_file():
             raise OutputRefused(f"{path}: is a device or pipe; expected the name of a regular file")
-        if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
+        if source is not None and _same(path, Path(source)):
             raise OutputRefused(f"{path}: is the input itself; expected another name for the output")
     except (OSError, ValueError) as error:
         raise OutputRefused(f"{path}: can't be written: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _same(path: Path, source: Path) -> bool:
+    with contextlib.suppress(OSError):  # what can't be looked at is told by whoever reads it
+        return path.exists() and source.exists() and path.samefile(source)
+    return False
 
 
 def _create(temporary: Path, target: Path) -> None:

@@ -245,16 +245,27 @@ def _monitor(trt: Any, progress: Progress, interrupted: threading.Event) -> Any:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event instead of raising: an exception must not travel through TensorRT's own code."""
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    """Ctrl-C and SIGTERM set the event, and come again when this ends: an exception must not travel through TensorRT's own code."""
+    interrupted, came = threading.Event(), list[int]()
+    if threading.current_thread() is not threading.main_thread():
         yield interrupted
         return
-    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+
+    def note(number: int, _: object) -> None:
+        came.append(number)
+        interrupted.set()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number, handler in before.items() if callable(handler)]  # not what is ignored, or kills at once
+    for number in heard:
+        signal.signal(number, note)
     try:
         yield interrupted
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number in heard:
+            signal.signal(number, before[number])
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _dotted(name: str) -> str:

@@ -19,7 +19,7 @@ from .helpers import ROOT, STEM, one_line
 from .outputs import CONVERT, NATIVE, ONNX, PLOT, QUICK, SHAPE, Command, emptied, nobody_left, whole_results, whole_run
 
 pytestmark = pytest.mark.slow
-STOPPED = {signal.SIGINT: {130}, signal.SIGTERM: {143, -signal.SIGTERM}}
+STOPPED = {signal.SIGINT: {130}, signal.SIGTERM: {143}}
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_training_is_stopped(number: signal.Signals, forks: Forks, place: Path, 
     done = forks.run(*line, folder=place / "save_models", upon=4, after=0.1, signal=number)
     assert done.code in STOPPED[number], done
     assert whole_run(place) >= 1
-    if done.code == 130:
+    if done.code > 0:
         assert "is whole: --resume goes on from it" in one_line(done.stderr.splitlines(keepends=True)[-1])
 
 
@@ -70,10 +70,10 @@ ENDS = [("stdin", "closed"), ("stdout", "closed"), ("stderr", "closed"), ("stdou
 @pytest.mark.parametrize(("end", "what"), ENDS)
 @pytest.mark.parametrize("command", [CONVERT, ONNX], ids=str)
 def test_an_end_that_is_closed_or_full(command: Command, end: str, what: str, models: Models, forks: Forks, place: Path) -> None:
-    """The file is what was wanted, and is there; that nobody heard of it may change the exit code."""
+    """The file is what was wanted, and is there; that nobody heard of it may change the exit code, and is no traceback."""
     done = forks.run(*command.line(models, True, place), **{end: what})
     assert command.check(models, place) == "new"
-    assert done.code == 0 or what == "/dev/full", done
+    assert done.code in ((0, 4) if what == "/dev/full" else (0,)) and "Traceback" not in done.stderr, done
 
 
 @pytest.mark.parametrize("line", [["inspect", "FILE"], ["inspect", "FILE", "--json"], ["--help"], ["export", "--help"]])
@@ -85,7 +85,7 @@ def test_a_reader_that_leaves(line: list[str], models: Models) -> None:
     process.stdout.close()
     said = process.stderr.read()
     process.stderr.close()
-    assert process.wait() in (0, 1) and not said, said
+    assert process.wait() == 0 and not said, said
 
 
 @pytest.mark.parametrize("variable", ["HOME", "XDG_CACHE_HOME"])

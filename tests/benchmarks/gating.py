@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 from click.testing import CliRunner, Result
@@ -19,3 +20,8 @@ def run(*arguments: object) -> Result:
     done = CliRunner().invoke(main, ["gate", *map(str, arguments)])
     print(done.stdout, done.stderr)  # each verdict in the log
     return done
+
+
+def apart(*arguments: object) -> list[str]:
+    """The command line of a process of its own."""
+    return [sys.executable, "-m", "cnet_deploy", "gate", *map(str, arguments)]

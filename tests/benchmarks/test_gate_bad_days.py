@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from cnet_deploy.models import build_random
 from tests.builders import TINY
 from tests.processes import interruptible
 
-from .gating import NETWORK, QUICK, run
+from .gating import NETWORK, QUICK, apart, run
 
 
 @pytest.mark.parametrize(
@@ -58,16 +57,7 @@ def test_a_verdict_is_not_written_over_a_model(place: str, artifacts: dict[str, 
 
 
 def test_ctrl_c_ends_the_gate_and_its_processes(artifacts: dict[str, Path], tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "cnet_deploy",
-        "gate",
-        str(artifacts["base"]),
-        str(artifacts["equal"]),
-        "--json",
-        str(tmp_path / "g.json"),
-    ]
+    command = apart(artifacts["base"], artifacts["equal"], "--json", tmp_path / "g.json")
     process = subprocess.Popen(
         interruptible(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )  # fmt: skip
@@ -83,16 +73,7 @@ def test_ctrl_c_ends_the_gate_and_its_processes(artifacts: dict[str, Path], tmp_
 class TestBadDays:
     @pytest.mark.parametrize("target", ["/dev/full", "closed"])
     def test_output_that_nobody_takes_changes_no_verdict(self, target: str, artifacts: dict[str, Path], tmp_path: Path) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "cnet_deploy",
-            "gate",
-            str(artifacts["missing"]),
-            str(artifacts["base"]),
-            "--json",
-            str(tmp_path / "g.json"),
-        ]
+        command = apart(artifacts["missing"], artifacts["base"], "--json", tmp_path / "g.json")
         if target == "closed":
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             assert process.stdout is not None and process.stderr is not None
