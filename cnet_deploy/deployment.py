@@ -24,7 +24,6 @@ from cnet_deploy.lowering import lower
 from cnet_deploy.manifest import Manifest, atomic_pair, manifest_path
 from cnet_deploy.models import NAMES, DenselyConnected, build_named
 from cnet_deploy.models.baselines import BASELINES, CLASSES, INPUT_SIZE
-from cnet_deploy.preprocessing import Preprocessing
 from cnet_deploy.program import Program
 from cnet_deploy.rewriting import rewrite
 from cnet_deploy.sessions import Session, open_session
@@ -96,26 +95,15 @@ def export(
     check_output(out, source=source)
     if not isinstance(model, nn.Module):
         model = _open_model(model, {**(overrides or {}), "sha256": sha256}, say)
-    size, classes, steps = _input_of(model)
-    if images is not None and steps is None:
-        raise InputRefused("this network has no preprocessing of its own, so real images can't be fed to it; leave --images out")
-    data = read_images(images, steps, classes) if images is not None and steps is not None else None
-    if isinstance(model, DenselyConnected):
-        with naming(source):
-            model = named_by(group_conv_form(model, classifier_keep, say), labels)
-    elif labels is not None:
-        raise InputRefused("this network carries no names of classes; leave --labels out, and give them to `run`")
+    size, classes, data = _input_of(model, images)
+    with naming(source):
+        model = _exportable(model, classifier_keep, labels, say)
     with atomic_pair(out, source=source) as (temporary, beside), _evaluating(model):
         log.info("exporting to %s: %s", target, {**options, "lowering": lowering})
         written = write(_lowered(model, lowering), temporary, **options)
         description = _described(model, target, temporary, written, lowering)
         with TorchSession(model, size, classes) as reference:
-            if written.unverifiable is None:
-                comparisons = _compared(temporary, description, reference, data, tolerance)
-                description = replace(description, verification=tuple(c.to_dict() for c in comparisons))
-            else:
-                say(f"not verified: {written.unverifiable}; the first opening where it can be run does so, by the manifest's proof")
-                comparisons, description = [], _unverified(description, written, reference, tolerance)
+            description, comparisons = _seen(temporary, description, written, reference, data, tolerance, say)
         if failed := next((c for c in comparisons if not c.passed), None):
             raise CheckFailed(
                 f"{out}: the artifact's outputs differ from the model's beyond the tolerance; nothing was written. {failed.summary()}"
@@ -147,24 +135,23 @@ def _described(model: nn.Module, target: str, file: Path, written: Written, lowe
     return replace(plain, source_sha256=source, architecture=arch, preprocessing=steps, class_names=names)
 
 
-def _compared(
-    file: Path, description: Manifest, reference: Session, data: Images | None, tolerance: float | None
-) -> list[Comparison]:  # fmt: skip
-    """The artifact's outputs beside the model's. It has not got its name yet, but a session reads a manifest too."""
-    path = manifest_path(file)
+def _seen(
+    file: Path, description: Manifest, written: Written, reference: Session, data: Images | None, tolerance: float | None, say: Say
+) -> tuple[Manifest, list[Comparison]]:  # fmt: skip
+    """The manifest with what was seen of the artifact beside the model; where it can't be run, with a proof instead."""
+    if written.unverifiable is not None:
+        say(f"not verified: {written.unverifiable}; the first opening where it can be run does so, by the manifest's proof")
+        allowed = TOLERANCES[written.precision] if tolerance is None else tolerance
+        details = {**description.details, "verified": False, "reason": written.unverifiable}
+        return replace(description, details=details, proof=proof.make(reference.run, reference.input_shape[1:], allowed)), []
+    path = manifest_path(file)  # it has not got its name yet, but a session reads a manifest too
     try:
         path.write_text(description.to_json(), encoding="utf-8")
         with open_session(file) as session:
-            return compare_all(session, reference, data, tolerance)
+            comparisons = compare_all(session, reference, data, tolerance)
     finally:
         path.unlink(missing_ok=True)
-
-
-def _unverified(description: Manifest, written: Written, reference: Session, tolerance: float | None) -> Manifest:
-    """The manifest of what can't be run here: it says so, and carries the proof."""
-    allowed = TOLERANCES[written.precision] if tolerance is None else tolerance
-    details = {**description.details, "verified": False, "reason": written.unverifiable}
-    return replace(description, details=details, proof=proof.make(reference.run, reference.input_shape[1:], allowed))
+    return replace(description, verification=tuple(c.to_dict() for c in comparisons)), comparisons
 
 
 def export_repository(model: Path | str, target: str, folder: Path | str, **options: Any) -> tuple[Exported, Repository]:
@@ -208,12 +195,24 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def _input_of(model: nn.Module) -> tuple[tuple[int, int], int, Preprocessing | None]:
-    """Input size, classes and preprocessing of what can be exported; anything else is refused."""
+def _input_of(model: nn.Module, images: Path | str | None) -> tuple[tuple[int, int], int, Images | None]:
+    """Input size, classes and the images to check on of what can be exported; anything else is refused."""
     if not isinstance(model, (DenselyConnected, *BASELINES.values())):
         raise InputRefused(f"can't export a {type(model).__name__}; expected a model of `load` or `convert`, or one of the paper's table")
     if other := next((str(p.dtype) for p in model.parameters() if p.dtype != torch.float32), None):
         raise InputRefused(f"the model's weights are {other}; expected torch.float32: call model.float() first")
     if isinstance(model, DenselyConnected):
-        return model.architecture.input_size, model.architecture.classes, model.preprocessing
+        arch = model.architecture
+        return arch.input_size, arch.classes, None if images is None else read_images(images, model.preprocessing, arch.classes)
+    if images is not None:
+        raise InputRefused("this network has no preprocessing of its own, so real images can't be fed to it; leave --images out")
     return INPUT_SIZE, CLASSES, None
+
+
+def _exportable(model: nn.Module, classifier_keep: float | None, labels: Path | str | None, say: Say) -> nn.Module:
+    """What is lowered: a network of the family converted, and with the names of its classes."""
+    if isinstance(model, DenselyConnected):
+        return named_by(group_conv_form(model, classifier_keep, say), labels)
+    if labels is not None:
+        raise InputRefused("this network carries no names of classes; leave --labels out, and give them to `run`")
+    return model
