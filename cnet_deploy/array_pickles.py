@@ -34,7 +34,7 @@ def read_arrays(file: Path) -> dict[str, Any]:
             f"{file}: its pickle wants {', '.join(foreign[:3])}, which can run code; expected CIFAR's arrays and lists alone"
         )
     if found.problem:
-        raise InputRefused(f"{file}: is truncated, damaged or none of CIFAR's Python files ({found.problem})")
+        raise InputRefused(f"{file}: is truncated, damaged or none of CIFAR's Python files ({found.problem}); get it again")
     try:
         encode = _Encoder(len(data))
         loaded = _Reader(io.BytesIO(data), encode).load()
@@ -43,7 +43,7 @@ def read_arrays(file: Path) -> dict[str, Any]:
         return {key: _as_array(value, encode) if isinstance(value, _Array) else value for key, value in loaded.items()}
     except Exception as error:  # what a damaged pickle makes its reader raise has no bound
         reason = f"{type(error).__name__}: {error}"
-        raise InputRefused(f"{file}: is truncated, damaged or none of CIFAR's Python files ({reason})") from None
+        raise InputRefused(f"{file}: is truncated, damaged or none of CIFAR's Python files ({reason}); get it again") from None
 
 
 class _Encoder:

@@ -136,7 +136,9 @@ def verify(artifact: Path, model: Path, as_json: bool, **options: Any) -> None:
     else:
         tell("\n".join(c.summary() for c in comparisons))
     if failed := [c for c in comparisons if not c.passed]:
-        raise CheckFailed(f"{artifact}: outputs differ from those of {model} beyond the tolerance on {failed[0].inputs}")
+        raise CheckFailed(
+            f"{artifact}: outputs differ from those of {model} beyond the tolerance on {failed[0].inputs}; export it again from {model}"
+        )
     if not as_json:
         tell(f"{artifact} computes what {model} does")
 

@@ -105,7 +105,9 @@ def architecture_of(
         groups, condense_factor = groups or stored.group_1x1, condense_factor or stored.condense_factor
     arch = infer_architecture(read.tensors, groups=groups, condense_factor=condense_factor, input_size=input_size, stem_stride=stem_stride)
     if stored and replace(stored, input_size=arch.input_size, stem_stride=arch.stem_stride, classifier_keep=arch.classifier_keep) != arch:
-        raise InputRefused(f"the metadata says {stored.summary()}, but the tensors are those of {arch.summary()}")
+        raise InputRefused(
+            f"the metadata says {stored.summary()}, but the tensors are those of {arch.summary()}; convert the checkpoint again"
+        )
     return arch
 
 
@@ -125,7 +127,7 @@ def _read_safetensors(data: bytes) -> tuple[dict[str, StoredTensor], dict[str, A
         tensors, metadata = read_safetensors(data)
         return tensors, _with_own(metadata)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputRefused(f"is no whole safetensors file: {_first_line(error)}") from None
+        raise InputRefused(f"is no whole safetensors file: {_first_line(error)}; get it again, or convert the checkpoint again") from None
 
 
 def _with_own(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def opened_image(path: Path) -> Iterator[Image.Image]:
                 _check_size(image)
                 yield image
     except Exception as error:  # what decoders raise on damaged images has no common base
-        raise InputRefused(f"{path}: is no image that can be read ({error})") from None
+        raise InputRefused(f"{path}: is no image that can be read ({error}); expected a whole {', '.join(_FORMATS)} file") from None
 
 
 def _check_size(image: Image.Image) -> None:

@@ -231,11 +231,13 @@ def _idx_array(file: Path, dimensions: int) -> Pixels:
         try:
             data = unpacker.decompress(data, _MAX_IDX + 1)
         except zlib.error as error:
-            raise InputRefused(f"{file}: is no whole gzip file ({error})") from None
+            raise InputRefused(f"{file}: is no whole gzip file ({error}); get it again") from None
         if len(data) > _MAX_IDX:
             raise InputRefused(f"{file}: unpacks to more than {_MAX_IDX} bytes; expected Fashion-MNIST's file")
         if not unpacker.eof or unpacker.unused_data:
-            raise InputRefused(f"{file}: is no whole gzip file ({'something follows it' if unpacker.eof else 'its end is missing'})")
+            raise InputRefused(
+                f"{file}: is no whole gzip file ({'something follows it' if unpacker.eof else 'its end is missing'}); get it again"
+            )
     start = 4 + 4 * dimensions
     if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) < start:
         raise InputRefused(f"{file}: begins {data[:4].hex(' ')}; expected 00 00 08 {dimensions:02x}: an idx file of bytes")

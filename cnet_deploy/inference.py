@@ -44,7 +44,9 @@ def infer_stages(tensors: Tensors) -> tuple[int, ...]:
     for number, block in enumerate(sorted(found), 1):
         if block != number or last[block] != found[block]:
             what = f"{found[block]} layers, numbered up to {last[block]}" if block == number else f"no block {number} before it"
-            raise InputRefused(f"tensors are missing: dense block {block} has {what} (counting conv_1.norm.weight)")
+            raise InputRefused(
+                f"tensors are missing: dense block {block} has {what} (counting conv_1.norm.weight); expected a whole state dict"
+            )
     return tuple(found[block] for block in sorted(found))
 
 
@@ -95,7 +97,7 @@ def infer_architecture(
         group_1x1, factor = _converted_groups(tensors, first, kind)
         for what, given, found in (("groups", groups, group_1x1), ("condense factor", condense_factor, factor)):
             if given not in (None, found):
-                raise InputRefused(f"{what} {given} was given, but the tensors say {found}")
+                raise InputRefused(f"{what} {given} was given, but the tensors say {found}; leave it out")
     classes = _dim(tensors, "classifier.linear.weight" if "classifier.index" in tensors else "classifier.weight", 0)
     size, stride = _infer_input(stages, classes, input_size, stem_stride)
     arch = Architecture(
@@ -147,9 +149,9 @@ def check_tensors(tensors: Tensors, arch: Architecture, form: Form) -> None:
     optional = {f"{name.rpartition('.')[0]}.num_batches_tracked" for name in expected if name.endswith(".running_mean")}
     optional |= {f"{name.rpartition('.')[0]}.{counter}" for name in expected if name.endswith("._mask") for counter in ("_stage", "_count")}
     if missing := [name for name in expected if name not in tensors]:
-        raise InputRefused(f"tensors are missing: {_some(missing)}")
+        raise InputRefused(f"tensors are missing: {_some(missing)}; expected a whole state dict: save model.state_dict() again")
     if extra := sorted(set(tensors) - set(expected) - optional):
-        raise InputRefused(f"tensors that a {arch.kind} in {form} form does not have: {_some(extra)}")
+        raise InputRefused(f"tensors that a {arch.kind} in {form} form does not have: {_some(extra)}; expected its state dict alone")
     for name in optional.intersection(tensors):
         if math.prod(tensors[name].shape) != 1:
             raise InputRefused(f"{name} has shape {tuple(tensors[name].shape)}; expected one number")
@@ -256,7 +258,7 @@ def _with_keep(arch: Architecture, kept: int) -> Architecture:
 
 def _dim(tensors: Tensors, name: str, axis: int) -> int:
     if name not in tensors:
-        raise InputRefused(f"tensors are missing: {name}")
+        raise InputRefused(f"tensors are missing: {name}; expected a whole state dict")
     shape = tuple(tensors[name].shape)
     if axis >= len(shape) or shape[axis] < 1:
         raise InputRefused(f"{name} has shape {shape}; expected a positive size in dimension {axis}")

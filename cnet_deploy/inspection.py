@@ -160,7 +160,7 @@ def _inspect_onnx(pair: Pair) -> Inspection:
         architecture = Architecture.from_dict(parse_json(found["architecture"])) if "architecture" in found else None
         steps = Preprocessing.from_dict(parse_json(found["preprocessing"])) if "preprocessing" in found else None
     except Exception as error:  # what protobuf and json raise on damaged files has no common base
-        raise InputRefused(f"{path}: is no ONNX model that can be read ({str(error) or type(error).__name__})") from None
+        raise InputRefused(f"{path}: is no ONNX model that can be read ({str(error) or type(error).__name__}); export it again") from None
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
         raise InputRefused(f"{path}: keeps weights in other files, which no digest covers; expected one file, as `export` writes it")
     opset = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}

@@ -84,8 +84,8 @@ class Manifest:
             if (steps := values["preprocessing"]) is not None:
                 values["preprocessing"] = Preprocessing.from_dict(steps)
             values["verification"] = tuple(values["verification"])
-            if names := values.get("class_names"):
-                arch = values["architecture"]
+            if "class_names" in values:
+                names, arch = values["class_names"], values["architecture"]
                 values["class_names"] = checked_labels(names, arch.classes if arch else len(names))
             if not isinstance(values.get("proof"), (dict, type(None))):
                 raise InputRefused("proof is none")

@@ -63,7 +63,7 @@ class Preprocessing:
                 raise ValueError(f"crop {values['crop']}, resize {resize}; expected pixels, at most {MAX_SIDE}")
             return cls(str(values["statistics"]), mean, std, resize, (height, width))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise InputRefused(f"preprocessing can't be used: {type(error).__name__}: {error}") from None
+            raise InputRefused(f"preprocessing can't be used: {type(error).__name__}: {error}; make the file again") from None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values."""

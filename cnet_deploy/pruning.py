@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from cnet_deploy.errors import InputRefused, PruningUnfinished
 
+MAX_OUTPUTS = 1 << 16  # the paper's networks have up to 512
 Mask = npt.NDArray[np.bool_]
 
 
@@ -104,8 +105,8 @@ def read_layer(name: str, tensors: Mapping[str, Any]) -> LayerPruning:
     Raises InputRefused for a mask that is not 0/1 or differs within a kernel, and for counters that are no whole numbers.
     """
     raw = np.asarray(tensors[f"{name}._mask"])
-    if raw.ndim != 4 or 0 in raw.shape:
-        raise InputRefused(f"{name}._mask has shape {raw.shape}; expected [out, in, 1, 1]")
+    if raw.ndim != 4 or 0 in raw.shape or raw.shape[0] > MAX_OUTPUTS:
+        raise InputRefused(f"{name}._mask has shape {raw.shape}; expected [out, in, 1, 1] of at most {MAX_OUTPUTS} outputs")
     if not ((raw == 0) | (raw == 1)).all() or not (raw == raw[:, :, :1, :1]).all():
         raise InputRefused(f"{name}._mask holds values other than 0 and 1; expected a mask of kept connections")
     counters = []

@@ -54,6 +54,7 @@ WORDS = ("target", "sha256", "precision", "source_sha256")
         *((key, value) for key in ("bytes", "details") for value in (None, 3.5, "x", [1], ...)),
         *(("architecture", value) for value in (3.5, "x", [1], {}, ...)),
         *(("preprocessing", value) for value in (3.5, "x", [1], {}, ...)),
+        *(("class_names", value) for value in (0, False, None, "", {}, [], "x", [1], ["a"])),
     ],
 )
 def test_entries_of_another_kind(onnx_path: Path, key: str, value: Any) -> None:
@@ -109,7 +110,7 @@ _ARCHITECTURES = st.none() | st.sampled_from([*NAMED.values(), TINY, TINY_LGC, T
 def test_any_manifest_comes_back(target: str, sha256: str, size: int, precision: str, source: str, arch: Architecture | None, details: Any,
                                  libraries: Any, verification: Any, proof: Any) -> None:  # fmt: skip
     steps = None if arch is None else Preprocessing.of(arch)
-    made = Manifest(target, sha256, size, precision, source, arch, steps, details, libraries, tuple(verification), proof)
+    made = Manifest(target, sha256, size, precision, source, arch, steps, details, libraries, tuple(verification), proof=proof)
     assert Manifest.from_json(made.to_json()) == made
 
 

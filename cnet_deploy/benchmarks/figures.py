@@ -103,7 +103,7 @@ def _count_onnx(path: Path, data: bytes) -> tuple[int | None, int | None, dict[s
         floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
         params = sum(math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in floats)
     except Exception as error:  # what protobuf raises on damaged files has no common base
-        raise InputRefused(f"{path}: is no ONNX model that can be read ({str(error) or type(error).__name__})") from None
+        raise InputRefused(f"{path}: is no ONNX model that can be read ({str(error) or type(error).__name__}); export it again") from None
     try:
         return _multiply_adds(model, weights), params, operators
     except (onnx.shape_inference.InferenceError, KeyError, IndexError, ValueError):

@@ -201,7 +201,7 @@ def _loaded(data: bytes) -> tuple[contextlib.ExitStack, Any]:
                 continue
             stack.callback(_ctypes.dlclose, library._handle)
             return stack.pop_all(), library
-    raise InputRefused(f"can't be loaded as a library: {printable(reason)}")
+    raise InputRefused(f"can't be loaded as a library: {printable(reason)}; export the model again, on this machine")
 
 
 def _in_memory(data: bytes, stack: contextlib.ExitStack) -> str:

@@ -124,7 +124,7 @@ class OnnxruntimeSession(Session):
                 ) from None
             if self.cuda is not None and re.search("cud|cublas|tensorrt|memory", str(error), re.IGNORECASE):
                 raise _explained(path, "load", error) from None
-            raise InputRefused(f"{path}: onnxruntime can't load it: {_first_line(error)}") from None
+            raise InputRefused(f"{path}: onnxruntime can't load it: {_first_line(error)}; export the model again") from None
         # It falls back to the CPU without an exception where the provider's libraries can't be loaded.
         if self._session.get_providers()[0] != wanted:
             raise Unavailable(f"onnxruntime fell back to {self._session.get_providers()[0]} from {wanted}; {_advice()}")
@@ -159,7 +159,7 @@ class OnnxruntimeSession(Session):
         if text := found.get(f"{METADATA_PREFIX}class_names"):
             self._class_names = checked_labels(json.loads(text), self.classes)
         if self.manifest is not None and self.manifest.architecture != self.architecture:
-            raise InputRefused("its manifest speaks of another architecture than its metadata")
+            raise InputRefused("its manifest speaks of another architecture than its metadata: export the model again")
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -191,7 +191,7 @@ class OnnxruntimeSession(Session):
         try:
             logits: Floats = self._session.run([self._output], {self._input: batch})[0]
         except Exception as error:  # as above
-            raise InputRefused(f"{self._path}: onnxruntime can't run it: {_first_line(error)}") from None
+            raise InputRefused(f"{self._path}: onnxruntime can't run it: {_first_line(error)}; export the model again") from None
         if logits.shape != (len(batch), self.classes) or logits.dtype != batch.dtype:
             raise InputRefused(f"{self._path}: gave {logits.dtype} {list(logits.shape)}; expected float32 {[len(batch), self.classes]}")
         return logits

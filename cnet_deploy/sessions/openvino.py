@@ -53,7 +53,7 @@ class OpenvinoSession(Session):
             self.classes = model.output().partial_shape[1].get_length()
             self._model: Any = core.compile_model(model, "CPU", settings)
         except (RuntimeError, InputRefused) as error:
-            raise InputRefused(f"{pair.path}: openvino can't load it: {str(error).splitlines()[0]}") from None
+            raise InputRefused(f"{pair.path}: openvino can't load it: {str(error).splitlines()[0]}; export the model again") from None
         if self.manifest is not None:
             self.architecture, self.preprocessing = self.manifest.architecture, self.manifest.preprocessing
 
