@@ -25,9 +25,7 @@ def main() -> None:
 
 @main.command(
     short_help="A checkpoint as training left it -> the group-convolution model.",
-    examples=[
-        "cnet-deploy convert examples/reference-cifar10.pth.tar -o model.safetensors --labels examples/cifar10-labels.txt",
-    ],
+    examples=["cnet-deploy convert examples/reference-cifar10.pth.tar -o model.safetensors --labels examples/cifar10-labels.txt"],
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option(
@@ -52,7 +50,7 @@ def convert(checkpoint: Path, output: Path | None, **options: Any) -> None:
 
 @main.command(
     short_help="A model -> a verified ONNX file, native library or TensorRT engine.",
-    examples=["cnet-deploy export model.safetensors --onnx", "cnet-deploy export model.safetensors --native -o model.so"],
+    examples=["cnet-deploy export model.safetensors --onnx -o model.onnx", "cnet-deploy export model.safetensors --native -o model.so"],
 )
 @click.argument("model", type=ModelOrName())
 @parameters.target_options
@@ -168,14 +166,14 @@ def inspect(file: Path, as_json: bool, plot: Path | None, **options: Any) -> Non
 
 @main.command(
     short_help="What works on this machine, and what to install.",
-    examples=["cnet-deploy doctor", "cnet-deploy doctor onnxruntime    # where an image is built: exit code 5 if it does not work"],
+    examples=["cnet-deploy doctor", "cnet-deploy doctor onnxruntime"],
 )
 @click.argument("backends", nargs=-1, shell_complete=complete_backends)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(backends: tuple[str, ...], as_json: bool) -> None:
     """What works on this machine, by trying it; what does not, why, and what to install.
 
-    With the names of BACKENDS only these are tried, and one that works nowhere is exit code 5.
+    With the names of BACKENDS only these are tried, and one that works nowhere is exit code 5: for where an image is built.
     """
     share_the_processor()
     from cnet_deploy.diagnosis import diagnose, known_names, missing

@@ -20,7 +20,7 @@ from cnet_deploy.parameters import labels_option, model_options, pin_option, ste
 @click.command(
     cls=Command,
     short_help="Classify images with any model or artifact.",
-    examples=["cnet-deploy run model.onnx examples/images/cat.png", "cnet-deploy run model.so examples/images --top 1 --json"],
+    examples=["cnet-deploy run model.onnx examples/images/cat.png", "cnet-deploy run model.so examples/images --top 1"],
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path(path_type=Path))
@@ -60,7 +60,9 @@ def run(file: Path, images: tuple[Path, ...], as_json: bool, **options: Any) -> 
 @click.command(
     cls=Command,
     short_help="Top-1 and top-5 error of files, side by side.",
-    examples=["cnet-deploy evaluate model.safetensors model.onnx --data examples/cifar10-test-500.bin"],
+    examples=[
+        "cnet-deploy evaluate examples/reference-cifar10.pth.tar model.safetensors model.onnx model.so --data examples/cifar10-test-500.bin"
+    ],
 )
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="A dataset's folder (see `train`), or a CIFAR binary file.")
@@ -95,7 +97,9 @@ def evaluate(files: tuple[Path, ...], data: Path, as_json: bool, **options: Any)
 @click.command(
     cls=Command,
     short_help="Train a network by the original's recipe.",
-    examples=["cnet-deploy train cifar-10-batches-bin --stages 14-14-14 --growth 8-16-32 -b 64 --epochs 300 --resume"],
+    examples=[
+        "cnet-deploy train cifar-10-batches-bin --stages 4-4-4 --growth 8-16-32 -b 64 --epochs 40 --group-lasso-lambda 1e-5 --precision bf16"
+    ],
 )
 @click.argument("data", type=click.Path(path_type=Path))
 @parameters.training_options
@@ -124,7 +128,7 @@ def train(data: Path, gpu: str | None, **options: Any) -> None:
 @click.command(
     cls=Command,
     short_help="Measure the paper's inference-time table, or any models.",
-    examples=["cnet-deploy bench --threads 2 --html report.html", "cnet-deploy bench model.onnx model.so"],
+    examples=["cnet-deploy bench --json results.json --html report.html", "cnet-deploy bench model.onnx model.so model.safetensors"],
 )
 @click.argument("models", nargs=-1, shell_complete=complete_models)
 @click.option(

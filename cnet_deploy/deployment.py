@@ -19,7 +19,7 @@ from cnet_deploy.data import Images, read_images
 from cnet_deploy.errors import CheckFailed, InputRefused, OutputRefused, naming
 from cnet_deploy.exporters import SUFFIXES, Written, exporter, options_of
 from cnet_deploy.file_conversion import default_output, group_conv_form, named_by
-from cnet_deploy.files import check_output, digest
+from cnet_deploy.files import check_output, digest, exists
 from cnet_deploy.lowering import lower
 from cnet_deploy.manifest import Manifest, atomic_pair, manifest_path
 from cnet_deploy.models import NAMES, DenselyConnected, build_named
@@ -174,12 +174,12 @@ def _lowered(model: nn.Module, lowering: str | Mapping[str, str]) -> Program | n
 
 def _open_model(model: Path | str, overrides: dict[str, Any], say: Say) -> nn.Module:
     """A file's model; or, where no such file is, the network of that name."""
-    if str(model) in NAMES and not Path(model).exists():
+    if str(model) in NAMES and not exists(model):
         if overrides.get("sha256"):
             raise InputRefused(f"{model}: is the name of a network, which has no digest; expected no --sha256")
         say(f"{model} is the name of a network: its weights are random, good for measuring alone")
         return build_named(str(model))
-    if not Path(model).exists() and not Path(model).suffix:
+    if not exists(model) and not Path(model).suffix:
         raise InputRefused(f"{model}: no such file, and no network of that name; expected a checkpoint or one of {', '.join(NAMES)}")
     return load(model, **overrides)
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from cnet_deploy.architecture import Architecture
-from cnet_deploy.errors import InputRefused, PruningUnfinished, printable
+from cnet_deploy.errors import InputRefused, PruningUnfinished, naming, printable
 from cnet_deploy.exporters import SUFFIXES
 from cnet_deploy.files import digest
 from cnet_deploy.manifest import Pair, manifest_path, read_pair
 from cnet_deploy.metadata import parse_json
+from cnet_deploy.onnx_files import require_one_file
 from cnet_deploy.preprocessing import Preprocessing
 
 
@@ -161,8 +162,8 @@ def _inspect_onnx(pair: Pair) -> Inspection:
         steps = Preprocessing.from_dict(parse_json(found["preprocessing"])) if "preprocessing" in found else None
     except Exception as error:  # what protobuf and json raise on damaged files has no common base
         raise InputRefused(f"{path}: is no ONNX model that can be read ({str(error) or type(error).__name__}); export it again") from None
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
-        raise InputRefused(f"{path}: keeps weights in other files, which no digest covers; expected one file, as `export` writes it")
+    with naming(path):
+        require_one_file(data)
     opset = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
     details: dict[str, Any] = {key: value for key, value in found.items() if key not in ("architecture", "preprocessing")}
     details |= {

@@ -186,5 +186,5 @@ def test_somebody_else_s_folder(command: Command, models: Models, forks: Forks, 
 def open_to_all(path: Path) -> None:
     """Let others pass through the folders that pytest keeps for itself."""
     for folder in [path, *path.parents]:
-        if folder.stat().st_uid == os.geteuid() and folder.name.startswith(("pytest-", "test_", "models")):
+        if folder.stat().st_uid == os.geteuid() and folder.name.startswith(("pytest-", "popen-", "test_", "models")):
             folder.chmod(0o755)
