@@ -98,7 +98,8 @@ def evaluate(files: tuple[Path, ...], data: Path, as_json: bool, **options: Any)
     cls=Command,
     short_help="Train a network by the original's recipe.",
     examples=[
-        "cnet-deploy train cifar-10-batches-bin --stages 4-4-4 --growth 8-16-32 -b 64 --epochs 40 --group-lasso-lambda 1e-5 --precision bf16"
+        "cnet-deploy train cifar-10-batches-bin --stages 4-4-4 --growth 8-16-32 -b 64 --epochs 40 "
+        "--group-lasso-lambda 1e-5 --precision bf16"
     ],
 )
 @click.argument("data", type=click.Path(path_type=Path))
