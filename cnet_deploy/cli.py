@@ -166,7 +166,7 @@ def inspect(file: Path, as_json: bool, plot: Path | None, **options: Any) -> Non
 
 @main.command(
     short_help="What works on this machine, and what to install.",
-    examples=["cnet-deploy doctor", "cnet-deploy doctor onnxruntime"],
+    examples=["cnet-deploy doctor", "cnet-deploy doctor native"],
 )
 @click.argument("backends", nargs=-1, shell_complete=complete_backends)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")

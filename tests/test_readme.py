@@ -42,11 +42,11 @@ def hurried(line: str) -> str:
         "bench": "--rounds 1 --seconds 0 --warmup 0", "gate": "--seconds 0 --warmup 0 --max-rounds 8", "train": "--epochs 1",
     }  # fmt: skip
     if line == "cnet-deploy doctor":  # as test_diagnosis.py does; here in part
-        return f"{line} native onnxruntime"
+        return f"{line} native"
     if not line.startswith("cnet-deploy "):
         return line
     if line.startswith("cnet-deploy bench --"):  # the whole table is what `make demo` measures
-        shorter["bench"] += " mobilenet-1.0-224 condensenet-74-g8"
+        shorter["bench"] += " condensenet-50"
     if "--save-baseline" in line:
         shorter["bench"] = "--rounds 8 --seconds 0 --warmup 0"
     if "--baseline" in line:

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 import cnet_deploy as cd
 from cnet_deploy import proof
+from cnet_deploy.cli import main
 from cnet_deploy.files import digest
 from cnet_deploy.manifest import Manifest, manifest_path
 from cnet_deploy.models import build_random
 from cnet_deploy.tensorrt_flavours import find
 
-from .helpers import ARCHITECTURE, group_conv_state, refused, run_apart, written
+from .helpers import ARCHITECTURE, group_conv_state, one_line, refused, written
 
 Made = tuple[bytes, dict[str, Any]]
 
@@ -41,6 +43,13 @@ def folder(tmp_path: Path) -> Path:
 def picture(tmp_path: Path) -> Path:
     Image.new("RGB", (32, 32)).save(tmp_path / "picture.png")
     return tmp_path / "picture.png"
+
+
+def ended(*arguments: object, code: int) -> str:
+    """The one line that a command ends with, and its code."""
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert done.exit_code == code and done.stdout == "", done.output
+    return one_line(done.stderr)
 
 
 def pair(folder: Path, content: bytes, manifest: Any, name: str = "model.engine") -> Path:
@@ -85,9 +94,8 @@ def test_a_manifest_that_lies_about_an_engine(
     lies = {**manifest, **{key: value for key, value in change.items() if key == "target"}}
     lies["details"] = {**manifest["details"], **{key: value for key, value in change.items() if key != "target"}}
     path = pair(folder, content, lies)
-    done = run_apart("run", path, picture)
-    assert done.returncode == code and done.stderr.startswith(f"Error: {path}") and says in done.stderr
-    assert done.stderr[:-1].isprintable() and done.stdout == ""
+    said = ended("run", path, picture, code=code)
+    assert said.startswith(f"Error: {path}") and says in said
     assert json.loads(manifest_path(path).read_text()) == lies  # nothing is written into what was not believed
 
 
@@ -135,30 +143,31 @@ PROOFS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("kind", PROOFS)
-def test_proofs_that_prove_nothing(folder: Path, tmp_path: Path, kind: str) -> None:
-    """What nobody verified is not believed before its proof is."""
-    made = cd.export(build_random(ARCHITECTURE), "onnx", tmp_path / "m.onnx")
+@pytest.fixture(scope="module")
+def unverified(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """An artifact that says that nobody verified it, with an honest proof."""
+    made = cd.export(build_random(ARCHITECTURE), "onnx", tmp_path_factory.mktemp("unverified") / "m.onnx")
     with cd.open_session(made.path) as session:
         honest = proof.make(session.run, session.input_shape[1:], 1e-4)
-    change = PROOFS[kind]
     values = json.loads(made.manifest.to_json())
     values["details"] |= {"verified": False, "reason": "elsewhere"}
-    values["proof"] = {**honest, **change} if isinstance(change, dict) else change
-    path = pair(folder, made.path.read_bytes(), values, "model.onnx")
-    done = run_apart("verify", path, written(tmp_path, group_conv_state()))
-    assert done.returncode == (1 if kind in ("other logits", "a tolerance below 0") else 4), done.stderr
-    assert done.stderr.startswith(f"Error: {path}") and done.stderr[:-1].isprintable()
+    return made.path.read_bytes(), {**values, "proof": json.loads(json.dumps(honest))}
+
+
+@pytest.mark.parametrize("kind", PROOFS)
+def test_proofs_that_prove_nothing(folder: Path, tmp_path: Path, unverified: Made, kind: str) -> None:
+    """What nobody verified is not believed before its proof is."""
+    content, honest = unverified
+    change = PROOFS[kind]
+    values = {**honest, "proof": {**honest["proof"], **change} if isinstance(change, dict) else change}
+    path = pair(folder, content, values, "model.onnx")
+    code = 1 if kind in ("other logits", "a tolerance below 0") else 4
+    assert ended("verify", path, written(tmp_path, group_conv_state()), code=code).startswith(f"Error: {path}")
     assert json.loads(manifest_path(path).read_text()) == values  # it is still unverified
 
 
-def test_an_honest_proof_is_believed_and_written_down(folder: Path, tmp_path: Path) -> None:
-    made = cd.export(build_random(ARCHITECTURE), "onnx", tmp_path / "m.onnx")
-    with cd.open_session(made.path) as session:
-        honest = proof.make(session.run, session.input_shape[1:], 1e-4)
-    values = json.loads(made.manifest.to_json())
-    values["details"] |= {"verified": False, "reason": "elsewhere"}
-    path = pair(folder, made.path.read_bytes(), {**values, "proof": honest}, "model.onnx")
+def test_an_honest_proof_is_believed_and_written_down(folder: Path, unverified: Made) -> None:
+    path = pair(folder, *unverified, "model.onnx")
     with cd.open_session(path):
         pass
     found = Manifest.from_json(manifest_path(path).read_text())
