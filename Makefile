@@ -19,7 +19,7 @@ demo: .venv/ready
 	$(BIN)/cnet-deploy bench --json $(OUT)/table.json
 
 test: .venv/ready lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -52,7 +52,7 @@ bench: .venv/ready
 
 # A bad day, at length: every command killed a hundred times in each way, and what else tests/attacks has for it.
 attack: .venv/ready
-	CNET_KILLS=100 $(BIN)/python -m pytest -s tests/attacks/test_kills.py tests/attacks/test_full_disks.py tests/attacks/test_two_writers.py \
+	CNET_KILLS=100 $(BIN)/python -m pytest -s tests/attacks/test_bounds.py tests/attacks/test_kills.py tests/attacks/test_full_disks.py tests/attacks/test_two_writers.py \
 		tests/attacks/test_links.py tests/attacks/test_bad_days.py
 
 # The same table on the GPU: needs a CUDA device and the extra for it (gpu or rtx).

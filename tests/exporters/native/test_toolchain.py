@@ -73,13 +73,19 @@ def test_clang_compiles_the_same_network(
         ("/no/such/compiler", r"\$CXX is '/no/such/compiler', which does not run as a C\+\+ compiler; correct or unset it, or install one"),
         ("false", r"which does not run as a C\+\+ compiler"),
         ("g++ 'x", r"which does not run as a C\+\+ compiler"),
-        ("aarch64-linux-gnu-g++", r"\$CXX \(aarch64-linux-gnu-g\+\+\) compiles for aarch64; expected x86_64"),
     ],
 )
 @x86_only
 def test_a_cxx_that_is_none(cxx: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", cxx)
     with pytest.raises(Unavailable, match=message):
+        find_compiler("x86_64")
+
+
+@x86_only
+def test_a_cxx_for_another_machine(monkeypatch: pytest.MonkeyPatch, system_tool: Callable[[str], str]) -> None:
+    monkeypatch.setenv("CXX", system_tool("aarch64-linux-gnu-g++"))
+    with pytest.raises(Unavailable, match=r"aarch64-linux-gnu-g\+\+\) compiles for aarch64; expected x86_64"):
         find_compiler("x86_64")
 
 
