@@ -204,7 +204,7 @@ def test_help_and_import_do_not_import_torch() -> None:
     assert done.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.02, 0.1, 0.4, 1.0])
+@pytest.mark.parametrize("delay", [0.0, 0.1, 1.0])
 def test_ctrl_c_loses_nothing(checkpoint_path: Path, images_path: Path, tmp_path: Path, delay: float) -> None:
     pair = [tmp_path / "m.onnx", tmp_path / "m.onnx.json"]
     for path in pair:

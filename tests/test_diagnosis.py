@@ -24,23 +24,18 @@ def doctor(*arguments: str, path: Path | None = None) -> tuple[int, dict[str, An
     return done.returncode, {entry["name"]: entry for entry in found}, done.stderr
 
 
-def test_what_works_here() -> None:
-    code, found, _ = doctor("onnxruntime")
-    assert code == 0 and found["onnxruntime"]["works"] and found["onnxruntime"]["version"]
-    if why_no_device():
-        for name in ("onnxruntime on cuda", "onnxruntime on cuda, tensorrt"):
-            assert not found[name]["works"] and "pip install" in found[name]["reason"]
-
-
 @pytest.mark.slow
 def test_everything() -> None:
     code, found, _ = doctor()
     assert code == 0
     assert {"torch", "native", "onnxruntime", "tensorrt", "tensorrt-rtx", "CUDA device"} <= set(found)
     assert found["torch"]["works"] and found["native"]["works"] and found["torch.compile"]["works"]
+    assert found["onnxruntime"]["works"] and found["onnxruntime"]["version"]
     for entry in found.values():
         assert entry["works"] or len(entry["reason"]) > 20
     if why_no_device():
+        for name in ("onnxruntime on cuda", "onnxruntime on cuda, tensorrt"):
+            assert not found[name]["works"] and "pip install" in found[name]["reason"]
         assert found["tensorrt-rtx"]["builds"] and "CUDA driver" in found["tensorrt-rtx"]["reason"]
         assert "CUDA" in found["torch on cuda"]["reason"] and not found["CUDA device"]["works"]
 

@@ -166,7 +166,7 @@ def test_a_finished_run_is_replaced_by_a_finished_one_only(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
+@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)  # SIGKILL: tests/attacks/test_kills.py
 def test_a_run_may_be_killed_at_any_time(onnx_path: Path, tmp_path: Path, kill: signal.Signals) -> None:
     """As a user would: kill it, look at the file, and let --resume finish."""
     path = tmp_path / "r.json"
@@ -182,8 +182,9 @@ def test_a_run_may_be_killed_at_any_time(onnx_path: Path, tmp_path: Path, kill: 
     kept = read_report(path)
     rounds = next(kept.results).rounds
     assert kept.after is None and 3 <= len(rounds) < 8
+    assert process.returncode == 128 + kill
     if kill is signal.SIGINT:
-        assert process.returncode == 130 and "interrupted; what was measured is above" in stderr and "--resume" in stderr
+        assert "interrupted; what was measured is above" in stderr and "--resume" in stderr
         assert "model.onnx" in stdout  # the table of what there is
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True)
     finished = read_report(path)
