@@ -173,6 +173,21 @@ def replace_bytes(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def append(path: Path, data: bytes) -> None:
+    """Add to a file, all or nothing, through a link if it is one: a CI's page may be. Raises OSError where that can't be done."""
+    there = path.exists()
+    with path.open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except BaseException:
+            file.truncate(size)
+            if not there:
+                path.unlink(missing_ok=True)
+            raise
+
+
 def check_output(path: Path | str, *, source: Path | str | None = None) -> None:
     """Refuse an output path that is no regular file, lies in a folder that is not there, or is the ``source`` itself."""
     path = Path(path)

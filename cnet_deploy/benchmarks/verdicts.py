@@ -19,7 +19,7 @@ from cnet_deploy.benchmarks.rule import Verdict
 from cnet_deploy.benchmarks.summary import milliseconds
 from cnet_deploy.console import quiet
 from cnet_deploy.errors import CheckFailed, CnetDeployError, Inconclusive, OutputRefused, printable
-from cnet_deploy.files import check_output
+from cnet_deploy.files import append, check_output
 from cnet_deploy.manifest import manifest_path
 
 FORMAT = "cnet_deploy_gate"
@@ -143,26 +143,12 @@ def _tell(word: str, line: str, values: dict[str, Any], lines: list[str], places
             refused = error
     if places.summary is not None:
         try:
-            _append(places.summary, "\n".join([f"### Latency gate: {word}", "", line, "", *lines]).rstrip() + "\n\n")
+            text = "\n".join([f"### Latency gate: {word}", "", line, "", *lines]).rstrip() + "\n\n"
+            append(places.summary, text.encode("utf-8", "replace"))
         except OSError as error:
             refused = refused or OutputRefused(f"{places.summary}: can't be written: {error.strerror}")
     if refused is not None:
         raise refused
-
-
-def _append(path: Path, text: str) -> None:
-    """Add to a file, all or nothing, through a link if it is one: a CI's page may be. Raises OSError where that can't be done."""
-    there, data = path.exists(), text.encode("utf-8", "replace")
-    with path.open("ab", buffering=0) as page:
-        size = page.seek(0, os.SEEK_END)
-        try:
-            while data:
-                data = data[page.write(data) :]
-        except BaseException:
-            page.truncate(size)
-            if not there:
-                path.unlink(missing_ok=True)
-            raise
 
 
 def _escaped(text: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from cnet_deploy import drawing
 from cnet_deploy.drawing import COLOURS, LinearAxis
 from cnet_deploy.errors import InputRefused, OutputRefused
-from cnet_deploy.files import atomic_output, check_output
+from cnet_deploy.files import append, atomic_output, check_output
 
 WIDTH, PLOT, LEFT, RIGHT, GAP = 720, 190, 52, 84, 56
 LABEL = 15  # pixels that words need above each other
@@ -63,16 +63,8 @@ class Journal:
 
     def write(self, event: str, **values: Any) -> None:
         """Append an event. Raises OutputRefused where that can't be done, and leaves no half of one."""
-        line = json.dumps({"event": event, **values}).encode() + b"\n"
         try:
-            with self.path.open("ab", buffering=0) as file:
-                size = file.seek(0, os.SEEK_END)
-                try:
-                    while line:
-                        line = line[file.write(line) :]
-                except BaseException:
-                    file.truncate(size)
-                    raise
+            append(self.path, json.dumps({"event": event, **values}).encode() + b"\n")
         except OSError as error:
             raise OutputRefused(f"{self.path}: can't be written: {error.strerror}; --resume goes on from the last checkpoint") from None
 
