@@ -46,9 +46,9 @@ bench: .venv/ready
 	mkdir -p $(RESULTS)
 	$(BIN)/cnet-deploy bench --threads 1 --rounds 20 --json $(RESULTS)/table-1-thread.json
 	$(BIN)/cnet-deploy bench --threads 2 --rounds 20 --json $(RESULTS)/table-2-threads.json --html $(RESULTS)/report.html
-	$(BIN)/python -m cnet_deploy.benchmarks.overhead $(RESULTS)/overhead.json
-	$(BIN)/python -m cnet_deploy.benchmarks.peers $(RESULTS)/native-and-peers.json examples/native/classify.c
-	if test -d "$(ORIGINAL)"; then $(BIN)/python -m cnet_deploy.benchmarks.training $(RESULTS)/training.json "$(ORIGINAL)"; fi
+	$(BIN)/python -m cnet_deploy.benchmarks.studies.overhead $(RESULTS)/overhead.json
+	$(BIN)/python -m cnet_deploy.benchmarks.studies.runtimes $(RESULTS)/native-and-peers.json examples/native/classify.c
+	if test -d "$(ORIGINAL)"; then $(BIN)/python -m cnet_deploy.benchmarks.studies.training_step $(RESULTS)/training.json "$(ORIGINAL)"; fi
 
 # A bad day, at length: every command killed a hundred times in each way, and what else tests/attacks has for it.
 attack: .venv/ready

@@ -16,35 +16,36 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from cnet_deploy.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from cnet_deploy.architecture import Architecture as Architecture
-    from cnet_deploy.checkpoint import load as load
-    from cnet_deploy.checkpoint import save as save
-    from cnet_deploy.classification import classify as classify
-    from cnet_deploy.conversion import convert as convert
-    from cnet_deploy.deployment import export as export
+    from cnet_deploy.checkpoints.load import load as load
+    from cnet_deploy.checkpoints.save import save as save
     from cnet_deploy.errors import CnetDeployError as CnetDeployError
-    from cnet_deploy.evaluation import evaluate as evaluate
-    from cnet_deploy.inspection import inspect as inspect
-    from cnet_deploy.lowering import lower as lower
+    from cnet_deploy.models.architecture import Architecture as Architecture
+    from cnet_deploy.models.convert import convert as convert
+    from cnet_deploy.program.lower import lower as lower
     from cnet_deploy.sessions import open_session as open_session
-    from cnet_deploy.verification import verify as verify
+    from cnet_deploy.workflows.classify import classify as classify
+    from cnet_deploy.workflows.evaluate import evaluate as evaluate
+    from cnet_deploy.workflows.export import export as export
+    from cnet_deploy.workflows.inspect import inspect as inspect
+    from cnet_deploy.workflows.verify import verify as verify
 
-_HOMES = {
-    "Architecture": "architecture",
+# Name -> the module that has it.
+_MODULES = {
+    "Architecture": "models.architecture",
     "CnetDeployError": "errors",
-    "classify": "classification",
-    "convert": "conversion",
-    "evaluate": "evaluation",
-    "export": "deployment",
-    "inspect": "inspection",
-    "load": "checkpoint",
-    "lower": "lowering",
+    "classify": "workflows.classify",
+    "convert": "models.convert",
+    "evaluate": "workflows.evaluate",
+    "export": "workflows.export",
+    "inspect": "workflows.inspect",
+    "load": "checkpoints.load",
+    "lower": "program.lower",
     "open_session": "sessions",
-    "save": "checkpoint",
-    "verify": "verification",
+    "save": "checkpoints.save",
+    "verify": "workflows.verify",
 }
 
 __all__ = [
@@ -65,12 +66,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_MODULES})

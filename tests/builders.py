@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cnet_deploy.architecture import Architecture
-from cnet_deploy.models import DenselyConnected, build
-from cnet_deploy.models.condensenet import initialise
+from cnet_deploy.models.architecture import Architecture
+from cnet_deploy.models.build import build
+from cnet_deploy.models.condensenet import DenselyConnected, initialise
 from cnet_deploy.models.layers import LearnedGroupConv
 
 TINY = Architecture((2, 1, 2), (8, 8, 16), classes=10, stem_stride=1, input_size=(32, 32), classifier_keep=1.0)

@@ -13,7 +13,7 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: spinning threads crawl on a busy machine
 
 import cnet_deploy as cd
-from cnet_deploy.models import DenselyConnected
+from cnet_deploy.models.condensenet import DenselyConnected
 from tests.builders import write_idx
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none, with the driver's reason. The longest module first, else one process ends alone."""
     items.sort(key=lambda item: item.path.name != "test_readme.py")
-    from cnet_deploy.device_memory import why_no_device
+    from cnet_deploy.hardware.cuda import why_no_device
 
     wanted = [item for item in items if item.get_closest_marker("gpu")]
     if wanted and (reason := why_no_device()):
@@ -72,7 +72,7 @@ def onnx_path(converted: DenselyConnected, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="session")
 def small_dataset(tmp_path_factory: pytest.TempPathFactory, images_path: Path) -> Path:
     """96 images to train on and 41 to test on: real photographs in the layout of Fashion-MNIST, which tells its own size."""
-    from cnet_deploy.data import cifar_records
+    from cnet_deploy.images.decode import cifar_records
 
     folder = tmp_path_factory.mktemp("dataset")
     pixels, labels = cifar_records(images_path, 10)

@@ -1,1 +1,1 @@
-"""Measuring: what a cell costs on this machine, and the paper's inference-time table beside it."""
+"""What an inference costs on this machine, and the paper's inference-time table beside it."""

@@ -13,12 +13,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
 from cnet_deploy.declarations import declared
 from cnet_deploy.errors import InputRefused, Unavailable, raise_if_interrupted
+from cnet_deploy.exporters.base import Written
 
 __all__ = ["FAMILY_ONLY", "HELP", "SUFFIXES", "Written", "exporter", "options_of"]
 
@@ -28,19 +27,6 @@ _ORDER = sorted(_TARGETS, key=lambda name: (_TARGETS[name].get("PLACE", math.inf
 SUFFIXES: dict[str, str] = {name: _TARGETS[name]["SUFFIX"] for name in _ORDER}
 HELP: dict[str, str] = {name: _TARGETS[name].get("HELP", f"Export to {name}.") for name in _ORDER}
 FAMILY_ONLY = frozenset(name for name in _ORDER if _TARGETS[name].get("FAMILY_ONLY"))
-
-
-@dataclass(frozen=True)
-class Written:
-    """What an exporter says of the file it wrote: for the manifest.
-
-    ``unverifiable`` says why the file can't be run where it was made; None if it can, and then it must be verified.
-    """
-
-    precision: str
-    details: Mapping[str, Any] = field(default_factory=dict)
-    libraries: Mapping[str, str] = field(default_factory=dict)
-    unverifiable: str | None = None
 
 
 def exporter(target: str) -> Callable[..., Written]:

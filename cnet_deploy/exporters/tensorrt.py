@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from cnet_deploy import tensorrt_flavours
-from cnet_deploy.engine_precision import Layers, of_engine, of_network
+from cnet_deploy.artifacts.onnx_metadata import INPUT
 from cnet_deploy.errors import InputRefused, Unavailable, printable
-from cnet_deploy.exporters import Written
+from cnet_deploy.exporters.base import Written
+from cnet_deploy.exporters.onnx.graph import build_graph
 from cnet_deploy.files import atomic_output, check_output, read_bytes
-from cnet_deploy.onnx_graph import INPUT, build_graph
-from cnet_deploy.program import Program
-from cnet_deploy.tensorrt_flavours import Flavour
+from cnet_deploy.hardware import tensorrt as tensorrt_flavours
+from cnet_deploy.hardware.engine_layers import Layers, of_engine, of_network
+from cnet_deploy.hardware.tensorrt import Flavour
+from cnet_deploy.program.program import Program
 
 if TYPE_CHECKING:
     from torch import nn
@@ -88,7 +89,7 @@ def _graph(network: Program | nn.Module, precision: str, flavour: Flavour) -> on
     if isinstance(network, Program):
         model = build_graph(network, precision=precision)
     else:
-        from cnet_deploy.tracing import trace
+        from cnet_deploy.exporters.onnx.trace import trace
 
         model = trace(network, precision=precision)
         if model.opset_import[0].version not in flavour.opsets:
@@ -145,7 +146,7 @@ class _Build:
                 config.set_compute_capability(capability, number)
             self.device = {"compute_capabilities": [_dotted(capability.name) for capability in capabilities]}
         else:
-            from cnet_deploy.device_memory import Device
+            from cnet_deploy.hardware.cuda import Device
 
             with Device() as device:
                 major, minor = device.compute_capability

@@ -9,10 +9,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from cnet_deploy.architecture import OTHERS
-
-CLASSES = 1000
-INPUT_SIZE = (224, 224)
+from cnet_deploy.models.architecture import CLASSES, OTHERS
 
 _VGG_16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 _MOBILENET = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))

@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from cnet_deploy.architecture import Architecture, DenseLayerShape, Form, Kind, PointwiseShape
+from cnet_deploy.images.preprocessing import Preprocessing
+from cnet_deploy.models.architecture import Architecture, DenseLayerShape, Form, Kind, PointwiseShape
 from cnet_deploy.models.layers import IndexedGroupConv, IndexedLinear, LearnedGroupConv, NormReluConv
-from cnet_deploy.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class DenselyConnected(nn.Module):
         self.architecture = architecture
         self.form: Form = form
         self.source: Source | None = None
-        self.preprocessing = Preprocessing.of(architecture)
+        self.preprocessing = Preprocessing.of(architecture.input_size, architecture.classes)
         self.class_names: tuple[str, ...] = ()  # one for each class, or none where nobody told
         self.features = nn.Sequential()
         self.features.add_module(

@@ -23,7 +23,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cnet_deploy import manifest, proof
+from cnet_deploy.artifacts import manifest
+from cnet_deploy.artifacts import self_check as proof
+from cnet_deploy.artifacts.pair import read_pair, update_manifest
 from cnet_deploy.declarations import declared
 from cnet_deploy.errors import CheckFailed, InputRefused, OutputRefused, Unavailable
 from cnet_deploy.files import check_input
@@ -115,7 +117,7 @@ def open_session(
         )
     module = importlib.import_module(f"cnet_deploy.sessions.{backend}")
     device = device or ("cuda" if backend in GPU_ONLY else "cpu")
-    pair = manifest.read_pair(path, sha256, described=_SAID[backend].get("DESCRIBED", True))
+    pair = read_pair(path, sha256, described=_SAID[backend].get("DESCRIBED", True))
     session: Session = module.open_file(pair, device=device, threads=threads, **options)
     log.info("opened %s: %s on %s, %s", path, backend, session.device, session.precision)
     if session.manifest is not None and session.manifest.unverified:
@@ -129,7 +131,7 @@ def open_session(
             raise
         # A folder that can't be written to: the next opening verifies again.
         with contextlib.suppress(OutputRefused):
-            manifest.update(path, session.manifest, verified)
+            update_manifest(path, session.manifest, verified)
         session.manifest = verified
     return session
 
@@ -141,3 +143,14 @@ def _verified(session: Session, found: manifest.Manifest) -> manifest.Manifest:
     details = {key: value for key, value in found.details.items() if key not in ("verified", "reason")} | session.first_opening()
     entry = proof.check(session.run, session.input_shape[1:], found.proof)
     return replace(found, details=details, verification=(*found.verification, entry), proof=None)
+
+
+def opened(
+    path: Path, backend: str | None, device: str | None, threads: int | None, overrides: dict[str, Any], sha256: str | None = None
+) -> Session:  # fmt: skip
+    """``open_session`` with a backend's name as ``bench`` has them. Raises InputRefused for ``overrides`` of what infers nothing."""
+    variant = resolve_backend(backend or backend_of(path))
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if given and variant.backend != "torch":
+        raise InputRefused(f"{path}: is an artifact, of which nothing is inferred; expected no {', '.join(given)}")
+    return open_session(path, variant.backend, device, threads, sha256=sha256, **variant.options, **given)

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cnet_deploy.architecture import Architecture, Form
-from cnet_deploy.device_memory import Device
+from cnet_deploy.artifacts.manifest import Manifest
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.manifest import Manifest
-from cnet_deploy.preprocessing import Preprocessing
+from cnet_deploy.hardware.cuda import Device
+from cnet_deploy.images.preprocessing import Preprocessing
+from cnet_deploy.models.architecture import Architecture, Form
 
 Floats = npt.NDArray[np.float32]
 Variants = dict[str, tuple[dict[str, Any], dict[str, Any]]]

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from cnet_deploy.architecture import Architecture
+from cnet_deploy.artifacts.pair import Pair
 from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, printable
-from cnet_deploy.machine import host_machine
-from cnet_deploy.manifest import Pair
-from cnet_deploy.preprocessing import Preprocessing
+from cnet_deploy.hardware.cpu import host_machine
+from cnet_deploy.images.preprocessing import Preprocessing
+from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.sessions.base import Binding, Floats, Session, Variants
 
 SUFFIXES = (".so",)

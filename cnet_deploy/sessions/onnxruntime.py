@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
-import json
 import os
 import re
 import weakref
@@ -16,13 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from cnet_deploy.architecture import Architecture
-from cnet_deploy.device_memory import Device
+from cnet_deploy.artifacts.onnx_metadata import check_metadata, read_metadata
+from cnet_deploy.artifacts.pair import Pair
 from cnet_deploy.errors import InputRefused, Unavailable, naming, raise_if_interrupted
-from cnet_deploy.labels import checked_labels
-from cnet_deploy.manifest import METADATA_PREFIX, Pair
-from cnet_deploy.onnx_files import require_one_file
-from cnet_deploy.preprocessing import Preprocessing
+from cnet_deploy.files.onnx_file import require_one_file
+from cnet_deploy.hardware.cuda import Device
 from cnet_deploy.sessions.base import Binding, DeviceBinding, Floats, Session, Variants
 
 try:
@@ -147,19 +144,9 @@ class OnnxruntimeSession(Session):
             raise InputRefused(f"output has shape {logits}; expected [N, classes]")
         self.input_shape = (shape[0] if isinstance(shape[0], int) else None, shape[1], shape[2], shape[3])
         self.classes = logits[1]
-        found: dict[str, Any] = self._session.get_modelmeta().custom_metadata_map
-        if text := found.get(f"{METADATA_PREFIX}preprocessing"):
-            self.preprocessing = Preprocessing.from_dict(json.loads(text))
-        if text := found.get(f"{METADATA_PREFIX}architecture"):
-            self.architecture = arch = Architecture.from_dict(json.loads(text))
-            if (arch.classes, arch.input_size) != (self.classes, self.input_shape[2:]):
-                raise InputRefused(
-                    f"its metadata speaks of {arch.classes} classes and {arch.input_size} pixels, its graph has {shape} and {logits}"
-                )
-        if text := found.get(f"{METADATA_PREFIX}class_names"):
-            self._class_names = checked_labels(json.loads(text), self.classes)
-        if self.manifest is not None and self.manifest.architecture != self.architecture:
-            raise InputRefused("its manifest speaks of another architecture than its metadata: export the model again")
+        stated = read_metadata(self._session.get_modelmeta().custom_metadata_map)
+        check_metadata(stated, self.input_shape[2:], self.classes, self.manifest.architecture if self.manifest else None)
+        self.architecture, self.preprocessing, self._class_names = stated.architecture, stated.preprocessing, stated.class_names
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from cnet_deploy.artifacts.onnx_metadata import check_metadata, read_metadata
+from cnet_deploy.artifacts.pair import Pair
 from cnet_deploy.errors import InputRefused, Unavailable, naming, raise_if_interrupted
-from cnet_deploy.manifest import Pair
-from cnet_deploy.onnx_files import require_one_file
+from cnet_deploy.files.onnx_file import parse_onnx
 from cnet_deploy.sessions.base import Binding, Floats, Session, Variants
 
 try:
@@ -42,7 +43,7 @@ class OpenvinoSession(Session):
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
         with naming(pair.path):
-            require_one_file(pair.data)
+            stated = read_metadata({entry.key: entry.value for entry in parse_onnx(pair.data).metadata_props})
         try:
             core = openvino.Core()
             model = core.read_model(pair.data)
@@ -51,11 +52,15 @@ class OpenvinoSession(Session):
             batch, _, height, width = model.input().partial_shape
             self.input_shape = (batch.get_length() if batch.is_static else None, 3, height.get_length(), width.get_length())
             self.classes = model.output().partial_shape[1].get_length()
+            check_metadata(stated, self.input_shape[2:], self.classes, self.manifest.architecture if self.manifest else None)
             self._model: Any = core.compile_model(model, "CPU", settings)
         except (RuntimeError, InputRefused) as error:
             raise InputRefused(f"{pair.path}: openvino can't load it: {str(error).splitlines()[0]}; export the model again") from None
-        if self.manifest is not None:
-            self.architecture, self.preprocessing = self.manifest.architecture, self.manifest.preprocessing
+        self.architecture, self.preprocessing, self._class_names = stated.architecture, stated.preprocessing, stated.class_names
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._class_names
 
     def close(self) -> None:
         super().close()

@@ -6,12 +6,12 @@ import weakref
 from contextlib import ExitStack
 from typing import Any
 
-from cnet_deploy import tensorrt_flavours
-from cnet_deploy.device_memory import Device, Graph
-from cnet_deploy.engine_precision import of_engine
+from cnet_deploy.artifacts.onnx_metadata import INPUT, OUTPUT
+from cnet_deploy.artifacts.pair import Pair
 from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, printable
-from cnet_deploy.manifest import Pair
-from cnet_deploy.onnx_graph import INPUT, OUTPUT
+from cnet_deploy.hardware import tensorrt as tensorrt_flavours
+from cnet_deploy.hardware.cuda import Device, Graph
+from cnet_deploy.hardware.engine_layers import of_engine
 from cnet_deploy.sessions.base import Binding, DeviceBinding, Floats, Session, Variants
 
 SUFFIXES = (".engine",)

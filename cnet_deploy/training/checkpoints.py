@@ -24,14 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnet_deploy.checkpoint import own_metadata
-from cnet_deploy.containers import read_pickled
-from cnet_deploy.contents import METADATA_KEY
+from cnet_deploy.checkpoints.formats import read_pickled
+from cnet_deploy.checkpoints.metadata import METADATA_KEY, own_metadata
+from cnet_deploy.checkpoints.tensors import StoredTensor
 from cnet_deploy.errors import InputRefused, OutputRefused
 from cnet_deploy.files import atomic_output, check_output, read_bytes
-from cnet_deploy.models import DenselyConnected
-from cnet_deploy.pickles import examine
-from cnet_deploy.stored_tensors import StoredTensor
+from cnet_deploy.files.pickle_scan import examine
+from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.training.recipe import MODELS
 
 _NAME = re.compile(r"checkpoint_(\d{3,6})\.pth\.tar")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cnet_deploy.architecture import Architecture
-from cnet_deploy.models import DenselyConnected
+from cnet_deploy.models.architecture import Architecture
+from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.layers import LearnedGroupConv
 
 _FLOOR = 1e-6  # of a squared norm: the root has no slope at 0 (reference: layers.py, lasso_loss)

@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cnet_deploy import drawing
-from cnet_deploy.drawing import COLOURS, LinearAxis
+from cnet_deploy import svg as drawing
 from cnet_deploy.errors import InputRefused, OutputRefused
 from cnet_deploy.files import append, atomic_output, check_output
+from cnet_deploy.svg import COLOURS, LinearAxis
 
 WIDTH, PLOT, LEFT, RIGHT, GAP = 720, 190, 52, 84, 56
 LABEL = 15  # pixels that words need above each other

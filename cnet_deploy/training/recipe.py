@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from cnet_deploy.architecture import Architecture, Kind
 from cnet_deploy.errors import InputRefused
+from cnet_deploy.models.architecture import Architecture, Kind
 
 MODELS: dict[str, Kind] = {"condensenet": "condensenet", "densenet": "densenet", "densenet_LGC": "densenet_lgc"}
 """The reference's names of its models, as its checkpoints have them."""

@@ -11,21 +11,22 @@ from typing import Any
 
 import torch
 
-from cnet_deploy import __version__
-from cnet_deploy.architecture import Architecture
-from cnet_deploy.conversion import convert
-from cnet_deploy.datasets import Dataset, open_dataset
+from cnet_deploy.checkpoints.recognise import check_tensors
 from cnet_deploy.errors import InputRefused, Interrupted, PruningUnfinished, naming
-from cnet_deploy.inference import check_tensors
-from cnet_deploy.models import DenselyConnected, build
-from cnet_deploy.preprocessing import Preprocessing
+from cnet_deploy.images.datasets import Dataset, open_dataset
+from cnet_deploy.images.preprocessing import Preprocessing
+from cnet_deploy.models.architecture import Architecture
+from cnet_deploy.models.build import build
+from cnet_deploy.models.condensenet import DenselyConnected
+from cnet_deploy.models.convert import convert
 from cnet_deploy.training.checkpoints import Checkpoints, State
 from cnet_deploy.training.condensation import Progress, initialise
 from cnet_deploy.training.journal import Journal
-from cnet_deploy.training.peers import Peers, gathered
+from cnet_deploy.training.processes import Peers, gathered
 from cnet_deploy.training.recipe import Recipe, architecture_of
 from cnet_deploy.training.samples import Samples
 from cnet_deploy.training.trainer import Score, Trainer, timed
+from cnet_deploy.version import __version__
 
 Say = Callable[[str], None]
 Told = Callable[[str, float], None]
@@ -102,7 +103,7 @@ class _Run:
         torch.manual_seed(recipe.seed)
         model = build(arch, "training" if arch.learned else "group-conv")
         initialise(model)
-        model.preprocessing = Preprocessing.of(arch, training.statistics)
+        model.preprocessing = Preprocessing.of(arch.input_size, arch.classes, training.statistics)
         # Windows of padded images for what is stored at the network's size, crops of any size for the rest.
         self.samples = Samples(
             training, model.preprocessing, recipe.batch_size, recipe.seed, peers.rank, peers.processes, workers

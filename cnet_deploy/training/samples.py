@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from cnet_deploy.data import opened_image
-from cnet_deploy.datasets import ArrayDataset, Dataset, FolderDataset, Labels, Pixels
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.loading import default_workers, in_order
-from cnet_deploy.preprocessing import Preprocessing
+from cnet_deploy.images.batches import default_workers, in_order
+from cnet_deploy.images.datasets import ArrayDataset, Dataset, FolderDataset, Labels, Pixels
+from cnet_deploy.images.decode import opened_image
+from cnet_deploy.images.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import PIL.Image

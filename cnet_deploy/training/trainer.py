@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from cnet_deploy.datasets import Dataset, Labels, Pixels
 from cnet_deploy.errors import CheckFailed, InputRefused
-from cnet_deploy.loading import batches
-from cnet_deploy.models import DenselyConnected
+from cnet_deploy.images.batches import batches
+from cnet_deploy.images.datasets import Dataset, Labels, Pixels
+from cnet_deploy.images.preprocessing import Preprocessing
+from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.layers import LearnedGroupConv
-from cnet_deploy.preprocessing import Preprocessing
 from cnet_deploy.training.condensation import Condensation, Progress
-from cnet_deploy.training.peers import Peers
+from cnet_deploy.training.processes import Peers
 from cnet_deploy.training.recipe import Recipe, stage_at
 from cnet_deploy.training.samples import Samples
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from cnet_deploy.array_pickles import read_arrays
-from cnet_deploy.datasets import open_dataset
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.preprocessing import Preprocessing
+from cnet_deploy.images.cifar_pickle import read_arrays
+from cnet_deploy.images.datasets import open_dataset
+from cnet_deploy.images.preprocessing import Preprocessing
 from tests.builders import TINY
 
 from .helpers import MESSAGE_LIMIT, within
 
-CIFAR = Preprocessing.of(TINY)
+CIFAR = Preprocessing.of(TINY.input_size, TINY.classes)
 
 
 ENCODE, DTYPE = b"c_codecs\nencode\n", b"cnumpy\ndtype\n"

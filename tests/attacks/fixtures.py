@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import pytest
 
-from cnet_deploy.checkpoint import load, save
-from cnet_deploy.conversion import convert
+from cnet_deploy.checkpoints.load import load
+from cnet_deploy.checkpoints.save import save
 from cnet_deploy.exporters.native.toolchain import find_compiler
-from cnet_deploy.machine import host_machine
+from cnet_deploy.hardware.cpu import host_machine
+from cnet_deploy.models.convert import convert
 
 from .disks import Disk, namespace
 from .forks import Forks

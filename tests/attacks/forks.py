@@ -23,11 +23,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cnet_deploy.cli import COMMANDS
+
 ROOT = Path(__file__).parents[2]
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 MODULES = (
-    "benchmarks.report", "benchmarks.verdicts", "cli", "connections", "deployment", "exporters.native", "exporters.onnx", "inspection",
-    "progress", "sessions.native", "sessions.onnxruntime", "sessions.torch", "training", "triton",
+    "artifacts.triton", "benchmarks.gate.verdict", "benchmarks.report.terminal", "cli.progress", "exporters.native", "exporters.onnx.graph",
+    "sessions.native", "sessions.onnxruntime", "sessions.torch", "training.run", "workflows.export", "workflows.inspect",
+    "workflows.plot_groups", *(f"cli.{name}" for name in COMMANDS),
 )  # fmt: skip
 ENDS = ("out", "err", "steps", "modules")  # of a command's reports
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "os.link", "fcntl.flock"}

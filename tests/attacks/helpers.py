@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from click.testing import CliRunner
 
-from cnet_deploy.architecture import Architecture
-from cnet_deploy.checkpoint import load
+from cnet_deploy.checkpoints.load import load
 from cnet_deploy.cli import main
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.models import build, build_random
+from cnet_deploy.models.architecture import Architecture
+from cnet_deploy.models.build import build, build_random
 from cnet_deploy.models.condensenet import initialise
 
 ROOT = Path(__file__).parents[2]

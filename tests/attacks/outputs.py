@@ -13,8 +13,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 import cnet_deploy as cd
-from cnet_deploy import manifest
-from cnet_deploy.benchmarks.results import part_of, read_report
+from cnet_deploy.artifacts import manifest
+from cnet_deploy.artifacts.pair import read_manifest
+from cnet_deploy.benchmarks.sweep.results import part_of, read_report
 from cnet_deploy.files import digest
 from cnet_deploy.training import checkpoints
 
@@ -72,7 +73,7 @@ def pair(models: Models, path: Path) -> str | None:
     if not path.exists():
         return None
     assert manifest.manifest_path(path).exists(), "an artifact without its manifest"
-    found = manifest.read(path)
+    found = read_manifest(path)
     assert found is not None and found.sha256 == digest(path.read_bytes())
     with cd.open_session(path, threads=1) as session:
         assert session.manifest is not None and session.manifest.source_sha256 == found.source_sha256

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnet_deploy.array_pickles import read_arrays
-from cnet_deploy.datasets import open_dataset
+from cnet_deploy.images.cifar_pickle import read_arrays
+from cnet_deploy.images.datasets import open_dataset
 
 from .dataset_files import (
     BYTES,

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import cnet_deploy
-from cnet_deploy.models import build_random
+from cnet_deploy.models.build import build_random
 
 from .helpers import ARCHITECTURE, group_conv_state, refused, run_apart, written
 

@@ -24,9 +24,9 @@ import torch
 from onnx import helper
 
 import cnet_deploy
-from cnet_deploy.architecture import Architecture
 from cnet_deploy.files import digest
-from cnet_deploy.models import build_random
+from cnet_deploy.models.architecture import Architecture
+from cnet_deploy.models.build import build_random
 
 from .helpers import ARCHITECTURE, REFERENCE, ROOT, STEM, saved, training_state
 from .test_pickles import legacy_container, text
@@ -200,7 +200,7 @@ def blocks(count: int, layers: int) -> bytes:
 def long_network() -> bytes:
     """As many layers as a file has room for, every one of them as it should be but the last."""
     arch = Architecture((600,), (4,), group_1x1=2, group_3x3=2, condense_factor=1, classes=10, stem_stride=1, input_size=(32, 32))
-    from cnet_deploy.inference import expected_shapes
+    from cnet_deploy.checkpoints.recognise import expected_shapes
 
     one = torch.ones(1)
     made: dict[tuple[int, ...], torch.Tensor] = {}

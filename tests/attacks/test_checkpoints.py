@@ -64,7 +64,7 @@ def test_tensors_that_are_no_weights(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", SAME_VALUES)
 def test_views_and_types_that_are_weights(tmp_path: Path, kind: str) -> None:
-    from cnet_deploy.checkpoint import load
+    from cnet_deploy.checkpoints.load import load
 
     model = load(written(tmp_path, training_state(**{STEM: SAME_VALUES[kind]})))
     assert torch.equal(model.state_dict()[STEM], WEIGHT)

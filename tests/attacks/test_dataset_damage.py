@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cnet_deploy.array_pickles import read_arrays
-from cnet_deploy.datasets import open_dataset
 from cnet_deploy.errors import InputRefused
+from cnet_deploy.images.cifar_pickle import read_arrays
+from cnet_deploy.images.datasets import open_dataset
 
 from .dataset_files import (
     IMAGES,

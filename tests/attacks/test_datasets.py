@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnet_deploy.datasets import FolderDataset, open_dataset
-from cnet_deploy.loading import batches
+from cnet_deploy.images.batches import batches
+from cnet_deploy.images.datasets import FolderDataset, open_dataset
 
 from .dataset_files import (
     CIFAR,

@@ -12,12 +12,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 import cnet_deploy as cd
-from cnet_deploy import proof
+from cnet_deploy.artifacts import self_check as proof
+from cnet_deploy.artifacts.manifest import Manifest, manifest_path
 from cnet_deploy.cli import main
 from cnet_deploy.files import digest
-from cnet_deploy.manifest import Manifest, manifest_path
-from cnet_deploy.models import build_random
-from cnet_deploy.tensorrt_flavours import find
+from cnet_deploy.hardware.tensorrt import find
+from cnet_deploy.models.build import build_random
 
 from .helpers import ARCHITECTURE, group_conv_state, one_line, refused, written
 

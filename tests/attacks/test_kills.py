@@ -15,8 +15,9 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from cnet_deploy import manifest, proof
-from cnet_deploy.checkpoint import load
+from cnet_deploy.artifacts import manifest
+from cnet_deploy.artifacts import self_check as proof
+from cnet_deploy.checkpoints.load import load
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.files import digest
 from cnet_deploy.sessions.torch import from_module

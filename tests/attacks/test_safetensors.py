@@ -13,8 +13,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from cnet_deploy import checkpoint
-from cnet_deploy.models import build
+from cnet_deploy.checkpoints import load as checkpoint
+from cnet_deploy.models.build import build
 
 from .helpers import ARCHITECTURE, group_conv_state, refused, training_state, written
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import cnet_deploy as cd
-from cnet_deploy import manifest
-from cnet_deploy.benchmarks.results import read_report
+from cnet_deploy.artifacts.pair import read_manifest
+from cnet_deploy.benchmarks.sweep.results import read_report
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.files import digest
 
@@ -94,7 +94,7 @@ def test_one_repository(writers: int, models: Models, forks: Forks, tmp_path: Pa
     assert not [done for done in ends if done.code], [done.stderr for done in ends]
     versions = sorted(int(entry.name) for entry in (place / "repository" / "m").iterdir() if entry.name.isdigit())
     assert versions == list(range(1, len(versions) + 1)) and 2 <= len(versions) <= writers
-    found = [manifest.read(place / "repository" / "m" / str(version) / "model.onnx") for version in versions]
+    found = [read_manifest(place / "repository" / "m" / str(version) / "model.onnx") for version in versions]
     sources = [which(models, one.source_sha256) for one in found if one is not None]
     assert len(sources) == len(versions) and all(a != b for a, b in itertools.pairwise(sources))
     assert {entry.name for entry in (place / "repository" / "m").iterdir()} == {*map(str, versions), "config.pbtxt"}

@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 
 import cnet_deploy as cd
-from cnet_deploy.models import build_random
-
-from .gating import NETWORK
+from cnet_deploy.models.build import build_random
+from tests.benchmarks.gate.gating import NETWORK
 
 
 @pytest.fixture(autouse=True)
 def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test asserts how long anything takes, so none has to wait until another cell's threads have gone to sleep."""
-    monkeypatch.setattr("cnet_deploy.benchmarks.measure.SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr("cnet_deploy.benchmarks.measure.rounds.SETTLE_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")

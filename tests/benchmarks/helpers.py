@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from cnet_deploy.benchmarks.environment import environment
-from cnet_deploy.benchmarks.measure import Result, Settings
-from cnet_deploy.benchmarks.results import Report, Row
-from cnet_deploy.benchmarks.workers import Cell
+from cnet_deploy.benchmarks.measure.cells import Cell
+from cnet_deploy.benchmarks.measure.environment import environment
+from cnet_deploy.benchmarks.measure.rounds import Result, Settings
+from cnet_deploy.benchmarks.sweep.results import Report, Row
 
 QUICK = Settings(rounds=2, seconds=0.0, least=2, warmup=0.0, rewarm=0.0)
 

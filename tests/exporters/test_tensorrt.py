@@ -15,15 +15,16 @@ import pytest
 from click.testing import CliRunner
 
 import cnet_deploy as cd
-from cnet_deploy import tensorrt_flavours
+from cnet_deploy.artifacts.manifest import Manifest, manifest_path
 from cnet_deploy.cli import main
-from cnet_deploy.device_memory import why_no_device
 from cnet_deploy.errors import CheckFailed, InputRefused, Unavailable
 from cnet_deploy.exporters import tensorrt
-from cnet_deploy.lowering import lower
-from cnet_deploy.manifest import Manifest, manifest_path
-from cnet_deploy.models import DenselyConnected, build_named
-from cnet_deploy.onnx_graph import build_graph
+from cnet_deploy.exporters.onnx.graph import build_graph
+from cnet_deploy.hardware import tensorrt as tensorrt_flavours
+from cnet_deploy.hardware.cuda import why_no_device
+from cnet_deploy.models.build import build_named
+from cnet_deploy.models.condensenet import DenselyConnected
+from cnet_deploy.program.lower import lower
 
 pytest.importorskip("tensorrt_rtx", reason="needs the extra: cnet-deploy[rtx]")
 RTX = {"flavour": "tensorrt-rtx"}
@@ -132,7 +133,7 @@ def test_a_build_killed_half_way_leaves_what_was_there(tmp_path: Path, sent: sig
     script = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from cnet_deploy.exporters import tensorrt\n"
-        "import cnet_deploy.deployment as d, time\n"
+        "import cnet_deploy.workflows.export as d, time\n"
         "def told(text, share):\n"
         "    print(text, flush=True); time.sleep(0.05)\n"
         "d.export('condensenet-74-g8', 'tensorrt', sys.argv[1], flavour='tensorrt-rtx', progress=told)\n"

@@ -12,14 +12,13 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from cnet_deploy.architecture import Architecture
-from cnet_deploy.checkpoint import own_metadata
-from cnet_deploy.contents import METADATA_KEY
+from cnet_deploy.artifacts.manifest import Manifest
+from cnet_deploy.checkpoints.metadata import METADATA_KEY, own_metadata
 from cnet_deploy.files import digest
-from cnet_deploy.manifest import Manifest
-from cnet_deploy.models import build, build_random
+from cnet_deploy.images.preprocessing import Preprocessing
+from cnet_deploy.models.architecture import Architecture
+from cnet_deploy.models.build import build, build_random
 from cnet_deploy.models.condensenet import initialise
-from cnet_deploy.preprocessing import Preprocessing
 from tests.fuzz.targets import ARTIFACT
 
 SMALL = Architecture((1,), (2,), bottleneck=2, group_1x1=2, group_3x3=2, condense_factor=2, classes=10, stem_stride=1, input_size=(8, 8))
@@ -74,7 +73,7 @@ def manifests() -> list[bytes]:
     }
     small = Manifest(**common, architecture=None, preprocessing=None)
     whole = Manifest(
-        **common, architecture=SMALL, preprocessing=Preprocessing.of(SMALL),
+        **common, architecture=SMALL, preprocessing=Preprocessing.of(SMALL.input_size, SMALL.classes),
         details={"verified": False, "reason": "no GPU", "opset": {"": 17}}, libraries={"onnx": "1"},
         verification=({"inputs": "noise", "max_error": 1e-6, "passed": True},),
         proof={"seed": 1, "tolerance": 0.1, "logits": [[1.0, 2.0]]},

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cnet_deploy import manifest
-from cnet_deploy.contents import architecture_of, read_tensors
-from cnet_deploy.data import read_images
+from cnet_deploy.artifacts import manifest
+from cnet_deploy.checkpoints.read import read_tensors
+from cnet_deploy.checkpoints.recognise import architecture_of, expected_shapes, infer_form
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.inference import expected_shapes, infer_form
-from cnet_deploy.inspection import inspect
-from cnet_deploy.preprocessing import Preprocessing
+from cnet_deploy.images.decode import read_images
+from cnet_deploy.images.preprocessing import Preprocessing
+from cnet_deploy.workflows.inspect import inspect
 
 MAX_SECONDS, MAX_LINE = 2.0, 1000
 ARTIFACT = b"\x7fELF"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cnet_deploy.models.baselines import BASELINES, INPUT_SIZE
+from cnet_deploy.models.architecture import INPUT_SIZE
+from cnet_deploy.models.baselines import BASELINES
 from cnet_deploy.models.counting import count
 
 

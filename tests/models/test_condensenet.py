@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from cnet_deploy.architecture import Architecture
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.models import NAMES, CondenseNet, build, build_named, build_random
+from cnet_deploy.models.architecture import Architecture
+from cnet_deploy.models.build import NAMES, build, build_named, build_random
+from cnet_deploy.models.condensenet import CondenseNet
 from cnet_deploy.models.layers import shuffle
 from tests.builders import TINY, TINY_DENSENET, TINY_LGC, logits, noise, training_model
 

@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 
 import cnet_deploy as cd
+from cnet_deploy.artifacts.pair import read_pair
 from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.files import digest
-from cnet_deploy.manifest import read_pair
-from cnet_deploy.models import DenselyConnected, build_random
+from cnet_deploy.models.build import build_random
+from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.sessions import native
 from cnet_deploy.sessions.native import NativeSession, open_file
 

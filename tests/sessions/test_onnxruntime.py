@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 import cnet_deploy as cd
-from cnet_deploy.device_memory import Device
+from cnet_deploy.artifacts.pair import read_pair
 from cnet_deploy.errors import InputRefused, Unavailable
-from cnet_deploy.manifest import read_pair
-from cnet_deploy.models import DenselyConnected
+from cnet_deploy.hardware.cuda import Device
+from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.sessions import onnxruntime
 from cnet_deploy.sessions.onnxruntime import OnnxruntimeSession, ort
-from cnet_deploy.verification import TOLERANCES
+from cnet_deploy.workflows.verify import TOLERANCES
 from tests.builders import logits, noise
 
 needs_the_cpu_build = pytest.mark.skipif(
@@ -163,9 +163,9 @@ def test_memory_is_free_again_after_close_and_after_an_error(converted: DenselyC
     script = """
 import sys, ctypes, numpy as np
 from pathlib import Path
-from cnet_deploy.device_memory import Device
+from cnet_deploy.hardware.cuda import Device
 from cnet_deploy.errors import Unavailable
-from cnet_deploy.manifest import read_pair
+from cnet_deploy.artifacts.pair import read_pair
 from cnet_deploy.sessions.onnxruntime import OnnxruntimeSession
 driver = ctypes.CDLL("libcuda.so.1")
 batch = np.zeros((64, 3, 32, 32), np.float32)

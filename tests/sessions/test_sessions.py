@@ -13,7 +13,7 @@ import pytest
 
 import cnet_deploy as cd
 from cnet_deploy.errors import InputRefused, Unavailable
-from cnet_deploy.models import DenselyConnected
+from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.sessions import BACKENDS, backend_of
 from tests.builders import logits, noise
 
@@ -131,7 +131,7 @@ def test_a_fixed_batch_runs_as_often_as_needed(converted: DenselyConnected, tmp_
 def test_accuracy_is_the_same_in_torch_and_onnxruntime(
     converted: DenselyConnected, onnx_path: Path, images_path: Path, tmp_path: Path
 ) -> None:
-    from cnet_deploy.data import read_images
+    from cnet_deploy.images.decode import read_images
 
     cd.save(converted, tmp_path / "m.safetensors")
     images = read_images(images_path, converted.preprocessing, 10)

@@ -12,7 +12,8 @@ import torch
 
 import cnet_deploy as cd
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.models import DenselyConnected, build
+from cnet_deploy.models.build import build
+from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.training.checkpoints import Checkpoints, read
 from cnet_deploy.training.condensation import initialise
 from tests.builders import TINY, TINY_DENSENET, TINY_LGC

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cnet_deploy.conversion import convert
-from cnet_deploy.models import build
+from cnet_deploy.models.build import build
+from cnet_deploy.models.convert import convert
 from cnet_deploy.models.layers import LearnedGroupConv
 from cnet_deploy.training.condensation import Condensation, drop, initialise
 from tests.builders import TINY_LGC, tiny

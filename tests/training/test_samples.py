@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnet_deploy.datasets import ArrayDataset, open_dataset
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.preprocessing import Preprocessing
+from cnet_deploy.images.datasets import ArrayDataset, open_dataset
+from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.training.samples import PADDING, Samples, cropped, shifted
 from tests.builders import TINY
 
-CIFAR = Preprocessing.of(TINY)
+CIFAR = Preprocessing.of(TINY.input_size, TINY.classes)
 
 
 def numbered(count: int) -> ArrayDataset:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from cnet_deploy.datasets import ArrayDataset, open_dataset
 from cnet_deploy.errors import CheckFailed
-from cnet_deploy.models import build
+from cnet_deploy.images.datasets import ArrayDataset, open_dataset
+from cnet_deploy.images.preprocessing import Preprocessing
+from cnet_deploy.models.build import build
 from cnet_deploy.models.layers import LearnedGroupConv
-from cnet_deploy.preprocessing import Preprocessing
 from cnet_deploy.training.condensation import initialise
-from cnet_deploy.training.peers import Peers
+from cnet_deploy.training.processes import Peers
 from cnet_deploy.training.recipe import Recipe
 from cnet_deploy.training.samples import Samples
 from cnet_deploy.training.trainer import Trainer
@@ -28,7 +28,7 @@ def trainer(arch: Any = TINY, **recipe: Any) -> Trainer:
     torch.manual_seed(0)
     model = build(arch, "training")
     initialise(model)
-    return Trainer(model, Recipe(**{"lr": 0.05, **recipe}), CPU, Preprocessing.of(arch))
+    return Trainer(model, Recipe(**{"lr": 0.05, **recipe}), CPU, Preprocessing.of(arch.input_size, arch.classes))
 
 
 def quietly(*_: Any) -> None:
@@ -43,7 +43,7 @@ def test_a_step_is_the_plain_one() -> None:
     initialise(plain)
     plain.train()
     optimizer = torch.optim.SGD(plain.parameters(), 0.05, momentum=0.9, weight_decay=1e-4, nesterov=True)
-    images, labels = torch.from_numpy(Preprocessing.of(TINY).apply(BATCH[0])), torch.from_numpy(BATCH[1])
+    images, labels = torch.from_numpy(Preprocessing.of(TINY.input_size, TINY.classes).apply(BATCH[0])), torch.from_numpy(BATCH[1])
     found.model.train()
     for _ in range(3):
         found.step(*BATCH)
@@ -61,7 +61,7 @@ def test_a_step_is_the_plain_one() -> None:
 
 def test_images_are_prepared_as_the_artifacts_do() -> None:
     found = trainer()
-    expected = Preprocessing.of(TINY).apply(BATCH[0])
+    expected = Preprocessing.of(TINY.input_size, TINY.classes).apply(BATCH[0])
     assert np.allclose(found.normalised(BATCH[0]).numpy(), expected, rtol=1e-6, atol=1e-6)
 
 

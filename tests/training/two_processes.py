@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cnet_deploy.datasets import open_dataset
-from cnet_deploy.models import build
-from cnet_deploy.preprocessing import Preprocessing
+from cnet_deploy.images.datasets import open_dataset
+from cnet_deploy.images.preprocessing import Preprocessing
+from cnet_deploy.models.build import build
 from cnet_deploy.training.condensation import initialise
-from cnet_deploy.training.peers import gathered
+from cnet_deploy.training.processes import gathered
 from cnet_deploy.training.recipe import Recipe
 from cnet_deploy.training.samples import Samples
 from cnet_deploy.training.trainer import Trainer
@@ -27,7 +27,7 @@ def main(data: Path, out: Path) -> int:
         torch.manual_seed(peers.rank)  # other weights on each: the leader's must win
         model = build(TINY, "training")
         initialise(model)
-        trainer = Trainer(model, recipe, peers, Preprocessing.of(TINY, "fashion-mnist"))
+        trainer = Trainer(model, recipe, peers, Preprocessing.of(TINY.input_size, TINY.classes, "fashion-mnist"))
         samples = Samples(open_dataset(data, "train"), trainer.preprocessing, 32, 0, peers.rank, peers.processes)
         stages: list[int] = []
         for epoch in range(3):

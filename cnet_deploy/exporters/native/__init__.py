@@ -7,13 +7,13 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cnet_deploy import __version__
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.exporters import Written
+from cnet_deploy.exporters.base import Written
 from cnet_deploy.exporters.native.planning import make_plan
 from cnet_deploy.exporters.native.toolchain import SOURCES, Target, build, find_compiler, resolve
-from cnet_deploy.machine import host_isas, host_machine
-from cnet_deploy.program import Program
+from cnet_deploy.hardware.cpu import host_isas, host_machine
+from cnet_deploy.program.program import Program
+from cnet_deploy.version import __version__
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.exporters.native.packing import LINE, padded
-from cnet_deploy.program import DenseLayer, Program, Transition
+from cnet_deploy.program.program import DenseLayer, Program, Transition
 
 MAX_OFFSET = (1 << 31) - 1  # in floats, of a plane from the first of its map
 WHOLE_AREA = 1100  # of a map of which several threads do one convolution after the other

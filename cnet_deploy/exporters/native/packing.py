@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cnet_deploy.program import Pointwise
+from cnet_deploy.program.program import Pointwise
 
 Doubles = npt.NDArray[np.float64]
 Words = npt.NDArray[np.uint32]

@@ -27,7 +27,7 @@ from cnet_deploy.exporters.native.packing import (
     to_words,
 )
 from cnet_deploy.files import digest
-from cnet_deploy.program import DenseLayer, Head, Pointwise, Pool, Program, Stem
+from cnet_deploy.program.program import DenseLayer, Head, Pointwise, Pool, Program, Stem
 
 CHUNK, CHUNK_SLACK = 16, 16  # channels that stand together in a narrow layer's buffer, pixels after its last (pointwise_narrow.hpp)
 CLASSES_TOGETHER = 64  # head.hpp

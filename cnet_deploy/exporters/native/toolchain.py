@@ -20,7 +20,7 @@ from pathlib import Path
 from cnet_deploy.errors import InputRefused, OutputRefused, Unavailable, printable
 from cnet_deploy.exporters.native.planning import weights_name
 from cnet_deploy.files import atomic_output, digest
-from cnet_deploy.machine import host_isas, host_machine
+from cnet_deploy.hardware.cpu import host_isas, host_machine
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from cnet_deploy.checkpoint import load
+from cnet_deploy.artifacts.pair import Pair
+from cnet_deploy.checkpoints.load import load
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.manifest import Pair
-from cnet_deploy.models import DenselyConnected, build_named
-from cnet_deploy.models.baselines import CLASSES, INPUT_SIZE
+from cnet_deploy.models.architecture import CLASSES, INPUT_SIZE
+from cnet_deploy.models.build import build_named
+from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.sessions.base import Binding, Floats, Session, Variants
 from cnet_deploy.sessions.torch.cuda import CudaBinding, require_device, telling
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cnet_deploy.device_memory import why_no_device
 from cnet_deploy.errors import InputRefused, Unavailable
+from cnet_deploy.hardware.cuda import why_no_device
 from cnet_deploy.sessions.base import Binding, Floats
 from cnet_deploy.sessions.torch.tf32 import set_tf32, tf32, tf32_settings
 

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from cnet_deploy.architecture import Architecture
 from cnet_deploy.exporters.native import describe
 from cnet_deploy.exporters.native.planning import Plan, make_plan
 from cnet_deploy.exporters.native.toolchain import SOURCES, build, find_compiler
-from cnet_deploy.lowering import lower
-from cnet_deploy.machine import host_isas, host_machine
-from cnet_deploy.models import DenselyConnected, build_random
+from cnet_deploy.hardware.cpu import host_isas, host_machine
+from cnet_deploy.models.architecture import Architecture
+from cnet_deploy.models.build import build_random
+from cnet_deploy.models.condensenet import DenselyConnected
+from cnet_deploy.program.lower import lower
 from tests.builders import TINY
 
 HERE = Path(__file__).parent

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import cnet_deploy as cd
-from cnet_deploy.data import read_images
 from cnet_deploy.exporters.native.toolchain import SOURCES
-from cnet_deploy.machine import host_machine
+from cnet_deploy.hardware.cpu import host_machine
+from cnet_deploy.images.decode import read_images
 from tests.builders import TINY
 from tests.exporters.native.helpers import (
     BF16_ERROR,

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from cnet_deploy.architecture import NAMED, Architecture
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.exporters.native.geometry import blocks_of, place, plain_paths
-from cnet_deploy.lowering import lower
-from cnet_deploy.models import build_named
+from cnet_deploy.models.architecture import NAMED, Architecture
+from cnet_deploy.models.build import build_named
+from cnet_deploy.program.lower import lower
 from tests.builders import TINY, VARIETIES
 from tests.exporters.native.helpers import network
 

@@ -12,7 +12,7 @@ import pytest
 
 import cnet_deploy as cd
 from cnet_deploy.exporters.native.toolchain import SOURCES
-from cnet_deploy.machine import host_machine
+from cnet_deploy.hardware.cpu import host_machine
 from tests.builders import TINY
 from tests.exporters.native.helpers import (
     BF16_ERROR,

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import strategies as st
 
 import cnet_deploy as cd
-from cnet_deploy.architecture import NAMED, Architecture
+from cnet_deploy.artifacts.pair import read_pair
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.manifest import read_pair
-from cnet_deploy.models import build_named
+from cnet_deploy.models.architecture import NAMED, Architecture
+from cnet_deploy.models.build import build_named
 from cnet_deploy.sessions.native import open_file
 from tests.builders import TINY, VARIETIES
 from tests.exporters.native.helpers import (

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cnet_deploy.exporters.native.packing import Data, fold_first_norm, route, tiled, to_bf16, to_words
-from cnet_deploy.program import Pointwise
+from cnet_deploy.program.program import Pointwise
 
 
 def pointwise(groups: int, rows: int, width: int, seed: int = 0) -> Pointwise:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cnet_deploy.exporters.native import planning
-from cnet_deploy.lowering import lower
+from cnet_deploy.program.lower import lower
 from tests.builders import TINY
 from tests.exporters.native.helpers import every_kernel, network, plan_of
 

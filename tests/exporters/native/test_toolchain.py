@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 import cnet_deploy as cd
+from cnet_deploy.artifacts.pair import read_pair
 from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.exporters.native import toolchain
 from cnet_deploy.exporters.native.toolchain import find_compiler, resolve
-from cnet_deploy.lowering import lower
-from cnet_deploy.machine import host_isas, host_machine
-from cnet_deploy.manifest import read_pair
+from cnet_deploy.hardware.cpu import host_isas, host_machine
+from cnet_deploy.program.lower import lower
 from cnet_deploy.sessions.native import open_file
 from tests.builders import TINY
 from tests.exporters.native.helpers import drive, driver, exact, images_for, isas, library, network
@@ -171,7 +171,7 @@ def test_the_compiler_from_pypi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 def test_only_the_family_is_compiled() -> None:
     from cnet_deploy.exporters.native import write
-    from cnet_deploy.models import build_named
+    from cnet_deploy.models.build import build_named
 
     with pytest.raises(InputRefused, match="only CondenseNet, DenseNet and their kin are compiled"):
         write(build_named("resnet-18"), Path("never.so"))

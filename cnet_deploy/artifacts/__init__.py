@@ -1,0 +1,1 @@
+"""An exported file and its manifest, as they lie on a disk."""

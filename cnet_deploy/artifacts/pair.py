@@ -1,0 +1,157 @@
+"""An artifact and its manifest as one: read together, written together."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cnet_deploy.artifacts.manifest import MAX_BYTES, REPLACES, Manifest, manifest_path
+from cnet_deploy.errors import InputRefused, OutputRefused
+from cnet_deploy.files import atomic_outputs, digest, locked, read_bytes, replace_bytes, require_digest
+from cnet_deploy.files.strict_json import parse_json
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A file that was read once, and the manifest that belongs to these very bytes; None where there is none, or none was asked for."""
+
+    path: Path
+    data: bytes
+    manifest: Manifest | None = None
+
+    def require_manifest(self, what: str) -> Manifest:
+        """The manifest of what is code that opening it would run. Raises InputRefused where there is none."""
+        if self.manifest is None:
+            raise InputRefused(
+                f"{self.path}: has no manifest {manifest_path(self.path).name} beside it, and {what} is code that would be run "
+                "unchecked; put its manifest there, or export the model again"
+            )
+        return self.manifest
+
+
+def read_pair(path: Path | str, sha256: str | None = None, *, described: bool = True) -> Pair:
+    """An artifact's bytes and its manifest, as they were together at one moment, whoever writes them meanwhile.
+
+    ``sha256`` pins the bytes: in hexadecimal, the digest that they must have. ``described`` False leaves the manifest alone. Raises
+    InputRefused for bytes of another digest, for a manifest that can't be read, and for one of other bytes.
+    """
+    for attempt in itertools.count():
+        before = _state(path)
+        data = read_bytes(path)
+        try:
+            pair = Pair(Path(path), data, read_manifest(path, data) if described else None)
+        except InputRefused:
+            if attempt >= _ATTEMPTS or before == _state(path):
+                raise
+            continue  # somebody replaced them in between
+        require_digest(path, data, sha256)
+        return pair
+    raise AssertionError("not reached")
+
+
+def read_manifest(artifact: Path | str, data: bytes | None = None) -> Manifest | None:
+    """The manifest beside an artifact, checked against the artifact's bytes (``data``, if they were read); None where there is none.
+
+    Raises InputRefused for a manifest that can't be read, and for one that describes other bytes than the artifact's.
+    """
+    path = manifest_path(artifact)
+    if not path.exists():
+        return None
+    try:
+        text = read_bytes(path, MAX_BYTES).decode("utf-8")
+        manifest, before = Manifest.from_json(text), _replaced(text)
+    except (UnicodeDecodeError, InputRefused) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise InputRefused(f"{path}: {reason}; export the model again, or delete the manifest if you trust the file") from None
+    data = read_bytes(artifact) if data is None else data
+    found = (digest(data), len(data))
+    if found == (manifest.sha256, manifest.bytes):
+        return manifest
+    if before is not None and found == (before["sha256"], before["bytes"]):
+        earlier: Manifest | None = before["manifest"]
+        return earlier
+    raise InputRefused(
+        f"{artifact}: has {len(data)} bytes with SHA-256 {found[0][:16]}…, but its manifest {path.name} expects {manifest.bytes} with "
+        f"{manifest.sha256[:16]}…; the pair does not belong together: export the model again, or delete the manifest if you trust it"
+    )
+
+
+# Two names can't be renamed at once. While the artifact is replaced, its manifest speaks of both, the new one and, under "replaces", the
+# old one: whenever a kill parts the two renames, what lies there is still a pair.
+_ATTEMPTS = 20
+
+
+@contextlib.contextmanager
+def atomic_pair(artifact: Path | str, *, source: Path | str | None = None) -> Iterator[tuple[Path, Path]]:
+    """Temporary paths for an artifact and its manifest (see files.atomic_outputs): readers see the old pair or the new one."""
+    with atomic_outputs(artifact, manifest_path(artifact), source=source, commit=_commit) as (temporary, beside):
+        yield temporary, beside
+
+
+def update_manifest(artifact: Path | str, before: Manifest, after: Manifest) -> None:
+    """Put a manifest in place of ``before``, unless another artifact has come meanwhile. Raises OutputRefused where that can't be done."""
+    path = manifest_path(artifact)
+    try:
+        with locked(path.parent):
+            if read_manifest(artifact) == before:
+                replace_bytes(path, after.to_json().encode())
+    except OSError as error:
+        raise OutputRefused(f"{path}: can't be written: {error.strerror}") from None
+
+
+def _commit(temporaries: Sequence[Path], targets: Sequence[Path]) -> None:
+    (new, description), (artifact, path) = temporaries, targets
+    before = path.read_bytes() if path.exists() else None
+    if (there := _there(artifact)) is None:  # a manifest alone harms nobody
+        os.replace(description, path)
+    else:
+        replace_bytes(path, json.dumps({**json.loads(description.read_bytes()), REPLACES: there}).encode())
+    try:
+        os.replace(new, artifact)
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.unlink() if before is None else replace_bytes(path, before)
+        raise
+    if there is not None:
+        with contextlib.suppress(OSError):  # both are whole already
+            os.replace(description, path)
+
+
+def _there(artifact: Path) -> dict[str, Any] | None:
+    """What a transitional manifest says of the artifact that is to be replaced; None where there is none, or none that belongs to its
+    manifest (it is refused before as after)."""
+    try:
+        pair = read_pair(artifact)
+    except InputRefused:
+        return None
+    description = pair.manifest and json.loads(pair.manifest.to_json())
+    return {"sha256": digest(pair.data), "bytes": len(pair.data), "manifest": description}
+
+
+def _replaced(text: str) -> dict[str, Any] | None:
+    """The artifact that a transitional manifest replaces. Raises InputRefused for one that makes no sense."""
+    found = parse_json(text).get(REPLACES)
+    if found is None:
+        return None
+    if not isinstance(found, dict) or type(found.get("sha256")) is not str or type(found.get("bytes")) is not int:
+        raise InputRefused(f"{REPLACES} is no artifact")
+    description = found.get("manifest")
+    return {**found, "manifest": None if description is None else Manifest.from_json(json.dumps(description))}
+
+
+def _state(artifact: Path | str) -> list[tuple[int, int, int] | None]:
+    """What tells that an artifact or its manifest was replaced."""
+    found: list[tuple[int, int, int] | None] = []
+    for path in (Path(artifact), manifest_path(artifact)):
+        try:
+            status = path.stat()
+            found.append((status.st_ino, status.st_mtime_ns, status.st_size))
+        except (OSError, ValueError):
+            found.append(None)
+    return found

@@ -1,0 +1,1 @@
+"""The latency gate: is head slower than base?"""

@@ -1,0 +1,106 @@
+"""Base and head: what was named, exported by its own installation where its backend does not open it, and the cell that comes of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cnet_deploy.benchmarks.measure.cells import Cell
+from cnet_deploy.benchmarks.measure.worker import NAMED
+from cnet_deploy.benchmarks.sweep.figures import Figures, figures_of
+from cnet_deploy.benchmarks.sweep.plan import backends_of, copied, default_threads, export_options, is_named, target_for
+from cnet_deploy.errors import InputRefused, Unavailable, naming
+from cnet_deploy.exporters import SUFFIXES
+from cnet_deploy.files import check_input, exists
+from cnet_deploy.sessions import resolve_backend
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Side:
+    """Base or head: what was named, the interpreter that runs it, and the cell that came of it.
+
+    ``figures`` are of the artifact that runs, None for a network that the backend builds itself; ``model_figures`` of the file that was
+    named.
+    """
+
+    name: str
+    model: str
+    python: str
+    cell: Cell
+    figures: Figures | None = None
+    model_figures: Figures | None = None
+
+    def check(self, error: str | None, exit_code: int | None) -> None:
+        """Raise what its process told: InputRefused or Unavailable, in the words of what was named."""
+        if error is not None:
+            named = error.replace(self.cell.model, self.model)
+            raise (InputRefused if exit_code == InputRefused.exit_code else Unavailable)(f"{self.name}: {named}")
+
+
+def make_side(
+    name: str, model: str, backend: str | None, threads: int | None, python: str, folder: Path, say: Say, device: str, batch: int = 1
+) -> Side:
+    """A file or named network, ready to run ``batch`` images an inference; what is made for it lies in ``folder``.
+
+    Raises Unavailable where it is missing, or can't be exported or run; InputRefused for a file or backend that is refused.
+    """
+    if not is_named(model):
+        require_file(name, model)
+    with naming(name):
+        if backend is not None:
+            resolve_backend(backend)
+        chosen = backends_of(model, (backend,) if backend else (), device)[-1]
+    label, target = Path(model).name, target_for(chosen, model)
+    # A copy: what is opened again for every round must not be another file by then.
+    path = model if is_named(model) else str(copied(model, folder / name))
+    try:
+        given = None if is_named(model) else figures_of(path)
+    except InputRefused as error:
+        raise InputRefused(f"{name}: {str(error).replace(path, model)}") from None
+    if target is not None:
+        source, path = path, str(folder / f"{name}{SUFFIXES[target]}")
+        say(f"{name}: exporting {model} for {chosen}")
+        _export(name, model, source, target, path, python, folder, export_options(chosen, batch))
+    elif is_named(model):
+        path = NAMED + model
+    cell = Cell(label, path, chosen, threads or default_threads(), batch, device=device)
+    return Side(name, model, python, cell, None if path.startswith(NAMED) else figures_of(path), given)
+
+
+def interpreter(python: str | None) -> str:
+    """A path that holds in every folder; a virtual environment's own link must not be followed."""
+    if python is None:
+        return sys.executable
+    return str(Path(python).absolute()) if os.sep in python else python
+
+
+def require_file(name: str, model: str) -> None:
+    """Raise Unavailable for a file that is missing, InputRefused for one that can't be read."""
+    if not exists(model):
+        raise Unavailable(f"{name}: {model}: no such file, and no network of that name; nothing was compared, and that is no pass")
+    with naming(name):
+        check_input(model)
+
+
+def _export(name: str, model: str, source: str, target: str, path: str, python: str, folder: Path, options: dict[str, Any]) -> None:
+    """By the side's own installation, from a folder where no other can be found."""
+    command = [python, "-m", "cnet_deploy", "export", source, f"--{target}", "-o", path]
+    for key, value in options.items():
+        command += [f"--{key}", value if isinstance(value, str) else ":".join(map(str, value))]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise Unavailable(f"{name}: {python}: can't be run ({error.strerror}); expected a Python that has cnet-deploy installed") from None
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        refused = done.returncode == InputRefused.exit_code
+        raise (InputRefused if refused else Unavailable)(
+            f"{name}: {model} can't be exported for --{target}: {said.removeprefix('Error: ').replace(source, model)}"
+        )

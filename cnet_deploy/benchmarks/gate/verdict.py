@@ -1,0 +1,196 @@
+"""A gate's outcome for people and for machines: the verdict in a line, the rounds in a table, JSON, Markdown, annotations."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from cnet_deploy.artifacts.manifest import manifest_path
+from cnet_deploy.benchmarks.gate.run import MAX_ROUNDS, Outcome, Round, gate, gate_baseline
+from cnet_deploy.benchmarks.measure.rule import Verdict
+from cnet_deploy.benchmarks.measure.samples import milliseconds
+from cnet_deploy.benchmarks.report.terminal import is_any, put, show
+from cnet_deploy.errors import CheckFailed, CnetDeployError, Inconclusive, OutputRefused, printable
+from cnet_deploy.files import append, check_output, write_text
+
+FORMAT = "cnet_deploy_gate"
+FORMAT_VERSION = 1
+NOT_MEASURED = "not measured"
+_LEVELS = {Verdict.PASS.value: "notice", Verdict.REGRESSION.value: "error", Verdict.INCONCLUSIVE.value: "warning", NOT_MEASURED: "error"}
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a verdict is put besides standard output: JSON is replaced, a summary is appended to, as CI's summary page asks for."""
+
+    json: Path | None = None
+    summary: Path | None = None
+
+    def check(self, inputs: Sequence[Path | str]) -> None:
+        """Refuse places that can't be written to, that are an input or its manifest, or each other. Raises OutputRefused."""
+        taken: list[Path | str] = [*inputs, *map(manifest_path, inputs)]
+        for path, suffix in ((self.json, ".json"), (self.summary, "")):
+            if path is not None:
+                if is_any(path, taken) or not path.name.endswith(suffix):
+                    expected = "a name that ends in .json" if suffix else "a name of its own"
+                    raise OutputRefused(
+                        f"{path}: a verdict is not written there; expected {expected}, and neither a model's nor a baseline's"
+                    )
+                check_output(path)
+                taken.append(path)
+
+
+def run(models: Sequence[str], baseline: Path | None, places: Places, *, quiet: bool = False, **options: Any) -> Outcome:
+    """Gate (see ``gate`` and ``gate_baseline``), and tell the verdict on standard output, in ``places``, and to GitHub where that listens.
+
+    Raises CheckFailed for a regression, Inconclusive where nothing can be said, and what the gate raises where nothing could be measured,
+    after that has been told in the same places.
+    """
+    places.check([*models, *([] if baseline is None else [baseline])])
+    try:
+        outcome = gate_baseline(baseline, models[0], **options) if baseline is not None else gate(models[0], models[-1], **options)
+    except CnetDeployError as error:
+        _tell(NOT_MEASURED, f"{NOT_MEASURED}: {error}", {"exit_code": error.exit_code, "reason": str(error)}, [], places)
+        raise
+    if (outcome.rounds or outcome.self_rounds) and not quiet:
+        show(_table(outcome))
+    _tell(outcome.verdict.value, verdict(outcome), to_dict(outcome), _markdown(outcome), places)
+    if outcome.verdict is Verdict.REGRESSION:
+        raise CheckFailed("the gate did not pass: find what changed in head, or allow it (--tolerance, --allow-changes)")
+    if outcome.verdict is Verdict.INCONCLUSIVE:
+        most = options.get("max_rounds", MAX_ROUNDS)
+        raise Inconclusive(
+            f"too noisy to say: use a quieter machine, more rounds (--max-rounds, now {most}), longer turns (--seconds), "
+            "or a larger --tolerance"
+        )
+    return outcome
+
+
+def verdict(outcome: Outcome) -> str:
+    """One line.
+
+    ``pass: head takes 0.6 % more time than base (99 % bounds: 1.1 % less, 0.8 % more; tolerance 5.0 %; 8 rounds): surely within …``
+    """
+    parts = [f"{outcome.verdict.value}:"]
+    if outcome.worse:
+        parts.append("; ".join(f"{change.what} {change.before} -> {change.after}" for change in outcome.worse) + ";")
+    decision, quiet = outcome.decision, outcome.self_test
+    if decision is not None:
+        parts.append(
+            f"head takes {_percent(decision.estimate)} time than base (99 % bounds: {_percent(decision.lower)}, "
+            f"{_percent(decision.upper)}; tolerance {_share(outcome.tolerance)}; {decision.rounds} rounds): {decision.reason}"
+        )
+    elif quiet is not None:
+        parts.append(
+            f"this machine can't tell {_share(outcome.tolerance)}: base against itself scatters by {_share(quiet.half_width)} either way "
+            f"(99 %) in {quiet.rounds} rounds, and at most {_share(quiet.limit)} is good enough"
+        )
+    return " ".join(parts)
+
+
+def to_dict(outcome: Outcome) -> dict[str, Any]:
+    """Everything, raw samples included, JSON-ready. Times in seconds."""
+    decision, quiet = outcome.decision, outcome.self_test
+    return {
+        "exit_code": outcome.exit_code,
+        "base": outcome.base,
+        "head": outcome.head,
+        "backends": dict(zip(("base", "head"), outcome.backends, strict=True)),
+        "installations": outcome.installations,
+        "device": outcome.device,
+        "threads": outcome.threads,
+        "tolerance": outcome.tolerance,
+        "settings": asdict(outcome.settings),
+        "decision": decision and {**asdict(decision), "verdict": decision.verdict.value},
+        "self_test": quiet and {**asdict(quiet), "passed": quiet.passed},
+        "compared": outcome.compared,
+        "changes": [asdict(change) for change in outcome.changes],
+        "self_test_rounds": [asdict(part) for part in outcome.self_rounds],
+        "rounds": [asdict(part) for part in outcome.rounds],
+        "environment": outcome.environment,
+    }
+
+
+def _percent(ratio: float) -> str:
+    """``3.1 % more``, ``0.4 % less``."""
+    return _share(abs(ratio - 1)) + (" more" if ratio >= 1 else " less")
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _tell(word: str, line: str, values: dict[str, Any], lines: list[str], places: Places) -> None:
+    line = printable(line, 4000)
+    text = line
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        text += f"\n::{_LEVELS[word]} title=Latency gate::{_escaped(line)}"
+    put(text + "\n")
+    refused: OutputRefused | None = None
+    if places.json is not None:
+        try:
+            write_text(places.json, json.dumps({FORMAT: FORMAT_VERSION, "verdict": word, "line": line, **values}, indent=1) + "\n")
+        except OutputRefused as error:
+            refused = error
+    if places.summary is not None:
+        try:
+            text = "\n".join([f"### Latency gate: {word}", "", line, "", *lines]).rstrip() + "\n\n"
+            append(places.summary, text.encode("utf-8", "replace"))
+        except OSError as error:
+            refused = refused or OutputRefused(f"{places.summary}: can't be written: {error.strerror}")
+    if refused is not None:
+        raise refused
+
+
+def _escaped(text: str) -> str:
+    """As GitHub's workflow commands want it: these three would end the command or change the text."""
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _table(outcome: Outcome) -> Table:
+    table = Table(title=f"Medians of each process, {outcome.threads} thread(s)", title_justify="left")
+    for heading in ("", "order", f"base\n{outcome.backends[0]}, ms", f"head\n{outcome.backends[1]}, ms", "head / base"):
+        table.add_column(heading, justify="left" if heading in ("", "order") else "right")
+    for what, rounds in _parts(outcome):
+        for number, part in enumerate(rounds, 1):
+            table.add_row(*_row(what, number, part))
+    return table
+
+
+def _parts(outcome: Outcome) -> list[tuple[str, list[Round]]]:
+    return [("self-test", outcome.self_rounds), ("round", outcome.rounds)]
+
+
+def _row(what: str, number: int, part: Round) -> tuple[str, ...]:
+    base, head = part.medians
+    return f"{what} {number}", part.order, milliseconds(base), milliseconds(head), f"{head / base:.3f}"
+
+
+def _markdown(outcome: Outcome) -> list[str]:
+    """What stands under the verdict on a summary page."""
+    lines = [f"- base: `{_code(outcome.base)}` on {outcome.backends[0]} {_code(outcome.installations.get('base', ''))}".rstrip()]
+    lines.append(f"- head: `{_code(outcome.head)}` on {outcome.backends[1]} {_code(outcome.installations.get('head', ''))}".rstrip())
+    lines += [f"- {change}" for change in outcome.changes] or [f"- operators, multiply-adds, parameters, bytes: {outcome.compared}"]
+    if quiet := outcome.self_test:
+        lines.append(
+            f"- base against itself: ±{_share(quiet.half_width)} (99 %) in {quiet.rounds} rounds, at most {_share(quiet.limit)} allowed"
+        )
+    if outcome.rounds:
+        base, head = (statistics.median(part.medians[side] for part in outcome.rounds) for side in (0, 1))
+        lines += [f"- median of rounds: base {milliseconds(base)} ms, head {milliseconds(head)} ms", ""]
+        lines += ["<details><summary>Rounds</summary>", "", "| | order | base, ms | head, ms | head / base |", "|---|---|---:|---:|---:|"]
+        for what, rounds in _parts(outcome):
+            lines += ["| " + " | ".join(_row(what, number, part)) + " |" for number, part in enumerate(rounds, 1)]
+        lines += ["", "</details>"]
+    return lines
+
+
+def _code(text: str) -> str:
+    return printable(text).replace("`", "'").replace("|", "\\|")

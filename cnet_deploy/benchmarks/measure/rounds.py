@@ -1,0 +1,225 @@
+"""Interleaved measurement: one worker process per cell, one measuring at a time, the rest blocked on a pipe.
+
+Samples of one process are correlated and machines drift, so cells are compared within rounds (see ``ratio``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cnet_deploy.benchmarks.measure.cells import SETTLE_SECONDS, Cell, Worker, worker
+from cnet_deploy.benchmarks.measure.samples import Summary, summarise
+
+
+@dataclass
+class Result:
+    """A cell's raw samples in seconds, round by round; or why there are none.
+
+    ``batch`` is how many images an inference takes: the cell's, unless the artifact has a fixed one. ``cold_seconds`` are from the start of
+    a process to its first result, ``open_seconds`` the opening alone, one of each per process; ``warmup`` is what the first process did
+    from its first inference on, before anything counted. ``peak_bytes`` is the most memory that a process held. ``device_rounds`` and
+    ``transfer_rounds`` are an inference's time by the device's own clock, and the transfers', round by round; empty on a CPU.
+    ``exit_code`` is the error's.
+    """
+
+    cell: Cell
+    batch: int = 1
+    cold_seconds: list[float] = field(default_factory=list)
+    open_seconds: list[float] = field(default_factory=list)
+    warmup: list[float] = field(default_factory=list)
+    rounds: list[list[float]] = field(default_factory=list)
+    device_rounds: list[float] = field(default_factory=list)
+    transfer_rounds: list[float] = field(default_factory=list)
+    peak_bytes: int | None = None
+    error: str | None = None
+    exit_code: int | None = None
+
+    @property
+    def samples(self) -> list[float]:
+        return [sample for part in self.rounds for sample in part]
+
+    @property
+    def summary(self) -> Summary | None:
+        """Of all samples; None where nothing was measured."""
+        return summarise(self.samples)
+
+    @property
+    def median(self) -> float | None:
+        """Seconds; None where nothing was measured. On a device inputs lie there already."""
+        return statistics.median(self.samples) if self.rounds else None
+
+    @property
+    def device_median(self) -> float | None:
+        """Seconds of an inference by the device's own clock: the median over rounds; None on a CPU."""
+        return statistics.median(self.device_rounds) if self.device_rounds else None
+
+    @property
+    def transfer_median(self) -> float | None:
+        """Seconds that the batch takes to the device and the logits back: the median over rounds; None on a CPU."""
+        return statistics.median(self.transfer_rounds) if self.transfer_rounds else None
+
+    @property
+    def end_to_end(self) -> float | None:
+        """Seconds from images on the host to logits on the host: the median inference and the median transfers; None on a CPU."""
+        return None if self.median is None or self.transfer_median is None else self.median + self.transfer_median
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Throughput: the batch over its median time; None where nothing was measured."""
+        return self.batch / self.median if self.median else None
+
+    def opened(self, answer: dict[str, Any]) -> bool:
+        """Take over the answer of a worker that opened; False if it says that it could not."""
+        if self._failed(answer):
+            return False
+        self.batch = answer["batch"]
+        self.cold_seconds.append(answer["cold_seconds"])
+        self.open_seconds.append(answer["open_seconds"])
+        if not self.warmup:
+            self.warmup.append(answer["first_seconds"])
+        return True
+
+    def measured(self, answer: dict[str, Any], *, counts: bool) -> bool:
+        """Take over the answer of a turn; what does not count is warm-up. False if it says that it failed."""
+        if self._failed(answer):
+            return False
+        if len(self.cold_seconds) == 1 and not self.rounds:
+            self.warmup += answer["warmup"]
+        if counts:
+            self.rounds.append(answer["samples"])
+            if "device_seconds" in answer:
+                self.device_rounds.append(answer["device_seconds"])
+                self.transfer_rounds.append(answer["upload_seconds"] + answer["download_seconds"])
+        self.peak_bytes = max(self.peak_bytes or 0, answer["peak_bytes"] or 0) or None
+        return True
+
+    def _failed(self, answer: dict[str, Any]) -> bool:
+        error, self.exit_code = answer.get("error"), answer.get("exit_code")
+        # In the user's words: the file that failed may be a copy or an export of the one that was named.
+        self.error = None if error is None else error.replace(self.cell.model, self.cell.label)
+        return self.error is not None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long is measured: ``rounds`` turns of every cell, each of ``seconds`` and at least ``least`` inferences.
+
+    Before its first turn a process warms up for ``warmup`` seconds, and before each for ``rewarm``, since others had the caches meanwhile.
+    ``fresh`` gives every turn a process of its own, as the gate does: slower, and good to be compared with at another time.
+    """
+
+    rounds: int = 10
+    seconds: float = 0.2
+    least: int = 3
+    warmup: float = 0.5
+    rewarm: float = 0.1
+    fresh: bool = False
+
+    def turn(self) -> dict[str, Any]:
+        """The command of a turn that counts."""
+        return {"warmup": self.warmup if self.fresh else self.rewarm, "seconds": self.seconds, "least": self.least}
+
+
+def ratio(result: Result, base: Result) -> float | None:
+    """How many times as long as ``base`` an image takes: the median over rounds of the ratio of the round's medians."""
+    both = [(a, b) for a, b in zip(result.rounds, base.rounds, strict=False) if a and b]
+    pairs = [(statistics.median(a) / result.batch, statistics.median(b) / base.batch) for a, b in both]
+    return statistics.median(a / b for a, b in pairs) if pairs else None
+
+
+def measure(cells: Sequence[Cell], settings: Settings, progress: Callable[[str], None] = lambda _: None) -> list[Result]:
+    """Measure all cells, interleaved, in a new order each round. A cell that fails keeps its error and the rest goes on.
+
+    ``progress`` is called with a cell's label before each of its turns: one to open, one to warm up, one per round.
+    """
+    results = [Result(cell, batch=cell.batch) for cell in cells]
+    proceed(results, settings, progress)
+    return results
+
+
+def proceed(
+    results: list[Result],
+    settings: Settings,
+    progress: Callable[[str], None] = lambda _: None,
+    keep: Callable[[], None] = lambda: None,
+) -> None:
+    """``measure`` for results that may hold some rounds already; they are changed in place.
+
+    A round that was cut off, so that not every cell had it, is measured anew, since ratios are taken within rounds. Results with an error
+    stay as they are. ``keep`` is called after every turn, while nothing is being measured.
+    """
+    alive = [result for result in results if result.error is None]
+    done = rounds_of(results, settings)
+    for result in alive:
+        del result.rounds[done:], result.device_rounds[done:], result.transfer_rounds[done:]
+    if done < settings.rounds:
+        in_processes = _in_fresh_processes if settings.fresh else _in_lasting_processes
+        in_processes(alive, range(done, settings.rounds), settings, progress, keep)
+
+
+def rounds_of(results: Sequence[Result], settings: Settings) -> int:
+    """How many rounds all cells have had that did not fail."""
+    return min((len(result.rounds) for result in results if result.error is None), default=settings.rounds)
+
+
+def _in_lasting_processes(
+    results: list[Result], rounds: range, settings: Settings, progress: Callable[[str], None], keep: Callable[[], None]
+) -> None:
+    with contextlib.ExitStack() as stack:
+        workers: list[tuple[Result, Worker]] = []
+        for result in results:
+            progress(f"open {_name(result)}")
+            time.sleep(SETTLE_SECONDS)  # before a start too: its time is told
+            held = stack.enter_context(worker(result.cell))
+            workers.append((result, held))
+            result.opened(held.open())
+        for turn in (None, *rounds):
+            for result, held in _shuffled(workers, turn):
+                progress(f"{'warm up' if turn is None else f'round {turn + 1}'}: {_name(result)}")
+                if result.error is not None:
+                    continue
+                time.sleep(SETTLE_SECONDS)
+                command = {"warmup": settings.warmup, "seconds": 0.0, "least": 1} if turn is None else settings.turn()
+                result.measured(held.ask(command), counts=turn is not None)
+                keep()
+
+
+def _in_fresh_processes(
+    results: list[Result], rounds: range, settings: Settings, progress: Callable[[str], None], keep: Callable[[], None]
+) -> None:
+    for turn in rounds:
+        for result in _shuffled(results, turn):
+            progress(f"round {turn + 1}: {_name(result)}")
+            if result.error is None:
+                take_turn(result, settings)
+                keep()
+
+
+def take_turn(result: Result, settings: Settings, python: str = sys.executable) -> None:
+    """One turn of a cell in a process of its own, added to its result."""
+    time.sleep(SETTLE_SECONDS)
+    with worker(result.cell, python) as held:
+        if result.opened(held.open()):
+            result.measured(held.ask(settings.turn()), counts=True)
+
+
+def steps(cells: int, settings: Settings, done: int = 0) -> int:
+    """How often ``measure`` calls ``progress`` for so many cells, of which ``done`` rounds were measured before."""
+    if done >= settings.rounds:
+        return 0
+    return cells * (settings.rounds - done + (0 if settings.fresh else 2))
+
+
+def _shuffled(items: list[Any], turn: int | None) -> list[Any]:
+    return random.Random(-1 if turn is None else turn).sample(items, len(items))
+
+
+def _name(result: Result) -> str:
+    return f"{result.cell.label} on {result.cell.backend}"

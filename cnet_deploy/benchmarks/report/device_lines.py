@@ -1,0 +1,62 @@
+"""How a device's cells are told: a line for each, since its time has three ends (the host, the device's own clock, with transfers)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cnet_deploy.benchmarks.measure.rounds import Result
+from cnet_deploy.benchmarks.measure.samples import milliseconds
+from cnet_deploy.benchmarks.sweep.paper import paper_ratio
+from cnet_deploy.benchmarks.sweep.results import Group, Report, Row
+from cnet_deploy.errors import printable
+
+NOTE = (
+    "On a device: ms is what the host waits for an inference whose images lie on the device already (p90 where samples support it), "
+    "device ms the same by the device's own events, with transfers ms adds the upload of the images and the download of the logits. "
+    "The cells of one model take turns with each other."
+)
+
+
+def headings(report: Report, group: Group) -> list[str]:
+    """Of ``lines``: the model's columns, its backend, figures."""
+    paper = ["Paper: top-1 err.", "Paper: ratio"] if any(row.paper for row in report.rows) else []
+    figures = ["ms (p90)"] if group[1] == 1 else ["images/s", "ms a batch"]
+    return ["Model", "M FLOPs", "M params", *paper, "backend", *figures, "device ms", "with transfers ms", "ratio"]
+
+
+def lines(report: Report, group: Group) -> Iterator[tuple[Row, Result, list[str]]]:
+    """Each cell of a group with its words; what is the model's stands in its first line alone."""
+    has_paper = any(row.paper for row in report.rows)
+    for row in report.rows:
+        paper = [f"{row.paper.top1_error:.1f} %", f"{paper_ratio(row.paper):.2f}"] if row.paper else ["", ""]
+        model = [printable(row.title), "" if row.flops is None else f"{row.flops / 1e6:,.0f}"]
+        model += ["" if row.params is None else f"{row.params / 1e6:.2f}", *(paper if has_paper else [])]
+        for backend in report.backends:
+            if (result := row.find(backend, group)) is not None:
+                yield row, result, [*model, backend, *_figures(report, result)]
+                model = [""] * len(model)
+
+
+def notes(report: Report) -> list[str]:
+    """What is measured how, and on which device; nothing for a CPU's report."""
+    if report.device == "cpu":
+        return []
+    found = [backend for backend in report.backends if "tf32" in backend.split(".") or backend == "onnxruntime.tensorrt"]  # its default
+    tf32 = f"TF32 is on for {', '.join(found)} alone." if found else "TF32 is off everywhere."
+    machine = report.environment
+    return [f"{NOTE} {tf32}", f"{machine['gpu'] or 'a GPU that nvidia-smi does not tell of'}, driver {machine['driver'] or 'unknown'}."]
+
+
+def _figures(report: Report, result: Result) -> list[str]:
+    found, times, batch = result.summary, report.ratio(result), result.cell.batch
+    if found is None:
+        return ["failed" if result.error else "not yet", *[""] * (3 if batch == 1 else 4)]
+    first = milliseconds(found.median)
+    if batch == 1:
+        first += f" ({milliseconds(found.p90)})" if found.p90 is not None else ""
+    else:
+        first = f"{result.images_per_second:,.1f}"
+    first = ("~" if found.unstable else "") + first + (f" batch {result.batch}" if result.batch != batch else "")
+    whole = [] if batch == 1 else [milliseconds(found.median)]
+    rest = [milliseconds(result.device_median), milliseconds(result.end_to_end)]
+    return [first, *whole, *rest, "" if times is None else f"{times:.2f}"]

@@ -1,0 +1,105 @@
+"""A report as Markdown and as comma-separated values: for a pull request, and for a spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from cnet_deploy.benchmarks.measure.rounds import Result
+from cnet_deploy.benchmarks.measure.samples import milliseconds
+from cnet_deploy.benchmarks.report import device_lines as on_device
+from cnet_deploy.benchmarks.report.advice import warnings_of
+from cnet_deploy.benchmarks.sweep.paper import BASE, paper_ratio
+from cnet_deploy.benchmarks.sweep.results import Group, Report, Row
+from cnet_deploy.errors import printable
+
+CSV_COLUMNS = (
+    "model", "backend", "device", "threads", "batch", "flops", "params", "samples", "median_ms", "mean_ms", "p90_ms", "p95_ms", "p99_ms",
+    "variation", "unstable", "device_ms", "transfer_ms", "end_to_end_ms", "images_per_second", "ratio", "cold_start_ms", "open_ms",
+    "peak_mib", "error",
+)  # fmt: skip
+
+
+def group_title(report: Report, group: Group) -> str:
+    """``batch 1, 2 threads``; ``batch 1, cuda`` on a device, where threads stand only if they tell groups apart."""
+    threads, batch = group
+    words = [f"batch {batch}", *([] if report.device == "cpu" else [report.device])]
+    if report.device == "cpu" or len({threads for threads, _ in report.groups}) > 1:
+        words.append(f"{threads} thread{'' if threads == 1 else 's'}")
+    return ", ".join(words)
+
+
+def base_title(report: Report) -> str:
+    """The short name of the row that the others are compared with."""
+    return "MobileNet" if report.base.label == BASE else printable(report.base.title)
+
+
+def markdown(report: Report) -> str:
+    """One table for each number of threads and batch size, with the warnings below."""
+    lines = []
+    for group in report.groups:
+        lines += [f"### Inference time, {group_title(report, group)}", ""]
+        if report.device != "cpu":
+            head = on_device.headings(report, group)
+            lines += [_line(head), _line(["---" if heading in ("Model", "backend") else "---:" for heading in head])]
+            lines += [*(_line(words) for _, _, words in on_device.lines(report, group)), ""]
+            continue
+        paper = any(row.paper for row in report.rows)
+        shown = [backend for backend in report.backends if any(row.find(backend, group) for row in report.rows)]
+        head = ["Model", "M FLOPs", *(["Paper: ratio"] if paper else [])]
+        head += [text for backend in shown for text in (f"{backend}, ms" if group[1] == 1 else f"{backend}, images/s", "ratio")]
+        lines += [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+        for row in report.rows:
+            words = [printable(row.title), "" if row.flops is None else f"{row.flops / 1e6:,.0f}"]
+            words += [f"{paper_ratio(row.paper):.2f}" if row.paper else ""] if paper else []
+            for backend in shown:
+                words += _figures(report, row.find(backend, group))
+            lines.append(_line(words))
+        lines.append("")
+    lines += [f"Ratio: time of an image relative to {base_title(report)}, the median over {report.settings.rounds} interleaved rounds.", ""]
+    lines += [line for text in on_device.notes(report) for line in (text, "")]
+    lines += [f"- {text}" for text in warnings_of(report)]
+    lines += [f"- {printable(row.title)} on {r.cell.backend}: {printable(r.error)}" for row in report.rows for r in row.results if r.error]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _figures(report: Report, result: Result | None) -> list[str]:
+    if result is None:
+        return ["", ""]
+    summary, times = result.summary, report.ratio(result)
+    if summary is None:
+        return ["failed" if result.error else "not yet", ""]
+    figure = milliseconds(summary.median) if result.cell.batch == 1 else f"{result.images_per_second:,.1f}"
+    return [figure + ("" if result.batch == result.cell.batch else f" (batch {result.batch})"), "" if times is None else f"{times:.2f}"]
+
+
+def _line(words: list[str]) -> str:
+    return "| " + " | ".join(word.replace("|", "\\|") for word in words) + " |"
+
+
+def comma_separated(report: Report) -> str:
+    """A line for each cell, times in milliseconds; what is not known is empty."""
+    out = io.StringIO()
+    lines = csv.writer(out, lineterminator="\n")
+    lines.writerow(CSV_COLUMNS)
+    for row in report.rows:
+        for result in row.results:
+            lines.writerow(["" if value is None else value for value in _values(report, row, result)])
+    return out.getvalue()
+
+
+def _values(report: Report, row: Row, result: Result) -> list[object]:
+    def ms(seconds: float | None) -> float | None:
+        return None if seconds is None else seconds * 1e3
+
+    cell, found = result.cell, result.summary
+    times: list[object] = [None] * 8
+    if found is not None:
+        times = [found.count, *map(ms, (found.median, found.mean, found.p90, found.p95, found.p99)), found.variation, found.unstable]
+    return [
+        printable(row.label), cell.backend, cell.device, cell.threads, result.batch, row.flops, row.params, *times,
+        ms(result.device_median), ms(result.transfer_median), ms(result.end_to_end),
+        result.images_per_second, report.ratio(result),
+        ms(min(result.cold_seconds, default=None)), ms(min(result.open_seconds, default=None)),
+        None if result.peak_bytes is None else result.peak_bytes / 2**20, result.error and printable(result.error),
+    ]  # fmt: skip

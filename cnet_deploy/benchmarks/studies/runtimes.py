@@ -1,0 +1,230 @@
+"""The native library beside its peers, and beside what the processor can do.
+
+``python -m cnet_deploy.benchmarks.studies.runtimes RESULTS.json CLASSIFY.C``: the second file is examples/native/classify.c,
+for the time of a whole process.
+
+Every group of cells is one interleaved run. Ratios are of 10th percentiles: what a runtime does when the machine lets it. onnxruntime
+and OpenVINO get the network as it is and with dense 1x1 convolutions (rewriting.py), and the better of the two counts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnet_deploy.benchmarks.measure.cells import Cell
+from cnet_deploy.benchmarks.measure.environment import environment
+from cnet_deploy.benchmarks.measure.rounds import Result, Settings, measure
+from cnet_deploy.benchmarks.measure.worker import NAMED as NAMED_CELL
+from cnet_deploy.benchmarks.studies.script import run
+from cnet_deploy.exporters.native import INCLUDE
+from cnet_deploy.exporters.native.toolchain import find_compiler
+from cnet_deploy.exporters.onnx.graph import build_graph
+from cnet_deploy.files import check_output, write_text
+from cnet_deploy.hardware.cpu import host_isas, host_machine
+from cnet_deploy.models.architecture import NAMED, Architecture
+from cnet_deploy.models.build import build_random
+from cnet_deploy.program.forms import dense_pointwise
+from cnet_deploy.program.lower import lower
+from cnet_deploy.sessions.native import MAX_THREADS
+from cnet_deploy.workflows import export as deployment
+
+FORMAT_VERSION = 2
+IMAGENET = ("condensenet-74-g4", "condensenet-74-g8")
+SETTINGS = Settings(rounds=20, seconds=0.2)
+OURS = "native"
+
+Say = Callable[[str], None]
+
+
+class Suite:
+    """The artifacts of all networks in a folder, and the figures as they come."""
+
+    def __init__(self, folder: Path, say: Say, settings: Settings = SETTINGS) -> None:
+        self.folder, self.say, self.settings = folder, say, settings
+        self.results: list[dict[str, Any]] = []
+
+    def artifacts(self, name: str) -> dict[str, str]:
+        """Paths of a network's forms: native, native-bf16, onnx, onnx-dense."""
+        paths = {key: str(self.folder / f"{name}-{key}{suffix}") for key, suffix in _FORMS.items()}
+        if not Path(paths["onnx"]).exists():
+            model = build_random(NAMED[name])
+            deployment.export(model, "native", paths["native"])
+            deployment.export(model, "native", paths["native-bf16"], precision="bf16")
+            program = lower(model)
+            for key, source in (("onnx", program), ("onnx-dense", dense_pointwise(program))):
+                Path(paths[key]).write_bytes(build_graph(source).SerializeToString())
+        return paths
+
+    def run(self, what: str, cells: Sequence[Cell], *, ours: str = OURS, **facts: Any) -> dict[str, Any]:
+        """Measure cells against each other; keep and tell how many times as fast ``ours`` is as the best of the rest."""
+        found = {result.cell.label: result for result in measure(cells, self.settings)}
+        entry: dict[str, Any] = {"what": what, **facts, "cells": [_entry(result) for result in found.values()]}
+        lines = [f"{label}: {p10 * 1e3:.3f} ms" if (p10 := _p10(result)) else f"{label}: {result.error}" for label, result in found.items()]
+        rivals = {label: p10 for label, result in found.items() if not label.startswith((OURS, "torch")) and (p10 := _p10(result))}
+        if (own := _p10(found[ours])) and rivals:
+            best = min(rivals, key=lambda label: rivals[label])
+            entry |= {"best_peer": best, "times_as_fast": rivals[best] / own}
+            lines.append(f"native is {rivals[best] / own:.2f} times as fast as {best}")
+        self.results.append(entry)
+        self.say(f"{what}\n  " + "\n  ".join(lines))
+        return entry
+
+    # ---- latency ---------------------------------------------------------------------------------------------------
+
+    def fp32(self, name: str, threads: int, *, compiled: bool, batch: int = 1) -> None:
+        """Native fp32 and its peers."""
+        forms = self.artifacts(name)
+        cells = [Cell(OURS, forms["native"], "native", threads, batch)]
+        for backend in ("onnxruntime", "openvino"):
+            cells += [
+                Cell(f"{backend}, {text}", forms[key], backend, threads, batch)
+                for key, text in (("onnx", "as it is"), ("onnx-dense", "dense 1x1"))
+            ]
+        if compiled:
+            cells.append(Cell("torch.compile, frozen", NAMED_CELL + name, "torch", threads, batch, {"compiled": True}))
+        self.run(f"{name}, fp32, batch {batch}, {threads} thread(s)", cells, network=name, threads=threads, precision="fp32", batch=batch)
+
+    def bf16(self, name: str, threads: int) -> None:
+        """Native bf16 beside OpenVINO's."""
+        forms = self.artifacts(name)
+        cells = [Cell("native bf16", forms["native-bf16"], "native", threads)]
+        cells += [
+            Cell(f"openvino bf16, {text}", forms[key], "openvino", threads, 1, {"precision": "bf16"})
+            for key, text in (("onnx", "as it is"), ("onnx-dense", "dense 1x1"))
+        ]
+        facts = {"network": name, "threads": threads, "precision": "bf16", "batch": 1}
+        self.run(f"{name}, bf16, {threads} thread(s)", cells, ours="native bf16", **facts)
+
+    # ---- against the processor -------------------------------------------------------------------------------------
+
+    def utilisation(self, name: str, isa: str, threads: int) -> None:
+        """The best run's share of the multiply-adds that the processor can do with these instructions, measured before and after."""
+        path = self.artifacts(name)["native"]
+        peak = _peak(isa, self.folder)
+        before = max(peak(threads, 0.2) for _ in range(3))
+        (result,) = measure([Cell(isa, path, "native", threads, 1, {"isa": isa})], self.settings)
+        most = max(before, *(peak(threads, 0.2) for _ in range(3)))
+        if not result.samples:
+            self.results.append({"what": "utilisation", "network": name, "isa": isa, "threads": threads, "cells": [_entry(result)]})
+            self.say(f"{name}, {isa}, {threads} thread(s): {result.error}")
+            return
+        best = min(result.samples)
+        share = NAMED[name].macs / best / 1e9 / most
+        facts = {"network": name, "isa": isa, "threads": threads, "peak_gmacs": most, "best_seconds": best, "share_of_peak": share}
+        self.results.append({"what": "utilisation", **facts, "cells": [_entry(result)]})
+        self.say(f"{name}, {isa}, {threads} thread(s): best {best * 1e3:.3f} ms, {share:.1%} of {most:.0f} GMAC/s")
+
+    def busy_core(self, name: str) -> None:
+        """All threads while another process keeps the last core busy: the 99th percentile beside the median."""
+        cores = sorted(os.sched_getaffinity(0))
+        cell = Cell(OURS, self.artifacts(name)["native"], "native", min(len(cores), MAX_THREADS))
+        load = subprocess.Popen(
+            [sys.executable, "-c", f"import os\nos.sched_setaffinity(0, {{{cores[-1]}}})\nwhile True: pass"], stdin=subprocess.DEVNULL
+        )
+        try:
+            (result,) = measure([cell], replace(self.settings, seconds=1.0, rounds=10))
+        finally:
+            load.kill()
+            load.wait()
+        if not result.samples:
+            self.results.append({"what": "busy core", "network": name, "cells": [_entry(result)]})
+            self.say(f"{name}, one core busy: {result.error}")
+            return
+        median, p99 = (float(np.percentile(result.samples, q)) for q in (50, 99))
+        self.results.append({"what": "busy core", "network": name, "median": median, "p99": p99, "cells": [_entry(result)]})
+        self.say(f"{name}, one of {len(cores)} cores busy: median {median * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms, {p99 / median:.1f} times")
+
+    def process(self, name: str, program: Path) -> None:
+        """A whole C process from start to end (examples/native), twenty times: its time and its peak memory."""
+        forms, arch = self.artifacts(name), NAMED[name]
+        binary, image = self.folder / f"classify-{name}", self.folder / "image.ppm"
+        subprocess.run(["cc", "-O2", "-I", INCLUDE, program, forms["native"], "-o", binary], check=True)
+        _write_image(image, arch)
+        seconds, kilobytes = [], []
+        for _ in range(20):
+            found = subprocess.run(
+                [sys.executable, "-c", _TIMED, str(binary), str(image)], capture_output=True, text=True, check=True
+            ).stdout.split()
+            seconds.append(float(found[0]))
+            kilobytes.append(int(found[1]))
+        facts = {"network": name, "seconds": seconds, "peak_kilobytes": kilobytes}
+        self.results.append({"what": "process", **facts})
+        self.say(f"{name}, a whole process in C: median {np.median(seconds) * 1e3:.1f} ms, peak memory {max(kilobytes) / 1024:.1f} MiB")
+
+
+_FORMS = {"native": ".so", "native-bf16": ".so", "onnx": ".onnx", "onnx-dense": ".onnx"}
+# In a small process of its own: memory that a large parent leaves behind at fork counts as the child's.
+_TIMED = """
+import os, sys, time
+start = time.perf_counter()
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)])
+_, status, usage = os.wait4(pid, 0)
+assert status == 0
+print(time.perf_counter() - start, usage.ru_maxrss)
+"""
+
+
+def _p10(result: Result) -> float | None:
+    return float(np.percentile(result.samples, 10)) / result.batch if result.samples else None
+
+
+def _entry(result: Result) -> dict[str, Any]:
+    values = asdict(replace(result, cell=replace(result.cell, model=Path(result.cell.model).name)))
+    return {**values, "p10_seconds_an_image": _p10(result), "median_seconds": result.median}
+
+
+def _write_image(path: Path, arch: Architecture) -> None:
+    height, width = arch.input_size
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    path.write_bytes(f"P6\n{width} {height}\n255\n".encode() + pixels.tobytes())
+
+
+def _peak(isa: str, folder: Path) -> Callable[[int, float], float]:
+    """``peak(threads, seconds)`` in billions of multiply-adds a second, with an instruction set's vectors."""
+    compiler, out = find_compiler(host_machine()), folder / f"peak-{isa}.so"
+    source = Path(__file__).with_name("peak.cpp")
+    subprocess.run(
+        [*compiler.command, *compiler.flags(isa), "-O2", "-ffp-contract=fast", "-shared", "-fPIC", source, "-o", out], check=True
+    )
+    peak = ctypes.CDLL(str(out)).peak
+    peak.argtypes, peak.restype = [ctypes.c_int, ctypes.c_double], ctypes.c_double
+    return lambda threads, seconds: float(peak(threads, seconds))
+
+
+def main(output: Path, program: Path, say: Say = print) -> None:
+    """The whole suite: some twenty minutes. ``program`` is examples/native/classify.c."""
+    check_output(output)
+    cores = min(len(os.sched_getaffinity(0)), MAX_THREADS)
+    fast = [isa for isa in host_isas() if isa in ("avx512", "avx2", "neon")]
+    with tempfile.TemporaryDirectory(prefix="cnet-deploy-peers-") as folder:
+        suite = Suite(Path(folder), say)
+        for name in IMAGENET:
+            for threads in sorted({1, cores}):
+                suite.fp32(name, threads, compiled=True)
+            if "avx512_bf16" in host_isas():
+                suite.bf16(name, cores)
+            for isa in fast:
+                suite.utilisation(name, isa, cores)
+            suite.busy_core(name)
+            suite.process(name, program)
+            suite.fp32(name, cores, compiled=False, batch=8)
+        for name in NAMED:
+            if name not in IMAGENET:
+                suite.fp32(name, cores, compiled=False)
+    report = {"cnet_deploy_peers": FORMAT_VERSION, "environment": environment(), "settings": asdict(SETTINGS), "results": suite.results}
+    write_text(output, json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run(main, "cnet_deploy.benchmarks.studies.runtimes RESULTS.json examples/native/classify.c")

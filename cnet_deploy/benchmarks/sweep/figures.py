@@ -1,0 +1,136 @@
+"""Figures of an artifact that no machine makes flicker: operators, multiply-adds, parameters, bytes, precision. They gate tightly."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cnet_deploy.artifacts.manifest import manifest_path
+from cnet_deploy.artifacts.pair import read_manifest
+from cnet_deploy.errors import naming, printable
+from cnet_deploy.files import read_bytes
+from cnet_deploy.files.onnx_file import parse_onnx
+from cnet_deploy.workflows.inspect import inspect
+
+BYTES_TOLERANCE = 0.01  # metadata, and a compiler's small changes
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was counted, None or empty where the file does not tell.
+
+    ``multiply_adds`` and ``params`` of an ONNX file are counted in its graph, whatever its metadata say; of anything else they follow from
+    the architecture. So only figures of one ``format`` (the file's suffix) are compared. ``operators`` counts nodes of a graph, or layers
+    of a native library, by kind.
+    """
+
+    format: str
+    bytes: int
+    multiply_adds: int | None = None
+    params: int | None = None
+    precision: str | None = None
+    operators: Mapping[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values; ``Figures(**values)`` is the inverse."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A figure that differs: ``worse`` if that alone fails a gate."""
+
+    what: str
+    before: str
+    after: str
+    worse: bool
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.before} -> {self.after}{' (worse)' if self.worse else ''}"
+
+
+def figures_of(path: Path | str) -> Figures:
+    """The figures of an artifact or a model. Raises InputRefused for a file that can't be read."""
+    path = Path(path)
+    data = read_bytes(path)
+    manifest = read_manifest(path, data) if manifest_path(path).exists() else None
+    precision = manifest.precision if manifest else None
+    if path.suffix == ".onnx":
+        macs, params, operators = _count_onnx(path, data)
+        return Figures(path.suffix, len(data), macs, params, precision, operators)
+    found = inspect(path)
+    cost = found.architecture.cost("training" if found.form == "training" else "group-conv") if found.architecture else None
+    operators = {key: value for key, value in (found.details.get("operators") or {}).items() if isinstance(value, int)}
+    return Figures(path.suffix, len(data), cost.macs if cost else None, cost.params if cost else None, precision, operators)
+
+
+def changes(base: Figures, head: Figures) -> list[Change]:
+    """What differs, with before and after. Worse is what costs: more operators, multiply-adds, parameters, over 1 % more bytes, another
+    precision. A figure that either side does not tell is not compared, and none is if the formats differ."""
+    found: list[Change] = []
+    if base.format != head.format:
+        return found
+    for what, before, after, allowed in (
+        ("multiply-adds", base.multiply_adds, head.multiply_adds, 0.0),
+        ("parameters", base.params, head.params, 0.0),
+        ("bytes", base.bytes, head.bytes, BYTES_TOLERANCE),
+    ):
+        if before is not None and after is not None and before != after:
+            found.append(Change(what, f"{before:,}", f"{after:,}", after > before * (1 + allowed)))
+    if base.precision and head.precision and base.precision != head.precision:
+        found.append(Change("precision", printable(base.precision), printable(head.precision), True))
+    if base.operators and head.operators and dict(base.operators) != dict(head.operators):
+        before, after = sum(base.operators.values()), sum(head.operators.values())
+        found.append(Change("operators", f"{before:,}", f"{after:,}", after > before))
+        for name in sorted({*base.operators, *head.operators}):
+            counts = base.operators.get(name, 0), head.operators.get(name, 0)
+            if counts[0] != counts[1]:
+                found.append(Change(f"operator {printable(name)}", f"{counts[0]:,}", f"{counts[1]:,}", False))
+    return found
+
+
+def _count_onnx(path: Path, data: bytes) -> tuple[int | None, int | None, dict[str, int]]:
+    """Multiply-adds for one image (None where shapes can't be told), elements of the weights that are numbers, nodes by operator."""
+    import onnx
+
+    with naming(path):
+        model = parse_onnx(data)
+    operators = dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    params = sum(math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in floats)
+    try:
+        return _multiply_adds(model, weights), params, operators
+    except (onnx.shape_inference.InferenceError, KeyError, IndexError, ValueError):
+        return None, params, operators
+
+
+def _multiply_adds(model: Any, weights: Mapping[str, tuple[int, ...]]) -> int:
+    """Of all convolutions and matrix products with weights, for one image: outputs times the weights that each reads."""
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    shapes = {
+        value.name: [_size(dim) for dim in value.type.tensor_type.shape.dim]
+        for value in (*inferred.graph.value_info, *inferred.graph.output)
+    }
+    total = 0
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            weight = weights[node.input[1]]
+            transposed = any(entry.name == "transB" and entry.i for entry in node.attribute)
+            each = math.prod(weight[1:]) if node.op_type == "Conv" or transposed else weight[0]
+            outputs = math.prod(shapes[node.output[0]][1:])
+            if not outputs:
+                raise ValueError("a size is not known")
+            total += outputs * each
+    return total
+
+
+def _size(dim: Any) -> int:
+    """0 where it is not fixed, as the batch may be."""
+    return int(dim.dim_value)

@@ -1,0 +1,258 @@
+"""A sweep: models on backends, with numbers of threads and sizes of batches; planned, prepared, measured."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from cnet_deploy.artifacts import manifest
+from cnet_deploy.artifacts.pair import read_manifest
+from cnet_deploy.benchmarks.measure.cells import Cell
+from cnet_deploy.benchmarks.measure.environment import cores, differences, environment, fingerprint
+from cnet_deploy.benchmarks.measure.rounds import Result, Settings, proceed, rounds_of, steps
+from cnet_deploy.benchmarks.measure.worker import NAMED
+from cnet_deploy.benchmarks.sweep.figures import figures_of
+from cnet_deploy.benchmarks.sweep.paper import PAPER, counted, paper_row
+from cnet_deploy.benchmarks.sweep.results import Group, Keep, Report, Row
+from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable
+from cnet_deploy.exporters import FAMILY_ONLY, SUFFIXES
+from cnet_deploy.files import check_input, digest, exists, read_bytes
+from cnet_deploy.hardware.cuda import why_no_device
+from cnet_deploy.models.baselines import BASELINES
+from cnet_deploy.models.build import NAMES
+from cnet_deploy.sessions import BACKENDS, DEVICES, GPU_ONLY, PEERS, backend_of, resolve_backend
+from cnet_deploy.sessions.native import MAX_THREADS
+from cnet_deploy.workflows.export import export
+
+# What networks are measured on where nothing else is asked for.
+DEFAULTS = {
+    "cpu": tuple(name for name in reversed(BACKENDS) if name not in PEERS | GPU_ONLY),
+    "cuda": (
+        "torch", "torch.compile", "torch.cudagraph", "torch.cudagraph.fp16", "onnxruntime",
+        "tensorrt", "tensorrt.tf32", "tensorrt.fp16", "tensorrt.fp16.cudagraph",
+    ),
+}  # fmt: skip
+# Backends whose artifacts are made for the batch that they are measured with.
+PER_BATCH = frozenset({"tensorrt"})
+
+
+def default_threads() -> int:
+    """All cores, as far as every backend takes them."""
+    return min(cores(), MAX_THREADS)
+
+
+def bench(
+    models: Sequence[str] = (), *, backends: Sequence[str] = (), threads: Sequence[int] = (), batches: Sequence[int] = (1,),
+    device: str = "cpu", settings: Settings | None = None, progress: Callable[[str], None] = lambda _: None,
+    total: Callable[[int], None] = lambda _: None, keep: Keep = lambda _: None, earlier: Report | None = None,
+) -> Report:  # fmt: skip
+    """Measure the paper's table, or any files and named networks, with every number of ``threads`` and every batch size.
+
+    A named network runs with random weights on every backend of ``backends`` (``DEFAULTS`` of the ``device``, if none is given). A file
+    runs on the backend that opens it; a model's file on those that it can be exported for, too, where they are asked for. ``progress``
+    hears what is being done, ``total`` how many steps there will be, ``keep`` gets the report as it grows. ``earlier`` is the report of
+    the same sweep that was interrupted: what it holds is not measured again. Raises InputRefused for what can't be measured before
+    anything is.
+    """
+    settings = settings or Settings()
+    if device not in DEVICES:
+        raise InputRefused(f"no device is called {device!r}; expected one of {', '.join(DEVICES)}")
+    for name in backends:
+        resolve_backend(name)
+    groups = [(count, batch) for count in threads or [default_threads()] for batch in batches]
+    names = list(dict.fromkeys(models)) or [row.model for row in PAPER]
+    plan = {name: backends_of(name, backends, device) for name in names}
+    report = Report([_row(name, plan[name], groups, device, fresh=settings.fresh) for name in names], settings)
+    if earlier is not None:
+        _continue(report, earlier)
+        if report.after is not None:
+            return report
+    parts = _parts(report)
+    total(len(names) + sum(steps(len(part), settings, rounds_of(part, settings)) for part in parts))
+    with tempfile.TemporaryDirectory(prefix="cnet-deploy-bench-") as folder:
+        for row in report.rows:
+            progress(f"prepare {row.label}")
+            for result in row.results:
+                _prepare(result, Path(folder), fresh=settings.fresh)
+        for part in parts:
+            proceed(part, settings, progress, keep=lambda: keep(report))
+    report.after = environment()
+    return report
+
+
+def backends_of(name: str, wanted: Sequence[str], device: str = "cpu") -> tuple[str, ...]:
+    """The backends that a file or a named network is measured on. Raises InputRefused where it is neither, or none fits."""
+    if is_named(name):
+        known = tuple(wanted) or DEFAULTS[device]
+        # If no backend runs it, all the same: for the reason to be shown.
+        return tuple(b for b in known if name not in BASELINES or _target_of(b) not in FAMILY_ONLY) or known
+    if not exists(name):
+        raise InputRefused(f"{name}: no such file, and no network of that name; expected a file or one of {', '.join(NAMES)}")
+    check_input(name)
+    own = backend_of(name)
+    if not wanted:
+        return (own,)
+    a_model = own == "torch"  # can be exported for any backend
+    # What was exported already has the precision that it has.
+    fitting = tuple(backend for backend in wanted if a_model or (opens(backend, name) and not resolve_backend(backend).export))
+    if not fitting:
+        raise InputRefused(
+            f"{name}: runs on {own}, which is not among {', '.join(wanted)}; give its model for what has to be exported anew"
+        )
+    return fitting
+
+
+def is_named(model: str) -> bool:
+    """Whether this is the name of a network, and no file."""
+    return model in NAMES and not exists(model)
+
+
+def copied(path: Path | str, folder: Path) -> Path:
+    """A copy of an artifact or a model in a folder of its own, its manifest beside it. Made once."""
+    source, copy = Path(path), folder / Path(path).name
+    if not copy.exists():
+        data = read_bytes(source)
+        try:
+            folder.mkdir(exist_ok=True)
+            copy.write_bytes(data)
+            if exists(manifest.manifest_path(source)):
+                shutil.copyfile(manifest.manifest_path(source), manifest.manifest_path(copy))
+        except OSError as error:
+            copy.unlink(missing_ok=True)
+            raise Unavailable(f"{folder}: can't be written: {error.strerror}; set TMPDIR") from None
+    return copy
+
+
+def opens(backend: str, path: Path | str) -> bool:
+    """Whether a backend opens files of this suffix."""
+    return Path(path).suffix in BACKENDS[resolve_backend(backend)[0]]
+
+
+def target_for(backend: str, model: str) -> str | None:
+    """What a model has to be exported to for a backend; None if it runs as it is."""
+    return None if not is_named(model) and opens(backend, model) else _target_of(backend)
+
+
+def export_options(backend: str, batch: int) -> dict[str, Any]:
+    """The options of the export for a backend, for a batch of this size."""
+    variant = resolve_backend(backend)
+    return {**variant.export, **({"batch": (batch, batch, batch)} if variant.backend in PER_BATCH else {})}
+
+
+def _target_of(backend: str) -> str | None:
+    """What networks are exported to for a backend; None for one that runs them itself."""
+    suffixes = BACKENDS[resolve_backend(backend)[0]]
+    return next((target for target, suffix in SUFFIXES.items() if suffix in suffixes), None)
+
+
+def _parts(report: Report) -> list[list[Result]]:
+    """The cells that take turns: a group of them; on a device, whose memory does not hold a whole table, those of one model in it."""
+    alone = report.device != "cpu"
+    return [
+        [result for row in rows for result in row.results if (result.cell.threads, result.cell.batch) == group]
+        for group in report.groups
+        for rows in ([[row] for row in report.rows] if alone else [report.rows])
+    ]
+
+
+def _row(name: str, backends: Sequence[str], groups: Sequence[Group], device: str, *, fresh: bool) -> Row:
+    results = [Result(Cell(name, name, backend, *group, device=device), batch=group[1]) for group in groups for backend in backends]
+    if is_named(name):
+        paper = paper_row(name)
+        flops, params = counted(name)
+        return Row(name, flops, params, None, paper.top1_error if paper else None, results)
+    data, found = read_bytes(name), _counted_file(name)
+    counts = figures_of(name).to_dict() if fresh else None
+    return Row(name, *found, digest(data), _top1_error(name, data), results, counts)
+
+
+def _top1_error(path: str, data: bytes) -> float | None:
+    """In per cent, of the images that an artifact was verified on; None where its manifest does not tell."""
+    try:
+        found = read_manifest(path, data)
+    except InputRefused:
+        return None  # told by the cell, which can't be opened then
+    known = [
+        entry["top1"] for entry in (found.verification if found else ()) if isinstance(entry.get("top1"), float) and 0 <= entry["top1"] <= 1
+    ]
+    return 100 * (1 - known[-1]) if known else None
+
+
+def _prepare(result: Result, folder: Path, *, fresh: bool) -> None:
+    """Put the path of the artifact into a cell, or the error that kept it from being made: a missing backend is shown in its own cell."""
+    cell = result.cell
+    target = target_for(cell.backend, cell.label)
+    path = str(Path(cell.label).absolute())
+    if target is not None:
+        options = export_options(cell.backend, cell.batch)
+        path = str(folder / f"{_digest_of(cell.label, options)}{SUFFIXES[target]}")
+        try:
+            if result.error is None and not Path(path).exists():  # else it was made for another cell
+                _require_device(cell)
+                export(cell.label, target, path, **options)
+        except CnetDeployError as error:
+            result.error, result.exit_code = str(error), error.exit_code
+        except Exception as error:  # of a library's exporter; one network's, and no reason to end the run
+            result.error, result.exit_code = f"{type(error).__name__}: {error}"[:500], Unavailable.exit_code
+    elif is_named(cell.label):
+        path = NAMED + cell.label
+    elif fresh:  # opened again for every turn, and must not be another file then
+        path = str(copied(path, folder / _digest_of(cell.label, {})))
+    result.cell = replace(cell, model=path)
+
+
+def _digest_of(label: str, options: Mapping[str, Any]) -> str:
+    return digest(repr((label, sorted(options.items()))).encode())[:16]
+
+
+def _require_device(cell: Cell) -> None:
+    """Raise Unavailable before minutes are spent on an artifact that nothing here can run."""
+    if resolve_backend(cell.backend).backend in GPU_ONLY:
+        if cell.device == "cpu":
+            raise Unavailable(f"{cell.backend} runs on no CPU; measure it with --device cuda")
+        if reason := why_no_device():
+            raise Unavailable(reason)
+
+
+def _continue(report: Report, earlier: Report) -> None:
+    """Put an interrupted run's results into the same sweep's report. Raises InputRefused if it is another sweep, or another machine."""
+    was, now = _outline(earlier), _outline(report)
+    if now != was:
+        key = next(key for key in now if now[key] != was[key])
+        raise InputRefused(
+            f"the results are of another sweep ({key}: {was[key]} there, {now[key]} asked for); repeat the command that was "
+            "interrupted, or measure anew without --resume"
+        )
+    if earlier.after is None and (found := differences(fingerprint(report.environment), fingerprint(earlier.environment))):
+        raise InputRefused(f"the results were measured elsewhere ({'; '.join(found)}); measure anew without --resume")
+    for row, old in zip(report.rows, earlier.rows, strict=True):
+        # The cells are the plan's own: a file must not choose what is opened.
+        row.results = [replace(done, cell=result.cell) for result, done in zip(row.results, old.results, strict=True)]
+    report.environment, report.after = earlier.environment, earlier.after
+
+
+def _outline(report: Report) -> dict[str, object]:
+    """What makes two sweeps one."""
+    return {
+        "models": [(row.label, row.sha256) for row in report.rows],
+        "device": report.device,
+        "cells": [(result.cell.backend, result.cell.threads, result.cell.batch) for result in report.results],
+        "settings": asdict(report.settings),
+    }
+
+
+def _counted_file(path: str) -> tuple[int | None, int | None]:
+    from cnet_deploy.workflows.inspect import inspect
+
+    try:
+        found = inspect(path)
+    except InputRefused:
+        return None, None  # not of the family: it can be measured all the same
+    if found.architecture is None or found.form is None:
+        return None, None
+    cost = found.architecture.cost("training" if found.form == "training" else "group-conv")
+    return cost.flops, cost.params

@@ -1,0 +1,1 @@
+"""Choosing the form of each dense block by measuring it."""

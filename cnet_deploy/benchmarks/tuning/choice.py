@@ -1,0 +1,203 @@
+"""The form that was chosen for each dense block: how rounds decide it, and the file that keeps it beside an artifact."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnet_deploy.benchmarks.measure.environment import check_environment, differences, environment, fingerprint
+from cnet_deploy.benchmarks.measure.rounds import Settings
+from cnet_deploy.benchmarks.measure.rule import Decision, Verdict, decide
+from cnet_deploy.benchmarks.sweep.results import MAX_SECONDS
+from cnet_deploy.errors import InputRefused, naming, printable
+from cnet_deploy.files import read_bytes
+from cnet_deploy.program.forms import FORMS, blocks
+from cnet_deploy.program.program import Program
+
+FORMAT = "cnet_deploy_lowering"
+FORMAT_VERSION = 1
+MAX_BYTES = 64 << 20
+PLAIN, COMBINED = FORMS[0], "combined"
+
+Forms = dict[str, str]
+Rounds = dict[str, list[list[float]]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The form of each block, and the measurement that chose it.
+
+    ``alone`` and ``together`` hold the first and the second run's raw samples in seconds, round by round, by what was measured: "gather",
+    "denseblock_1 dense", "dense", "combined" … What a rewriting leaves as it was is not measured; nothing at all, where all do. ``winner``
+    is the one of ``together`` that was chosen; ``options`` are the export's. The digests are the Program's own, weights included, and the
+    checkpoint's.
+    """
+
+    forms: Forms
+    winner: str
+    alone: Rounds
+    together: Rounds
+    settings: Settings
+    environment: Mapping[str, Any]
+    target: str
+    device: str
+    threads: int
+    batch: int
+    options: Mapping[str, Any]
+    program_sha256: str
+    source_sha256: str
+
+    @property
+    def ratio(self) -> Decision | None:
+        """The chosen network's time over that of the one as lowered, in the second run; None if that is the chosen one."""
+        return None if self.winner == PLAIN else compare(self.together, self.winner)
+
+    @property
+    def ratios(self) -> dict[str, Decision]:
+        """Of all that the first run measured, over the network as lowered."""
+        return {label: compare(self.alone, label) for label in self.alone if label != PLAIN}
+
+    def summary(self) -> str:
+        """One line for people."""
+        if (found := self.ratio) is None:
+            return "lowering: gather for all blocks; nothing else is surely quicker here"
+        chosen = ", ".join(f"{form} for {block}" for block, form in self.forms.items())
+        return f"lowering: {chosen}; {found.estimate:.3f} of gather's time ({found.lower:.3f} to {found.upper:.3f})"
+
+    def fits(
+        self, program: Program, *, target: str, device: str, threads: int, batch: int, options: Mapping[str, Any]
+    ) -> str | None:  # fmt: skip
+        """Why this was not measured for such an artifact on this machine; None if it was."""
+        wanted = {"target": target, "device": device, "threads": threads, "batch": batch, "options": plain(options)}
+        there = {"network": self.program_sha256, **{key: getattr(self, key) for key in wanted}, **fingerprint(self.environment)}
+        found = differences({"network": program_digest(program), **wanted, **fingerprint(environment())}, there)
+        if not found and set(self.forms) != set(blocks(program)):
+            return f"it speaks of the blocks {', '.join(self.forms)}; expected {', '.join(blocks(program))}"
+        return "; ".join(found) or None
+
+    def to_json(self) -> str:
+        """Everything, raw samples included; and the ratios, for those who read it."""
+        derived = {"ratio": self.ratio and _told(self.ratio), "ratios": {label: _told(found) for label, found in self.ratios.items()}}
+        return json.dumps({FORMAT: FORMAT_VERSION, **derived, **asdict(self)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Choice:
+        """The inverse of ``to_json``. Raises InputRefused for anything that is not a measurement of this version."""
+        try:
+            values = json.loads(text)
+            if not isinstance(values, dict) or values.pop(FORMAT, None) != FORMAT_VERSION:
+                raise InputRefused(f"holds no measured lowering of this version ({FORMAT} {FORMAT_VERSION})")
+            del values["ratio"], values["ratios"]
+            choice = cls(**{**values, "settings": Settings(**values["settings"])})
+            _check(choice)
+            return choice
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+            raise InputRefused(f"is damaged ({type(error).__name__}: {error})") from None
+
+
+def compare(rounds: Mapping[str, Sequence[Sequence[float]]], label: str) -> Decision:
+    """How long it takes beside "gather": PASS means surely less."""
+    base, head = ([statistics.median(part) for part in rounds[name]] for name in (PLAIN, label))
+    return decide(base, head, 0.0)
+
+
+def quickest(rounds: Mapping[str, Sequence[Sequence[float]]], labels: Sequence[str]) -> str:
+    """The one with the least ratio of those that are surely quicker than "gather"; "gather" where none is."""
+    found = {label: compare(rounds, label) for label in labels if label in rounds}
+    sure = [label for label, decision in found.items() if decision.verdict is Verdict.PASS]
+    return min(sure, key=lambda label: found[label].estimate, default=PLAIN)
+
+
+def decide_forms(names: Sequence[str], rounds: Mapping[str, Sequence[Sequence[float]]]) -> Forms:
+    """For each block the form that is quickest with that block alone in it, from the first run's rounds."""
+    chosen = {name: quickest(rounds, [label_of(name, form) for form in FORMS[1:]]) for name in names}
+    return {name: label.rpartition(" ")[2] for name, label in chosen.items()}
+
+
+def lowering_path(artifact: Path | str) -> Path:
+    """Where the measurement that chose an artifact's forms stands.
+
+    >>> lowering_path("model.onnx").as_posix()
+    'model.onnx.lowering.json'
+    """
+    return Path(f"{artifact}.lowering.json")
+
+
+def read(path: Path | str) -> Choice:
+    """A stored measurement. Raises InputRefused for a file that is none."""
+    with naming(path):
+        try:
+            return Choice.from_json(read_bytes(path, MAX_BYTES).decode("utf-8"))
+        except (UnicodeDecodeError, InputRefused) as error:
+            raise InputRefused(str(error).removeprefix(f"{path}: ")) from None
+
+
+def program_digest(program: Program) -> str:
+    """SHA-256 of everything that a Program computes with."""
+    found = hashlib.sha256(json.dumps(program.architecture.to_dict(), sort_keys=True).encode())
+
+    def add(values: Mapping[str, Any]) -> None:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                add(value)
+            elif isinstance(value, np.ndarray):
+                found.update(f"{key} {value.dtype.str} {value.shape}".encode())
+                found.update(np.ascontiguousarray(value).tobytes())
+            else:
+                found.update(f"{key} {value}".encode())
+
+    for part in (program.stem, *program.body, program.pool, program.head):
+        add(asdict(part))
+    return found.hexdigest()
+
+
+def label_of(block: str, form: str) -> str:
+    """What the network with this block alone in this form is called."""
+    return f"{block} {form}"
+
+
+def _told(found: Decision) -> dict[str, Any]:
+    return {"estimate": found.estimate, "lower": found.lower, "upper": found.upper, "rounds": found.rounds}
+
+
+def plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """An export's options as JSON has them, without those that decide nothing."""
+    kept = {key: value for key, value in options.items() if key not in ("timing_cache", "progress") and value is not None}
+    found: dict[str, Any] = json.loads(json.dumps(kept))
+    return found
+
+
+def _check(choice: Choice) -> None:
+    """Raise ValueError for what no measurement holds: it is shown on terminals, and decides what is exported."""
+    check_environment(choice.environment)
+    if not choice.forms or not all(_is_text(name) and form in FORMS for name, form in choice.forms.items()):
+        raise ValueError("its forms are none")
+    labels = {*FORMS, *(label_of(name, form) for name in choice.forms for form in FORMS[1:])}
+    for rounds, known in ((choice.alone, labels), (choice.together, {*FORMS, COMBINED})):
+        if not set(rounds) <= known or (rounds and PLAIN not in rounds) or len({len(parts) for parts in rounds.values()}) > 1:
+            raise ValueError("its rounds are none")
+        if not all(parts and all(type(part) is list and part and all(map(_is_time, part)) for part in parts) for parts in rounds.values()):
+            raise ValueError("a round is none")
+    if (choice.winner == PLAIN) != (set(choice.forms.values()) == {PLAIN}) or choice.winner not in (PLAIN, *choice.together):
+        raise ValueError("its winner is none of what was measured")
+    if not all(type(number) is int and 0 < number < 1 << 31 for number in (choice.threads, choice.batch, choice.settings.rounds)):
+        raise ValueError("threads, batch or rounds is no whole number")
+    if not all(map(_is_text, (choice.target, choice.device, choice.program_sha256, choice.source_sha256))):
+        raise ValueError("a target, device or digest is no text")
+    if type(choice.options) is not dict or not all(type(value) in (int, float, bool) for value in asdict(choice.settings).values()):
+        raise ValueError("its options or settings are none")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and printable(value, 200) == value
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) is float and 0 < value < MAX_SECONDS

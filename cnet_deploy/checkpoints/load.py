@@ -1,0 +1,53 @@
+"""Models from checkpoints of the family, and files of models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from cnet_deploy.checkpoints.metadata import METADATA_KEY, class_names_of
+from cnet_deploy.checkpoints.read import read_tensors
+from cnet_deploy.checkpoints.recognise import architecture_of, infer_form
+from cnet_deploy.errors import naming
+from cnet_deploy.images.preprocessing import Preprocessing
+from cnet_deploy.models.build import build
+from cnet_deploy.models.condensenet import DenselyConnected, Source
+
+
+def load(
+    path: Path | str,
+    *,
+    groups: int | None = None,
+    condense_factor: int | None = None,
+    input_size: tuple[int, int] | None = None,
+    stem_stride: int | None = None,
+    sha256: str | None = None,
+    data: bytes | None = None,
+) -> DenselyConnected:
+    """A model from a checkpoint of the family, in the form in which it is stored, ready to run.
+
+    ``groups``, ``condense_factor``, ``input_size`` (height, width) and ``stem_stride``: see ``infer_architecture``; ``sha256`` and
+    ``data``: see ``read_tensors``. Raises InputRefused as both do; the message begins with the file's name.
+    """
+    read = read_tensors(path, sha256, data)
+    with naming(path):
+        form = infer_form(read.tensors)
+        arch = architecture_of(read, groups=groups, condense_factor=condense_factor, input_size=input_size, stem_stride=stem_stride)
+        model = build(arch, form)
+        own = read.metadata.get(METADATA_KEY)
+        steps = Preprocessing.from_dict(own["preprocessing"]) if own else model.preprocessing
+        model.class_names = class_names_of(read, arch.classes)
+    # Counters may be absent from old files, and are one number in any shape; everything else was checked name by name.
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    model.load_state_dict({name: torch.from_numpy(value).reshape(shapes[name]) for name, value in read.tensors.items()}, strict=False)
+    model.source = Source(read.digest, read.source, form)
+    if own and own["source"]["sha256"]:
+        model.source = Source(own["source"]["sha256"], own["source"]["name"], own["source"]["form"])
+    # Resizing belongs to the input size: where that was overridden, only the statistics are the file's.
+    if steps.crop == arch.input_size:
+        model.preprocessing = steps
+    else:
+        model.preprocessing = replace(model.preprocessing, statistics=steps.statistics, mean=steps.mean, std=steps.std)
+    return model

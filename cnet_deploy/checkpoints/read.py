@@ -1,0 +1,130 @@
+"""What a checkpoint holds, read without torch and without executing anything in it: its tensors as arrays, and what it says of itself.
+
+Whatever a pickle asks for beyond tensors and plain containers is refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import safetensors
+
+from cnet_deploy.checkpoints.formats import read_pickled
+from cnet_deploy.checkpoints.formats.safetensors import is_safetensors, read_safetensors
+from cnet_deploy.checkpoints.formats.torch_zip import is_zip
+from cnet_deploy.checkpoints.metadata import METADATA_KEY, _with_own
+from cnet_deploy.checkpoints.tensor_pickle import OddKey
+from cnet_deploy.checkpoints.tensors import Contents, StoredTensor
+from cnet_deploy.errors import InputRefused
+from cnet_deploy.files import digest, read_bytes, require_digest
+from cnet_deploy.files.pickle_scan import Findings, examine, is_torchscript
+
+MAX_PREFIXES = 4  # of DataParallel's "module.", one for each time a model was wrapped
+MAX_TENSORS = 20_000  # the largest of the paper's networks have some 2,000
+MAX_SHARED = 16 << 20  # bytes that all tensors of a file may take beyond four times its own: many can be views of one storage
+
+
+def read_tensors(path: Path | str, sha256: str | None = None, data: bytes | None = None) -> Contents:
+    """The state dict of a checkpoint, whatever its container: legacy pickle, zip, safetensors.
+
+    Floating-point tensors become float32. ``sha256`` is the digest that the file must have; ``data`` its bytes, if they were read.
+    Raises InputRefused for anything unreadable, for a pickle that asks for more than tensors (naming what it wanted), and for a file that
+    holds no state dict.
+    """
+    path = Path(path)
+    data = read_bytes(path) if data is None else data
+    require_digest(path, data, sha256)
+    if path.suffix == ".onnx":
+        raise InputRefused(f"{path}: is an artifact; expected the checkpoint or model that it was made from")
+    findings: Findings | None = None
+    try:
+        if path.suffix == ".safetensors" or is_safetensors(data):
+            container, loaded, metadata = "safetensors", *_read_safetensors(data)
+        else:
+            findings = examine(data)
+            container, loaded, metadata = "zip" if is_zip(data) else "legacy pickle", *_read_pickled(data, findings)
+        return Contents(_state_dict(loaded, len(data)), path.name, digest(data), len(data), container, metadata)
+    except InputRefused as error:
+        raise InputRefused(f"{path}: {error}") from None
+    # What a damaged or hostile file makes its reader raise has no bound: any exception here means that it was not read.
+    except Exception as error:
+        raise InputRefused(f"{path}: {_why_unreadable(error, data, findings or examine(data))}") from None
+
+
+def _read_pickled(data: bytes, findings: Findings) -> tuple[Any, dict[str, Any]]:
+    if findings.wanted or findings.problem:
+        raise ValueError(findings.problem or "it asks for more than tensors")
+    loaded, metadata = read_pickled(data), dict[str, Any]()
+    if isinstance(loaded, dict):
+        found = {key: loaded.get(key) for key in ("epoch", "best_prec1", "model", METADATA_KEY)}
+        finite = {key: value for key, value in found.items() if not isinstance(value, float) or math.isfinite(value)}
+        metadata = _with_own({key: value for key, value in finite.items() if isinstance(value, (int, float, str))})
+    return loaded, metadata
+
+
+def _read_safetensors(data: bytes) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
+    try:
+        tensors, metadata = read_safetensors(data)
+        return tensors, _with_own(metadata)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputRefused(f"is no whole safetensors file: {_first_line(error)}; get it again, or convert the checkpoint again") from None
+
+
+def _why_unreadable(error: Exception, data: bytes, findings: Findings) -> str:
+    if is_torchscript(data):
+        return "is a TorchScript program, which is code; expected a state dict: torch.save(model.state_dict(), …)"
+    text = not data[:4096].strip(b"\t\n\r\f\b" + bytes(range(32, 127)))
+    if findings.wanted and (findings.whole or not text):  # a text may begin like a pickle
+        whole = findings.wanted[0].startswith(("models.", "torch.nn.", "torchvision."))
+        return (
+            f"{'is a whole pickled module' if whole else 'holds more than weights'}: its pickle wants {', '.join(findings.wanted[:3])}, "
+            "which can run code; expected tensors and plain containers only. "
+            "If you trust its origin, open it there and torch.save(model.state_dict(), …)"
+        )
+    if text:
+        return f"is text (it begins {data[:40].decode('ascii', 'replace')!r}); expected a checkpoint (.pth.tar, .pt, .safetensors)"
+    if findings.problem and findings.whole:
+        return f"is no checkpoint that can be opened safely: {findings.problem}; expected .pth.tar, .pt or .safetensors"
+    reason = findings.problem or _first_line(f"{type(error).__name__}: {error}")
+    return f"is truncated, damaged or no checkpoint at all ({reason}); expected .pth.tar, .pt or .safetensors"
+
+
+def _state_dict(loaded: Any, size: int) -> dict[str, npt.NDArray[Any]]:
+    found = loaded
+    for key in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found.get(key)
+    if not isinstance(found, dict) or not found:
+        raise InputRefused(f"holds {'nothing' if isinstance(found, dict) else f'a {_kind(found)}'}; expected a state dict")
+    if len(found) > MAX_TENSORS:
+        raise InputRefused(f"holds {len(found)} entries; expected a state dict of at most {MAX_TENSORS} tensors")
+    tensors: dict[str, StoredTensor] = {}
+    for key, value in found.items():
+        if not isinstance(key, str) or not isinstance(value, StoredTensor):
+            what = repr(key) if isinstance(key, str) else f"with a key of type {_kind(key)}"
+            raise InputRefused(f"entry {what} is of type {_kind(value)}; expected a state dict: names of tensors and nothing else")
+        tensors[key] = value
+    for _ in range(MAX_PREFIXES):
+        if all(key.startswith("module.") for key in tensors):
+            tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    left, arrays = 4 * size + MAX_SHARED, dict[str, npt.NDArray[Any]]()
+    for name, tensor in tensors.items():
+        left -= tensor.bytes_as_array(name)
+        if left < 0 and tensor.shape:
+            raise InputRefused(f"{name} has shape {tensor.shape} in a file of {size} bytes; expected weights of its own")
+        arrays[name] = tensor.array(name)
+    return arrays
+
+
+def _kind(value: object) -> str:
+    """A value's type, in the words of whoever saved it."""
+    if isinstance(value, OddKey):
+        return value.type
+    return "Tensor" if isinstance(value, StoredTensor) else type(value).__name__
+
+
+def _first_line(error: object) -> str:
+    return (str(error).strip().splitlines() or ["no reason given"])[0].partition(". ")[0][:200]

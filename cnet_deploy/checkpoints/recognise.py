@@ -1,0 +1,302 @@
+"""An Architecture from the tensors of a state dict: their names, shapes, masks and indices are all that a file tells.
+
+Works on anything whose values have a ``shape`` and turn into numpy arrays (torch tensors on the CPU, numpy arrays).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from cnet_deploy.checkpoints.metadata import METADATA_KEY
+from cnet_deploy.checkpoints.tensors import Contents
+from cnet_deploy.errors import InputRefused, PruningUnfinished, printable
+from cnet_deploy.models.architecture import Architecture, DenseLayerShape, Form, Kind
+from cnet_deploy.models.pruning import LayerPruning, infer_condense_factor, infer_groups, read_layer
+
+Tensors = Mapping[str, Any]
+
+_LAYER = re.compile(r"features\.denseblock_(\d{1,4})\.denselayer_(\d{1,4})\.conv_1\.norm\.weight")
+_FAMILY = "a CondenseNet or DenseNet of the reference (features.init_conv, features.denseblock_1 …, classifier)"
+
+
+def infer_form(tensors: Tensors) -> Form:
+    """Training form (masks), or group-conv form (indices; a plain DenseNet has nothing to convert and counts as this)."""
+    return "training" if any(key.endswith("._mask") for key in tensors) else "group-conv"
+
+
+def infer_stages(tensors: Tensors) -> tuple[int, ...]:
+    """Dense layers per block. Raises InputRefused for a network that is not of the family, or has gaps in its numbering."""
+    found: Counter[int] = Counter()
+    last: dict[int, int] = {}
+    for key in tensors:
+        if match := _LAYER.fullmatch(key):
+            block, layer = int(match[1]), int(match[2])
+            found[block] += 1
+            last[block] = max(layer, last.get(block, 0))
+    if not found or "features.init_conv.weight" not in tensors:
+        names = ", ".join(printable(repr(name), 60) for name in sorted(tensors)[:3]) or "no tensor at all"
+        raise InputRefused(f"another network: expected {_FAMILY}; found {names} …")
+    for number, block in enumerate(sorted(found), 1):
+        if block != number or last[block] != found[block]:
+            what = f"{found[block]} layers, numbered up to {last[block]}" if block == number else f"no block {number} before it"
+            raise InputRefused(
+                f"tensors are missing: dense block {block} has {what} (counting conv_1.norm.weight); expected a whole state dict"
+            )
+    return tuple(found[block] for block in sorted(found))
+
+
+def pruning_layers(tensors: Tensors) -> list[LayerPruning]:
+    """The pruning state of every learned group convolution, in the order in which they run."""
+    stages = infer_stages(tensors)
+    names = []
+    for block, count in enumerate(stages, 1):
+        names += [f"features.denseblock_{block}.denselayer_{layer}.conv_1" for layer in range(1, count + 1)]
+        names.append(f"features.transition_{block}.conv")
+    return [read_layer(name, tensors) for name in names if f"{name}._mask" in tensors]
+
+
+def infer_architecture(
+    tensors: Tensors,
+    *,
+    groups: int | None = None,
+    condense_factor: int | None = None,
+    input_size: tuple[int, int] | None = None,
+    stem_stride: int | None = None,
+) -> Architecture:
+    """The Architecture of a state dict of the family (any form), checked against every tensor's shape.
+
+    ``groups`` and ``condense_factor`` are needed where training has not begun to prune or the counters are missing, and must agree
+    with what the tensors say; ``input_size`` (height, width) and ``stem_stride`` always win over what stages and classes suggest.
+    Raises InputRefused for another network, missing or extra tensors, wrong shapes, and whatever can't be known.
+    """
+    stages = infer_stages(tensors)
+    blocks = range(1, len(stages) + 1)
+    kind, form = _infer_kind(tensors, stages), infer_form(tensors)
+    first = "features.denseblock_1.denselayer_1"
+    growth = tuple(_dim(tensors, f"features.denseblock_{b}.denselayer_1.conv_2.conv.weight", 0) for b in blocks)
+    middle = _dim(tensors, f"{first}.conv_1.conv.weight", 0)
+    group_inputs = _dim(tensors, f"{first}.conv_2.conv.weight", 1)
+    inputs = [_dim(tensors, f"features.denseblock_{b}.denselayer_1.conv_2.conv.weight", 1) for b in blocks]
+    if group_inputs == 1 and middle > 1 and (growth[0] % middle or max(inputs) == 1):
+        raise InputRefused(
+            f"{first}.conv_2 is depthwise (one input per group): a depthwise variant of CondenseNet; expected grouped 3x3 "
+            "convolutions of several inputs per group, as in the paper"
+        )
+    if middle % growth[0] or middle % group_inputs:
+        raise InputRefused(
+            f"{first}: {middle} channels between its convolutions; expected a multiple of growth {growth[0]} and of {group_inputs}"
+        )
+    if form == "training":
+        group_1x1, factor = _trained_groups(pruning_layers(tensors), groups, condense_factor)
+    else:
+        group_1x1, factor = _converted_groups(tensors, first, kind)
+        for what, given, found in (("groups", groups, group_1x1), ("condense factor", condense_factor, factor)):
+            if given not in (None, found):
+                raise InputRefused(f"{what} {given} was given, but the tensors say {found}; leave it out")
+    classes = _dim(tensors, "classifier.linear.weight" if "classifier.index" in tensors else "classifier.weight", 0)
+    size, stride = _infer_input(stages, classes, input_size, stem_stride)
+    arch = Architecture(
+        stages, growth, kind, middle // growth[0], group_1x1, middle // group_inputs, factor, classes, stride, size,
+        classifier_keep=1.0,
+        transition_channels=tuple(_dim(tensors, f"features.transition_{b}.conv.conv.weight", 0) for b in blocks[:-1])
+        if kind != "condensenet" else (),
+    )  # fmt: skip
+    if "classifier.index" in tensors:
+        arch = _with_keep(arch, _dim(tensors, "classifier.index", 0))
+    check_tensors(tensors, arch, form)
+    return arch
+
+
+def expected_shapes(arch: Architecture, form: Form) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a state dict of this form, without the optional counters of batch norms and pruning."""
+    shapes: dict[str, tuple[int, ...]] = {"features.init_conv.weight": (arch.stem_channels, 3, 3, 3)}
+
+    def norm(name: str, channels: int) -> None:
+        shapes.update({f"{name}.{part}": (channels,) for part in ("weight", "bias", "running_mean", "running_var")})
+
+    for layer in arch.layers():
+        if conv := layer.pointwise:
+            masked = form == "training" and arch.learned
+            width = conv.in_channels if masked else arch.gathered(conv)
+            norm(f"{conv.name}.norm", width)
+            shapes[f"{conv.name}.conv.weight"] = (conv.out_channels, width // (1 if masked else arch.group_1x1), 1, 1)
+            if masked:
+                shapes[f"{conv.name}._mask"] = shapes[f"{conv.name}.conv.weight"]
+            elif arch.learned:
+                shapes[f"{conv.name}.index"] = (width,)
+        if isinstance(layer, DenseLayerShape):
+            middle = layer.pointwise.out_channels
+            norm(f"{layer.name}.conv_2.norm", middle)
+            shapes[f"{layer.name}.conv_2.conv.weight"] = (layer.growth, middle // arch.group_3x3, 3, 3)
+    norm("features.norm_last", arch.features)
+    prefix = "classifier"
+    if form == "group-conv" and arch.learned:
+        shapes["classifier.index"] = (arch.kept_features,)
+        prefix = "classifier.linear"
+    shapes[f"{prefix}.weight"] = (arch.classes, arch.kept_features if form == "group-conv" else arch.features)
+    shapes[f"{prefix}.bias"] = (arch.classes,)
+    return shapes
+
+
+def check_tensors(tensors: Tensors, arch: Architecture, form: Form) -> None:
+    """Raise InputRefused for missing or extra tensors, wrong shapes, indices that point nowhere or twice, weights that are not finite."""
+    expected = expected_shapes(arch, form)
+    optional = {f"{name.rpartition('.')[0]}.num_batches_tracked" for name in expected if name.endswith(".running_mean")}
+    optional |= {f"{name.rpartition('.')[0]}.{counter}" for name in expected if name.endswith("._mask") for counter in ("_stage", "_count")}
+    if missing := [name for name in expected if name not in tensors]:
+        raise InputRefused(f"tensors are missing: {_some(missing)}; expected a whole state dict: save model.state_dict() again")
+    if extra := sorted(set(tensors) - set(expected) - optional):
+        raise InputRefused(f"tensors that a {arch.kind} in {form} form does not have: {_some(extra)}; expected its state dict alone")
+    for name in optional.intersection(tensors):
+        if math.prod(tensors[name].shape) != 1:
+            raise InputRefused(f"{name} has shape {tuple(tensors[name].shape)}; expected one number")
+    for name, shape in expected.items():
+        if tuple(tensors[name].shape) != shape:
+            raise InputRefused(f"{name} has shape {tuple(tensors[name].shape)}; expected {shape}")
+        values = np.asarray(tensors[name])
+        if values.dtype.kind != "f" and not name.endswith((".index", "._mask")):
+            raise InputRefused(f"{name} holds {values.dtype}; expected floating-point weights (quantised ones have a scale elsewhere)")
+        if not np.isfinite(values).all():
+            raise InputRefused(f"{name} holds {int((~np.isfinite(values)).sum())} values that are NaN or infinite; expected finite weights")
+        if name.endswith("running_var") and (values < 0).any():
+            raise InputRefused(f"{name} holds negative variances; expected none")
+    if form == "group-conv" and arch.learned:
+        for conv in arch.pointwise_convs():
+            _check_index(tensors, f"{conv.name}.index", conv.in_channels, arch.group_1x1)
+        _check_index(tensors, "classifier.index", arch.features, 1)
+
+
+def _check_index(tensors: Tensors, name: str, channels: int, groups: int) -> None:
+    index = np.asarray(tensors[name])
+    if index.dtype.kind not in "iu":
+        raise InputRefused(f"{name} holds {index.dtype} values; expected whole numbers")
+    if index.min() < 0 or index.max() >= channels:
+        raise InputRefused(f"{name} points at channel {index.min() if index.min() < 0 else index.max()}; expected 0 to {channels - 1}")
+    rows = np.sort(index.reshape(groups, -1), axis=1)
+    if (rows[:, 1:] == rows[:, :-1]).any():
+        raise InputRefused(
+            f"{name} names a channel twice within a group; expected each once (was it converted before pruning had finished?)"
+        )
+
+
+def _infer_kind(tensors: Tensors, stages: Sequence[int]) -> Kind:
+    learned = any(key.endswith(("conv_1._mask", "conv_1.index")) for key in tensors)
+    if any(key.startswith("features.transition_") for key in tensors):
+        return "densenet_lgc" if learned else "densenet"
+    if not learned and len(stages) > 1:
+        raise InputRefused(
+            "neither masks (…conv_1._mask) nor indices (…conv_1.index) are there: a CondenseNet's buffers were dropped when it was saved"
+        )
+    return "condensenet" if learned else "densenet"
+
+
+def _trained_groups(layers: Sequence[LayerPruning], groups: int | None, factor: int | None) -> tuple[int, int]:
+    found_groups, found_factor = infer_groups(layers), infer_condense_factor(layers)
+    if factor and found_factor and factor != found_factor:
+        raise InputRefused(f"condense factor {factor} was given, but the checkpoint's counters say {found_factor}")
+    if groups and (wrong := next((layer.name for layer in layers if not layer.groups_agree(groups)), None)):
+        raise InputRefused(f"groups {groups} was given, but the mask of {wrong} does not repeat every {groups} rows")
+    if groups and factor:
+        return groups, factor
+    uncounted = next((layer for layer in layers if layer.uncounted), None)
+    if uncounted or not found_factor:
+        layer = uncounted or layers[0]
+        raise PruningUnfinished(
+            f"pruning has not begun or its counters are missing, so groups and condense factor can't be told ({layer.name}: "
+            f"{layer.describe(None)}); if it has finished give both --groups and --condense-factor, else train on"
+        )
+    if not (groups or found_groups):
+        raise InputRefused(
+            "the masks' rows repeat with no period, so the groups can't be told: the file is damaged, or every output is a group "
+            "of its own (then give --groups)"
+        )
+    return groups or found_groups or 0, found_factor
+
+
+def _converted_groups(tensors: Tensors, first: str, kind: Kind) -> tuple[int, int]:
+    """G and C of a form without masks: the 1x1 reads in_channels * G / C channels, an equal part in each group."""
+    channels = _dim(tensors, "features.init_conv.weight", 0)
+    width = channels if kind == "densenet" else _dim(tensors, f"{first}.conv_1.index", 0)
+    per_group = _dim(tensors, f"{first}.conv_1.conv.weight", 1)
+    if width % per_group or channels % per_group:
+        raise InputRefused(
+            f"{first}.conv_1 reads {width} of {channels} channels, {per_group} per group; expected whole groups and a whole condense factor"
+        )
+    return width // per_group, 1 if kind == "densenet" else channels // per_group
+
+
+def _infer_input(stages: Sequence[int], classes: int, size: tuple[int, int] | None, stride: int | None) -> tuple[tuple[int, int], int]:
+    imagenet = [text for text, found in (("5 stages", len(stages) == 5), ("1000 classes", classes == 1000)) if found]
+    cifar = [text for text, found in (("3 stages", len(stages) == 3), (f"{classes} classes", classes in (10, 100))) if found]
+    guess = None
+    if imagenet and not cifar:
+        guess = ((224, 224), 2)
+    elif len(cifar) == 2 and not imagenet:
+        guess = ((32, 32), 1)
+    if guess is None and not (size and stride):
+        signs = [f"{' and '.join(found)} point to {name}" for found, name in ((imagenet, "ImageNet"), (cifar, "CIFAR")) if found]
+        missing = " and ".join(flag for flag, given in (("--input-size", size), ("--stem-stride", stride)) if not given)
+        raise InputRefused(
+            f"input size and stem stride can't be told from {len(stages)} stages and {classes} classes "
+            f"({'; '.join(signs) or 'neither ImageNet has them nor CIFAR'}); give {missing}"
+        )
+    fallback = guess or ((0, 0), 0)
+    return size or fallback[0], stride or fallback[1]
+
+
+def _with_keep(arch: Architecture, kept: int) -> Architecture:
+    if not 0 < kept <= arch.features:
+        raise InputRefused(f"classifier.index has {kept} entries; expected 1 to {arch.features}")
+    halved = int(arch.features * 0.5) == kept
+    return replace(arch, classifier_keep=0.5 if halved else kept / arch.features)
+
+
+def _dim(tensors: Tensors, name: str, axis: int) -> int:
+    if name not in tensors:
+        raise InputRefused(f"tensors are missing: {name}; expected a whole state dict")
+    shape = tuple(tensors[name].shape)
+    if axis >= len(shape) or shape[axis] < 1:
+        raise InputRefused(f"{name} has shape {shape}; expected a positive size in dimension {axis}")
+    return int(shape[axis])
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(printable(name, 120) for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def architecture_of(
+    read: Contents,
+    *,
+    groups: int | None = None,
+    condense_factor: int | None = None,
+    input_size: tuple[int, int] | None = None,
+    stem_stride: int | None = None,
+) -> Architecture:
+    """The Architecture of what was read, every tensor checked against it: our own metadata where there is any, else inferred.
+
+    Raises InputRefused as ``infer_architecture`` does, and for metadata that the tensors belie.
+    """
+    own = read.metadata.get(METADATA_KEY)
+    stored = Architecture.from_dict(own["architecture"]) if own else None
+    if own and own.get("form") != infer_form(read.tensors):
+        raise InputRefused(
+            f"the metadata says that this is the form {own.get('form')!r}, but the tensors are in {infer_form(read.tensors)} form"
+        )
+    if stored:
+        input_size, stem_stride = input_size or stored.input_size, stem_stride or stored.stem_stride
+    if stored and infer_form(read.tensors) == "training":
+        groups, condense_factor = groups or stored.group_1x1, condense_factor or stored.condense_factor
+    arch = infer_architecture(read.tensors, groups=groups, condense_factor=condense_factor, input_size=input_size, stem_stride=stem_stride)
+    if stored and replace(stored, input_size=arch.input_size, stem_stride=arch.stem_stride, classifier_keep=arch.classifier_keep) != arch:
+        raise InputRefused(
+            f"the metadata says {stored.summary()}, but the tensors are those of {arch.summary()}; convert the checkpoint again"
+        )
+    return arch

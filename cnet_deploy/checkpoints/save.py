@@ -1,0 +1,65 @@
+"""torch model -> a file of weights: ours, or the reference's."""
+
+from __future__ import annotations
+
+import io
+from collections import OrderedDict
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from cnet_deploy.checkpoints.metadata import METADATA_KEY, own_metadata
+from cnet_deploy.errors import OutputRefused
+from cnet_deploy.files import atomic_output
+from cnet_deploy.models.condensenet import DenselyConnected
+
+
+def save(model: DenselyConnected, path: Path | str, *, source: Path | str | None = None) -> None:
+    """Write a model: ``.safetensors`` (ours) or ``.pth.tar`` (the reference's converted format), by the suffix of ``path``.
+
+    ``source`` is the file it was made from, which is never overwritten. Raises OutputRefused for another suffix, for a model that
+    the reference's ``--evaluate-from`` could not read back (``.pth.tar`` only), and where the place can't be written to.
+    """
+    path = Path(path)
+    if path.suffix not in (".safetensors", ".tar", ".pth"):
+        raise OutputRefused(f"{path}: unknown suffix; expected .safetensors, or .pth.tar for the reference's converted format")
+    if path.suffix != ".safetensors" and (reasons := reference_cannot_read(model)):
+        raise OutputRefused(f"{path}: the reference can't read {'; nor '.join(reasons)}; write .safetensors instead")
+    with atomic_output(path, source=source) as temporary:
+        temporary.write_bytes(_safetensors_bytes(model) if path.suffix == ".safetensors" else _reference_bytes(model))
+
+
+def reference_cannot_read(model: DenselyConnected) -> list[str]:
+    """Why the reference's ``condensenet_converted`` can't hold this model; empty if it can (reference: models/, main.py)."""
+    arch = model.architecture
+    reasons = []
+    if arch.kind != "condensenet" or model.form != "group-conv":
+        reasons.append(f"a {arch.kind} in {model.form} form (only CondenseNet in group-conv form)")
+    if arch.condense_factor != arch.group_1x1:
+        reasons.append(f"C={arch.condense_factor} with G={arch.group_1x1} (only C = G)")
+    if model.form == "group-conv" and arch.kept_features != int(arch.features * 0.5):
+        reasons.append(f"a classifier keep of {arch.classifier_keep:g} (only 0.5)")
+    if arch.classes not in (10, 100, 1000):
+        reasons.append(f"{arch.classes} classes (only 10, 100 and 1000)")
+    stride, final = (2, 7) if arch.classes == 1000 else (1, 8)
+    if arch.stem_stride != stride or arch.final_size != (final, final):
+        reasons.append(
+            f"{arch.classes} classes with stem stride {arch.stem_stride} and a last map of {arch.final_size[0]}x{arch.final_size[1]} "
+            f"(only {stride} and {final}x{final})"
+        )
+    return reasons
+
+
+def _safetensors_bytes(model: DenselyConnected) -> bytes:
+    # One entry, since the library writes several in an order of its own and the file would differ from run to run.
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+    return safetensors.torch.save(tensors, {METADATA_KEY: own_metadata(model)})
+
+
+def _reference_bytes(model: DenselyConnected) -> bytes:
+    state = OrderedDict((f"module.{name}", value.clone()) for name, value in model.state_dict().items())
+    buffer = io.BytesIO()
+    # The legacy container: the torch of the reference's day (1.1) reads no other.
+    torch.save({"state_dict": state}, buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()

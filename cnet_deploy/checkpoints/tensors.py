@@ -1,0 +1,125 @@
+"""Tensors as a file has them: bytes, a type, a view by strides. Only those that are asked for become arrays, and are checked then."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cnet_deploy.errors import InputRefused
+
+MAX_EXPANDED = 16 << 20  # bytes that a view may claim over a smaller storage
+MAX_DIMENSIONS = 16
+# torch's names of the types that weights, masks and indices come in. numpy has no bfloat16: it is the upper half of a float32.
+TYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(code)
+    for name, code in {
+        "float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "float64": "<f8", "uint8": "<u1", "int8": "<i1", "int16": "<i2",
+        "int32": "<i4", "int64": "<i8", "bool": "<u1",
+    }.items()
+}  # fmt: skip
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+class Storage:
+    """Bytes that tensors are views of. ``fetch`` gives them when they are wanted; it may raise for what is not there."""
+
+    __slots__ = ("dtype", "fetch")
+
+    def __init__(self, dtype: str | None, fetch: Callable[[], memoryview]) -> None:
+        self.dtype, self.fetch = dtype, fetch
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """A tensor of ``shape`` that begins ``offset`` elements into its storage. ``odd`` says what it is where it is none of numbers side
+    by side (sparse, quantized …); then nothing else of it counts. ``negative``: its numbers are stored with the other sign."""
+
+    dtype: str
+    storage: Storage | None = None
+    offset: int = 0
+    shape: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    negative: bool = False
+    odd: str | None = None
+
+    @property
+    def dense(self) -> bool:
+        """Whether its numbers lie side by side in some order of its dimensions."""
+        expected = 1
+        for stride, side in sorted((stride, side) for stride, side in zip(self.strides, self.shape, strict=True) if side != 1):
+            if stride != expected:
+                return False
+            expected *= side
+        return True
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """Its numbers, in memory of their own: floating-point ones as float32, others as they are. Raises InputRefused by ``name``."""
+        view = self._view(name)
+        values: npt.NDArray[Any]
+        if self.dtype == "bool":
+            values = np.array(view, order="C").view(np.bool_)
+            np.not_equal(view, 0, out=values)
+        elif self.dtype == "bfloat16":
+            values = np.array(view, np.uint32, order="C")
+            np.left_shift(values, 16, out=values)
+            values = values.view(np.float32)
+        else:
+            with np.errstate(over="ignore"):  # what float32 can't hold becomes infinite, and is refused as that
+                values = np.array(view, np.float32 if self.dtype in FLOATS else view.dtype.newbyteorder("="), order="C")
+        return np.negative(values, out=values) if self.negative else values
+
+    def bits(self, name: str) -> npt.NDArray[Any]:
+        """Its numbers as they are stored, to the bit, in memory of their own: bfloat16 as uint16, truth values as bytes.
+
+        Raises InputRefused by ``name`` as ``array`` does, and for numbers whose sign stands apart from them.
+        """
+        if self.negative:
+            raise InputRefused(f"{name} is stored with the other sign; expected a tensor as training leaves it")
+        return np.array(self._view(name), order="C")
+
+    def bytes_as_array(self, name: str) -> int:
+        """Bytes that ``array`` takes. Raises InputRefused by ``name`` for what can't be one."""
+        self._check(name)
+        return math.prod(self.shape) * (4 if self.dtype in FLOATS else TYPES[self.dtype].itemsize)
+
+    def _check(self, name: str) -> None:
+        if self.odd or self.dtype not in TYPES or (self.negative and self.dtype not in FLOATS):
+            what = self.odd or f"a tensor of {self.dtype}"
+            raise InputRefused(f"{name} is {what}; expected a dense tensor of real numbers")
+        # Beyond this its size in bytes is no number that numpy can hold.
+        if len(self.shape) > MAX_DIMENSIONS or math.prod(side or 1 for side in self.shape) >= 1 << 59:
+            raise InputRefused(f"{name} has shape {self.shape}; expected weights of its own")
+
+    def _view(self, name: str) -> npt.NDArray[Any]:
+        self._check(name)
+        assert self.storage is not None
+        content = self.storage.fetch()
+        dtype, count = TYPES[self.dtype], math.prod(self.shape)
+        if count == 0:
+            return np.empty(self.shape, dtype)
+        # A view can claim any size over a storage of one number.
+        if count * dtype.itemsize > max(len(content), MAX_EXPANDED):
+            raise InputRefused(f"{name} has shape {self.shape} over {len(content)} bytes; expected weights of its own")
+        end = self.offset + sum((side - 1) * stride for side, stride in zip(self.shape, self.strides, strict=True)) + 1
+        if end * dtype.itemsize > len(content):
+            raise InputRefused(f"{name} ends at byte {end * dtype.itemsize} of a storage of {len(content)}; expected a view within it")
+        numbers = np.frombuffer(content, dtype, end - self.offset, self.offset * dtype.itemsize)
+        strides = [stride * dtype.itemsize if side > 1 else 0 for side, stride in zip(self.shape, self.strides, strict=True)]
+        return np.lib.stride_tricks.as_strided(numbers, self.shape, strides, writeable=False)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A file's tensors (float32 or integers, each in memory of its own, ``module.`` stripped) and what else it says of itself."""
+
+    tensors: dict[str, npt.NDArray[Any]]
+    source: str
+    digest: str
+    size: int
+    container: str
+    metadata: dict[str, Any]

@@ -1,0 +1,22 @@
+"""The command line. Each command is a file of this package: it parses, calls one workflow, and prints.
+
+A command's module is imported when the command is asked for, and imports what is heavy inside the command's function.
+"""
+
+from __future__ import annotations
+
+import click
+
+from cnet_deploy.cli.console import Commands
+from cnet_deploy.version import __version__
+
+# In the order of the road, as `--help` lists them. The module of a command has its name, and so has the command in it.
+COMMANDS = ("inspect", "convert", "export", "verify", "run", "evaluate", "bench", "gate", "train", "doctor", "completion")
+
+
+@click.group(
+    cls=Commands, package=__name__, names=COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
+)
+@click.version_option(__version__, prog_name="cnet-deploy", message="%(prog)s %(version)s")
+def main() -> None:
+    """From a CondenseNet training checkpoint to a verified model in production."""

@@ -1,0 +1,66 @@
+"""``cnet-deploy bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cnet_deploy.cli.console import Command, quiet
+from cnet_deploy.cli.types import Finite, Numbers, Words, complete_backends, complete_models
+
+
+@click.command(
+    cls=Command,
+    short_help="Measure the paper's inference-time table, or any models.",
+    examples=["cnet-deploy bench --json results.json --html report.html", "cnet-deploy bench model.onnx model.so model.safetensors"],
+)
+@click.argument("models", nargs=-1, shell_complete=complete_models)
+@click.option(
+    "--backend",
+    "backends",
+    type=Words(),
+    shell_complete=complete_backends,
+    default=(),
+    help="Measure on these only: one, or several as torch,onnxruntime.",
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="What runs the models.")
+@click.option("--threads", type=Numbers(), default=(), help="Threads: a number, or several as 1,2. [default: all cores]")
+@click.option("--batch", "batches", type=Numbers(), default=(1,), help="Images an inference: a number, or several as 1,8,32. [default: 1]")
+@click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Turns of every cell.")
+@click.option("--seconds", type=Finite(0), default=0.2, show_default=True, help="Least time that a turn measures.")
+@click.option("--warmup", type=Finite(0), default=0.5, show_default=True, help="Least time that a process runs before anything counts.")
+@click.option("--json", type=click.Path(path_type=Path), help="Keep raw samples and the environment in this file, while the run goes on.")
+@click.option("--resume", is_flag=True, help="Go on with the interrupted run whose results are in the file of --json.")
+@click.option(
+    "--save-baseline",
+    "baseline",
+    type=click.Path(path_type=Path),
+    help="Measure each turn in a process of its own, and keep it in this file for `gate --baseline`.",
+)
+@click.option("--html", type=click.Path(path_type=Path), help="Write the report as one page with its pictures.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write the tables as Markdown.")
+@click.option("--csv", type=click.Path(path_type=Path), help="Write a line for each cell.")
+@click.option("--svg", type=click.Path(path_type=Path), help="Write the picture: latency against top-1 error.")
+def bench(
+    models: tuple[str, ...], backends: tuple[str, ...], device: str, threads: tuple[int, ...], batches: tuple[int, ...],
+    rounds: int, seconds: float, warmup: float, resume: bool, baseline: Path | None, **outputs: Path | None,
+) -> None:  # fmt: skip
+    """Measure the paper's inference-time table on this machine, or any MODELS.
+
+    A model is a file (.onnx, .so, .safetensors, a checkpoint) or the name of a network, which runs with random weights on every backend:
+    condensenet-74-g4, condensenet-74-g8, condensenet-50 to condensenet-182, vgg-16, resnet-18, mobilenet-1.0-224.
+    Backends: native, onnxruntime, torch, and on a GPU tensorrt; by name also openvino. Parts after dots make another of it:
+    torch.compile, torch.cudagraph.fp16, tensorrt.fp16.cudagraph, onnxruntime.tensorrt, native.bf16 …
+    """
+    if baseline is not None and rounds < 8:
+        raise click.UsageError("--save-baseline needs 8 rounds or more, as the gate does; give --rounds 8")
+    from cnet_deploy.benchmarks.measure.rounds import Settings
+    from cnet_deploy.benchmarks.report.terminal import Outputs
+    from cnet_deploy.benchmarks.report.terminal import run as measure
+
+    measure(
+        models, backends=backends, threads=threads, batches=batches, device=device, resume=resume,
+        settings=Settings(rounds=rounds, seconds=seconds, warmup=warmup, fresh=baseline is not None),
+        outputs=Outputs(baseline=baseline, **outputs), quiet=quiet(),
+    )  # fmt: skip

@@ -1,0 +1,191 @@
+"""What every command of the command line shares: how much it says, its colours, its errors and the form of its help."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+import click
+
+from cnet_deploy.errors import CnetDeployError, printable
+
+_QUIET, _VERBOSE = "cnet_deploy.quiet", "cnet_deploy.verbose"
+_TERMINATED = 128 + signal.SIGTERM
+_LOG = logging.getLogger("cnet_deploy")
+
+
+def quiet() -> bool:
+    """Whether only what was asked for, and errors, are to be printed."""
+    context = click.get_current_context(silent=True)
+    return bool(context and context.meta.get(_QUIET))
+
+
+def note(text: str) -> None:
+    """Say on standard error what is going on."""
+    if not quiet():
+        click.echo(text, err=True)
+
+
+def tell(text: str) -> None:
+    """Say on standard output what was done: no result in itself, so that --quiet leaves it out."""
+    if not quiet():
+        click.echo(text)
+
+
+def coloured(stream: IO[str]) -> bool:
+    """Whether colours are welcome there: on a terminal that has them, unless NO_COLOR is set (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def fail(message: str, code: int) -> None:
+    """Print an error as one line and end."""
+    heading = click.style("Error:", fg="red", bold=True) if coloured(sys.stderr) else "Error:"
+    click.echo(f"{heading} {message}", err=True)
+    sys.exit(code)
+
+
+class Command(click.Command):
+    """A command whose help ends with examples that can be copied, each on a line of its own."""
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = tuple(examples)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return [*super().get_params(ctx), *_TALKING]
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        if self.examples:
+            with formatter.section("Examples" if len(self.examples) > 1 else "Example"):
+                for line in self.examples:
+                    formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+
+class Commands(click.Group):
+    """A group in which our own errors print one line and end with the code that their class carries.
+
+    Its commands are ``names``; each is looked for in the module of that name in ``package``, when it is asked for.
+    """
+
+    def __init__(self, *args: Any, package: str, names: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._package, self._names = package, tuple(names)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(self._names)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in self._names:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"{self._package}.{cmd_name}"), cmd_name)
+        return command
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        terminated: list[int] = []
+        try:
+            with _termination(terminated):
+                return super().main(*args, **{**kwargs, "standalone_mode": False})
+        except CnetDeployError as error:
+            _LOG.debug("raised here:", exc_info=True)
+            fail(str(error), _TERMINATED if terminated else error.exit_code)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            _LOG.debug("interrupted here:", exc_info=True)
+            fail("interrupted; nothing was written", _TERMINATED if terminated else 130)
+        except OSError as error:  # of standard output: whatever else can't be read or written has an error of ours
+            fail(f"can't go on: {error.strerror or error}", 4)
+        finally:
+            _LOG.handlers.clear()
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _readers_that_leave():  # of a help
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _readers_that_leave():
+            return super().invoke(ctx)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return [*super().get_params(ctx), *_TALKING]
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=2)
+            hint = f"Did you mean {' or '.join(near)}?" if near else f"Expected one of {', '.join(self.list_commands(ctx))}."
+            raise click.UsageError(f"No such command {printable(args[0], 60)!r}. {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@contextlib.contextmanager
+def _readers_that_leave() -> Iterator[None]:
+    """Who reads our output and has seen enough, as ``| head -1`` does, ends the command in good order."""
+    try:
+        yield
+    except BrokenPipeError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+@contextlib.contextmanager
+def _termination(terminated: list[int]) -> Iterator[None]:
+    """SIGTERM interrupts as Ctrl-C does, so that nothing is left behind; ``terminated`` then knows that it came."""
+
+    def interrupt(number: int, _: object) -> None:
+        terminated.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _be_quiet(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[_QUIET] = True
+
+
+def _be_verbose(ctx: click.Context, _: click.Parameter, value: int) -> None:
+    if value:
+        ctx.meta[_VERBOSE] = ctx.meta.get(_VERBOSE, 0) + value
+        _LOG.handlers[:] = [_Handler()]
+        _LOG.setLevel(logging.INFO if ctx.meta[_VERBOSE] == 1 else logging.DEBUG)
+
+
+_TALKING = [
+    click.Option(["-v", "--verbose"], count=True, expose_value=False, callback=_be_verbose, is_eager=True,
+                 help="Say what is done, step by step; -vv: and where an error was raised."),
+    click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=_be_quiet, is_eager=True,
+                 help="Print nothing but what was asked for, and errors."),
+]  # fmt: skip
+
+
+class _Handler(logging.Handler):
+    """Log lines on standard error, with the seconds since the command began."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = time.monotonic()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"{time.monotonic() - self.start:8.3f} s  {printable(record.getMessage())}", err=True)
+        if record.exc_info:
+            for line in "".join(traceback.format_exception(*record.exc_info)).splitlines():
+                click.echo(printable(line, 2000), err=True)

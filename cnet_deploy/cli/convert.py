@@ -1,0 +1,39 @@
+"""``cnet-deploy convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cnet_deploy.cli import options as parameters
+from cnet_deploy.cli.console import Command, tell
+from cnet_deploy.cli.options import images_option, keep_option, labels_option, model_options, pin_option
+from cnet_deploy.hardware.cpu import share_the_processor
+
+
+@click.command(
+    cls=Command,
+    short_help="A checkpoint as training left it -> the group-convolution model.",
+    examples=["cnet-deploy convert examples/reference-cifar10.pth.tar -o model.safetensors --labels examples/cifar10-labels.txt"],
+)
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="A .safetensors file, or .pth.tar in the reference's converted format. [default: beside the input]",
+)
+@keep_option
+@labels_option("What is written carries them from then on. [default: those that the model has]")
+@images_option
+@pin_option
+@model_options
+def convert(checkpoint: Path, output: Path | None, **options: Any) -> None:
+    """Turn CHECKPOINT, as training left it, into the group-convolution model."""
+    overrides = parameters.take_overrides(options)
+    share_the_processor()
+    from cnet_deploy.workflows.convert import convert_file
+
+    tell(convert_file(checkpoint, output, overrides=overrides, **options).summary())

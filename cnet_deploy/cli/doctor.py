@@ -1,0 +1,36 @@
+"""``cnet-deploy doctor``."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from cnet_deploy.cli.console import Command
+from cnet_deploy.cli.types import complete_backends
+from cnet_deploy.errors import Unavailable
+from cnet_deploy.hardware.cpu import share_the_processor
+
+
+@click.command(
+    cls=Command,
+    short_help="What works on this machine, and what to install.",
+    examples=["cnet-deploy doctor", "cnet-deploy doctor native"],
+)
+@click.argument("backends", nargs=-1, shell_complete=complete_backends)
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(backends: tuple[str, ...], as_json: bool) -> None:
+    """What works on this machine, by trying it; what does not, why, and what to install.
+
+    With the names of BACKENDS only these are tried, and one that works nowhere is exit code 5: for where an image is built.
+    """
+    share_the_processor()
+    from cnet_deploy.workflows.doctor import diagnose, known_names, missing
+
+    if unknown := [name for name in backends if name not in known_names()]:
+        raise click.UsageError(f"no backend is called {', '.join(unknown)}; expected some of {', '.join(known_names())}")
+    found = diagnose(backends, told=lambda finding: None if as_json else click.echo(finding.words()))
+    if as_json:
+        click.echo(json.dumps([finding.to_dict() for finding in found], indent=2))
+    if names := missing(found, backends):
+        raise Unavailable(f"{', '.join(names)} does not work here; the lines above say why and what to install")

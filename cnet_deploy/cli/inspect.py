@@ -1,0 +1,37 @@
+"""``cnet-deploy inspect``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cnet_deploy.cli.console import Command
+from cnet_deploy.cli.options import model_options, pin_option
+
+
+@click.command(
+    cls=Command,
+    short_help="What a file is, without running anything in it.",
+    examples=["cnet-deploy inspect examples/reference-cifar10.pth.tar"],
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw which inputs each learned group reads into this SVG file.")
+@pin_option
+@model_options
+def inspect(file: Path, as_json: bool, plot: Path | None, **options: Any) -> None:
+    """Show what FILE is: architecture, form, pruning layer by layer, digest. Nothing in it is executed.
+
+    A checkpoint whose pruning is unfinished is described too, with the reason why it can't be converted.
+    """
+    from cnet_deploy.workflows.inspect import inspect as look
+
+    found = look(file, **options)
+    if plot is not None:
+        from cnet_deploy.workflows.plot_groups import plot as draw
+
+        draw(file, plot, **options)
+    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.summary())

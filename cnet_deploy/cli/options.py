@@ -1,0 +1,174 @@
+"""Options that several commands share, and what is asked of them together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from cnet_deploy.cli.types import Bytes, Channels, Depths, Digest, Finite, Size
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def model_options(command: F) -> F:
+    """What a checkpoint can't tell of itself."""
+    for option in (
+        click.option(
+            "--stem-stride",
+            type=click.IntRange(1, 16),
+            help="Stride of the first convolution; wins over what is inferred.",
+        ),
+        click.option("--input-size", type=Size(), help="Input in pixels, as 224 or HEIGHTxWIDTH; wins over what is inferred."),
+        click.option("--condense-factor", type=click.IntRange(1), help="C, where the checkpoint's counters don't tell it."),
+        click.option("--groups", type=click.IntRange(1), help="G of the 1x1 convolutions, where the masks don't tell it."),
+    ):
+        command = option(command)
+    return command
+
+
+def steps_options(command: F) -> F:
+    """How images are prepared, where that is not to be as the files say."""
+    for option in reversed(
+        (
+            click.option(
+                "--statistics", type=click.Choice(["cifar10", "cifar100", "imagenet", "fashion-mnist"]), help="Whose mean and deviation."
+            ),
+            click.option("--mean", type=Channels(), help="Wins over what the files say, as do the others here."),
+            click.option("--std", type=Channels(), help="Standard deviation of pixels from 0 to 1."),
+            click.option("--resize", type=click.IntRange(1), help="Pixels of the shorter side before the centre is cropped."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def lowering_options(command: F) -> F:
+    """How `export` writes the network for GPUs, and how TensorRT builds it."""
+    for option in (
+        click.option(
+            "--lowering",
+            type=click.Choice(["gather", "dense", "absorbed", "auto"]),
+            help="ONNX, TensorRT: how 1x1 convolutions are written; auto measures what is quickest for each block. [default: gather]",
+        ),
+        click.option(
+            "--timing-cache", type=click.Path(path_type=Path), help="TensorRT: a file that keeps what was timed, for the next build."
+        ),
+        click.option("--workspace", type=Bytes(), help="TensorRT: most device memory that a layer may take for itself, as 512M or 2G."),
+        click.option(
+            "--tensorrt-flavour",
+            "flavour",
+            type=click.Choice(["tensorrt", "tensorrt-rtx"]),
+            help="TensorRT: which one builds. [default: the one that can]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def training_options(command: F) -> F:
+    """The reference's options (main.py), by its names and with its defaults, and those that it has not."""
+    number, least = click.IntRange, Finite(0)
+    for option in reversed((
+        click.option("--model", type=click.Choice(["condensenet", "densenet", "densenet_LGC"], case_sensitive=False), default="condensenet",
+                     show_default=True, help="densenet_LGC: DenseNet with learned group convolutions."),
+        click.option("--stages", type=Depths(), required=True, help="Layers of each dense block, as 14-14-14."),
+        click.option("--growth", type=Depths(), required=True, help="Channels that each of a block's layers adds, as 8-16-32."),
+        click.option("--bottleneck", type=number(1), default=4, show_default=True, help="Outputs of the 1x1 for each channel of growth."),
+        click.option("--group-1x1", type=number(1), default=4, show_default=True, help="Groups of the 1x1 convolutions (G)."),
+        click.option("--group-3x3", type=number(1), default=4, show_default=True, help="Groups of the 3x3 convolutions."),
+        click.option("--condense-factor", type=number(1), default=4, show_default=True, help="1/C of the inputs is kept (C)."),
+        click.option("--reduction", type=Finite(0, 1, min_open=True), default=0.5, show_default=True, help="DenseNets: of transitions."),
+        click.option("--input-size", type=Size(), help="Of the network, in pixels. [default: 32 for small images, else 224]"),
+        click.option("--stem-stride", type=number(1, 16), help="Of the first convolution. [default: 1 for small images, else 2]"),
+        click.option("--epochs", type=number(1), default=120, show_default=True, help="Epochs of the whole run."),
+        click.option("-b", "--batch-size", type=number(1), default=256, show_default=True, help="Images of a step, all devices together."),
+        click.option("--lr", "--learning-rate", "lr", type=least, default=0.1, show_default=True, help="Learning rate at the start."),
+        click.option("--lr-type", type=click.Choice(["cosine", "multistep"]), default="cosine", show_default=True, help="How it falls."),
+        click.option("--momentum", type=least, default=0.9, show_default=True, help="Nesterov's."),
+        click.option("--weight-decay", "--wd", type=least, default=1e-4, show_default=True, help="Of all weights."),
+        click.option("--group-lasso-lambda", "--group-lasso", type=least, default=0.0, show_default=True, help="Paper, ImageNet: 1e-5."),
+        click.option("--dropout-rate", type=least, default=0.0, show_default=True, help="Before the 1x1 convolutions."),
+        click.option("--manual-seed", "seed", type=number(0), default=0, show_default=True, help="Of weights, order and augmentation."),
+        click.option("-j", "--workers", type=number(1), help="Threads that read images. [default: one a core, at most 8]"),
+        click.option("-p", "--print-freq", type=number(1), default=10, show_default=True, help="Steps between two looks at the bar."),
+        click.option("--savedir", type=click.Path(path_type=Path), default=Path("results/savedir"), show_default=True, help="For output."),
+        click.option("--resume", is_flag=True, help="Go on from the last whole checkpoint in --savedir, if there is one."),
+        click.option("--no-save-model", is_flag=True, help="Keep the best checkpoint and the last two only."),
+        click.option("--device", type=click.Choice(["cpu", "cuda"]), help="What trains. [default: cuda if it is there]"),
+        click.option("--gpu", help="Which GPUs may be seen, as CUDA_VISIBLE_DEVICES has them."),
+        click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="bf16: autocast."),
+        click.option("--channels-last/--no-channels-last", default=True, show_default=True, help="Memory format; twice as fast on a CPU."),
+        click.option("--compile", is_flag=True, help="Compile the model (torch.compile)."),
+    )):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def target_options(command: F) -> F:
+    """A flag for each target that there is."""
+    from cnet_deploy.exporters import HELP
+
+    for target in reversed(HELP):
+        command = click.option(f"--{target}", "target", flag_value=target, help=HELP[target])(command)
+    return command
+
+
+def take(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Some of a command's options, taken out of the rest."""
+    return {name: options.pop(name) for name in names}
+
+
+def take_overrides(options: dict[str, Any]) -> dict[str, Any]:
+    """What ``model_options`` brought, taken out of a command's options."""
+    return take(options, "groups", "condense_factor", "input_size", "stem_stride")
+
+
+def require_target(target: str | None, triton: Path | None, output: Path | None) -> str:
+    """The target of `export`. Raises UsageError where none was named, and for two places to write to."""
+    from cnet_deploy.exporters import SUFFIXES
+
+    if triton is not None and output is not None:
+        raise click.UsageError("--triton and --output name two places; expected one of them")
+    if target is None and triton is None:
+        *most, last = (f"--{name}" for name in SUFFIXES)
+        raise click.UsageError(f"Missing the target; expected {', '.join(most)} or {last}")
+    return target or "onnx"
+
+
+def require_own_options(target: str, options: dict[str, Any], known: Collection[str], lowering: str | None) -> None:
+    """Raises UsageError for an option of `export` that the target does not have."""
+    flags = {"cpu": "target", "flavour": "tensorrt-flavour", "timing_cache": "timing-cache"}
+    if foreign := [name for name in options if name not in known]:
+        raise click.UsageError(f"--{flags.get(foreign[0], foreign[0])} is no option of --{target}")
+    if lowering not in (None, "gather") and target == "native":
+        raise click.UsageError("--lowering is no option of --native, which has kernels for the network as it is")
+    if target == "onnx" and not isinstance(options.get("batch", 1), int):
+        raise click.UsageError("--batch of --onnx is one number; leave it out for a free batch")
+
+
+def labels_option(more: str) -> Callable[[F], F]:
+    """A file of the classes' names; ``more`` says what becomes of them."""
+    return click.option("--labels", type=click.Path(path_type=Path), help=f"Names of the classes: one a line, or JSON. {more}")
+
+
+pin_option = click.option(
+    "--sha256", type=Digest(), help="The digest that the (first) file must have; another is refused, whatever its manifest says."
+)
+images_option = click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    help="Real images to check on: a CIFAR binary file, an image, or a folder of images.",
+)
+tolerance_option = click.option(
+    "--tolerance",
+    type=Finite(0),
+    help="Largest error allowed, relative to the largest logit. [default: 1e-4]",
+)
+keep_option = click.option(
+    "--classifier-keep",
+    type=Finite(0, 1, min_open=True),
+    help="Share of the classifier's inputs to keep. [default: 0.5, as the reference]",
+)

@@ -1,0 +1,56 @@
+"""``cnet-deploy run``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cnet_deploy.cli import options as parameters
+from cnet_deploy.cli.console import Command
+from cnet_deploy.cli.options import labels_option, model_options, pin_option, steps_options
+from cnet_deploy.cli.types import complete_backends
+from cnet_deploy.errors import InputRefused
+from cnet_deploy.hardware.cpu import share_the_processor
+
+
+@click.command(
+    cls=Command,
+    short_help="Classify images with any model or artifact.",
+    examples=["cnet-deploy run model.onnx examples/images/cat.png", "cnet-deploy run model.so examples/images --top 1"],
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path(path_type=Path))
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes to print for each image.")
+@labels_option("[default: those that FILE carries]")
+@click.option("--backend", shell_complete=complete_backends, help="What runs it. [default: the one that opens FILE]")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where. [default: cpu; engines: cuda]")
+@click.option("--threads", type=click.IntRange(1), help="Threads of inference. [default: the backend's own]")
+@click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Images an inference.")
+@steps_options
+@pin_option
+@click.option("--json", "as_json", is_flag=True, help="Print the answers as JSON.")
+@model_options
+def run(file: Path, images: tuple[Path, ...], as_json: bool, **options: Any) -> None:
+    """Classify IMAGEs with FILE (a checkpoint, a model or an artifact): the likeliest classes of each, by name.
+
+    An IMAGE is a PNG, JPEG, BMP, WebP or PPM file, a folder of them, or a CIFAR binary file. It is prepared as FILE's metadata says.
+    """
+    share_the_processor()
+    from cnet_deploy.images.preprocessing import Overrides
+    from cnet_deploy.workflows.classify import classify
+
+    steps = Overrides(**parameters.take(options, "statistics", "mean", "std", "resize"))
+    answers, problems = [], []
+    for answer in classify(file, images, steps=steps, **options):
+        answers.append(answer)
+        if answer.problem:
+            problems.append(answer.problem)
+        elif not as_json:
+            click.echo("\n".join(answer.lines()))
+    if as_json:
+        click.echo(json.dumps([answer.to_dict() for answer in answers], indent=2))
+    if problems:
+        raise InputRefused(f"{len(problems)} of {len(answers)} images were not classified: {'; '.join(problems[:3])}")

@@ -1,0 +1,182 @@
+"""Types of the command line's parameters: each says what it expected. And what the shell completes."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    _SizeType = click.ParamType[tuple[int, int]]
+else:
+    _SizeType = click.ParamType  # generic only in newer releases of click
+
+
+class Size(_SizeType):
+    """``224`` or ``HEIGHTxWIDTH``."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        sides = value.lower().split("x")
+        if len(sides) not in (1, 2) or not all(side.isascii() and side.isdigit() and 0 < int(side) < 1 << 16 for side in sides):
+            self.fail(f"{value!r} is no size; expected pixels as 224 or HEIGHTxWIDTH as 224x192", param, ctx)
+        return int(sides[0]), int(sides[-1])
+
+
+class Words(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Words separated by commas, each once."""
+
+    name = "words"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        words = [word.strip() for word in value.split(",")]
+        if not all(words):
+            self.fail(f"{value!r} has an empty part; expected words separated by commas", param, ctx)
+        return tuple(dict.fromkeys(words))
+
+
+class Numbers(Words):
+    """Whole numbers from 1, separated by commas."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        words = [str(word) for word in super().convert(value, param, ctx)]
+        if not all(word.isascii() and word.isdigit() and 0 < int(word) < 1 << 16 for word in words):
+            self.fail(f"{value!r} is no list of numbers; expected one as 2, or several as 1,2", param, ctx)
+        return tuple(int(word) for word in words)
+
+
+class Depths(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Whole numbers from 1 joined by hyphens, one for each dense block: ``14-14-14``."""
+
+    name = "depths"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = value.split("-")
+        if not all(part.isascii() and part.isdigit() and 0 < int(part) < 1 << 16 for part in parts):
+            self.fail(f"{value!r} is no list of numbers; expected one for each dense block, as 14-14-14", param, ctx)
+        return tuple(map(int, parts))
+
+
+class Share(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """``5%`` or ``0.05``."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            number = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+        except ValueError:
+            number = math.nan
+        if not 0 < number < 1:
+            self.fail(f"{value!r} is no share; expected a percentage as 5%, or a number between 0 and 1 as 0.05", param, ctx)
+        return number
+
+
+class Channels(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Three numbers from 0 to 1, of red, green and blue: ``0.485,0.456,0.406``."""
+
+    name = "channels"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(map(float, value.split(",")))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != 3 or not all(0 <= number <= 1 for number in numbers):
+            self.fail(f"{value!r} is no colour; expected red, green and blue from 0 to 1, as 0.485,0.456,0.406", param, ctx)
+        return numbers
+
+
+class Finite(click.FloatRange):
+    """A FloatRange without NaN and infinity, which no bound keeps out."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not finite; expected a number", param, ctx)
+        return number
+
+
+class Batches(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """``8``, or ``LEAST:BEST:MOST`` as 1:8:32."""
+
+    name = "batch"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        parts = value.split(":")
+        if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() and 0 < int(part) < 1 << 16 for part in parts):
+            self.fail(f"{value!r} is no batch; expected images as 8, or least:best:most as 1:8:32", param, ctx)
+        numbers = tuple(map(int, parts))
+        return numbers[0] if len(numbers) == 1 else numbers
+
+
+class Bytes(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """``512M`` or ``2G``, in powers of 1024."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        units = {"K": 10, "M": 20, "G": 30}
+        digits, unit = value.upper().removesuffix("B").removesuffix("I"), 0
+        if digits[-1:] in units:
+            digits, unit = digits[:-1], units[digits[-1]]
+        if not (digits.isascii() and digits.isdigit() and 0 < int(digits) << unit < 1 << 50):
+            self.fail(f"{value!r} is no size; expected bytes as 512M or 2G", param, ctx)
+        return int(digits) << unit
+
+
+class Digest(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A SHA-256: 64 hexadecimal digits."""
+
+    name = "digest"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not re.fullmatch("[0-9a-fA-F]{64}", value):
+            self.fail(f"{value!r} is no SHA-256; expected 64 hexadecimal digits, as `sha256sum FILE` and `inspect` print", param, ctx)
+        return str(value).lower()
+
+
+def complete_backends(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Backends for the shell; after a comma, the next one."""
+    from cnet_deploy.sessions import BACKENDS
+
+    done, comma, begun = incomplete.rpartition(",")
+    return [CompletionItem(f"{done}{comma}{name}") for name in BACKENDS if name.startswith(begun)]
+
+
+def complete_models(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Files, and the names of networks, for the shell."""
+    from cnet_deploy.models.architecture import NAMED, OTHERS
+
+    return [CompletionItem(incomplete, type="file"), *(CompletionItem(name) for name in (*NAMED, *OTHERS) if name.startswith(incomplete))]
+
+
+class ModelOrName(click.Path):
+    """A file, or the name of a network."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return complete_models(ctx, param, incomplete)

@@ -1,0 +1,44 @@
+"""``cnet-deploy verify``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cnet_deploy.cli.console import Command, tell
+from cnet_deploy.cli.options import images_option, model_options, pin_option, tolerance_option
+from cnet_deploy.errors import CheckFailed
+from cnet_deploy.hardware.cpu import share_the_processor
+
+
+@click.command(
+    cls=Command,
+    short_help="Compare an artifact's outputs with its model's.",
+    examples=["cnet-deploy verify model.onnx model.safetensors --images examples/cifar10-test-500.bin"],
+)
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("model", type=click.Path(path_type=Path))
+@images_option
+@tolerance_option
+@pin_option
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@model_options
+def verify(artifact: Path, model: Path, as_json: bool, **options: Any) -> None:
+    """Compare the outputs of ARTIFACT with those of the MODEL that it came from; exit code 1 if they differ."""
+    share_the_processor()
+    from cnet_deploy.workflows.verify import verify as compare
+
+    comparisons = compare(artifact, model, **options)
+    if as_json:
+        click.echo(json.dumps([c.to_dict() for c in comparisons], indent=2))
+    else:
+        tell("\n".join(c.summary() for c in comparisons))
+    if failed := [c for c in comparisons if not c.passed]:
+        raise CheckFailed(
+            f"{artifact}: outputs differ from those of {model} beyond the tolerance on {failed[0].inputs}; export it again from {model}"
+        )
+    if not as_json:
+        tell(f"{artifact} computes what {model} does")

@@ -1,0 +1,173 @@
+"""Program -> ONNX ModelProto. Every node and weight is named after the layer it came from.
+
+Channel counts are static and only the batch may be dynamic (a dynamic Reshape makes TensorRT lose the channel count, so there is
+none): gathers and shuffles are both Gather with a constant table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from cnet_deploy.artifacts.onnx_metadata import INPUT, OUTPUT, OnnxMetadata, entries_of
+from cnet_deploy.errors import InputRefused
+from cnet_deploy.program.program import DenseLayer, Head, Pointwise, Pool, Program, Transition
+from cnet_deploy.version import __version__
+
+OPSETS = range(17, 23)
+BF16_OPSET = 22  # the first whose convolutions and poolings take bf16
+PRECISIONS = ("fp32", "fp16", "bf16")
+_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+
+
+def default_opset(precision: str) -> int:
+    """The lowest opset, for the most runtimes, in which a network of this precision can be written."""
+    return BF16_OPSET if precision == "bf16" else OPSETS.start
+
+
+def build_graph(program: Program, *, opset: int | None = None, batch: int | None = None, precision: str = "fp32") -> onnx.ModelProto:
+    """The ONNX model of a Program: float32 ``input`` [batch, 3, H, W] -> float32 ``logits`` [batch, classes].
+
+    ``batch`` None leaves it dynamic; ``opset`` None takes the lowest. Between its ends the network is in ``precision``, weights included.
+    The same Program gives the same bytes. Raises InputRefused for an opset out of 17 to 22 (22 for bf16), a batch under 1, an unknown
+    precision, and for weights that fp16 can't hold.
+    """
+    if precision not in PRECISIONS:
+        raise InputRefused(f"precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    opset = default_opset(precision) if opset is None else opset
+    if type(opset) is not int or opset not in OPSETS:
+        raise InputRefused(f"opset {opset!r}; expected {OPSETS.start} to {OPSETS.stop - 1}")
+    if opset < default_opset(precision):
+        raise InputRefused(f"opset {opset} has no convolution in {precision}; expected {default_opset(precision)}")
+    if batch is not None and (type(batch) is not int or batch < 1):
+        raise InputRefused(f"batch {batch!r}; expected at least 1, or none for a dynamic batch")
+    arch = program.architecture
+    graph = _Graph(precision)
+    x = graph.cast(INPUT, "input", precision)
+    x = graph.node(
+        "Conv", program.stem.name, [x, graph.constant(f"{program.stem.name}.weight", program.stem.weight)],
+        kernel_shape=[3, 3], pads=[1] * 4, strides=[program.stem.stride] * 2,
+    )  # fmt: skip
+    for layer in program.body:
+        x = _dense_layer(graph, x, layer) if isinstance(layer, DenseLayer) else _transition(graph, x, layer)
+    _head(graph, _pool(graph, x, program.pool), program.head)
+    size: Any = "batch" if batch is None else batch
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            arch.kind,
+            [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, [size, 3, *arch.input_size])],
+            [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [size, arch.classes])],
+            graph.constants,
+        ),
+        producer_name="cnet-deploy",
+        producer_version=__version__,
+        opset_imports=[helper.make_opsetid("", opset)],
+    )
+    model.ir_version = helper.find_min_ir_version_for(model.opset_import)  # the oldest, so that older runtimes read it too
+    stated = OnnxMetadata(arch, program.preprocessing, program.class_names)
+    for key, value in entries_of(stated, program.source_digest).items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+class _Graph:
+    """Nodes and constants as they are collected; a node's name is its layer's, and so is its output's."""
+
+    def __init__(self, precision: str) -> None:
+        self.precision = precision
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self._shared: set[str] = set()
+
+    def constant(self, name: str, values: npt.NDArray[Any]) -> str:
+        if values.dtype == np.float32 and self.precision != "fp32":
+            if self.precision == "fp16" and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
+                raise InputRefused(f"{name} holds {np.abs(values).max():.3g}, which is beyond fp16; expected bf16 or fp32 for this network")
+            values = values.astype(helper.tensor_dtype_to_np_dtype(_TYPES[self.precision]))
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        return name
+
+    def cast(self, x: str, name: str, precision: str, output: str | None = None) -> str:
+        """``x`` in another precision; nothing is emitted in a network of fp32."""
+        return x if self.precision == "fp32" else self.node("Cast", name, [x], output, to=_TYPES[precision])
+
+    def filled(self, value: float, size: int) -> str:
+        """A vector of one value, shared by all that need it."""
+        name = f"{'ones' if value else 'zeros'}_{size}"
+        if name not in self._shared:
+            self._shared.add(name)
+            self.constant(name, np.full(size, value, np.float32))
+        return name
+
+    def node(self, operator: str, name: str, inputs: Sequence[str], output: str | None = None, **attributes: Any) -> str:
+        output = output or f"{name}.{operator.lower()}"
+        self.nodes.append(helper.make_node(operator, inputs, [output], name=f"{name}.{operator.lower()}", **attributes))
+        return output
+
+
+def _dense_layer(graph: _Graph, x: str, layer: DenseLayer) -> str:
+    rows = _rows(graph, x, layer.pointwise)
+    rows = graph.node("Relu", f"{layer.name}.conv_2.relu", [rows])  # before the reorder, where runtimes fuse it into the 1x1
+    middle = _reorder(graph, rows, layer.pointwise)
+    weight = graph.constant(f"{layer.name}.conv_2.weight", layer.weight)
+    new = graph.node("Conv", f"{layer.name}.conv_2", [middle, weight], group=layer.groups, kernel_shape=[3, 3], pads=[1] * 4)
+    return graph.node("Concat", layer.name, [x, new], axis=1)
+
+
+def _transition(graph: _Graph, x: str, layer: Transition) -> str:
+    if layer.pointwise is not None:
+        x = _reorder(graph, _rows(graph, x, layer.pointwise), layer.pointwise)
+    return graph.node("AveragePool", layer.name, [x], kernel_shape=[2, 2], strides=[2, 2])
+
+
+def _rows(graph: _Graph, x: str, layer: Pointwise) -> str:
+    """Gather, batch norm, ReLU, 1x1: the convolution's rows, not yet reordered."""
+    x = _gather(graph, x, f"{layer.name}.index", layer.index, layer.in_channels)
+    x = graph.node("Relu", layer.name, [_affine(graph, x, f"{layer.name}.norm", layer.scale, layer.shift)])
+    inputs = [x, graph.constant(f"{layer.name}.weight", layer.weight[:, :, None, None])]
+    if layer.bias.any():
+        inputs.append(graph.constant(f"{layer.name}.bias", layer.bias))
+    return graph.node("Conv", layer.name, inputs, group=layer.groups, kernel_shape=[1, 1])
+
+
+def _reorder(graph: _Graph, rows: str, layer: Pointwise) -> str:
+    return _gather(graph, rows, f"{layer.name}.order", layer.order, layer.order.size)
+
+
+def _gather(graph: _Graph, x: str, name: str, index: npt.NDArray[np.int64], channels: int) -> str:
+    """Pick channels of ``x``, which has ``channels``; nothing is emitted where that leaves all as they are."""
+    if np.array_equal(index, np.arange(channels)):
+        return x
+    return graph.node("Gather", name, [x, graph.constant(name, index)], axis=1)
+
+
+def _affine(graph: _Graph, x: str, name: str, scale: npt.NDArray[np.float32], shift: npt.NDArray[np.float32]) -> str:
+    """Scale and shift as a batch norm of mean 0 and variance 1: one node, which every runtime knows, and exact with epsilon 0."""
+    size = scale.size
+    parts = [
+        graph.constant(f"{name}.scale", scale),
+        graph.constant(f"{name}.shift", shift),
+        graph.filled(0, size),
+        graph.filled(1, size),
+    ]
+    return graph.node("BatchNormalization", name, [x, *parts], epsilon=0.0)
+
+
+def _pool(graph: _Graph, x: str, pool: Pool) -> str:
+    x = graph.node("Relu", pool.name, [_affine(graph, x, pool.name, pool.scale, pool.shift)])
+    return graph.node("Flatten", pool.name, [graph.node("GlobalAveragePool", pool.name, [x])])
+
+
+def _head(graph: _Graph, features: str, head: Head) -> str:
+    kept = _gather(graph, features, f"{head.name}.index", head.index, head.features)
+    parts = [graph.constant(f"{head.name}.weight", head.weight), graph.constant(f"{head.name}.bias", head.bias)]
+    if graph.precision == "fp32":
+        return graph.node("Gemm", head.name, [kept, *parts], OUTPUT, transB=1)
+    return graph.cast(graph.node("Gemm", head.name, [kept, *parts], transB=1), "logits", "fp32", OUTPUT)

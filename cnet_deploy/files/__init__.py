@@ -1,0 +1,227 @@
+"""Reading whole files and writing them so that a reader sees the old file or the new one, never half of either."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import fcntl
+import hashlib
+import itertools
+import logging
+import os
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from cnet_deploy.errors import InputRefused, OutputRefused
+
+log = logging.getLogger(__name__)
+
+MAX_BYTES = 4 << 30  # no model of the family comes near
+
+
+def read_bytes(path: Path | str, limit: int = MAX_BYTES) -> bytes:
+    """The bytes of a regular, non-empty file of at most ``limit`` bytes. Raises InputRefused for anything else."""
+    path = Path(path)
+    check_input(path)
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise InputRefused(f"{path}: has {size} bytes; expected at most {limit}")
+        with path.open("rb") as file:
+            data = file.read(size)
+    except (OSError, MemoryError) as error:
+        raise InputRefused(f"{path}: can't be read: {getattr(error, 'strerror', None) or type(error).__name__}") from None
+    if not data:
+        raise InputRefused(f"{path}: is empty; expected a file with something in it")
+    log.info("read %s: %s bytes", path, f"{len(data):,}")
+    return data
+
+
+def exists(path: Path | str) -> bool:
+    """Whether something is there; what can't be a path is nothing."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def check_input(path: Path | str) -> None:
+    """Refuse a path that is no regular file, without opening it."""
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise InputRefused(f"{path}: no such file{_instead(path)}") from None
+    except (OSError, ValueError) as error:
+        raise InputRefused(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None
+    if stat.S_ISDIR(mode):
+        raise InputRefused(f"{path}: is a directory; expected a file")
+    if not stat.S_ISREG(mode):
+        raise InputRefused(f"{path}: is a device or pipe; expected a regular file")
+
+
+def _instead(path: Path) -> str:
+    """What was perhaps meant by a path where nothing is."""
+    with contextlib.suppress(OSError, ValueError):
+        if not path.parent.exists():
+            return f"; there is no folder {path.parent}"
+        names = [entry.name for entry in itertools.islice(path.parent.iterdir(), 1000)]
+        if near := difflib.get_close_matches(path.name, names, n=1):
+            return f"; did you mean {path.with_name(near[0])}?"
+    return ""
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def require_digest(path: Path | str, data: bytes, sha256: str | None) -> None:
+    """Refuse bytes that are not those whose SHA-256 was pinned; None pins nothing."""
+    if sha256 is not None and (found := digest(data)) != sha256.lower():
+        raise InputRefused(f"{path}: has SHA-256 {found}; expected {sha256}, as pinned: get the file that was meant, or pin this one")
+
+
+@contextlib.contextmanager
+def atomic_output(path: Path | str, *, source: Path | str | None = None) -> Iterator[Path]:
+    """``atomic_outputs`` for one file."""
+    with atomic_outputs(path, source=source) as (temporary,):
+        yield temporary
+
+
+def _rename(temporaries: Sequence[Path], targets: Sequence[Path]) -> None:
+    for temporary, target in zip(temporaries, targets, strict=True):
+        os.replace(temporary, target)
+
+
+@contextlib.contextmanager
+def atomic_outputs(
+    *paths: Path | str, source: Path | str | None = None, commit: Callable[[Sequence[Path], Sequence[Path]], None] = _rename
+) -> Iterator[list[Path]]:
+    """A temporary path beside each of ``paths`` to write to; all renamed when the block ends well, all removed when it does not.
+
+    Every file is on the disk before ``commit`` renames them, which it does while no other commit goes on in that folder. A link at one of
+    ``paths`` is replaced; what it points to is left alone. Suffixes stay, so that libraries that look at them are content. ``source`` is
+    a file that must not be overwritten by its own product. Raises OutputRefused before anything is computed if a place can't be written to.
+    """
+    targets = [Path(path) for path in paths]
+    for target in targets:
+        check_output(target, source=source)
+    temporaries = [_temporary(target) for target in targets]
+    current = targets[0]
+    try:
+        for current, temporary in zip(targets, temporaries, strict=True):
+            _create(temporary, current)
+        current = targets[0]
+        yield temporaries
+        for temporary in temporaries:
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+        with locked(current.parent):
+            commit(temporaries, targets)
+        log.info("wrote %s", ", ".join(map(str, targets)))
+    except OSError as error:
+        raise OutputRefused(f"{current}: can't be written: {error.strerror or error}; nothing was changed") from error
+    finally:
+        for temporary in temporaries:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes' commits: those of two files must not mix. A kill lets go of it.
+
+    Where there are no locks to be had, or one is held for long, renames are atomic each by itself all the same. What was renamed is on
+    the disk when this ends.
+    """
+    with contextlib.ExitStack() as stack:
+        held = None
+        with contextlib.suppress(OSError):  # a folder that may not be listed can't be locked
+            held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, held)
+            _lock(held)
+        yield
+        if held is not None:
+            with contextlib.suppress(OSError):
+                os.fsync(held)
+
+
+def _lock(held: int) -> None:
+    for _ in range(1000):
+        try:
+            return fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.01)
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Put a small file in place of another, whole, where the folder is ``locked`` already."""
+    temporary = _temporary(path)
+    try:
+        _create(temporary, path)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add to a file, all or nothing, through a link if it is one: a CI's page may be. Raises OSError where that can't be done."""
+    there = path.exists()
+    with path.open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except BaseException:
+            file.truncate(size)
+            if not there:
+                path.unlink(missing_ok=True)
+            raise
+
+
+def check_output(path: Path | str, *, source: Path | str | None = None) -> None:
+    """Refuse an output path that is no regular file, lies in a folder that is not there, or is the ``source`` itself."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise OutputRefused(f"{path}: is a directory; expected the name of a file to write")
+        if not path.parent.is_dir():
+            raise OutputRefused(f"{path}: {path.parent} is no directory; make it first")
+        if path.exists() and not path.is_file():
+            raise OutputRefused(f"{path}: is a device or pipe; expected the name of a regular file")
+        if source is not None and _same(path, Path(source)):
+            raise OutputRefused(f"{path}: is the input itself; expected another name for the output")
+    except (OSError, ValueError) as error:
+        raise OutputRefused(f"{path}: can't be written: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _same(path: Path, source: Path) -> bool:
+    with contextlib.suppress(OSError):  # what can't be looked at is told by whoever reads it
+        return path.exists() and source.exists() and path.samefile(source)
+    return False
+
+
+def _create(temporary: Path, target: Path) -> None:
+    """An empty file with the mode of the one that it will replace; the umask decides where there is none."""
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    if target.is_file():
+        temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}.tmp{path.suffix}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all. Raises OutputRefused where it can't be written."""
+    with atomic_output(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,132 @@
+"""TensorRT by its two names: ``tensorrt`` 8.6 to 11, and ``tensorrt-rtx``. Which one is here, what it can do, how they differ.
+
+What differs: 8.6 wants explicit batches asked for and has precision flags; 10 and later take the graph's own types (strongly typed); RTX
+builds without a device, and keeps no timing cache. Engines of one flavour and version are read by that one alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from cnet_deploy.errors import InputRefused, Unavailable, raise_if_interrupted
+from cnet_deploy.hardware.cuda import why_no_device
+
+FLAVOURS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # name -> module
+_HOW = {
+    "tensorrt": "pip install 'cnet-deploy[gpu]' on a machine with an NVIDIA GPU",
+    "tensorrt-rtx": "pip install 'cnet-deploy[rtx]'",
+}
+OLDEST = (8, 6)
+_TURING = "SM75"  # RTX compiles no fp32 matrix product for it
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """An installed TensorRT. ``release`` is its version as numbers."""
+
+    name: str
+    module: ModuleType
+    version: str
+    release: tuple[int, ...]
+
+    @property
+    def rtx(self) -> bool:
+        return self.name == "tensorrt-rtx"
+
+    @property
+    def strongly_typed(self) -> bool:
+        """Whether a network keeps the types of its graph, and there are no precision flags."""
+        return self.rtx or self.release >= (10,)
+
+    @property
+    def opsets(self) -> range:
+        """ONNX opsets that its parser reads."""
+        return range(9, 18 if self.release < (10,) and not self.rtx else 25 if self.rtx or self.release >= (11,) else 21)
+
+    @property
+    def has_timing_cache(self) -> bool:
+        """Whether a timing cache makes the next build quicker."""
+        return not self.rtx
+
+    def why_not_build(self) -> str | None:
+        """Why no engine can be built here; None if one can."""
+        if self.rtx:
+            return None  # compiles ahead of time, for cards that need not be here
+        reason = why_no_device()
+        return None if reason is None else f"{self.name} builds engines on the device that they are for, and {reason}"
+
+    def why_not_run(self) -> str | None:
+        """Why no engine can be run here; None if one can. To be asked before a Runtime is made: 8.6's crashes without a driver."""
+        return why_no_device()
+
+    def require_precision(self, precision: str, opset: int) -> None:
+        """Raise Unavailable where this version can't read a graph of this opset."""
+        if opset not in self.opsets:
+            raise Unavailable(
+                f"{self.name} {self.version} reads ONNX opsets to {self.opsets.stop - 1}, and {precision} needs {opset}; "
+                "take another precision, or --tensorrt-flavour tensorrt-rtx or a newer TensorRT"
+            )
+
+    def logger(self) -> Any:
+        """What TensorRT says goes into ``errors`` of what this returns, and nowhere else."""
+        base: Any = self.module.ILogger
+        severity = base.Severity
+
+        class Quiet(base):  # type: ignore[misc]
+            def __init__(self) -> None:
+                base.__init__(self)
+                self.errors: list[str] = []
+
+            def log(self, level: Any, message: str) -> None:
+                if level in (severity.ERROR, severity.INTERNAL_ERROR):
+                    self.errors.append(message)
+
+        return Quiet()
+
+    def capabilities(self) -> list[Any]:
+        """What an RTX engine can be compiled for at once: every card that this version knows, but Turing."""
+        known = self.module.ComputeCapability.__members__
+        return [known[name] for name in sorted(known, key=lambda n: (len(n), n)) if name.startswith("SM") and name != _TURING]
+
+
+def find(name: str | None = None) -> Flavour:
+    """The flavour of this name; with None the one that can build here, ``tensorrt`` first.
+
+    Raises InputRefused for an unknown name, Unavailable where it is not installed, is too old or can't be loaded, with how to get it.
+    """
+    if name is not None:
+        return _load(name)
+    found, reasons = [], []
+    for known in FLAVOURS:
+        try:
+            flavour = _load(known)
+        except Unavailable as error:
+            reasons.append(str(error))
+            continue
+        if (reason := flavour.why_not_build()) is None:
+            return flavour
+        found.append(flavour)
+        reasons.append(reason)
+    if found:
+        return found[0]
+    raise Unavailable("; ".join(reasons))
+
+
+def _load(name: str) -> Flavour:
+    if name not in FLAVOURS:
+        raise InputRefused(f"no TensorRT flavour is called {name!r}; expected one of {', '.join(FLAVOURS)}")
+    try:
+        module = importlib.import_module(FLAVOURS[name])
+        version = str(module.__version__)
+        release = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
+        _ = module.Builder, module.OnnxParser
+    except Exception as error:  # a library that is not there is an ImportError, an OSError or an AttributeError, as the version has it
+        raise_if_interrupted(error)
+        raise Unavailable(f"{name} can't be loaded ({error}); {_HOW[name]}") from None
+    if name == "tensorrt" and release < OLDEST:
+        raise Unavailable(f"{name} {version} is too old; expected {OLDEST[0]}.{OLDEST[1]} or newer: {_HOW[name]}")
+    return Flavour(name, module, version, release)

@@ -1,0 +1,1 @@
+"""Pixels and labels: decoding, datasets, preprocessing, class names. No torch."""

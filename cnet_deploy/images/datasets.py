@@ -1,0 +1,250 @@
+"""Labelled datasets in the layouts in which they are published: CIFAR-10 and 100 (binary, Python), Fashion-MNIST (idx), class folders.
+
+Nothing in a file is executed; CIFAR's Python files are pickles, for which see array_pickles.
+"""
+
+from __future__ import annotations
+
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from cnet_deploy.errors import InputRefused
+from cnet_deploy.files import read_bytes
+from cnet_deploy.images.cifar_pickle import read_arrays
+from cnet_deploy.images.decode import IMAGE_SUFFIXES, cifar_records, read_image, resized
+from cnet_deploy.images.preprocessing import Preprocessing
+
+Pixels = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+Split = Literal["train", "val"]
+
+_CIFAR10_FILES = {"train": tuple(f"data_batch_{n}" for n in range(1, 6)), "val": ("test_batch",)}
+_CIFAR100_FILES = {"train": ("train",), "val": ("test",)}
+_IDX_FILES = {"train": "train", "val": "t10k"}
+_CIFAR100_COUNTS = {"train": 50_000, "val": 10_000}
+_CIFAR10_COUNT = 10_000
+_MAX_IDX = 1 << 26  # bytes, unpacked; the largest of Fashion-MNIST has 47 million
+_MAX_NAMES = 1 << 16  # bytes of a file of class names
+_RECORD = {10: 1 + 3 * 32 * 32, 100: 2 + 3 * 32 * 32}
+LAYOUTS = (
+    "cifar-10-batches-bin or cifar-10-batches-py, cifar-100-binary or cifar-100-python, Fashion-MNIST's idx files, "
+    "or train/ and val/ with a folder of images for each class"
+)
+
+
+class Dataset(ABC):
+    """Images with labels [N] from 0 to ``classes`` - 1. ``statistics`` names whose mean and deviation are usual for it,
+    ``input_size`` (height, width) is that of the networks that read it."""
+
+    name: str
+    labels: Labels
+    classes: int
+    class_names: tuple[str, ...] = ()
+    statistics: str = "imagenet"
+    input_size: tuple[int, int] = (224, 224)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def image(self, index: int, preprocessing: Preprocessing) -> Pixels:
+        """RGB [3, H, W] at the size that the network reads. Raises InputRefused, with its name, for one that can't be read."""
+
+
+class ArrayDataset(Dataset):
+    """A small dataset held in memory: ``pixels`` [N, 3, H, W]."""
+
+    def __init__(self, name: str, pixels: Pixels, labels: Labels, class_names: Sequence[str], statistics: str) -> None:
+        self.name, self.pixels, self.labels = name, pixels, labels
+        self.class_names, self.classes, self.statistics = tuple(class_names), len(class_names), statistics
+        self.input_size = (pixels.shape[2], pixels.shape[3])
+
+    def fits(self, preprocessing: Preprocessing) -> bool:
+        """Whether a network reads the images as they are."""
+        return self.input_size == preprocessing.crop and preprocessing.resize in (None, min(preprocessing.crop))
+
+    def image(self, index: int, preprocessing: Preprocessing) -> Pixels:
+        pixels: Pixels = self.pixels[index]
+        if self.fits(preprocessing):
+            return pixels
+        from PIL import Image
+
+        return resized(Image.fromarray(pixels.transpose(1, 2, 0)), preprocessing)
+
+
+class FolderDataset(Dataset):
+    """A folder of images for each class, named and numbered in the order of their names, as torchvision's ImageFolder has it."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self.class_names = tuple(sorted(entry.name for entry in path.iterdir() if entry.is_dir()))
+        self.classes = len(self.class_names)
+        self.files: list[Path] = []
+        labels = []
+        for label, name in enumerate(self.class_names):
+            found = sorted(p for p in (path / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            if not found:
+                raise InputRefused(f"{path / name}: holds no images; expected {', '.join(IMAGE_SUFFIXES)} in every class's folder")
+            self.files += found
+            labels += [label] * len(found)
+        if not self.files:
+            raise InputRefused(f"{path}: holds no images; expected {LAYOUTS}")
+        self.labels = np.asarray(labels, np.int64)
+
+    def image(self, index: int, preprocessing: Preprocessing) -> Pixels:
+        return read_image(self.files[index], preprocessing)
+
+
+def open_dataset(path: Path | str, split: Split = "val", classes: int | None = None) -> Dataset:
+    """The training or the test part of a dataset, by what lies in the folder (or one below it that has the official name).
+
+    A CIFAR binary file may be named itself; ``classes`` tells which CIFAR it is of. A folder without ``train`` and ``val`` is a test
+    part by itself. Raises InputRefused for missing, truncated or damaged files, labels out of range, and a folder of none of these.
+    """
+    path = Path(path)
+    try:
+        if path.is_file():
+            return _binary(path.name, [path], classes or 10, None)
+        if not path.is_dir():
+            raise InputRefused(f"{path}: no such folder; expected one with {LAYOUTS}")
+        for folder in (path, *(path / name for name in _OFFICIAL)):
+            if folder.is_dir() and (found := _official(folder, split)):
+                return found
+        inner = path / split
+        if not inner.is_dir() and (split == "train" or (path / "train").is_dir()):
+            raise InputRefused(f"{path}: has no folder {split}; expected {LAYOUTS}")
+        return FolderDataset(inner if inner.is_dir() else path)
+    except OSError as error:
+        raise InputRefused(f"{error.filename or path}: can't be read: {error.strerror}") from None
+    except RecursionError:
+        raise InputRefused(f"{path}: has folders nested too deep to be read; expected {LAYOUTS}") from None
+
+
+_OFFICIAL = ("cifar-10-batches-bin", "cifar-10-batches-py", "cifar-100-binary", "cifar-100-python", "FashionMNIST/raw", "FashionMNIST")
+
+
+def _official(folder: Path, split: Split) -> Dataset | None:
+    """What the folder holds, by the names of its files; None if they are none of these."""
+    names = {entry.name for entry in folder.iterdir()}
+    ten, hundred = _CIFAR10_FILES[split], _CIFAR100_FILES[split]
+    every = {name for part in _CIFAR10_FILES.values() for name in part}
+    if names & {f"{name}.bin" for name in every}:
+        return _binary("cifar10", [_there(folder, f"{name}.bin") for name in ten], 10, _CIFAR10_COUNT)
+    if names & every:
+        return _python("cifar10", [_there(folder, name) for name in ten], folder / "batches.meta", _CIFAR10_COUNT)
+    if names & {"train.bin", "test.bin"}:
+        return _binary("cifar100", [_there(folder, f"{name}.bin") for name in hundred], 100, _CIFAR100_COUNTS[split])
+    if "meta" in names and any((folder / name).is_file() for name in ("train", "test")):
+        return _python("cifar100", [_there(folder, name) for name in hundred], folder / "meta", _CIFAR100_COUNTS[split])
+    if any(name.startswith(("train-images", "t10k-images")) for name in names):
+        return _idx(folder, names, _IDX_FILES[split])
+    return None
+
+
+def _there(folder: Path, name: str) -> Path:
+    if not (folder / name).exists():
+        raise InputRefused(f"{folder}: has no {name}; expected all files of the dataset, as they are published")
+    return folder / name
+
+
+def _binary(name: str, files: Sequence[Path], classes: int, count: int | None) -> Dataset:
+    for file in files:
+        if count is not None and (size := file.stat().st_size) > count * _RECORD[classes]:
+            raise InputRefused(f"{file}: has {size} bytes; expected {count * _RECORD[classes]}: the file is not the official one")
+    parts = [cifar_records(file, classes) for file in files]
+    for file, (pixels, _) in zip(files, parts, strict=True):
+        _require_count(file, len(pixels), count)
+    meta = files[0].parent / ("batches.meta.txt" if classes == 10 else "fine_label_names.txt")
+    names = [line.strip() for line in read_bytes(meta, _MAX_NAMES).decode("utf-8", "replace").splitlines()] if meta.is_file() else []
+    return _cifar(name, [pixels for pixels, _ in parts], [labels for _, labels in parts], classes, [line for line in names if line])
+
+
+def _python(name: str, files: Sequence[Path], meta: Path, count: int) -> Dataset:
+    """CIFAR's Python version: a pickled dictionary with rows of 3,072 bytes under ``data`` and a list of labels."""
+    classes = 10 if name == "cifar10" else 100
+    key = "labels" if classes == 10 else "fine_labels"
+    all_pixels, all_labels = [], []
+    for file in files:
+        found = read_arrays(file)
+        data, labels = found.get("data"), found.get(key)
+        if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3 * 32 * 32 or not isinstance(labels, list):
+            shape = list(data.shape) if isinstance(data, np.ndarray) else type(data).__name__
+            raise InputRefused(f"{file}: has data {shape} and {key} of {type(labels).__name__}; expected [N, 3072] bytes and a list")
+        _require_count(file, len(data), count)
+        if len(labels) != len(data):
+            raise InputRefused(f"{file}: has {len(labels)} labels for {len(data)} images; expected one each")
+        if wrong := [label for label in labels if type(label) is not int or not 0 <= label < classes]:
+            first = wrong[0] if type(wrong[0]) is int and abs(wrong[0]) < 1 << 63 else f"of {type(wrong[0]).__name__}"
+            raise InputRefused(f"{file}: has label {first}; expected 0 to {classes - 1}")
+        all_pixels.append(data.reshape(-1, 3, 32, 32))
+        all_labels.append(np.asarray(labels, np.int64))
+    words = read_arrays(meta).get("label_names" if classes == 10 else "fine_label_names") if meta.is_file() else []
+    names = [word for word in words if isinstance(word, str)] if isinstance(words, list) else []
+    return _cifar(name, all_pixels, all_labels, classes, names)
+
+
+def _cifar(name: str, pixels: Sequence[Pixels], labels: Sequence[Labels], classes: int, names: Sequence[str]) -> Dataset:
+    names = names if len(names) == classes else [str(number) for number in range(classes)]
+    statistics = "cifar10" if classes == 10 else "cifar100"
+    return ArrayDataset(name, np.concatenate(pixels), np.concatenate(labels), names, statistics)
+
+
+def _require_count(file: Path, found: int, expected: int | None) -> None:
+    if expected is not None and found != expected:
+        raise InputRefused(f"{file}: holds {found} images; expected {expected}: the file is truncated or not the official one")
+
+
+_FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+
+
+def _idx(folder: Path, names: set[str], prefix: str) -> Dataset:
+    """Fashion-MNIST: 28x28 grey images, set in the middle of 32x32 black ones as is usual for networks that halve their maps."""
+    arrays = []
+    for what, dimensions in (("images", 3), ("labels", 1)):
+        forms = [f"{prefix}-{what}{mark}idx{dimensions}-ubyte{packed}" for mark in "-." for packed in ("", ".gz")]
+        chosen = next((name for name in forms if name in names), None)
+        if chosen is None:
+            raise InputRefused(f"{folder}: has no {forms[0]}; expected all files of the dataset, as they are published")
+        arrays.append(_idx_array(folder / chosen, dimensions))
+    images, labels = arrays
+    if len(images) != len(labels):
+        raise InputRefused(f"{folder}: has {len(labels)} {prefix} labels for {len(images)} images; expected one each")
+    if images.shape[1:] != (28, 28):
+        raise InputRefused(f"{folder}: has images of {images.shape[1]}x{images.shape[2]}; expected 28x28")
+    if labels.max() >= len(_FASHION):
+        raise InputRefused(f"{folder}: has label {labels.max()} in the {prefix} labels; expected 0 to {len(_FASHION) - 1}")
+    grey = np.pad(images, ((0, 0), (2, 2), (2, 2)))
+    return ArrayDataset("fashion-mnist", np.repeat(grey[:, None], 3, axis=1), labels.astype(np.int64), _FASHION, "fashion-mnist")
+
+
+def _idx_array(file: Path, dimensions: int) -> Pixels:
+    """Two zero bytes, the type (8: unsigned bytes), the number of dimensions, each as four bytes with the highest first, the data."""
+    data = read_bytes(file, _MAX_IDX)
+    if data[:2] == b"\x1f\x8b":
+        unpacker = zlib.decompressobj(wbits=31)
+        try:
+            data = unpacker.decompress(data, _MAX_IDX + 1)
+        except zlib.error as error:
+            raise InputRefused(f"{file}: is no whole gzip file ({error}); get it again") from None
+        if len(data) > _MAX_IDX:
+            raise InputRefused(f"{file}: unpacks to more than {_MAX_IDX} bytes; expected Fashion-MNIST's file")
+        if not unpacker.eof or unpacker.unused_data:
+            raise InputRefused(
+                f"{file}: is no whole gzip file ({'something follows it' if unpacker.eof else 'its end is missing'}); get it again"
+            )
+    start = 4 + 4 * dimensions
+    if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) < start:
+        raise InputRefused(f"{file}: begins {data[:4].hex(' ')}; expected 00 00 08 {dimensions:02x}: an idx file of bytes")
+    shape = [int.from_bytes(data[4 + 4 * n : 8 + 4 * n], "big") for n in range(dimensions)]
+    size = 1
+    for side in shape:
+        size *= side
+    if len(data) - start != size or not size:
+        raise InputRefused(f"{file}: has {len(data) - start} bytes of data; expected {size} ({'x'.join(map(str, shape))}), and some")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)

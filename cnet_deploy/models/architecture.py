@@ -1,0 +1,301 @@
+"""What a network of the family is, apart from its weights: shape, names of the paper's models, cost in closed form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from cnet_deploy.errors import InputRefused
+from cnet_deploy.images.preprocessing import MAX_SIDE
+
+Kind = Literal["condensenet", "densenet", "densenet_lgc"]
+Form = Literal["training", "group-conv"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one image costs.
+
+    ``flops`` is the count of the reference (utils.py): one per multiply-add of convolutions and the classifier, one per
+    bias of the classifier, one per element of every ReLU, and kernel-area times outputs of every pooling.
+    ``macs`` is the multiply-adds alone. ``params`` counts weights, biases and the gains and shifts of batch norms.
+    """
+
+    flops: int
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True)
+class PointwiseShape:
+    """A batch norm, ReLU and 1x1 convolution: the first half of a dense layer, or the convolution of a transition."""
+
+    name: str
+    in_channels: int
+    out_channels: int
+
+
+@dataclass(frozen=True)
+class DenseLayerShape:
+    """One dense layer: its 1x1 convolution, and the growth that its 3x3 adds to the map of ``size`` (height, width)."""
+
+    name: str
+    pointwise: PointwiseShape
+    growth: int
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TransitionShape:
+    """What lies between two dense blocks: a 1x1 convolution or none, then 2x2 average pooling that halves ``size``."""
+
+    name: str
+    channels: int
+    pointwise: PointwiseShape | None
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of a CondenseNet, DenseNet or DenseNet with learned group convolutions.
+
+    ``stages`` layers per dense block, each layer adding ``growth`` channels of its block; the 1x1 makes
+    ``bottleneck * growth`` channels in ``group_1x1`` groups (G), each reading 1/``condense_factor`` (C) of its inputs; the
+    3x3 has ``group_3x3`` groups. ``classifier_keep`` is the share of the features that the classifier of the group-conv form
+    reads. ``transition_channels`` are the widths after each transition, where transitions have convolutions (DenseNet).
+    ``input_size`` is (height, width) in pixels.
+
+    Raises InputRefused where a number can't be: not positive, or channels that groups don't divide.
+    """
+
+    stages: tuple[int, ...]
+    growth: tuple[int, ...]
+    kind: Kind = "condensenet"
+    bottleneck: int = 4
+    group_1x1: int = 4
+    group_3x3: int = 4
+    condense_factor: int = 4
+    classes: int = 1000
+    stem_stride: int = 2
+    input_size: tuple[int, int] = (224, 224)
+    classifier_keep: float = 0.5
+    transition_channels: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @classmethod
+    def from_name(cls, name: str) -> Architecture:
+        """One of the paper's models, as published: ``condensenet-74-g4``, ``condensenet-74-g8`` or ``condensenet-50`` …
+
+        The ImageNet models have the halved classifier (their table counts it), the CIFAR models the whole one.
+        Raises InputRefused for an unknown name.
+        """
+        try:
+            return NAMED[name]
+        except KeyError:
+            raise InputRefused(f"no model is called {name!r}; expected one of {', '.join(NAMED)}") from None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Architecture:
+        """The inverse of ``to_dict``. Raises InputRefused for missing, unknown or ill-typed entries."""
+        if not isinstance(values, Mapping):
+            raise InputRefused(f"architecture: {type(values).__name__}; expected named entries")
+        try:
+            known = {f.name for f in fields(cls)}
+            if unknown := sorted(set(values) - known):
+                raise InputRefused(f"architecture: unknown entries {unknown}; expected {sorted(known)}")
+            plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+            return cls(**plain)
+        except TypeError as error:
+            raise InputRefused(f"architecture: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values; tuples become lists."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+
+    # ---- the network, layer by layer -------------------------------------------------------------------------------
+
+    @property
+    def stem_channels(self) -> int:
+        return 2 * self.growth[0]
+
+    @property
+    def learned(self) -> bool:
+        """Whether its 1x1 convolutions are learned group convolutions (all kinds but plain DenseNet)."""
+        return self.kind != "densenet"
+
+    @property
+    def has_transition_convs(self) -> bool:
+        return self.kind != "condensenet"
+
+    def layers(self) -> Iterator[DenseLayerShape | TransitionShape]:
+        """Dense layers and transitions in the order in which they run."""
+        channels = self.stem_channels
+        size = tuple((side - 1) // self.stem_stride + 1 for side in self.input_size)
+        for block, (count, growth) in enumerate(zip(self.stages, self.growth, strict=True)):
+            for index in range(count):
+                name = f"features.denseblock_{block + 1}.denselayer_{index + 1}"
+                pointwise = PointwiseShape(f"{name}.conv_1", channels, self.bottleneck * growth)
+                yield DenseLayerShape(name, pointwise, growth, (size[0], size[1]))
+                channels += growth
+            if block < len(self.stages) - 1:
+                name = f"features.transition_{block + 1}"
+                conv = None
+                if self.has_transition_convs:
+                    conv = PointwiseShape(f"{name}.conv", channels, self.transition_channels[block])
+                    channels = conv.out_channels
+                yield TransitionShape(name, channels, conv, (size[0], size[1]))
+                size = tuple(side // 2 for side in size)
+
+    def pointwise_convs(self) -> Iterator[PointwiseShape]:
+        """Every 1x1 convolution in the order in which it runs."""
+        for layer in self.layers():
+            if layer.pointwise is not None:
+                yield layer.pointwise
+
+    @property
+    def features(self) -> int:
+        """Channels of the last map, before the classifier."""
+        last = list(self.layers())[-1]
+        assert isinstance(last, DenseLayerShape)
+        return last.pointwise.in_channels + last.growth
+
+    @property
+    def final_size(self) -> tuple[int, int]:
+        """Height and width of the last map."""
+        return list(self.layers())[-1].size
+
+    @property
+    def kept_features(self) -> int:
+        """Features that the classifier of the group-conv form reads (the reference's ``int(features * keep)``)."""
+        return math.floor(self.features * self.classifier_keep + 1e-6)
+
+    def gathered(self, conv: PointwiseShape) -> int:
+        """Channels that a 1x1 of the group-conv form reads, counted once per group: in_channels * G / C."""
+        return conv.in_channels * self.group_1x1 // self.condense_factor if self.learned else conv.in_channels
+
+    # ---- cost ------------------------------------------------------------------------------------------------------
+
+    def cost(self, form: Form = "group-conv") -> Cost:
+        """What a form costs as it is executed: the training form runs its 1x1 dense under a mask, classifier whole."""
+        dense = form == "training" and self.learned
+        params = stem = 27 * self.stem_channels
+        final = self.final_size[0] * self.final_size[1]
+        stem_size = next(self.layers()).size
+        macs = stem * stem_size[0] * stem_size[1]
+        others = 0  # ReLUs, poolings and the classifier's bias: in the reference's count, not in the multiply-adds
+        for layer in self.layers():
+            area = layer.size[0] * layer.size[1]
+            if conv := layer.pointwise:
+                width = conv.in_channels if dense else self.gathered(conv)
+                weights = width * conv.out_channels // (1 if dense else self.group_1x1)
+                params += weights + 2 * width
+                macs += weights * area
+                others += width * area
+            if isinstance(layer, DenseLayerShape):
+                middle = layer.pointwise.out_channels
+                weights = 9 * middle * layer.growth // self.group_3x3
+                params += weights + 2 * middle
+                macs += weights * area
+                others += middle * area
+            else:
+                others += 4 * layer.channels * (layer.size[0] // 2) * (layer.size[1] // 2)
+        linear = (self.features if dense else self.kept_features) * self.classes
+        params += 2 * self.features + linear + self.classes
+        macs += linear
+        others += 2 * self.features * final + self.classes
+        return Cost(macs + others, macs, params)
+
+    @property
+    def flops(self) -> int:
+        """The reference's count for the group-conv form (see Cost)."""
+        return self.cost().flops
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of the group-conv form."""
+        return self.cost().macs
+
+    @property
+    def params(self) -> int:
+        """Learned parameters of the group-conv form."""
+        return self.cost().params
+
+    def summary(self) -> str:
+        """One line for people."""
+        groups = f"G={self.group_1x1} C={self.condense_factor}" if self.learned else f"G={self.group_1x1}"
+        return (
+            f"{self.kind} {'-'.join(map(str, self.stages))} growth {'-'.join(map(str, self.growth))} bottleneck {self.bottleneck} "
+            f"{groups} 3x3 groups {self.group_3x3}, {self.classes} classes, "
+            f"{self.input_size[0]}x{self.input_size[1]} stem stride {self.stem_stride}, classifier keep {self.classifier_keep:g}"
+        )
+
+
+def _check(arch: Architecture) -> None:
+    def refuse(reason: str) -> None:
+        raise InputRefused(f"architecture: {reason}")
+
+    if arch.kind not in get_args(Kind):
+        refuse(f"kind is {arch.kind!r}; expected one of {', '.join(get_args(Kind))}")
+    for field in ("stages", "growth", "input_size", "transition_channels"):
+        values = getattr(arch, field)
+        if not isinstance(values, tuple) or not all(type(v) is int and 0 < v < 1 << 24 for v in values):
+            refuse(f"{field} is {values!r}; expected positive whole numbers")
+    for field in ("bottleneck", "group_1x1", "group_3x3", "condense_factor", "classes", "stem_stride"):
+        value = getattr(arch, field)
+        if type(value) is not int or not 0 < value < 1 << 24:
+            refuse(f"{field} is {value!r}; expected a positive whole number")
+    if not arch.stages or len(arch.stages) != len(arch.growth):
+        refuse(f"{len(arch.stages)} stages and {len(arch.growth)} growth rates; expected as many of each, and at least one")
+    if sum(arch.stages) > 10_000:
+        refuse(f"{sum(arch.stages)} layers; expected at most 10000")
+    if len(tuple(arch.input_size)) != 2 or max(arch.input_size) > MAX_SIDE:
+        refuse(f"input_size is {arch.input_size!r}; expected (height, width) of at most {MAX_SIDE} pixels")
+    if not isinstance(arch.classifier_keep, (int, float)) or not 0 < arch.classifier_keep <= 1:
+        refuse(f"classifier_keep is {arch.classifier_keep!r}; expected more than 0 and at most 1")
+    if not arch.learned and (arch.classifier_keep != 1 or arch.condense_factor != 1):
+        refuse("a plain DenseNet has nothing condensed; expected condense_factor 1 and classifier_keep 1")
+    expected = len(arch.stages) - 1 if arch.has_transition_convs else 0
+    if len(arch.transition_channels) != expected:
+        refuse(f"{len(arch.transition_channels)} transition widths; expected {expected} for {arch.kind} of {len(arch.stages)} stages")
+    if min(arch.final_size) < 1:
+        refuse(f"input size {arch.input_size} is too small: nothing is left of the map after {len(arch.stages) - 1} transitions")
+    if arch.kept_features < 1:
+        refuse(f"classifier_keep {arch.classifier_keep} leaves none of {arch.features} features")
+    for conv in arch.pointwise_convs():
+        for what, count, by, groups in (
+            ("input", conv.in_channels, "condense factor", arch.condense_factor if arch.learned else 1),
+            ("input", arch.gathered(conv), "1x1 groups", arch.group_1x1),
+            ("output", conv.out_channels, "1x1 groups", arch.group_1x1),
+        ):
+            if count % groups:
+                refuse(f"{conv.name} has {count} {what} channels; expected a multiple of {groups} ({by})")
+    for growth in arch.growth:
+        if growth % arch.group_3x3 or (arch.bottleneck * growth) % arch.group_3x3:
+            refuse(f"growth {growth} with bottleneck {arch.bottleneck}; expected multiples of {arch.group_3x3} (3x3 groups)")
+
+
+def _named() -> dict[str, Architecture]:
+    imagenet = Architecture((4, 6, 8, 10, 8), (8, 16, 32, 64, 128))
+    models = {
+        "condensenet-74-g4": imagenet,
+        "condensenet-74-g8": replace(imagenet, group_1x1=8, group_3x3=8, condense_factor=8),
+    }
+    for depth in (50, 74, 86, 98, 110, 122, 182):
+        growth = (12, 24, 48) if depth == 182 else (8, 16, 32)
+        layers = (depth - 2) // 6
+        models[f"condensenet-{depth}"] = Architecture(
+            (layers,) * 3, growth, classes=10, stem_stride=1, input_size=(32, 32), classifier_keep=1.0
+        )
+    return models
+
+
+NAMED: Mapping[str, Architecture] = _named()
+OTHERS: tuple[str, ...] = ("vgg-16", "resnet-18", "mobilenet-1.0-224")  # the table's networks of other families
+
+
+CLASSES = 1000
+INPUT_SIZE = (224, 224)

@@ -1,0 +1,96 @@
+"""Training form -> group-conv form: masks become an index and a grouped convolution (paper, section 3.1; reference: layers.py,
+CondensingConv and CondensingLinear)."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from cnet_deploy.errors import InputRefused
+from cnet_deploy.models.build import build
+from cnet_deploy.models.condensenet import DenselyConnected
+from cnet_deploy.models.layers import IndexedGroupConv, IndexedLinear, LearnedGroupConv
+from cnet_deploy.models.pruning import read_layer, require_finished
+
+log = logging.getLogger(__name__)
+
+DEFAULT_KEEP = 0.5  # the reference halves the classifier's inputs, and the published figures count it so
+
+
+def convert(model: DenselyConnected, *, classifier_keep: float = DEFAULT_KEEP) -> DenselyConnected:
+    """The group-conv form of a finished training-form model; the model itself is left as it was.
+
+    Requires that pruning has finished in every layer. Ensures that every kept weight is the same number, bit for bit, and that
+    each group's inputs stand in ascending order, as the reference has them. ``classifier_keep`` is the share of features that
+    the classifier goes on reading: those with the largest summed absolute weight (0.5 in the reference, 1.0 keeps it whole).
+    A model that is in group-conv form already is returned as it is (see ``require_classifier_keep``).
+    Raises InputRefused where pruning is unfinished.
+    """
+    if not isinstance(model, DenselyConnected):
+        raise InputRefused(f"can't convert a {type(model).__name__}; expected a model of `load`")
+    if model.form == "group-conv":
+        return model
+    arch = replace(model.architecture, classifier_keep=classifier_keep)
+    modules = dict(model.named_modules())
+    state = model.state_dict()
+    require_finished([read_layer(conv.name, state) for conv in arch.pointwise_convs()], arch.group_1x1, arch.condense_factor)
+    converted = build(arch, "group-conv")
+    with torch.no_grad():
+        for name, target in converted.named_modules():
+            origin = modules.get(name)
+            if isinstance(target, IndexedGroupConv) and isinstance(origin, LearnedGroupConv):
+                _convert_pointwise(origin, target)
+            elif isinstance(target, IndexedLinear) and isinstance(origin, nn.Linear):
+                _convert_classifier(origin, target)
+            elif (
+                isinstance(target, (nn.Conv2d, nn.BatchNorm2d)) and isinstance(origin, type(target)) and not _inside_learned(name, modules)
+            ):
+                target.load_state_dict(origin.state_dict())
+    log.info("converted to group-conv form, keeping %g of the classifier's inputs", classifier_keep)
+    converted.source, converted.preprocessing, converted.class_names = model.source, model.preprocessing, model.class_names
+    return converted
+
+
+def require_classifier_keep(model: DenselyConnected, wanted: float) -> None:
+    """Raise InputRefused if a converted model's classifier can't have the wanted keep: what was cut is not in the file."""
+    arch = model.architecture
+    if arch.kept_features != replace(arch, classifier_keep=wanted).kept_features:
+        origin = f", {model.source.name}" if model.source and model.source.form == "training" else ""
+        raise InputRefused(
+            f"is in group-conv form already, with a classifier keep of {arch.classifier_keep:g}; "
+            f"{wanted:g} needs the training checkpoint{origin}"
+        )
+
+
+def _convert_pointwise(origin: LearnedGroupConv, target: IndexedGroupConv) -> None:
+    """Gather what each group kept. Output k of group i stands at row i + k * G in the training form."""
+    groups = target.groups
+    kept = origin._mask[:groups, :, 0, 0].bool()
+    index = kept.nonzero()[:, 1]  # row-major, so group after group, ascending within each
+    per_group = index.view(groups, -1)
+    target.index.copy_(index)
+    weight = origin.conv.weight[:, :, 0, 0].view(-1, groups, origin.conv.in_channels).transpose(0, 1)  # [G, out/G, in]
+    picked = weight.gather(2, per_group.unsqueeze(1).expand(-1, weight.shape[1], -1))
+    target.conv.weight.copy_(picked.reshape(target.conv.weight.shape))
+    _gather_norm(origin.norm, target.norm, index)
+
+
+def _gather_norm(origin: nn.BatchNorm2d, target: nn.BatchNorm2d, index: Tensor) -> None:
+    target.load_state_dict({name: value[index] if value.ndim else value for name, value in origin.state_dict().items()})
+
+
+def _convert_classifier(origin: nn.Linear, target: IndexedLinear) -> None:
+    kept = target.index.numel()
+    order = origin.weight.abs().sum(0).sort(stable=True)[1]
+    # The whole classifier keeps its order, so that nothing is gathered; a part stands by importance, as in the reference.
+    index = torch.arange(kept) if kept == origin.in_features else order[origin.in_features - kept :]
+    target.index.copy_(index)
+    target.linear.weight.copy_(origin.weight[:, index])
+    target.linear.bias.copy_(origin.bias)
+
+
+def _inside_learned(name: str, modules: dict[str, nn.Module]) -> bool:
+    return isinstance(modules.get(name.rpartition(".")[0]), LearnedGroupConv)

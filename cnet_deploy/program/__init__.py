@@ -1,0 +1,1 @@
+"""The lowered network in numpy: what every exporter reads."""

@@ -1,0 +1,125 @@
+"""Images -> class names, by anything that opens as a session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cnet_deploy.errors import InputRefused, naming, printable
+from cnet_deploy.images.class_names import read_labels
+from cnet_deploy.images.decode import IMAGE_SUFFIXES, cifar_records, read_image
+from cnet_deploy.images.preprocessing import NO_OVERRIDES, Overrides, Preprocessing
+from cnet_deploy.sessions import Session, opened
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class, its name where that is known, and its share of the softmax, 0 to 1."""
+
+    label: int
+    name: str | None
+    probability: float
+
+    @property
+    def words(self) -> str:
+        """The name, or the number of a class whose name nobody told."""
+        return self.name or f"class {self.label}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a network takes an image for: its best ``guesses``, the likeliest first; or the ``problem`` why there are none."""
+
+    image: str
+    guesses: tuple[Guess, ...] = ()
+    problem: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values."""
+        guesses = [{"class": guess.label, "name": guess.name, "probability": guess.probability} for guess in self.guesses]
+        return {"image": self.image, "guesses": guesses, **({"problem": self.problem} if self.problem else {})}
+
+    def lines(self) -> list[str]:
+        """For people: the image, and a line for each guess."""
+        return [printable(self.image), *(f"  {100 * guess.probability:5.1f} %  {printable(guess.words)}" for guess in self.guesses)]
+
+
+def classify(
+    path: Path | str,
+    images: Iterable[Path | str] | Path | str,
+    *,
+    labels: Path | str | None = None,
+    top: int = 5,
+    backend: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    batch: int = 16,
+    steps: Overrides = NO_OVERRIDES,
+    sha256: str | None = None,
+    **overrides: Any,
+) -> Iterator[Answer]:
+    """The ``top`` likeliest classes of each image, by a checkpoint, a model or an artifact, as the images are read.
+
+    ``images`` are image files, folders of them, and CIFAR's binary files, whose images are called ``FILE#0``, ``FILE#1`` … Each is
+    prepared as ``path`` says, or as ``steps`` do. Names of classes are those in ``labels`` (see ``labels.read_labels``), else those that
+    the model carries. ``backend``, ``device``, ``threads``, ``sha256``: see ``open_session``; ``overrides``: see ``checkpoint.load``.
+    Raises InputRefused for a model, labels or images that can't be used; an image that can't be read is an Answer with its problem.
+    """
+    named = [Path(image) for image in ([images] if isinstance(images, (str, Path)) else images)]
+    with opened(Path(path), backend, device, threads, overrides, sha256) as session:
+        with naming(path):
+            preprocessing = steps.apply_to(session.preprocessing, session.input_shape[2:])
+        names = session.class_names if labels is None else read_labels(labels, session.classes)
+        waiting: list[tuple[str, Pixels]] = []
+        for name, found in _pixels(named, preprocessing, session.classes):
+            if isinstance(found, str):
+                yield from _answers(session, preprocessing, waiting, names, top)  # in the order of the images
+                waiting = []
+                yield Answer(name, problem=found)
+            else:
+                waiting.append((name, found))
+            if len(waiting) == batch:
+                yield from _answers(session, preprocessing, waiting, names, top)
+                waiting = []
+        yield from _answers(session, preprocessing, waiting, names, top)
+
+
+def _pixels(paths: Sequence[Path], preprocessing: Preprocessing, classes: int) -> Iterator[tuple[str, Pixels | str]]:
+    """Every image by its name, at the network's input size; or why it can't be read."""
+    for path in paths:
+        if path.suffix == ".bin":
+            if preprocessing.crop != (32, 32):
+                raise InputRefused(f"{path}: CIFAR's images are 32x32, but the network reads {preprocessing.crop}; give images of its kind")
+            yield from ((f"{path}#{number}", pixels) for number, pixels in enumerate(cifar_records(path, classes)[0]))
+            continue
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else [path]
+        if not files:
+            raise InputRefused(f"{path}: holds no images; expected {', '.join(IMAGE_SUFFIXES)}")
+        for file in files:
+            try:
+                yield str(file), read_image(file, preprocessing)
+            except InputRefused as error:
+                yield str(file), str(error)
+
+
+def _answers(
+    session: Session, preprocessing: Preprocessing, images: Sequence[tuple[str, Pixels]], names: Sequence[str], top: int
+) -> Iterator[Answer]:  # fmt: skip
+    if not images:
+        return
+    logits = session.run(preprocessing.apply(np.stack([pixels for _, pixels in images]))).astype(np.float64)
+    for (name, _), row in zip(images, logits, strict=True):
+        if not np.isfinite(row).all():
+            yield Answer(name, problem=f"{name}: the network's answer is not finite; verify the artifact against its model")
+            continue
+        shares = np.exp(row - row.max())
+        shares /= shares.sum()
+        best = np.argsort(-row, kind="stable")[:top]
+        yield Answer(name, tuple(Guess(int(label), names[label] if names else None, float(shares[label])) for label in best))

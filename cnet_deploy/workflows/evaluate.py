@@ -1,0 +1,244 @@
+"""Top-1 and top-5 error of anything that opens as a session, on a labelled dataset, several files side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cnet_deploy.errors import InputRefused, naming, printable
+from cnet_deploy.images.batches import Batch, batches
+from cnet_deploy.images.datasets import Dataset, Labels, Split, open_dataset
+from cnet_deploy.images.preprocessing import NO_OVERRIDES, Floats, Overrides, Preprocessing
+from cnet_deploy.sessions import Session, opened
+
+Z = 1.959963984540054  # of the normal distribution: 95 % lie between -Z and Z
+NAMED = 10  # corrupt images that a message names
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What one file answered: images whose class was its first answer (``right1``), or among its first five (``right5``), the images
+    whose logits were not finite (counted as wrong), and the seconds that inference alone took."""
+
+    path: str
+    backend: str
+    device: str
+    precision: str
+    form: str
+    preprocessing: Preprocessing
+    images: int
+    right1: int
+    right5: int
+    not_finite: int
+    seconds: float
+    answers: npt.NDArray[np.int64] = field(repr=False)
+    correct: npt.NDArray[np.bool_] = field(repr=False)
+
+    @property
+    def top1_error(self) -> float:
+        """In percent."""
+        return 100 * (1 - self.right1 / self.images)
+
+    @property
+    def top5_error(self) -> float:
+        """In percent."""
+        return 100 * (1 - self.right5 / self.images)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values; errors and their 95 % intervals in percent."""
+        kept = ("path", "backend", "device", "precision", "form", "images", "right1", "right5", "not_finite", "seconds")
+        return {
+            **{name: getattr(self, name) for name in kept},
+            "top1_error": self.top1_error,
+            "top1_interval": wilson(self.images - self.right1, self.images),
+            "top5_error": self.top5_error,
+            "top5_interval": wilson(self.images - self.right5, self.images),
+            "images_per_second": self.images / self.seconds if self.seconds else None,
+            "preprocessing": self.preprocessing.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All files on the same images; ``refused`` says of each image that could not be read why, and it counts nowhere."""
+
+    dataset: str
+    split: str
+    images: int
+    classes: int
+    files: tuple[FileResult, ...]
+    refused: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values. ``agreement[i][j]``: the share of images to which files i and j give the same first answer."""
+        return {
+            "dataset": self.dataset,
+            "split": self.split,
+            "images": self.images,
+            "classes": self.classes,
+            "refused": list(self.refused),
+            "files": [file.to_dict() for file in self.files],
+            "agreement": [[float((a.answers == b.answers).mean()) for b in self.files] for a in self.files],
+            "difference_to_first": [
+                dict(zip(("points", "interval"), difference(self.files[0], file), strict=True)) for file in self.files[1:]
+            ],
+        }
+
+    def lines(self) -> list[str]:
+        """For people."""
+        lines = [f"{self.dataset} ({self.split}): {self.images:,} images, {self.classes} classes"]
+        if self.refused:
+            lines.append(f"not counted, for they can't be read: {len(self.refused)} images; {'; '.join(self.refused[:NAMED])}")
+        width = max(len(file.path) for file in self.files)
+        for file in self.files:
+            (low, high), (low5, high5) = (wilson(self.images - right, self.images) for right in (file.right1, file.right5))
+            text = f"{file.path:{width}}  {file.backend} {file.precision}: top-1 error {file.top1_error:.2f} % ({low:.2f} to {high:.2f})"
+            text += f", top-5 {file.top5_error:.2f} % ({low5:.2f} to {high5:.2f}), {file.images / file.seconds:,.0f} images/s"
+            lines.append(text + (f"; {file.not_finite} ANSWERS ARE NOT FINITE" if file.not_finite else ""))
+        first = self.files[0]
+        for file in self.files[1:]:
+            points, (low, high) = difference(first, file)
+            same = float((first.answers == file.answers).mean())
+            text = f"{file.path:{width}}  against {first.path}: {points:+.2f} points ({low:+.2f} to {high:+.2f})"
+            lines.append(f"{text}, {same:.2%} of answers the same")
+        return [printable(line, 2000) for line in lines]
+
+
+def wilson(wrong: int, images: int) -> Interval:
+    """The 95 % interval of an error rate in percent (Wilson, 1927): it stays in 0 to 100 and holds for rates near 0.
+
+    >>> [round(side, 2) for side in wilson(1308, 10_000)]
+    [12.43, 13.76]
+    """
+    share, square = wrong / images, Z * Z / images
+    middle = (share + square / 2) / (1 + square)
+    half = Z * math.sqrt(share * (1 - share) / images + square / (4 * images)) / (1 + square)
+    return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
+
+
+def difference(first: FileResult, other: FileResult) -> tuple[float, Interval]:
+    """How many points more top-1 error the other has on the same images, and the 95 % interval (Bonett and Price, 2012: paired shares)."""
+    images = first.images
+    lost, won = int((first.correct & ~other.correct).sum()), int((~first.correct & other.correct).sum())
+    a, b = (lost + 1) / (images + 2), (won + 1) / (images + 2)
+    half = Z * math.sqrt((a + b - (a - b) ** 2) / (images + 2))
+    return 100 * (lost - won) / images, (100 * max(-1.0, a - b - half), 100 * min(1.0, a - b + half))
+
+
+def evaluate(
+    paths: Sequence[Path | str] | Path | str,
+    data: Path | str,
+    *,
+    split: Split = "val",
+    backend: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    batch: int = 64,
+    workers: int | None = None,
+    steps: Overrides = NO_OVERRIDES,
+    skip_corrupt: int = 0,
+    told: Callable[[str, float], None] = lambda text, share: None,  # noqa: ARG005
+    **overrides: Any,
+) -> Evaluation:
+    """Run all files on all images of a dataset, each preprocessed as its file says; ``data``: see ``datasets.open_dataset``.
+
+    ``backend``, ``device``, ``threads``: see ``open_session``. ``steps`` wins over what the files say. ``overrides`` are for
+    checkpoints that can't tell them (see ``checkpoint.load``). Errors are in percent, their 95 % intervals Wilson's (1927).
+    Raises InputRefused for files and data that can't be used or don't fit each other, and for more than ``skip_corrupt`` images
+    that can't be read; Unavailable for a backend that is not here.
+    """
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    with contextlib.ExitStack() as stack:
+        sessions = [stack.enter_context(opened(Path(path), backend, device, threads, overrides)) for path in paths]
+        dataset = open_dataset(data, split, sessions[0].classes)
+        for path, session in zip(paths, sessions, strict=True):
+            if session.classes != dataset.classes:
+                names = ", ".join(dataset.class_names[:3])
+                raise InputRefused(
+                    f"{data}: has {dataset.classes} classes ({names} …), but {path} tells {session.classes} apart; expected the same"
+                )
+        wanted = []
+        for path, session in zip(paths, sessions, strict=True):
+            with naming(path):
+                wanted.append(steps.apply_to(session.preprocessing, session.input_shape[2:]))
+        tallies = [_Tally(str(path), session, found) for path, session, found in zip(paths, sessions, wanted, strict=True)]
+        refused = _run(tallies, dataset, batch, workers, skip_corrupt, told)
+    images = len(dataset) - len(refused)
+    return Evaluation(dataset.name, split, images, dataset.classes, tuple(tally.result() for tally in tallies), tuple(refused))
+
+
+class _Tally:
+    """A session and what it has answered so far."""
+
+    def __init__(self, path: str, session: Session, preprocessing: Preprocessing) -> None:
+        self.path, self.session, self.preprocessing = path, session, preprocessing
+        self.answers: list[Labels] = []
+        self.correct: list[npt.NDArray[np.bool_]] = []
+        self.right5, self.not_finite, self.seconds = 0, 0, 0.0
+
+    def take(self, pixels: npt.NDArray[np.uint8], labels: Labels) -> None:
+        images = self.preprocessing.apply(pixels)
+        start = time.perf_counter()
+        logits = self.session.run(images)
+        self.seconds += time.perf_counter() - start
+        answers, place, finite = ranked(logits, labels)
+        self.answers.append(answers)
+        self.correct.append(finite & (place == 0))
+        self.right5 += int((finite & (place < 5)).sum())
+        self.not_finite += int((~finite).sum())
+
+    def result(self) -> FileResult:
+        session, correct = self.session, np.concatenate(self.correct)
+        return FileResult(
+            self.path, session.backend, session.device, session.precision, session.form, self.preprocessing, len(correct),
+            int(correct.sum()), self.right5, self.not_finite, self.seconds, np.concatenate(self.answers), correct,
+        )  # fmt: skip
+
+
+def ranked(logits: Floats, labels: Labels) -> tuple[Labels, Labels, npt.NDArray[np.bool_]]:
+    """Of logits [N, classes] and labels [N]: each row's first answer, the place of its label (0: first; of equal logits the lower class
+    comes first), and whether the row is finite."""
+    finite = np.logical_and.reduce(np.isfinite(logits), axis=1)
+    own = logits[np.arange(len(labels)), labels][:, None]
+    earlier = np.arange(logits.shape[1])[None] < labels[:, None]
+    place = ((logits > own) | ((logits == own) & earlier)).sum(axis=1)
+    return logits.argmax(axis=1), place, finite
+
+
+def _run(
+    tallies: Sequence[_Tally], dataset: Dataset, size: int, workers: int | None, skip_corrupt: int, told: Callable[[str, float], None]
+) -> list[str]:
+    """All images through all sessions; why some could not be read."""
+    kinds = list(dict.fromkeys(tally.preprocessing for tally in tallies))
+    refused: list[str] = []
+    done = 0
+    for batch in _named(batches(dataset, kinds, range(len(dataset)), size, workers), refused):
+        done += len(batch.labels) + len(batch.refused)
+        if len(refused) <= skip_corrupt and len(batch.labels):  # else they are only counted on, so that all can be named
+            for tally in tallies:
+                tally.take(batch.pixels[kinds.index(tally.preprocessing)], batch.labels)
+        told(f"{done:,} of {len(dataset):,} images", done / len(dataset))
+    if len(refused) > skip_corrupt:
+        more = f" and {len(refused) - NAMED} more" if len(refused) > NAMED else ""
+        raise InputRefused(
+            f"{len(refused)} of {len(dataset)} images can't be read; expected at most {skip_corrupt} (--skip-corrupt): "
+            f"{'; '.join(refused[:NAMED])}{more}"
+        )
+    if len(refused) == len(dataset):
+        raise InputRefused(f"{dataset.name}: none of its {len(dataset)} images can be read: {refused[0]}")
+    return refused
+
+
+def _named(found: Iterator[Batch], refused: list[str]) -> Iterator[Batch]:
+    for batch in found:
+        refused += batch.refused
+        yield batch

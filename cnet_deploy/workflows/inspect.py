@@ -1,0 +1,173 @@
+"""What a file is, without running it: architecture, form, the state of pruning layer by layer, digest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cnet_deploy.artifacts.manifest import manifest_path
+from cnet_deploy.artifacts.pair import Pair, read_pair
+from cnet_deploy.errors import InputRefused, PruningUnfinished, naming, printable
+from cnet_deploy.exporters import SUFFIXES
+from cnet_deploy.files import digest
+from cnet_deploy.files.onnx_file import parse_onnx
+from cnet_deploy.models.architecture import Architecture
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """One learned group convolution: how many of its input channels each group still reads, and the reference's counters."""
+
+    name: str
+    in_channels: int
+    survivors: tuple[int, int]
+    stage: int | None
+    finished: bool | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found. ``problem`` says why the file could not be used as it is; None if it can.
+
+    ``operators`` counts an artifact's nodes by operator; ``layers`` is empty for anything but the training form.
+    """
+
+    path: str
+    container: str
+    bytes: int
+    sha256: str
+    form: str | None = None
+    architecture: Architecture | None = None
+    layers: tuple[LayerState, ...] = ()
+    operators: dict[str, int] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values."""
+        values = asdict(self)
+        values["architecture"] = self.architecture and self.architecture.to_dict()
+        if self.architecture:
+            values["cost"] = asdict(self.architecture.cost())
+        return values
+
+    def summary(self) -> str:
+        """Several lines for people."""
+        lines = [f"{self.path}: {self.container}, {self.bytes:,} bytes, sha256 {self.sha256}"]
+        lines.append(f"form: {self.form or 'not of the family'}")
+        if self.architecture:
+            cost = self.architecture.cost()
+            lines.append(self.architecture.summary())
+            lines.append(
+                f"as group-conv form: {cost.flops / 1e6:,.2f} M FLOPs, {cost.macs / 1e6:,.2f} M multiply-adds, {cost.params:,} params"
+            )
+        lines += [f"{key}: {value}" for key, value in self.details.items() if value is not None]
+        if self.operators:
+            lines.append("operators: " + ", ".join(f"{name} {count}" for name, count in self.operators.items()))
+        for layer in self.layers:
+            low, high = layer.survivors
+            kept = str(low) if low == high else f"{low}-{high}"
+            stage = "not recorded" if layer.stage is None else str(layer.stage)
+            state = {True: "finished", False: "unfinished", None: "unknown"}[layer.finished]
+            lines.append(f"  {layer.name}: {kept} of {layer.in_channels} channels per group, stage {stage}, {state}")
+        if self.problem:
+            lines.append(f"can't be used as it is: {self.problem}")
+        return "\n".join(map(printable, lines))  # a file's own words must not forge lines or steer the terminal
+
+
+def inspect(path: Path | str, *, sha256: str | None = None, **overrides: Any) -> Inspection:
+    """Look into a checkpoint, a model or an ONNX file; nothing in it is executed and no network is built.
+
+    ``overrides``: see ``checkpoint.load``. Raises InputRefused for a file that can't be read, is damaged or not of the family; a
+    checkpoint whose pruning is unfinished is described, with ``problem`` set.
+    """
+    path = Path(path)
+    if path.suffix == ".onnx":
+        return _inspect_onnx(read_pair(path, sha256))
+    if path.suffix in SUFFIXES.values():
+        return _inspect_by_manifest(read_pair(path, sha256))
+    return _inspect_checkpoint(path, {**overrides, "sha256": sha256})
+
+
+def _inspect_checkpoint(path: Path, overrides: dict[str, Any]) -> Inspection:
+    from cnet_deploy.checkpoints.metadata import METADATA_KEY, class_names_of
+    from cnet_deploy.checkpoints.read import read_tensors
+    from cnet_deploy.checkpoints.recognise import architecture_of, infer_form, pruning_layers
+    from cnet_deploy.models.pruning import require_finished
+
+    read = read_tensors(path, overrides.pop("sha256"))
+    details = {key: value for key, value in read.metadata.items() if key != METADATA_KEY}
+    if own := read.metadata.get(METADATA_KEY):
+        details.update({"source": own["source"], "preprocessing": own["preprocessing"], "tool": own.get("tool")})
+    architecture, problem = None, None
+    try:
+        pruning, form = pruning_layers(read.tensors), infer_form(read.tensors)
+        architecture = architecture_of(read, **overrides)
+        details["class_names"] = list(class_names_of(read, architecture.classes)) or None
+        if pruning:
+            require_finished(pruning, architecture.group_1x1, architecture.condense_factor)
+    except PruningUnfinished as error:
+        problem = str(error)
+    except InputRefused as error:
+        raise InputRefused(f"{path}: {error}") from None
+    layers = []
+    for layer in pruning:
+        finished = None
+        if architecture:
+            try:
+                require_finished([layer], architecture.group_1x1, architecture.condense_factor)
+                finished = True
+            except InputRefused:
+                finished = False
+        layers.append(LayerState(layer.name, layer.in_channels, layer.survivors, layer.stage, finished))
+    return Inspection(
+        str(path), read.container, read.size, read.digest, form, architecture, tuple(layers), details=details, problem=problem
+    )  # fmt: skip
+
+
+def _inspect_by_manifest(pair: Pair) -> Inspection:
+    """A library or an engine by its manifest alone: to ask it itself would be to run it."""
+    path, data, found = pair.path, pair.data, pair.manifest
+    if found is None:
+        raise InputRefused(f"{path}: has no manifest {manifest_path(path).name} beside it; expected the pair that `export` wrote")
+    details: dict[str, Any] = {"source_sha256": found.source_sha256, **found.details}
+    if found.preprocessing is not None:
+        details["preprocessing"] = found.preprocessing.to_dict()
+    if found.class_names:
+        details["class_names"] = list(found.class_names)
+    details["manifest"] = {"precision": found.precision, "verification": list(found.verification)}
+    form = "group-conv" if found.architecture else None
+    return Inspection(
+        str(path), _CONTAINERS.get(found.target, found.target), len(data), found.sha256, form, found.architecture, details=details
+    )
+
+
+_CONTAINERS = {"native": "native library", "tensorrt": "TensorRT engine"}
+
+
+def _inspect_onnx(pair: Pair) -> Inspection:
+    from cnet_deploy.artifacts.onnx_metadata import read_metadata
+
+    path, data, description = pair.path, pair.data, pair.manifest
+    with naming(path):
+        model = parse_onnx(data)
+        stated = read_metadata({entry.key: entry.value for entry in model.metadata_props})
+    opset = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
+    details: dict[str, Any] = dict(stated.other)
+    if stated.class_names:
+        details["class_names"] = list(stated.class_names)
+    details |= {
+        "opset": opset,
+        "ir_version": model.ir_version,
+        "producer": f"{model.producer_name} {model.producer_version}".strip(),
+    }
+    if stated.preprocessing is not None:
+        details["preprocessing"] = stated.preprocessing.to_dict()
+    details["manifest"] = (
+        None if description is None else {"precision": description.precision, "verification": list(description.verification)}
+    )
+    operators = dict(Counter(node.op_type for node in model.graph.node).most_common())
+    form = "group-conv" if stated.architecture else None
+    return Inspection(str(path), "onnx", len(data), digest(data), form, stated.architecture, operators=operators, details=details)

@@ -1,0 +1,104 @@
+"""A picture of which inputs each learned group reads, layer by layer, as SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cnet_deploy import svg as drawing
+from cnet_deploy.checkpoints.read import read_tensors
+from cnet_deploy.checkpoints.recognise import architecture_of, infer_form, pruning_layers
+from cnet_deploy.checkpoints.tensors import Contents
+from cnet_deploy.errors import InputRefused, PruningUnfinished, naming
+from cnet_deploy.files import atomic_output
+from cnet_deploy.svg import COLOURS
+
+WIDTH, LEFT, RIGHT, HEADING = 960, 12, 12, 16
+ROW, GAP = 5, 10  # pixels of a group, and between two layers
+MAX_DASHES = 400_000  # CondenseNet-182 has some 100,000
+
+
+@dataclass(frozen=True)
+class Connections:
+    """Which inputs [G, in] each group of a 1x1 convolution reads."""
+
+    name: str
+    reads: npt.NDArray[np.bool_]
+
+    @property
+    def dashes(self) -> int:
+        """Runs of channels that are read, of all groups, and a line for each group."""
+        return len(self.reads) + int(self.reads[:, 0].sum()) + int((self.reads[:, 1:] & ~self.reads[:, :-1]).sum())
+
+    @property
+    def title(self) -> str:
+        """What the layer keeps, for people."""
+        kept = int(self.reads.sum())
+        unread = int((~self.reads.any(axis=0)).sum())
+        words = f"{self.name}: {kept:,} of {self.reads.size:,} inputs of groups kept ({kept / self.reads.size:.0%})"
+        return words + (f", {unread} channels that no group reads" if unread else "")
+
+
+def plot(path: Path | str, output: Path | str, *, sha256: str | None = None, **overrides: Any) -> None:
+    """Draw the groups of a checkpoint or a model into an SVG file: a line for each group, a dash where it reads a channel.
+
+    A line is as long as the layer has inputs, so that the growth of a dense block can be seen. ``overrides``: see ``checkpoint.load``.
+    Raises InputRefused for a file that can't be read or has no learned groups, OutputRefused where the picture can't be written.
+    """
+    read = read_tensors(path, sha256)
+    with naming(path):
+        layers = list(connections(read, overrides))
+        if not layers:
+            raise InputRefused("has no learned groups to be drawn; expected a CondenseNet, or a DenseNet with learned group convolutions")
+        if (dashes := sum(layer.dashes for layer in layers)) > MAX_DASHES:
+            raise InputRefused(f"its groups would be {dashes} lines and dashes to be drawn; expected at most {MAX_DASHES}")
+    with atomic_output(output, source=path) as temporary:
+        temporary.write_text(draw(Path(path).name, layers), encoding="utf-8")
+
+
+def connections(read: Contents, overrides: dict[str, Any]) -> Iterator[Connections]:
+    """The groups of every learned group convolution, in the order in which they run; unfinished pruning as far as it came."""
+    arch = None
+    try:
+        arch = architecture_of(read, **overrides)
+    except PruningUnfinished:  # then the masks tell as much as there is
+        if infer_form(read.tensors) != "training":
+            raise
+    if infer_form(read.tensors) == "training":
+        for layer in pruning_layers(read.tensors):
+            yield Connections(layer.name, layer.mask[: arch.group_1x1 if arch else layer.period])
+    elif arch is not None and arch.learned:
+        for conv in arch.pointwise_convs():
+            reads = np.zeros((arch.group_1x1, conv.in_channels), np.bool_)
+            index = np.asarray(read.tensors[f"{conv.name}.index"]).reshape(arch.group_1x1, -1)
+            np.put_along_axis(reads, index.astype(np.int64), True, axis=1)
+            yield Connections(conv.name, reads)
+
+
+def draw(title: str, layers: list[Connections]) -> str:
+    """The picture as text."""
+    step = (WIDTH - LEFT - RIGHT) / max(layer.reads.shape[1] for layer in layers)
+    height = HEADING + 12 + sum(len(layer.reads) * ROW + HEADING + GAP for layer in layers)
+    svg = drawing.canvas(WIDTH, height)
+    drawing.text(svg, LEFT, HEADING, f"{title}: inputs that each group reads", "start")
+    top = HEADING + 12.0
+    for layer in layers:
+        drawing.text(svg, LEFT, top + HEADING - 4, layer.title, "start", "quiet")
+        top += HEADING
+        groups, channels = layer.reads.shape
+        drawing.add(svg, "rect", x=LEFT, y=top, width=round(channels * step, 2), height=groups * ROW, fill="#8882")
+        for group in range(groups):
+            # A path for each group: a rectangle for each run of channels would be a file ten times as large.
+            edges = np.flatnonzero(np.diff(layer.reads[group], prepend=False, append=False)).reshape(-1, 2).tolist()
+            parts = (
+                f"M{LEFT + first * step:.2f} {top + group * ROW + 0.5:g}h{(end - first) * step:.2f}v{ROW - 1}h{-(end - first) * step:.2f}z"
+                for first, end in edges
+            )
+            drawing.add(svg, "path", d="".join(parts), fill=COLOURS[group % len(COLOURS)])
+        top += groups * ROW + GAP
+    return drawing.to_string(svg)

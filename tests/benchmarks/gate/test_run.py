@@ -1,0 +1,97 @@
+"""The gate end to end, with real processes. The machines that run this are noisy, so what it must never say is what is asserted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnet_deploy.benchmarks.gate.run import SETTINGS, gate
+from cnet_deploy.errors import InputRefused, Unavailable
+from cnet_deploy.hardware.cuda import why_no_device
+from tests.benchmarks.gate.gating import QUICK, run
+
+
+@pytest.mark.slow
+def test_twice_the_work_never_passes(artifacts: dict[str, Path], tmp_path: Path) -> None:
+    done = run(artifacts["base"], artifacts["double"], "--tolerance", "30%", "--allow-changes", "--json", tmp_path / "g.json", *QUICK)
+    found = json.loads((tmp_path / "g.json").read_text())
+    assert done.exit_code in (1, 3) and done.exit_code == found["exit_code"]
+    assert found["verdict"] in done.stdout and found["verdict"] in ("regression", "inconclusive")
+    if found["decision"]:
+        assert found["decision"]["estimate"] > 1.3
+        orders = [part["order"] for part in found["rounds"]]
+        assert orders == ["AB", "BA"] * (len(orders) // 2) and len(orders) in (8, 16)
+        assert all(len(part["base"]) >= 5 and len(part["head"]) >= 5 for part in found["rounds"])
+    assert found["changes"][0]["what"] == "multiply-adds" and found["changes"][0]["worse"]
+
+
+@pytest.mark.slow
+def test_head_equal_to_base_is_never_a_regression(artifacts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    summary = tmp_path / "summary.md"
+    summary.write_text("# Before\n")
+    done = run(artifacts["base"], artifacts["equal"], "--tolerance", "30%", "--summary", summary, *QUICK)
+    assert done.exit_code in (0, 3)
+    word = {0: "pass", 3: "inconclusive"}[done.exit_code]
+    assert f"\n{word}: " in done.stdout
+    assert f"::{'notice' if word == 'pass' else 'warning'} title=Latency gate::{word}: " in done.stdout
+    text = summary.read_text()
+    assert text.startswith("# Before\n### Latency gate: ") and "no change" in text
+    assert "| self-test 1 | AB |" in text or (word == "inconclusive" and "base against itself: " in text)
+
+
+def test_a_missing_base_is_no_pass(artifacts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    done = run(artifacts["missing"], artifacts["base"], "--json", tmp_path / "g.json", "--summary", tmp_path / "s.md", *QUICK)
+    assert done.exit_code == 5
+    assert "missing.onnx: no such file" in done.stderr and "that is no pass" in done.stderr
+    assert done.stdout.startswith("not measured: base: ") and "::error title=Latency gate::not measured" in done.stdout
+    assert json.loads((tmp_path / "g.json").read_text())["verdict"] == "not measured"
+    assert "Latency gate: not measured" in (tmp_path / "s.md").read_text()
+
+
+def test_a_damaged_head_is_refused(artifacts: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "h.onnx").write_bytes(b"damage")
+    done = run(artifacts["base"], tmp_path / "h.onnx", *QUICK)
+    assert done.exit_code == 4 and done.stderr.splitlines()[-1].startswith(f"Error: head: {tmp_path / 'h.onnx'}: is no ONNX model")
+
+
+def test_a_backend_that_does_not_run_it(artifacts: dict[str, Path]) -> None:
+    with pytest.raises(InputRefused, match="base: .* runs on onnxruntime, which is not among native"):
+        gate(str(artifacts["base"]), str(artifacts["equal"]), backend="native")
+    with pytest.raises(InputRefused, match="base: no backend is called 'tflite'"):
+        gate(str(artifacts["base"]), str(artifacts["equal"]), backend="tflite")
+
+
+def test_a_missing_interpreter(artifacts: dict[str, Path]) -> None:
+    with pytest.raises(Unavailable, match=r"/no/python: can't be run .* expected a Python that has cnet-deploy installed"):
+        gate(str(artifacts["base"]), str(artifacts["base"]), base_python="/no/python")
+
+
+def test_a_machine_too_noisy_is_told(artifacts: dict[str, Path]) -> None:
+    """No machine is quiet enough for a millionth."""
+    done = run(artifacts["base"], artifacts["equal"], "--tolerance", "0.000001", "--seconds", "0", "--warmup", "0", "--max-rounds", "8")
+    assert done.exit_code == 3
+    assert "inconclusive: this machine can't tell 0.0 %" in done.stdout and "in 8 rounds" in done.stdout
+    assert "quieter machine" in done.stderr and "--max-rounds, now 8" in done.stderr
+
+
+@pytest.mark.parametrize("backend", ["native", "onnxruntime.fp16"])
+def test_a_model_is_gated_on_a_backend_it_is_exported_for(backend: str, tmp_path: Path, converted: Any) -> None:
+    from cnet_deploy.checkpoints.save import save
+
+    save(converted, tmp_path / "m.safetensors")
+    path = str(tmp_path / "m.safetensors")
+    found = gate(path, path, backend=backend, threads=1, tolerance=0.9, max_rounds=8, settings=replace(SETTINGS, seconds=0.0, warmup=0.0))
+    assert found.changes == [] and found.backends == (backend, backend) and found.exit_code in (0, 3)
+
+
+def test_without_a_gpu_it_is_not_measured(artifacts: dict[str, Path]) -> None:
+    if why_no_device() is None:
+        pytest.skip("a CUDA device is here")
+    done = run(artifacts["base"], artifacts["equal"], "--device", "cuda", *QUICK)
+    assert done.exit_code == 5 and "base: " in done.stderr and "cuda" in done.stderr.lower()

@@ -1,0 +1,97 @@
+"""What a gate's outcome says, in each of the places where it is read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnet_deploy.benchmarks.gate import verdict as verdicts
+from cnet_deploy.benchmarks.gate.run import SETTINGS, Outcome, Round
+from cnet_deploy.benchmarks.gate.verdict import Places, run, to_dict, verdict
+from cnet_deploy.benchmarks.measure.rule import decide, self_test
+from cnet_deploy.benchmarks.sweep.figures import Change
+from cnet_deploy.errors import CheckFailed, Inconclusive, OutputRefused, Unavailable
+
+GREW = Change("operators", "120", "144", worse=True)
+
+
+def outcome(ratio: float = 1.0, *, noise: float = 0.0, **changes: Any) -> Outcome:
+    """Eight rounds in which head took ``ratio`` times as long."""
+    made = Outcome("a.onnx", "b`|.onnx", ("onnxruntime", "native"), 2, 0.05, SETTINGS)
+    made.self_rounds = [Round("AB", (0.010, 0.010), (0.010 * (1 + noise * (-1) ** n),)) for n in range(8)]
+    made.self_test = self_test([0.01] * 8, [part.medians[1] for part in made.self_rounds], 0.05)
+    if made.self_test.passed:
+        made.rounds = [Round("BA" if n % 2 else "AB", (0.010,), (0.010 * ratio,)) for n in range(8)]
+        made.decision = decide([0.01] * 8, [0.01 * ratio] * 8, 0.05)
+    return replace(made, **changes)
+
+
+@pytest.mark.parametrize(
+    ("made", "code", "line"),
+    [
+        (outcome(1.006), 0, "pass: head takes 0.6 % more time than base (99 % bounds: 0.6 % more, 0.6 % more; tolerance 5.0 %; 8 rounds)"),
+        (outcome(0.9), 0, "pass: head takes 10.0 % less time"),
+        (outcome(1.1), 1, "regression: head takes 10.0 % more time"),
+        (outcome(1.0, changes=[GREW]), 1, "regression: operators 120 -> 144; head takes 0.0 % more time"),
+        (outcome(1.0, changes=[GREW], allow_changes=True), 0, "pass: head takes"),
+        (outcome(1.0, changes=[replace(GREW, worse=False)]), 0, "pass: head takes"),
+        (outcome(noise=0.1), 3, "inconclusive: this machine can't tell 5.0 %: base against itself scatters by"),
+        (outcome(noise=0.1, changes=[GREW]), 1, "regression: operators 120 -> 144; this machine can't tell 5.0 %"),
+    ],
+)
+def test_one_line_and_one_code(made: Outcome, code: int, line: str) -> None:
+    assert verdict(made).startswith(line) and "\n" not in verdict(made)
+    assert made.exit_code == code and to_dict(made)["exit_code"] == code
+
+
+@pytest.mark.parametrize(
+    ("made", "error", "level"),
+    [(outcome(), None, "notice"), (outcome(1.2), CheckFailed, "error"), (outcome(noise=0.1), Inconclusive, "warning")],
+)
+def test_every_place_has_it(
+    made: Outcome, error: type[Exception] | None, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(verdicts, "gate", lambda *_, **__: made)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    places = Places(tmp_path / "g.json", tmp_path / "s.md")
+    if error is None:
+        assert run(["condensenet-50"], None, places) is made
+    else:
+        with pytest.raises(error):
+            run(["condensenet-50"], None, places)
+    said = capsys.readouterr().out
+    assert verdict(made) in said and f"::{level} title=Latency gate::{verdict(made).replace('%', '%25')}\n" in said
+    stored = json.loads((tmp_path / "g.json").read_text())
+    assert stored["line"] == verdict(made) and stored["verdict"] == made.verdict.value
+    assert [part["order"] for part in stored["rounds"]] == [part.order for part in made.rounds]
+    summary = (tmp_path / "s.md").read_text()
+    assert verdict(made) in summary and "b'\\|.onnx" in summary
+    rows = [line for line in summary.splitlines() if line.startswith(("| round", "| self-test"))]
+    assert len(rows) == (len(made.rounds) + len(made.self_rounds) if made.rounds else 0)
+    assert "round 8" in said or not made.rounds
+
+
+def test_what_could_not_be_measured_is_told_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(*_: object, **__: object) -> Outcome:
+        raise Unavailable("base: x.onnx: no such file\n::error::forged")
+
+    monkeypatch.setattr(verdicts, "gate", missing)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    with pytest.raises(Unavailable):
+        run(["condensenet-50"], None, Places(tmp_path / "g.json", tmp_path / "s.md"))
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 and said[0].startswith("not measured: base: ") and said[1].startswith("::error title=Latency gate::")
+    assert json.loads((tmp_path / "g.json").read_text())["exit_code"] == 5
+
+
+@pytest.mark.parametrize("name", ["results.txt", "missing/g.json"])
+def test_places_are_checked_before_anything_is_measured(name: str, tmp_path: Path) -> None:
+    with pytest.raises(OutputRefused):
+        run(["condensenet-50"], None, Places(tmp_path / name, None))

@@ -1,0 +1,75 @@
+"""Markdown and comma-separated values hold the report's own figures, and what is in file names stays text."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+
+from cnet_deploy.benchmarks.report.text import CSV_COLUMNS, comma_separated, group_title, markdown
+from tests.benchmarks.helpers import on_cuda, report, result
+
+
+def test_comma_separated() -> None:
+    made = report()
+    lines = list(csv.DictReader(io.StringIO(comma_separated(made))))
+    results = list(made.results)
+    assert len(lines) == len(results) and tuple(lines[0]) == CSV_COLUMNS
+    for line, found in zip(lines, results, strict=True):
+        assert (line["backend"], int(line["batch"])) == (found.cell.backend, found.cell.batch)
+        if found.error:
+            assert line["error"] == found.error and line["median_ms"] == ""
+            continue
+        assert found.median is not None and float(line["median_ms"]) == pytest.approx(found.median * 1e3)
+        assert float(line["ratio"]) == pytest.approx(made.ratio(found))
+        assert line["p99_ms"] == "" and float(line["p90_ms"]) > 0  # 40 samples support the one and not the other
+        assert float(line["cold_start_ms"]) == 500 and float(line["open_ms"]) == 200
+
+
+def test_markdown() -> None:
+    made = report()
+    text = markdown(made)
+    assert text.count("### Inference time") == len(made.groups) == 2
+    tables = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len({line.replace("\\|", "").count("|") for line in tables if "onnxruntime" not in line}) <= 2
+    assert "<script>alert(1)</script>\\|.onnx" in text  # GitHub drops scripts; a bar would have split the cell
+    assert "condensenet" in text.lower() and "failed" in text and "no compiler" in text
+    assert "| MobileNet 1.0-224 | 569 | 1.00 |" in text
+
+
+def test_a_devices_figures() -> None:
+    made = on_cuda()
+    lines = list(csv.DictReader(io.StringIO(comma_separated(made))))
+    assert {line["device"] for line in lines} == {"cuda"}
+    assert [float(lines[3][name]) for name in ("median_ms", "device_ms", "transfer_ms", "end_to_end_ms")] == pytest.approx(
+        [2, 1.5, 0.8, 2.8]
+    )
+    assert lines[8]["device_ms"] == lines[8]["end_to_end_ms"] == "" and lines[8]["error"]
+    cpu = next(csv.DictReader(io.StringIO(comma_separated(report()))))
+    assert cpu["device"] == "cpu" and cpu["device_ms"] == cpu["transfer_ms"] == cpu["end_to_end_ms"] == ""
+
+    text = markdown(made)
+    assert "### Inference time, batch 1, cuda\n" in text and "### Inference time, batch 8, cuda\n" in text
+    assert "| CondenseNet-74 (G=C=8) | 274 | 2.94 | 29.0 % | 0.51 | torch | 2.00 (2.00) | 1.50 | 2.10 | 1.00 |" in text
+    assert "|  |  |  |  |  | tensorrt.tf32 | 0.667 (0.667) | 0.500 | 0.767 | 1.00 |" in text
+    assert "| a.onnx |  |  |  |  | torch | 2,000.0 | 4.00 | 3.00 | 4.80 | 2.00 |" in text
+    assert "TF32 is on for tensorrt.tf32 alone." in text and "NVIDIA H200, driver 580.159.03." in text
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 2  # one for each of the two tables
+
+
+def test_where_tf32_is_on() -> None:
+    made = on_cuda()
+    for row in made.rows:
+        row.results = [found for found in row.results if found.cell.backend == "torch"]
+    assert "TF32 is off everywhere." in markdown(made)
+    made.rows[0].results.append(result([0.1], backend="onnxruntime.tensorrt", device="cuda"))
+    assert "TF32 is on for onnxruntime.tensorrt alone." in markdown(made)
+
+
+def test_threads_stand_where_they_tell_groups_apart() -> None:
+    made = on_cuda()
+    assert [group_title(made, group) for group in made.groups] == ["batch 1, cuda", "batch 8, cuda"]
+    made.rows[0].results.append(result([0.1], threads=2, device="cuda"))
+    assert [group_title(made, group) for group in made.groups[-2:]] == ["batch 8, cuda, 1 thread", "batch 1, cuda, 2 threads"]
+    assert group_title(report(), (2, 4)) == "batch 4, 2 threads"

@@ -1,0 +1,32 @@
+"""benchmarks/peers.py, on a small network and in haste: that every part of the suite measures something and keeps it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cnet_deploy.benchmarks.measure.rounds import Cell, Settings
+from cnet_deploy.benchmarks.studies.runtimes import Suite
+from cnet_deploy.hardware.cpu import host_isas
+
+pytest.importorskip("openvino", reason="needs the extra: cnet-deploy[openvino]")
+EXAMPLE = Path(__file__).parents[3] / "examples" / "native" / "classify.c"
+
+
+@pytest.mark.slow
+def test_every_part_of_the_suite(tmp_path: Path) -> None:
+    said: list[str] = []
+    suite = Suite(tmp_path, said.append, Settings(rounds=1, seconds=0.0, least=2, warmup=0.0, rewarm=0.0))
+    suite.fp32("condensenet-50", 1, compiled=False, batch=2)
+    entry = suite.results[-1]
+    assert entry["times_as_fast"] > 0 and entry["best_peer"].startswith(("onnxruntime", "openvino")) and entry["batch"] == 2
+    assert [cell["cell"]["batch"] for cell in entry["cells"]] == [2] * 5 and all(cell["error"] is None for cell in entry["cells"])
+    assert all("/" not in cell["cell"]["model"] for cell in entry["cells"])  # no path of this machine
+    suite.bf16("condensenet-50", 1)
+    suite.utilisation("condensenet-50", next(isa for isa in host_isas() if isa != "avx512_bf16"), 1)
+    assert 0 < suite.results[-1]["share_of_peak"] < 1.5
+    suite.process("condensenet-50", EXAMPLE)
+    assert len(suite.results[-1]["seconds"]) == 20 and min(suite.results[-1]["peak_kilobytes"]) > 1000
+    suite.run("a peer that fails", [Cell("native", str(tmp_path / "none.so"), "native", 1)])
+    assert "no such file" in said[-1] and len(said) == len(suite.results) == 5

@@ -1,0 +1,60 @@
+"""engine_precision.py: what the inspector tells, in the words of several versions."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from cnet_deploy.errors import CheckFailed
+from cnet_deploy.hardware.engine_layers import of_engine
+
+
+def layer(kind: str, types: tuple[str, ...], tactic: str = "", key: str = "Format/Datatype") -> dict[str, Any]:
+    *inputs, output = types
+    return {
+        "Name": "n", "LayerType": kind, "TacticName": tactic,
+        "Inputs": [{"Name": "i", "Dimensions": [1], key: text} for text in inputs], "Outputs": [{"Name": "o", key: output}],
+    }  # fmt: skip
+
+
+def told(*layers: Any) -> str:
+    return json.dumps({"Layers": list(layers), "Bindings": ["input", "logits"]})
+
+
+HALF = layer("CaskConvolution", ("Channel major FP16 format where channel % 8 == 0",) * 2, "sm80_xmma_fprop_f16f16_f16f16")
+FLOAT = layer("CaskConvolution", ("Row major linear FP32", "Row major linear FP32"), "sm80_xmma_fprop_f32f32_f32_f32")
+MYELIN = layer("gemm", ("Half", "Half"), "sm80_xmma_gemm_f16f16_f16f32_f32_tn")
+BRAIN = layer("conv", ("BFloat16", "BFloat16"))
+NEWEST = layer("CaskConvolution", ("Half", "Half"), key="DataType")
+CAST = layer("kgen", ("Float", "Half"))
+REFORMAT = layer("Reformat", ("Row major linear FP32", "Row major linear FP32"))
+TF32 = layer("CaskConvolution", ("Row major linear FP32", "Row major linear FP32"), "sm80_xmma_fprop_tf32f32_tf32f32_f32")
+SHAPE = layer("ShapeHostToDevice", ("Int64", "Int64"))
+
+
+def test_layers_are_counted() -> None:
+    found = of_engine(told(HALF, MYELIN, NEWEST, CAST, REFORMAT, SHAPE, "a name alone"))
+    assert found.to_dict() == {"precision_source": "engine", "layers": {"fp16": 4}, "multiplying_layers": {"fp16": 3}}
+    found.check("fp16")
+    of_engine(told(BRAIN, CAST)).check("bf16")
+    of_engine(told(FLOAT, REFORMAT)).check("fp32")
+    of_engine(told(FLOAT, TF32)).check("tf32")
+
+
+@pytest.mark.parametrize(
+    ("layers", "precision", "words"),
+    [
+        ((FLOAT, FLOAT), "fp16", "the engine is not fp16: of its layers that multiply, 0 are in fp16, 2 in fp32"),
+        ((HALF, FLOAT), "fp16", "1 are in fp16, 1 in fp32"),
+        ((HALF,), "bf16", "the engine is not bf16"),
+        ((HALF,), "fp32", "the engine is not fp32"),
+        ((FLOAT, TF32), "fp32", "1 layers multiply in TF32"),
+        (("names", "alone"), "fp16", "0 are in fp16, none that is told"),
+        ((), "fp32", "none that is told"),
+    ],
+)
+def test_an_engine_of_another_precision_fails(layers: tuple[Any, ...], precision: str, words: str) -> None:
+    with pytest.raises(CheckFailed, match=words):
+        of_engine(told(*layers)).check(precision)

@@ -1,0 +1,136 @@
+"""Closed forms against the published tables, and numbers that can't be."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cnet_deploy.errors import InputRefused
+from cnet_deploy.models.architecture import NAMED, Architecture
+from cnet_deploy.models.build import build
+from cnet_deploy.models.counting import count
+from tests.builders import TINY, TINY_DENSENET, TINY_LGC, tiny
+
+# Name, millions of FLOPs and of parameters, as printed in the paper's tables and the reference's README.
+PUBLISHED = [
+    ("condensenet-74-g4", "529", "4.8"),
+    ("condensenet-74-g8", "274", "2.9"),
+    ("condensenet-50", "28.6", "0.22"),
+    ("condensenet-74", "51.9", "0.41"),
+    ("condensenet-86", "65.8", "0.52"),
+    ("condensenet-98", "81.3", "0.65"),
+    ("condensenet-110", "98.2", "0.79"),
+    ("condensenet-122", "116.7", "0.95"),
+    ("condensenet-182", "513", "4.2"),
+]
+
+
+@pytest.mark.parametrize(("name", "flops", "params"), PUBLISHED)
+def test_published_figures_to_their_rounding(name: str, flops: str, params: str) -> None:
+    arch = Architecture.from_name(name)
+    for found, printed in ((arch.flops, flops), (arch.params, params)):
+        assert f"{found / 1e6:.{len(printed.partition('.')[2])}f}" == printed
+
+
+def test_every_named_model_is_published() -> None:
+    assert {name for name, *_ in PUBLISHED} == set(NAMED)
+
+
+def test_multiply_adds_alone() -> None:
+    assert f"{Architecture.from_name('condensenet-74-g4').macs / 1e6:.1f}" == "516.6"
+    assert f"{Architecture.from_name('condensenet-74-g8').macs / 1e6:.1f}" == "261.5"
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [*NAMED.values(), tiny(4, 2), tiny(2, 8), tiny(8, 4), TINY_LGC, TINY_DENSENET, replace(TINY, input_size=(33, 47), stem_stride=2)],
+    ids=lambda arch: arch.summary(),
+)
+@pytest.mark.parametrize("form", ["training", "group-conv"])
+def test_closed_form_is_what_running_counts(arch: Architecture, form: str) -> None:
+    if form == "training" and arch.learned:
+        # The mask's product is not a module of its own: count the dense convolutions of the same sizes instead.
+        arch = replace(arch, group_1x1=1, condense_factor=1, classifier_keep=1.0)
+    counted = count(build(arch, "group-conv"), arch.input_size)
+    cost = arch.cost("group-conv")
+    assert (cost.flops, cost.macs, cost.params) == (counted.flops, counted.macs, counted.params)
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_training_form_costs_what_a_dense_network_does(groups: int) -> None:
+    dense = replace(TINY, group_1x1=1, condense_factor=1)
+    assert tiny(groups, 4).cost("training") == dense.cost()
+
+
+def test_dict_round_trip() -> None:
+    for arch in (*NAMED.values(), TINY_LGC, TINY_DENSENET):
+        assert Architecture.from_dict(arch.to_dict()) == arch
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"group_1x1": 3}, "multiple of 3"),
+        ({"condense_factor": 3}, "multiple of 3"),
+        ({"group_3x3": 5}, "multiples of 5"),
+        ({"growth": (8, 8)}, "as many of each"),
+        ({"stages": (0, 1, 1)}, "positive whole numbers"),
+        ({"stages": (2.0, 1, 1)}, "positive whole numbers"),
+        ({"classes": 0}, "positive whole number"),
+        ({"bottleneck": True}, "positive whole number"),
+        ({"classifier_keep": 0.0}, "more than 0"),
+        ({"classifier_keep": 1.5}, "at most 1"),
+        ({"classifier_keep": float("nan")}, "at most 1"),
+        ({"kind": "resnet"}, "expected one of condensenet"),
+        ({"input_size": (3, 32)}, "too small"),
+        ({"input_size": (32,)}, "(height, width)"),
+        ({"transition_channels": (8, 8)}, "expected 0"),
+        ({"kind": "densenet"}, "nothing condensed"),
+    ],
+)
+def test_impossible_numbers_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(InputRefused, match=message.replace("(", r"\(").replace(")", r"\)")):
+        replace(TINY, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"stages": [1], "growth": [8], "depth": 3}, {"stages": 1, "growth": [8]}, {"stages": ["1"], "growth": [8]}]
+)
+def test_dicts_that_are_no_architecture(values: dict[str, object]) -> None:
+    with pytest.raises(InputRefused, match="architecture"):
+        Architecture.from_dict(values)
+
+
+def test_unknown_name_lists_the_known() -> None:
+    with pytest.raises(InputRefused, match="condensenet-74-g4"):
+        Architecture.from_name("condensenet-75")
+
+
+_SIZES = st.lists(st.integers(-1, 20), max_size=4)
+
+
+@settings(deadline=None)
+@given(
+    st.fixed_dictionaries(
+        {"stages": _SIZES, "growth": _SIZES.map(lambda row: [8 * number for number in row])},
+        optional={
+            "kind": st.sampled_from(["condensenet", "densenet", "densenet_lgc", "x", None]), "bottleneck": st.integers(-1, 8),
+            "group_1x1": st.integers(0, 8), "group_3x3": st.integers(0, 8), "condense_factor": st.integers(0, 8),
+            "classes": st.integers(-1, 2000), "stem_stride": st.integers(0, 9), "input_size": st.lists(st.integers(0, 300), max_size=3),
+            "classifier_keep": st.floats() | st.just(1), "transition_channels": _SIZES, "depth": st.just(1),
+        },
+    )
+)  # fmt: skip
+def test_any_dictionary_comes_back_or_is_refused(values: dict[str, Any]) -> None:
+    try:
+        arch = Architecture.from_dict(values)
+    except InputRefused as error:
+        assert str(error).startswith("architecture: ")
+        return
+    assert Architecture.from_dict(json.loads(json.dumps(arch.to_dict()))) == arch
+    assert min(arch.flops, arch.macs, arch.params, *arch.final_size, arch.kept_features) > 0

@@ -1,0 +1,158 @@
+"""Model -> verified artifact, and what is left when the check fails or somebody interrupts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import cnet_deploy as cd
+from cnet_deploy.artifacts.manifest import Manifest, manifest_path
+from cnet_deploy.errors import CheckFailed, InputRefused, OutputRefused
+from cnet_deploy.exporters.base import Written
+from cnet_deploy.files import digest
+from cnet_deploy.models.condensenet import DenselyConnected
+from cnet_deploy.workflows import export as deployment
+from tests.builders import TINY, save_checkpoint, state_dict, training_model
+
+
+def test_export_writes_a_verified_artifact_and_its_manifest(checkpoint_path: Path, images_path: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    done = cd.export(checkpoint_path, "onnx", tmp_path / "m.onnx", images=images_path, say=said.append)
+    assert said == ["the model is in training form: converting it first, keeping 0.5 of the classifier's inputs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "m.onnx.json"]
+    manifest = Manifest.from_json(manifest_path(done.path).read_text())
+    data = done.path.read_bytes()
+    assert manifest == done.manifest
+    assert (manifest.sha256, manifest.bytes) == (digest(data), len(data))
+    assert manifest.source_sha256 == digest(checkpoint_path.read_bytes())
+    assert manifest.details == {"opset": 17, "ir_version": 8, "batch": "dynamic"}
+    random, real = manifest.verification
+    assert random["passed"] and real["passed"]
+    assert (random["images"], real["images"]) == (4, 500)
+    assert real["top1"] == real["reference_top1"] == pytest.approx(0.9)
+
+
+def test_the_same_checkpoint_gives_the_same_bytes_and_no_path(checkpoint_path: Path, tmp_path: Path) -> None:
+    first = cd.export(checkpoint_path, "onnx", tmp_path / "a.onnx").path.read_bytes()
+    assert cd.export(checkpoint_path, "onnx", tmp_path / "b.onnx").path.read_bytes() == first
+    assert str(tmp_path).encode() not in first
+    assert str(checkpoint_path.parent).encode() not in first
+    assert str(tmp_path) not in manifest_path(tmp_path / "a.onnx").read_text()
+
+
+def test_options_reach_the_exporter(converted: DenselyConnected, tmp_path: Path) -> None:
+    path = cd.export(converted, "onnx", tmp_path / "m.onnx", opset=21, batch=2).path
+    model = onnx.load(path)
+    assert model.opset_import[0].version == 21
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+
+
+def test_whole_classifier_on_request(checkpoint_path: Path, tmp_path: Path) -> None:
+    assert cd.export(checkpoint_path, "onnx", tmp_path / "m.onnx", classifier_keep=1.0).manifest.architecture.classifier_keep == 1  # type: ignore[union-attr]
+    cd.save(cd.convert(cd.load(checkpoint_path)), tmp_path / "m.safetensors")
+    with pytest.raises(InputRefused, match="needs the training checkpoint"):
+        cd.export(tmp_path / "m.safetensors", "onnx", tmp_path / "n.onnx", classifier_keep=1.0)
+
+
+def wrong(program: Any, path: Path, **options: Any) -> Written:
+    """An exporter with a defect: one weight of the file is not the model's."""
+    from cnet_deploy.exporters.onnx import write
+
+    written = write(program, path, **options)
+    model = onnx.load(path)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "classifier.bias")
+    values = onnx.numpy_helper.to_array(bias).copy()
+    values[3] += 1
+    bias.raw_data = values.tobytes()
+    path.write_bytes(model.SerializeToString())
+    return written
+
+
+@pytest.fixture
+def standing(tmp_path: Path) -> Path:
+    """An older artifact and manifest, which must survive whatever fails."""
+    (tmp_path / "m.onnx").write_text("old artifact")
+    (tmp_path / "m.onnx.json").write_text("old manifest")
+    return tmp_path / "m.onnx"
+
+
+def still_standing(artifact: Path) -> bool:
+    names = sorted(path.name for path in artifact.parent.iterdir())
+    texts = (artifact.read_text(), manifest_path(artifact).read_text())
+    return (names, texts) == (["m.onnx", "m.onnx.json"], ("old artifact", "old manifest"))
+
+
+def test_a_wrong_artifact_never_takes_its_name(converted: DenselyConnected, standing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployment, "exporter", lambda target: wrong)
+    with pytest.raises(CheckFailed, match=r"differ from the model's beyond the tolerance; nothing was written.*max error 1\.00e\+00"):
+        cd.export(converted, "onnx", standing)
+    assert still_standing(standing)
+    assert cd.export(converted, "onnx", standing, tolerance=10.0).path == standing  # the tolerance is the user's to set
+
+
+def test_a_tolerance_of_zero_is_too_strict(converted: DenselyConnected, standing: Path) -> None:
+    with pytest.raises(CheckFailed):
+        cd.export(converted, "onnx", standing, tolerance=0.0)
+    assert still_standing(standing)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError(28, "No space left on device")])
+def test_whatever_happens_half_way_loses_nothing(
+    converted: DenselyConnected, standing: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException | type[BaseException]
+) -> None:
+    def write(program: Any, path: Path, **options: Any) -> Written:
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(deployment, "exporter", lambda target: write)
+    with pytest.raises(OutputRefused if isinstance(error, OSError) else error):  # type: ignore[arg-type]
+        cd.export(converted, "onnx", standing)
+    assert still_standing(standing)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"), [("m.engine", r"expected \.onnx"), ("none/m.onnx", "make it first"), ("folder.onnx", "is a directory")]
+)
+def test_bad_outputs_are_found_before_any_work(checkpoint_path: Path, tmp_path: Path, out: str, message: str) -> None:
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises((InputRefused, OutputRefused), match=message):
+        cd.export(checkpoint_path, "onnx", tmp_path / out)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_callers_model_keeps_its_mode(trained: DenselyConnected, tmp_path: Path, training: bool) -> None:
+    model = cd.convert(trained).train(training)
+    cd.export(model, "onnx", tmp_path / "m.onnx")
+    assert model.training is training
+
+
+def test_what_is_no_model_of_the_family(tmp_path: Path, converted: DenselyConnected) -> None:
+    import copy
+
+    import torch
+
+    with pytest.raises(InputRefused, match="can't export a Linear"):
+        cd.export(torch.nn.Linear(2, 2), "onnx", tmp_path / "m.onnx")
+    with pytest.raises(InputRefused, match=r"call model\.float\(\) first"):
+        cd.export(copy.deepcopy(converted).half(), "onnx", tmp_path / "m.onnx")
+    with pytest.raises(InputRefused, match="can't convert a Linear"):
+        cd.convert(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+def test_unknown_target(converted: DenselyConnected, tmp_path: Path) -> None:
+    with pytest.raises(InputRefused, match="expected one of onnx"):
+        cd.export(converted, "tflite", tmp_path / "m.tflite")
+    with pytest.raises(InputRefused, match="out is needed"):
+        cd.export(converted, "onnx")
+
+
+def test_odd_input_sizes_convert_and_export(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "c.pth.tar", state_dict(training_model(TINY)))
+    done = cd.export(path, "onnx", overrides={"input_size": (33, 47), "stem_stride": 2})
+    assert done.path == tmp_path / "c.onnx"
+    with cd.open_session(done.path) as session:
+        assert session.run(np.zeros((1, 3, 33, 47), np.float32)).shape == (1, 10)

@@ -1,0 +1,98 @@
+"""Comparisons that pass, and every way in which one must not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cnet_deploy as cd
+from cnet_deploy.errors import InputRefused
+from cnet_deploy.models.condensenet import DenselyConnected
+from cnet_deploy.workflows.verify import Comparison, compare
+from tests.builders import TINY, save_checkpoint, state_dict, training_model
+
+LOGITS = np.array([[1.0, -8.0, 3.0], [0.5, 0.25, 4.0]], np.float32)
+
+
+def against(other: Any, labels: Any = None, tolerance: float = 1e-4) -> Comparison:
+    batches = [(np.zeros((2, 3, 1, 1), np.float32), None if labels is None else np.array(labels))]
+    return compare(lambda _: np.asarray(other, np.float32), lambda _: LOGITS, batches, inputs="x", tolerance=tolerance)
+
+
+def test_figures_by_hand() -> None:
+    other = LOGITS.copy()
+    other[0] += [4.0, 0.0, -0.5]
+    found = against(other, labels=[2, 0])
+    assert found.images == 2 and found.scale == 8
+    assert found.max_error == 4 and found.mean_error == pytest.approx(4.5 / 6)
+    assert found.agreement == 0.5
+    assert (found.top1, found.reference_top1) == (0.0, 0.5)
+    a, b = other.astype(np.float64).ravel(), LOGITS.astype(np.float64).ravel()
+    assert found.cosine == pytest.approx(a @ b / np.sqrt((a @ a) * (b @ b)))
+    assert not found.passed
+
+
+def test_the_tolerance_is_relative_to_the_largest_logit() -> None:
+    assert against(LOGITS + 7e-4).passed
+    assert not against(LOGITS + 9e-4).passed
+    assert against(LOGITS + 9e-4, tolerance=2e-4).passed
+    assert against(LOGITS, tolerance=0.0).passed
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_no_value_that_is_not_finite_passes(value: float) -> None:
+    other = LOGITS.copy()
+    other[1, 1] = value
+    assert not against(other, tolerance=1e9).passed
+    swapped = compare(lambda _: LOGITS, lambda _: other, [(LOGITS, None)], inputs="x", tolerance=1e9)
+    assert not swapped.passed
+
+
+def test_zeros_everywhere() -> None:
+    zeros = np.zeros_like(LOGITS)
+    found = compare(lambda _: zeros, lambda _: zeros, [(zeros, None)], inputs="x", tolerance=1e-4)
+    assert found.passed and found.cosine == 1
+    assert compare(lambda _: zeros, lambda _: LOGITS, [(zeros, None)], inputs="x", tolerance=1e-4).cosine == 0
+
+
+def test_other_classes_are_another_network() -> None:
+    with pytest.raises(InputRefused, match="4 classes and the model 3"):
+        against(np.zeros((2, 4)))
+
+
+def test_every_run_draws_fresh_inputs(onnx_path: Path, checkpoint_path: Path) -> None:
+    names = {cd.verify(onnx_path, checkpoint_path)[0].inputs for _ in range(3)}
+    assert len(names) == 3
+
+
+def test_the_example_against_each_of_its_forms(
+    onnx_path: Path, checkpoint_path: Path, images_path: Path, converted: DenselyConnected, tmp_path: Path
+) -> None:
+    cd.save(converted, tmp_path / "m.safetensors")
+    cd.save(converted, tmp_path / "m.pth.tar")
+    for model in (checkpoint_path, tmp_path / "m.safetensors", tmp_path / "m.pth.tar", onnx_path):
+        random, real = cd.verify(onnx_path, model, images=images_path)
+        assert random.passed and real.passed
+        assert real.images == 500 and real.agreement == 1 and real.top1 == real.reference_top1 == pytest.approx(0.9)
+
+
+def test_training_form_against_itself(checkpoint_path: Path) -> None:
+    assert cd.verify(checkpoint_path, checkpoint_path)[0].max_error == 0
+
+
+def test_another_checkpoint_does_not_pass(onnx_path: Path, tmp_path: Path) -> None:
+    other = training_model(cd.Architecture((4, 4, 4), (8, 16, 32), classes=10, stem_stride=1, input_size=(32, 32), classifier_keep=1.0))
+    path = save_checkpoint(tmp_path / "other.pth.tar", state_dict(other))
+    assert not cd.verify(onnx_path, path)[0].passed
+
+
+def test_what_tensors_do_not_tell_is_taken_from_the_artifact(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "c.pth.tar", state_dict(training_model(TINY)))
+    overrides = {"input_size": (40, 36), "stem_stride": 2}
+    artifact = cd.export(path, "onnx", tmp_path / "m.onnx", classifier_keep=0.7, overrides=overrides).path
+    assert cd.verify(artifact, path)[0].passed
+    with pytest.raises(InputRefused, match="expected the same input size"):
+        cd.verify(artifact, path, input_size=(32, 32))
