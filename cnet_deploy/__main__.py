@@ -3,4 +3,4 @@
 from cnet_deploy.cli import main
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="cnet-deploy")

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from cnet_deploy.artifacts.manifest import MAX_BYTES, REPLACES, Manifest, manife
 from cnet_deploy.errors import InputRefused, OutputRefused
 from cnet_deploy.files import atomic_outputs, digest, locked, read_bytes, replace_bytes, require_digest
 from cnet_deploy.files.strict_json import parse_json
+from cnet_deploy.images.preprocessing import Preprocessing
+from cnet_deploy.models.architecture import Architecture
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,19 @@ def atomic_pair(artifact: Path | str, *, source: Path | str | None = None) -> It
     """Temporary paths for an artifact and its manifest (see files.atomic_outputs): readers see the old pair or the new one."""
     with atomic_outputs(artifact, manifest_path(artifact), source=source, commit=_commit) as (temporary, beside):
         yield temporary, beside
+
+
+def describe(
+    artifact: Path, target: str, precision: str, *, details: Mapping[str, Any] | None = None, libraries: Mapping[str, str] | None = None,
+    source_sha256: str = "", architecture: Architecture | None = None, preprocessing: Preprocessing | None = None,
+    class_names: tuple[str, ...] = (),
+) -> Manifest:  # fmt: skip
+    """The manifest of a file that an exporter wrote, before anybody ran it. The arguments are Manifest's fields."""
+    content = artifact.read_bytes()
+    return Manifest(
+        target, digest(content), len(content), precision, source_sha256, architecture, preprocessing, details or {}, libraries or {},
+        class_names=class_names,
+    )  # fmt: skip
 
 
 def update_manifest(artifact: Path | str, before: Manifest, after: Manifest) -> None:

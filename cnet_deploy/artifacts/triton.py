@@ -14,20 +14,20 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cnet_deploy.artifacts import manifest
 from cnet_deploy.artifacts.manifest import Manifest
 from cnet_deploy.artifacts.onnx_metadata import INPUT, OUTPUT
 from cnet_deploy.artifacts.pair import read_pair
-from cnet_deploy.errors import InputRefused, OutputRefused, Unavailable, naming, printable
+from cnet_deploy.errors import InputRefused, OutputRefused, naming, printable
 from cnet_deploy.files import atomic_output, digest, exists, locked, read_bytes
+from cnet_deploy.models.architecture import CLASSES, INPUT_SIZE
 from cnet_deploy.version import __version__
 
 LARGEST_BATCH = 32  # for an artifact that takes any
 QUEUE_MICROSECONDS = 100  # how long a request may wait for others to be run with it
 _MOST = 1 << 16  # images in a batch that a manifest may speak of
-_PLATFORMS = {"onnx": ("onnxruntime_onnx", "onnxruntime", "model.onnx"), "tensorrt": ("tensorrt_plan", "tensorrt", "model.plan")}
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")  # Triton ignores leading zeros, and fails on what no int64 holds
 _RUN = "docker run --rm --gpus all -p 8000:8000 -p 8001:8001 -v {}:/models nvcr.io/nvidia/tritonserver:YY.MM-py3 "
 _RUN += "tritonserver --model-repository=/models"
@@ -49,33 +49,39 @@ class Repository:
         return [f"wrote {self.model} and {self.config}; to serve it:", _RUN.format(place)]
 
 
+class Serving(Protocol):
+    """How the server runs such artifacts: its platform and backend, the file's name in a version's folder, whether on GPUs alone."""
+
+    @property
+    def platform(self) -> str: ...
+    @property
+    def backend(self) -> str: ...
+    @property
+    def file(self) -> str: ...
+    @property
+    def gpu_only(self) -> bool: ...
+
+
 def write_repository(
-    folder: Path | str, artifact: Path | str, *, name: str | None = None, max_batch: int | None = None
+    folder: Path | str, artifact: Path | str, serving: Serving, *, name: str | None = None, max_batch: int | None = None
 ) -> Repository:  # fmt: skip
     """Put an artifact and its manifest into a repository as the model's next version; the same bytes again are no new version.
 
-    ``folder`` is made if its parent is there. ``name`` None takes the artifact's own; what a name can't hold becomes ``_``.
-    ``max_batch`` is the most images that requests are run together with (None: 32, or what the engine takes). A version appears whole
-    or not at all; the server takes the highest. config.pbtxt is written anew each time. Raises InputRefused for an artifact without its
-    manifest or of another kind, for one that takes no single images, and where another network stands under that name already;
-    Unavailable for an engine that no server reads; OutputRefused where nothing can be written: then what was there is as it was.
+    ``folder`` is made if its parent is there; ``serving`` says how such artifacts are run. ``name`` None takes the artifact's own; what a
+    name can't hold becomes ``_``. ``max_batch`` is the most images that requests are run together with (None: 32, or what the engine
+    takes). A version appears whole or not at all; the server takes the highest. config.pbtxt is written anew each time. Raises InputRefused
+    for an artifact without its manifest, for one that takes no single images, and where another network stands under that name already;
+    OutputRefused where nothing can be written: then what was there is as it was.
     """
     pair = read_pair(artifact)
     data, found = pair.data, pair.manifest
     if found is None:
         raise InputRefused(f"{artifact}: has no manifest beside it; expected the pair that `export` wrote")
-    if found.target not in _PLATFORMS:
-        raise InputRefused(f"{artifact}: Triton serves no {found.target} artifacts; expected one of `export --onnx` or --tensorrt")
-    if found.target == "tensorrt" and found.details.get("flavour") == "tensorrt-rtx":
-        raise Unavailable(
-            f"{artifact}: Triton's backend reads engines of tensorrt, and this is one of tensorrt-rtx; export with --tensorrt-flavour "
-            "tensorrt on a machine with the server's GPU, or with --onnx"
-        )
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", name or Path(artifact).stem).lstrip(".") or "model"
     with naming(artifact):
-        text = _config(name, found, max_batch)
+        text = _config(name, found, serving, max_batch)
     place = Path(folder) / name
-    config, file = place / "config.pbtxt", _PLATFORMS[found.target][2]
+    config, file = place / "config.pbtxt", serving.file
     try:
         if not place.parent.parent.is_dir():
             raise OutputRefused(f"{folder}: {place.parent.parent} is no directory; make it first")
@@ -181,19 +187,18 @@ def _fields(text: str) -> dict[str, list[str]]:
     return fields
 
 
-def _config(name: str, found: Manifest, max_batch: int | None) -> str:
-    platform, backend, file = _PLATFORMS[found.target]
+def _config(name: str, found: Manifest, serving: Serving, max_batch: int | None) -> str:
     largest, preferred, fixed = _batches(found, max_batch)
     image, logits = ([*fixed, *shape] for shape in _shapes(found))
-    kind = "KIND_GPU" if found.target == "tensorrt" else "KIND_AUTO"
+    kind = "KIND_GPU" if serving.gpu_only else "KIND_AUTO"
     lines = [
         f"# Written by cnet-deploy {__version__}; one configuration for all versions of this model. In the repository's folder:",
         f"# {_RUN.format('$PWD')}",
         *_advice(found),
         f"name: {_quoted(name)}",
-        f"platform: {_quoted(platform)}",
-        f"backend: {_quoted(backend)}",
-        f"default_model_filename: {_quoted(file)}",
+        f"platform: {_quoted(serving.platform)}",
+        f"backend: {_quoted(serving.backend)}",
+        f"default_model_filename: {_quoted(serving.file)}",
         f"max_batch_size: {largest}",
         f"input [ {{ name: {_quoted(INPUT)} data_type: TYPE_FP32 dims: {image} }} ]",
         f"output [ {{ name: {_quoted(OUTPUT)} data_type: TYPE_FP32 dims: {logits} }} ]",
@@ -220,8 +225,8 @@ def _batches(found: Manifest, max_batch: int | None) -> tuple[int, int, list[int
     """Most images of a batch (0: the artifact's own number, always), the size that is best (0: none), and the fixed batch's dimension."""
     if max_batch is not None and (type(max_batch) is not int or not 1 <= max_batch <= _MOST):
         raise InputRefused(f"a largest batch of {max_batch!r}; expected 1 to {_MOST}")
-    if found.target == "tensorrt":
-        least, best, most = _profile(found.details.get("profiles"))
+    if "profiles" in found.details:
+        least, best, most = _profile(found.details["profiles"])
         if least > 1:
             raise InputRefused(f"the engine takes no fewer than {least} images, and requests come one by one; export it with --batch 1:…")
         if max_batch is not None and max_batch > most:
@@ -252,13 +257,11 @@ def _shapes(found: Manifest) -> tuple[list[int], list[int]]:
     """Of an image and its logits. The paper's other networks have no architecture, and one shape."""
     if found.architecture is not None:
         return [3, *found.architecture.input_size], [found.architecture.classes]
-    from cnet_deploy.models.architecture import CLASSES, INPUT_SIZE  # torch's import
-
     return [3, *INPUT_SIZE], [CLASSES]
 
 
 def _advice(found: Manifest) -> list[str]:
-    if found.target != "tensorrt":
+    if "compute_capability" not in found.details:
         return []
     version, gpu, capability = (
         printable(found.details.get(key, "unknown"), 80) for key in ("version", "gpu", "compute_capability")

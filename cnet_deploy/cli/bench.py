@@ -8,10 +8,21 @@ import click
 
 from cnet_deploy.cli.console import Command, quiet
 from cnet_deploy.cli.types import Finite, Numbers, Words, complete_backends, complete_models
+from cnet_deploy.sessions import names
+
+_HELP = f"""Measure the paper's inference-time table on this machine, or any MODELS.
+
+A model is a file (an artifact, a model or a checkpoint) or the name of a network, which runs with random weights on every backend:
+condensenet-74-g4, condensenet-74-g8, condensenet-50 to condensenet-182, vgg-16, resnet-18, mobilenet-1.0-224.
+
+Backends: {", ".join(names())}. Parts after dots make a variant of one: of its precision, or of how it runs. A part that a backend does not
+have is refused with those that it has.
+"""
 
 
 @click.command(
     cls=Command,
+    help=_HELP,
     short_help="Measure the paper's inference-time table, or any models.",
     examples=["cnet-deploy bench --json results.json --html report.html", "cnet-deploy bench model.onnx model.so model.safetensors"],
 )
@@ -22,7 +33,7 @@ from cnet_deploy.cli.types import Finite, Numbers, Words, complete_backends, com
     type=Words(),
     shell_complete=complete_backends,
     default=(),
-    help="Measure on these only: one, or several as torch,onnxruntime.",
+    help="Measure on these only: one, or several separated by commas.",
 )
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="What runs the models.")
 @click.option("--threads", type=Numbers(), default=(), help="Threads: a number, or several as 1,2. [default: all cores]")
@@ -46,13 +57,7 @@ def bench(
     models: tuple[str, ...], backends: tuple[str, ...], device: str, threads: tuple[int, ...], batches: tuple[int, ...],
     rounds: int, seconds: float, warmup: float, resume: bool, baseline: Path | None, **outputs: Path | None,
 ) -> None:  # fmt: skip
-    """Measure the paper's inference-time table on this machine, or any MODELS.
-
-    A model is a file (.onnx, .so, .safetensors, a checkpoint) or the name of a network, which runs with random weights on every backend:
-    condensenet-74-g4, condensenet-74-g8, condensenet-50 to condensenet-182, vgg-16, resnet-18, mobilenet-1.0-224.
-    Backends: native, onnxruntime, torch, and on a GPU tensorrt; by name also openvino. Parts after dots make another of it:
-    torch.compile, torch.cudagraph.fp16, tensorrt.fp16.cudagraph, onnxruntime.tensorrt, native.bf16 …
-    """
+    """Plan the sweep, run it, print its tables."""
     if baseline is not None and rounds < 8:
         raise click.UsageError("--save-baseline needs 8 rounds or more, as the gate does; give --rounds 8")
     from cnet_deploy.benchmarks.measure.rounds import Settings

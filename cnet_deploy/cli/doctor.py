@@ -29,7 +29,7 @@ def doctor(backends: tuple[str, ...], as_json: bool) -> None:
 
     if unknown := [name for name in backends if name not in known_names()]:
         raise click.UsageError(f"no backend is called {', '.join(unknown)}; expected some of {', '.join(known_names())}")
-    found = diagnose(backends, told=lambda finding: None if as_json else click.echo(finding.words()))
+    found = diagnose(backends, report=lambda finding: None if as_json else click.echo(finding.words()))
     if as_json:
         click.echo(json.dumps([finding.to_dict() for finding in found], indent=2))
     if names := missing(found, backends):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from cnet_deploy.cli.types import Bytes, Channels, Depths, Digest, Finite, Size
+from cnet_deploy.cli.types import Batches, Bytes, Channels, Depths, Digest, Finite, Size
+from cnet_deploy.exporters import targets
+from cnet_deploy.exporters.base import Option
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -45,27 +47,12 @@ def steps_options(command: F) -> F:
     return command
 
 
-def lowering_options(command: F) -> F:
-    """How `export` writes the network for GPUs, and how TensorRT builds it."""
-    for option in (
-        click.option(
-            "--lowering",
-            type=click.Choice(["gather", "dense", "absorbed", "auto"]),
-            help="ONNX, TensorRT: how 1x1 convolutions are written; auto measures what is quickest for each block. [default: gather]",
-        ),
-        click.option(
-            "--timing-cache", type=click.Path(path_type=Path), help="TensorRT: a file that keeps what was timed, for the next build."
-        ),
-        click.option("--workspace", type=Bytes(), help="TensorRT: most device memory that a layer may take for itself, as 512M or 2G."),
-        click.option(
-            "--tensorrt-flavour",
-            "flavour",
-            type=click.Choice(["tensorrt", "tensorrt-rtx"]),
-            help="TensorRT: which one builds. [default: the one that can]",
-        ),
-    ):
-        command = option(command)
-    return command
+def form_option(command: F) -> F:
+    """How `export` writes the dense blocks."""
+    forms = click.Choice(["gather", "dense", "absorbed", "auto"])
+    text = "How 1x1 convolutions are written; auto measures which is fastest for each block. [default: gather]"
+    command = click.option("--form", type=forms, help=text)(command)
+    return click.option("--lowering", type=forms, hidden=True)(command)  # its name until 0.1.0
 
 
 def training_options(command: F) -> F:
@@ -108,12 +95,29 @@ def training_options(command: F) -> F:
 
 
 def target_options(command: F) -> F:
-    """A flag for each target that there is."""
-    from cnet_deploy.exporters import HELP
-
-    for target in reversed(HELP):
-        command = click.option(f"--{target}", "target", flag_value=target, help=HELP[target])(command)
+    """A flag for each target that there is, and the targets' own options. What several targets have in common is one option."""
+    described = targets()
+    shared: dict[str, dict[str, Option]] = {}
+    for name, target in described.items():
+        for option in target.options:
+            shared.setdefault(option.command_line, {})[name] = option
+    for flag, owners in reversed(shared.items()):
+        first = next(iter(owners.values()))
+        about = "; ".join(f"{described[name].title}: {option.help}" for name, option in owners.items())
+        command = click.option(flag, first.name, type=_type_of(list(owners.values())), help=f"{about}.")(command)
+    for name, target in reversed(list(described.items())):
+        command = click.option(f"--{name}", "target", flag_value=name, help=target.help)(command)
     return command
+
+
+def _type_of(options: Sequence[Option]) -> click.ParamType:  # type: ignore[type-arg,unused-ignore]
+    """The type of an option that is all of these; which values a target takes is seen when the target is known."""
+    first = options[0]
+    if first.kind == "choice":
+        return click.Choice(list(dict.fromkeys(choice for option in options for choice in option.choices)), case_sensitive=False)
+    if first.kind == "number":
+        return click.IntRange(*(first.bounds or (1, None)))
+    return {"batch": Batches(), "batches": Batches(), "bytes": Bytes(), "file": click.Path(path_type=Path)}[first.kind]
 
 
 def take(options: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -128,25 +132,28 @@ def take_overrides(options: dict[str, Any]) -> dict[str, Any]:
 
 def require_target(target: str | None, triton: Path | None, output: Path | None) -> str:
     """The target of `export`. Raises UsageError where none was named, and for two places to write to."""
-    from cnet_deploy.exporters import SUFFIXES
-
     if triton is not None and output is not None:
         raise click.UsageError("--triton and --output name two places; expected one of them")
-    if target is None and triton is None:
-        *most, last = (f"--{name}" for name in SUFFIXES)
+    if target is not None:
+        return target
+    if triton is None:
+        *most, last = (f"--{name}" for name in targets())
         raise click.UsageError(f"Missing the target; expected {', '.join(most)} or {last}")
-    return target or "onnx"
+    return next(name for name, described in targets().items() if described.serving is not None)
 
 
-def require_own_options(target: str, options: dict[str, Any], known: Collection[str], lowering: str | None) -> None:
-    """Raises UsageError for an option of `export` that the target does not have."""
-    flags = {"cpu": "target", "flavour": "tensorrt-flavour", "timing_cache": "timing-cache"}
-    if foreign := [name for name in options if name not in known]:
-        raise click.UsageError(f"--{flags.get(foreign[0], foreign[0])} is no option of --{target}")
-    if lowering not in (None, "gather") and target == "native":
-        raise click.UsageError("--lowering is no option of --native, which has kernels for the network as it is")
-    if target == "onnx" and not isinstance(options.get("batch", 1), int):
-        raise click.UsageError("--batch of --onnx is one number; leave it out for a free batch")
+def require_own_options(target: str, options: Mapping[str, Any], form: str | None) -> None:
+    """Raises UsageError for an option of `export` that the target does not have, or a value that it does not take."""
+    own = {option.name: option for option in targets()[target].options}
+    flags = {option.name: option.command_line for described in targets().values() for option in described.options}
+    if foreign := [name for name in options if name not in own]:
+        raise click.UsageError(f"{flags[foreign[0]]} is no option of --{target}")
+    if form not in (None, "gather") and not targets()[target].forms:
+        raise click.UsageError(f"--form is no option of --{target}, which takes the network as it is")
+    for name, value in options.items():
+        option = own[name]
+        if option.kind == "batch" and not isinstance(value, int):
+            raise click.UsageError(f"{option.command_line} of --{target} is one number; leave it out for a free batch")
 
 
 def labels_option(more: str) -> Callable[[F], F]:

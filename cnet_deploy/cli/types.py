@@ -159,10 +159,10 @@ class Digest(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 def complete_backends(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Backends for the shell; after a comma, the next one."""
-    from cnet_deploy.sessions import BACKENDS
+    from cnet_deploy.sessions import names
 
     done, comma, begun = incomplete.rpartition(",")
-    return [CompletionItem(f"{done}{comma}{name}") for name in BACKENDS if name.startswith(begun)]
+    return [CompletionItem(f"{done}{comma}{name}") for name in names() if name.startswith(begun)]
 
 
 def complete_models(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:

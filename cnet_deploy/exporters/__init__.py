@@ -1,50 +1,61 @@
-"""Exporters: each target is a module of this package with ``write``. A target that can't be built here says why and how to get it.
+"""Exporters: each target is a module of this package with ``TARGET = Target(…)`` (see base.py) and a function ``write``.
 
-A module with a ``SUFFIX`` at its top is a target; nothing else has to know of it. What it says of itself there, in literal constants:
+``write(network, path, **options) -> Written`` writes one file; ``network`` is a Program or, unless the target is for the family only, a
+torch module. A module imports what it needs inside its functions, so that its description can be read where that is missing. It may have
 
-    SUFFIX = ".onnx"       of its artifacts
-    HELP = "Write …."      of its flag, --onnx
-    PLACE = 1              among the targets, where order matters
-    FAMILY_ONLY = True     if it is made from a Program alone: the paper's other networks have none (default: False)
+    inspect(data) -> Inside                      what the file's bytes tell without being run (else `inspect` shows the manifest alone)
+    comparable(options, folder) -> options       options by which several networks are built alike, to be compared
+    require_servable(manifest)                   raises where Triton can't serve this very artifact
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
-import math
-from collections.abc import Callable
+import pkgutil
+from collections.abc import Callable, Mapping
+from types import MappingProxyType, ModuleType
 
-from cnet_deploy.declarations import declared
-from cnet_deploy.errors import InputRefused, Unavailable, raise_if_interrupted
-from cnet_deploy.exporters.base import Written
+from cnet_deploy.errors import InputRefused
+from cnet_deploy.exporters.base import Target, Written
 
-__all__ = ["FAMILY_ONLY", "HELP", "SUFFIXES", "Written", "exporter", "options_of"]
-
-_TARGETS = {name: said for name, said in declared(__name__).items() if "SUFFIX" in said}
-_ORDER = sorted(_TARGETS, key=lambda name: (_TARGETS[name].get("PLACE", math.inf), name))
-# Target -> suffix of its artifacts, and the help of its flag. The module is cnet_deploy.exporters.<target>.
-SUFFIXES: dict[str, str] = {name: _TARGETS[name]["SUFFIX"] for name in _ORDER}
-HELP: dict[str, str] = {name: _TARGETS[name].get("HELP", f"Export to {name}.") for name in _ORDER}
-FAMILY_ONLY = frozenset(name for name in _ORDER if _TARGETS[name].get("FAMILY_ONLY"))
+# Of what is preferred where several would do, and of listings. A module that is not named here comes after these.
+ORDER = ("onnx", "native", "tensorrt")
 
 
-def exporter(target: str) -> Callable[..., Written]:
-    """``write(network, path, **options)`` of a target; ``network`` is a Program, or a module of the paper's other networks.
+@functools.cache
+def targets() -> Mapping[str, Target]:
+    """Every target by its name, in order."""
+    names = {module.name for module in pkgutil.iter_modules(__path__)} - {"base"}
+    ordered = [name for name in ORDER if name in names] + sorted(names.difference(ORDER))
+    return MappingProxyType({name: importlib.import_module(f"{__name__}.{name}").TARGET for name in ordered})
 
-    Raises InputRefused for an unknown target, Unavailable where what it needs is missing.
-    """
-    if target not in SUFFIXES:
-        raise InputRefused(f"no target is called {target!r}; expected one of {', '.join(SUFFIXES)}")
-    try:
-        module = importlib.import_module(f"cnet_deploy.exporters.{target}")
-    except ImportError as error:
-        raise_if_interrupted(error)
-        raise Unavailable(f"the {target} exporter can't be loaded ({error}); install cnet-deploy with the extra it belongs to") from None
-    write: Callable[..., Written] = module.write
+
+def target_of(name: str) -> Target:
+    """The target of this name. Raises InputRefused for an unknown one."""
+    if name not in targets():
+        raise InputRefused(f"no target is called {name!r}; expected one of {', '.join(targets())}")
+    return targets()[name]
+
+
+def module_of(name: str) -> ModuleType:
+    """The module of a target. Raises InputRefused for an unknown one."""
+    target_of(name)
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def exporter(name: str) -> Callable[..., Written]:
+    """``write`` of a target. Raises InputRefused for an unknown one."""
+    write: Callable[..., Written] = module_of(name).write
     return write
 
 
-def options_of(target: str) -> frozenset[str]:
-    """The names of a target's own options."""
-    return frozenset(name for name, p in inspect.signature(exporter(target)).parameters.items() if p.kind is p.KEYWORD_ONLY)
+def options_of(name: str) -> frozenset[str]:
+    """The keywords that a target's ``write`` takes."""
+    return frozenset(key for key, p in inspect.signature(exporter(name)).parameters.items() if p.kind is p.KEYWORD_ONLY)
+
+
+def target_by_suffix(suffix: str) -> str | None:
+    """The name of the target whose artifacts have this suffix; None for a suffix of none."""
+    return next((name for name, target in targets().items() if target.suffix == suffix), None)

@@ -1,4 +1,4 @@
-"""TensorRT engines: an ONNX graph in the wanted precision, built by whichever TensorRT is here (see tensorrt_flavours.py)."""
+"""TensorRT engines: an ONNX graph in the wanted precision, built by whichever TensorRT is here (see hardware/tensorrt.py)."""
 
 from __future__ import annotations
 
@@ -10,26 +10,40 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx
-
-from cnet_deploy.artifacts.onnx_metadata import INPUT
 from cnet_deploy.errors import InputRefused, Unavailable, printable
-from cnet_deploy.exporters.base import Written
-from cnet_deploy.exporters.onnx.graph import build_graph
+from cnet_deploy.exporters.base import Option, Serving, Target, Written
 from cnet_deploy.files import atomic_output, check_output, read_bytes
-from cnet_deploy.hardware import tensorrt as tensorrt_flavours
 from cnet_deploy.hardware.engine_layers import Layers, of_engine, of_network
-from cnet_deploy.hardware.tensorrt import Flavour
-from cnet_deploy.program.program import Program
 
 if TYPE_CHECKING:
+    import onnx
     from torch import nn
 
-SUFFIX = ".engine"
-HELP = "Build a TensorRT engine for NVIDIA GPUs."
-PLACE = 3
+    from cnet_deploy.artifacts.manifest import Manifest
+    from cnet_deploy.hardware.tensorrt import Flavour
+    from cnet_deploy.program.program import Program
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+TARGET = Target(
+    suffix=".engine",
+    title="TensorRT",
+    help="Build a TensorRT engine for NVIDIA GPUs.",
+    container="TensorRT engine",
+    options=(
+        Option("precision", "choice", "fp32, tf32, fp16 or bf16 [default: fp32]", choices=PRECISIONS),
+        Option("batch", "batches", "N, or LEAST:BEST:MOST [default: 1:1:32]"),
+        Option("workspace", "bytes", "most device memory that a layer may take for itself, as 512M or 2G"),
+        Option("timing_cache", "file", "a file that keeps what was timed, for the next build", affects_artifact=False),
+        Option(
+            "flavour",
+            "choice",
+            "which one builds [default: the one that can]",
+            flag="tensorrt-flavour",
+            choices=("tensorrt", "tensorrt-rtx"),
+        ),
+    ),
+    serving=Serving("tensorrt_plan", "tensorrt", "model.plan", gpu_only=True),
+)
 DEFAULT_BATCH = (1, 1, 32)
 MAX_BATCH = 4096
 Progress = Callable[[str, float], None]
@@ -59,7 +73,11 @@ def write(
     least, best, most = _profile(batch)
     if workspace is not None and workspace < 1:
         raise InputRefused(f"workspace {workspace}; expected a number of bytes")
-    found = tensorrt_flavours.find(flavour)
+    import onnx
+
+    from cnet_deploy.hardware import tensorrt
+
+    found = tensorrt.find(flavour)
     if reason := found.why_not_build():
         raise Unavailable(f"{reason}; build it there, or install tensorrt-rtx, which builds anywhere, for RTX cards")
     model = _graph(network, "fp32" if precision == "tf32" else precision, found)
@@ -75,7 +93,27 @@ def write(
         "profiles": [{"min": least, "opt": best, "max": most}], "workspace": workspace,
         "opset": model.opset_import[0].version, **layers.to_dict(),
     }  # fmt: skip
-    return Written(precision, details, {found.name: found.version, "onnx": onnx.__version__}, found.why_not_run())
+    counts = ", ".join(f"{count} {name}" for name, count in details["layers"].items())
+    note = f"built by {found.name} {found.version}; layers by precision: {counts} (read from the {details['precision_source']})"
+    return Written(precision, details, {found.name: found.version, "onnx": onnx.__version__}, found.why_not_run(), (note,))
+
+
+def comparable(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """``options`` by which several networks are built alike: what they have in common is timed once, or builds would be compared."""
+    from cnet_deploy.hardware import tensorrt
+
+    if "timing_cache" in options or not tensorrt.find(options.get("flavour")).has_timing_cache:
+        return dict(options)
+    return {**options, "timing_cache": folder / "timing.cache"}
+
+
+def require_servable(manifest: Manifest) -> None:
+    """Raise Unavailable for an engine that no Triton server reads."""
+    if manifest.details.get("flavour") == "tensorrt-rtx":
+        raise Unavailable(
+            "Triton's backend reads engines of tensorrt, and this is one of tensorrt-rtx; export with --tensorrt-flavour "
+            "tensorrt on a machine with the server's GPU, or with --onnx"
+        )
 
 
 def _profile(batch: int | tuple[int, int, int] | None) -> tuple[int, int, int]:
@@ -86,6 +124,11 @@ def _profile(batch: int | tuple[int, int, int] | None) -> tuple[int, int, int]:
 
 
 def _graph(network: Program | nn.Module, precision: str, flavour: Flavour) -> onnx.ModelProto:
+    import onnx
+
+    from cnet_deploy.exporters.onnx.graph import build_graph
+    from cnet_deploy.program.program import Program
+
     if isinstance(network, Program):
         model = build_graph(network, precision=precision)
     else:
@@ -121,6 +164,8 @@ class _Build:
 
     def configure(self, precision: str, batch: tuple[int, int, int], workspace: int | None) -> None:
         """Profile, precision, workspace, and for which devices."""
+        from cnet_deploy.artifacts.onnx_metadata import INPUT
+
         trt = self._trt
         self._config = config = self._builder.create_builder_config()
         flag = trt.BuilderFlag
@@ -202,6 +247,8 @@ class _Build:
 
 def _told(error: Any, model: onnx.ModelProto, network: Program | nn.Module) -> str:
     """A parser's error with the node and, for the family, the layer of the model that it came from."""
+    from cnet_deploy.program.program import Program
+
     number = error.node()
     node = model.graph.node[number] if 0 <= number < len(model.graph.node) else None
     text = f"{printable(error.desc(), 300)} ({error.code().name})"

@@ -1,94 +1,90 @@
 """Sessions: ``open_session`` opens anything that runs, and what it returns is the same whatever runs it.
 
-A module of this package with ``SUFFIXES`` at its top is a backend; nothing else has to know of it. It has ``open_file(pair, *, device,
-threads, **options)``, which gets the file's bytes as they were checked, and says of itself, in literal constants:
-
-    SUFFIXES = (".onnx",)      what it opens
-    PLACE = 3                  among the backends: where several open a suffix, the first does
-    DEVICES = ("cpu", "cuda")  where it runs (default: both)
-    PEER = True                if it is there to be compared with, and used where it is asked for by name (default: False)
-    DESCRIBED = False          if its files have no manifest beside them (default: True)
-    VARIANTS = {"bf16": ({}, {"precision": "bf16"})}
-                               what may follow its name after dots, to be measured under a name of its own: (how it is opened, how it is
-                               exported for it)
+Each backend is a module of this package with ``BACKEND = Backend(…)`` (see base.py) and a function
+``open_file(pair, *, device, threads, **options) -> Session``; ``pair`` has the file's bytes as they were checked. A module imports its
+runtime inside its functions, so that its description can be read where the runtime is missing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
-import math
+import pkgutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cnet_deploy.artifacts import manifest
-from cnet_deploy.artifacts import self_check as proof
-from cnet_deploy.artifacts.pair import read_pair, update_manifest
-from cnet_deploy.declarations import declared
 from cnet_deploy.errors import CheckFailed, InputRefused, OutputRefused, Unavailable
-from cnet_deploy.files import check_input
-from cnet_deploy.sessions.base import Binding, Session, Variants
+
+if TYPE_CHECKING:
+    from cnet_deploy.artifacts.manifest import Manifest
+    from cnet_deploy.sessions.base import Backend, Session
 
 log = logging.getLogger(__name__)
 
-__all__ = ["BACKENDS", "Binding", "Session", "DEVICES", "PEERS", "VARIANTS", "Variant", "backend_of", "open_session", "resolve_backend"]
-
-_SAID = {name: said for name, said in declared(__name__).items() if "SUFFIXES" in said}
-_ORDER = sorted(_SAID, key=lambda name: (_SAID[name].get("PLACE", math.inf), name))
-# Which backend opens which suffix, in the order of preference.
-BACKENDS: dict[str, tuple[str, ...]] = {name: _SAID[name]["SUFFIXES"] for name in _ORDER}
-VARIANTS: dict[str, Variants] = {name: _SAID[name].get("VARIANTS", {}) for name in _ORDER}
+# Where several backends open a file, the first of these does unless another is asked for. A module that is not named here comes after them.
+ORDER = ("native", "tensorrt", "onnxruntime", "openvino", "torch")
 DEVICES = ("cpu", "cuda")
-# Backends that no CPU runs.
-GPU_ONLY = frozenset(name for name in _ORDER if "cpu" not in _SAID[name].get("DEVICES", DEVICES))
-PEERS = frozenset(name for name in _ORDER if _SAID[name].get("PEER"))
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 
 
 class Variant(NamedTuple):
-    """What a name such as "tensorrt.fp16.cudagraph" stands for: a backend, the options it is opened with, those of the export for it."""
+    """What a name such as "torch.compile" stands for: a backend, the options it is opened with, those of the export for it."""
 
     backend: str
     options: dict[str, Any]
     export: dict[str, Any]
 
 
+@functools.cache
+def names() -> tuple[str, ...]:
+    """The backends in order; nothing is imported for it."""
+    modules = {module.name for module in pkgutil.iter_modules(__path__)} - {"base"}
+    return (*(name for name in ORDER if name in modules), *sorted(modules.difference(ORDER)))
+
+
+@functools.cache
+def backends() -> Mapping[str, Backend]:
+    """The description of every backend by its name, in order."""
+    return MappingProxyType({name: importlib.import_module(f"{__name__}.{name}").BACKEND for name in names()})
+
+
 def backend_of(path: Path | str) -> str:
     """The backend that opens a file of this suffix unless another is asked for. Raises InputRefused if none does."""
     suffix = Path(path).suffix
-    for backend, suffixes in BACKENDS.items():
-        if suffix in suffixes:
-            return backend
-    known = ", ".join(suffix for suffixes in BACKENDS.values() for suffix in suffixes)
+    for name, backend in backends().items():
+        if suffix in backend.suffixes:
+            return name
+    known = ", ".join(dict.fromkeys(suffix for backend in backends().values() for suffix in backend.suffixes))
     raise InputRefused(f"{path}: no backend opens the suffix {suffix or '(none)'!r}; expected one of {known}")
 
 
 def resolve_backend(name: str) -> Variant:
-    """The backend and the options behind a name of ``BACKENDS``, with parts of ``VARIANTS`` after dots.
+    """The backend and the options behind a backend's name, which parts may follow after dots.
 
     >>> resolve_backend("torch.cudagraph.fp16")
     Variant(backend='torch', options={'cudagraph': True, 'precision': 'fp16'}, export={})
 
-    Raises InputRefused for another name, a part that the backend has not, one that stands there twice, and two precisions.
+    Raises InputRefused for another name, a part that the backend has not, one that is there twice, and two precisions.
     """
     backend, *parts = name.split(".")
-    if backend not in BACKENDS:
-        raise InputRefused(f"no backend is called {name!r}; expected one of {', '.join(BACKENDS)}, with parts as in torch.compile")
-    known = VARIANTS.get(backend, {})
+    if backend not in backends():
+        example = next(f"{other}.{part}" for other, described in backends().items() for part in described.parts)
+        raise InputRefused(f"no backend is called {name!r}; expected one of {', '.join(names())}, with parts as in {example}")
+    known = backends()[backend].parts
+    expected = f"{backend} alone or with some of {', '.join(known)}, after dots" if known else f"{backend} alone"
     if unknown := [part for part in parts if part not in known]:
-        raise InputRefused(f"no backend is called {name!r}: {backend} has no {unknown[0]!r}; expected {_choice(backend, known)}")
+        raise InputRefused(f"no backend is called {name!r}: {backend} has no {unknown[0]!r}; expected {expected}")
     if twice := [part for part in parts if parts.count(part) > 1]:
-        raise InputRefused(f"no backend is called {name!r}: {twice[0]!r} stands there twice; expected {_choice(backend, known)}")
+        raise InputRefused(f"no backend is called {name!r}: {twice[0]!r} is there twice; expected {expected}")
     if len(both := [part for part in parts if part in PRECISIONS]) > 1:
         raise InputRefused(f"no backend is called {name!r}: {' and '.join(both)} are two precisions; expected one")
-    options, export = ({key: value for part in parts for key, value in known[part][which].items()} for which in (0, 1))
-    return Variant(backend, options, export)
-
-
-def _choice(backend: str, known: Variants) -> str:
-    return f"{backend} alone or with some of {', '.join(known)}, after dots" if known else f"{backend} alone"
+    options = {key: value for part in parts for key, value in known[part].options.items()}
+    return Variant(backend, options, {key: value for part in parts for key, value in known[part].export.items()})
 
 
 def open_session(
@@ -97,29 +93,37 @@ def open_session(
 ) -> Session:  # fmt: skip
     """Open an artifact or a model to run batches: ``with open_session("model.onnx") as session: session.run(batch)``.
 
-    ``backend`` None takes the one that fits the suffix; ``device`` None is "cpu", and "cuda" for what runs there alone; ``threads`` None
-    leaves the number to the backend. ``sha256`` pins the file: the digest that its bytes must have, in hexadecimal. ``options`` are the
-    backend's own (native: ``isa``; openvino: ``precision``; torch: ``compiled`` …).
-    An artifact that could not be run where it was made is verified now, by the proof in its manifest, which then says so.
+    ``backend`` None takes the one that fits the suffix; parts may follow its name, as in "torch.compile". ``device`` None is "cpu", and
+    "cuda" for what runs there alone; ``threads`` None leaves the number to the backend. ``sha256`` pins the file: the digest that its bytes
+    must have, in hexadecimal. ``options`` are the backend's own (native: ``isa``; openvino: ``precision``; torch: ``compiled`` …) and, for
+    a checkpoint, those of ``checkpoints.load``.
+    An artifact that could not be run where it was made is verified now, by the self-check in its manifest, which then says so.
     Raises InputRefused for a file that can't be opened, Unavailable for a backend or device that is not here, CheckFailed for an
     artifact that computes something else than its model.
     """
+    from cnet_deploy.artifacts.pair import read_pair, update_manifest
+    from cnet_deploy.files import check_input
+    from cnet_deploy.sessions.base import LOADING_OPTIONS
+
     path = Path(path)
-    if backend is not None and backend not in BACKENDS:
-        raise Unavailable(f"no backend is called {backend!r}; expected one of {', '.join(BACKENDS)}")
+    if backend is not None and backend.partition(".")[0] not in backends():
+        raise Unavailable(f"no backend is called {backend!r}; expected one of {', '.join(names())}")
     if threads is not None and threads < 1:
         raise InputRefused(f"threads is {threads}; expected at least 1")
     check_input(path)
-    backend = backend or backend_of(path)
-    if path.suffix not in BACKENDS[backend]:
+    variant = resolve_backend(backend or backend_of(path))
+    described = backends()[variant.backend]
+    if path.suffix not in described.suffixes:
         raise InputRefused(
-            f"{path}: {backend} does not open {path.suffix or 'files without a suffix'}; expected {', '.join(BACKENDS[backend])}"
+            f"{path}: {variant.backend} does not open {path.suffix or 'files without a suffix'}; expected {', '.join(described.suffixes)}"
         )
-    module = importlib.import_module(f"cnet_deploy.sessions.{backend}")
-    device = device or ("cuda" if backend in GPU_ONLY else "cpu")
-    pair = read_pair(path, sha256, described=_SAID[backend].get("DESCRIBED", True))
-    session: Session = module.open_file(pair, device=device, threads=threads, **options)
-    log.info("opened %s: %s on %s, %s", path, backend, session.device, session.precision)
+    given = {key: value for key, value in options.items() if value is not None or key not in LOADING_OPTIONS}
+    if not described.opens_models and (foreign := [key for key in given if key in LOADING_OPTIONS]):
+        raise InputRefused(f"{path}: is an artifact, of which nothing is inferred; expected no {', '.join(foreign)}")
+    pair = read_pair(path, sha256, described=not described.opens_models)
+    module = importlib.import_module(f"{__name__}.{variant.backend}")
+    session: Session = module.open_file(pair, device=device or described.devices[0], threads=threads, **{**variant.options, **given})
+    log.info("opened %s: %s on %s, %s", path, variant.backend, session.device, session.precision)
     if session.manifest is not None and session.manifest.unverified:
         try:
             verified = _verified(session, session.manifest)
@@ -136,21 +140,12 @@ def open_session(
     return session
 
 
-def _verified(session: Session, found: manifest.Manifest) -> manifest.Manifest:
+def _verified(session: Session, manifest: Manifest) -> Manifest:
     """The manifest of an artifact that nobody had opened before. Raises CheckFailed if it does not keep what it promises."""
-    if found.proof is None:
+    from cnet_deploy.artifacts import self_check
+
+    if manifest.proof is None:
         raise InputRefused("was never verified, and its manifest carries no proof to do so now; export the model again")
-    details = {key: value for key, value in found.details.items() if key not in ("verified", "reason")} | session.first_opening()
-    entry = proof.check(session.run, session.input_shape[1:], found.proof)
-    return replace(found, details=details, verification=(*found.verification, entry), proof=None)
-
-
-def opened(
-    path: Path, backend: str | None, device: str | None, threads: int | None, overrides: dict[str, Any], sha256: str | None = None
-) -> Session:  # fmt: skip
-    """``open_session`` with a backend's name as ``bench`` has them. Raises InputRefused for ``overrides`` of what infers nothing."""
-    variant = resolve_backend(backend or backend_of(path))
-    given = {name: value for name, value in overrides.items() if value is not None}
-    if given and variant.backend != "torch":
-        raise InputRefused(f"{path}: is an artifact, of which nothing is inferred; expected no {', '.join(given)}")
-    return open_session(path, variant.backend, device, threads, sha256=sha256, **variant.options, **given)
+    details = {key: value for key, value in manifest.details.items() if key not in ("verified", "reason")} | session.first_opening()
+    entry = self_check.check(session.run, session.input_shape[1:], manifest.proof)
+    return replace(manifest, details=details, verification=(*manifest.verification, entry), proof=None)

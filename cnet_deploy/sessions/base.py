@@ -1,12 +1,14 @@
-"""What every session is: an artifact opened on a device, ready to run a batch."""
+"""What every backend is: its description, and the session that it opens, an artifact on a device, ready to run a batch."""
 
 from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +20,58 @@ from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.models.architecture import Architecture, Form
 
 Floats = npt.NDArray[np.float32]
-Variants = dict[str, tuple[dict[str, Any], dict[str, Any]]]
-
-
+# What only a backend that opens models takes: see checkpoints/load.py.
+LOADING_OPTIONS = ("groups", "condense_factor", "input_size", "stem_stride")
 _KEPT = 4  # batch sizes whose buffers on a device are kept
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a part after a dot in a backend's name stands for: options of its session, options of the export for it.
+
+    ``rounds_to_tf32``: whether float32 products are rounded to TF32 then, on a GPU.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    export: Mapping[str, Any] = field(default_factory=dict)
+    rounds_to_tf32: bool = False
+
+
+class Probe(NamedTuple):
+    """One line of `doctor`: what is tried, on which device, with which options of the session and of the export.
+
+    ``packages`` are the distributions that it comes in, where they are others than the backend's.
+    """
+
+    name: str
+    device: str = "cpu"
+    options: Mapping[str, Any] = {}
+    export: Mapping[str, Any] = {}
+    packages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend as a module of this package declares it: ``BACKEND = Backend(…)``. The module's name is the backend's.
+
+    ``suffixes`` are those of the files that it opens; ``devices`` where it runs, the first unless another is asked for. ``packages`` are
+    the distributions that it comes in, any one of which will do (those in ``exclusive`` overwrite each other's files), and ``remedy`` how
+    to get it. ``parts`` may follow its name after dots, to be measured under that name. ``table`` has for each device the parts with which
+    `bench` measures it where no backends are asked for: ("", "compile") is the backend itself and one variant. ``opens_models``: it opens
+    checkpoints and models, which have no manifest. ``per_batch``: its artifacts are made for the batch that they are measured with.
+    ``probes`` is what `doctor` tries; empty: the backend itself on each device.
+    """
+
+    suffixes: tuple[str, ...]
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    packages: tuple[str, ...] = ()
+    exclusive: tuple[str, ...] = ()
+    remedy: str = ""
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    table: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    opens_models: bool = False
+    per_batch: bool = False
+    probes: tuple[Probe, ...] = ()
 
 
 class Binding(ABC):

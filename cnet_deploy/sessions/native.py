@@ -20,12 +20,15 @@ from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, print
 from cnet_deploy.hardware.cpu import host_machine
 from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.models.architecture import Architecture
-from cnet_deploy.sessions.base import Binding, Floats, Session, Variants
+from cnet_deploy.sessions.base import Backend, Binding, Floats, Part, Session
 
-SUFFIXES = (".so",)
-PLACE = 1
-DEVICES = ("cpu",)
-VARIANTS: Variants = {"bf16": ({}, {"precision": "bf16"})}
+BACKEND = Backend(
+    suffixes=(".so",),
+    devices=("cpu",),
+    remedy="apt-get install g++, or pip install 'cnet-deploy[compiler]'",
+    parts={"bf16": Part(export={"precision": "bf16"})},
+    table={"cpu": ("",)},
+)
 
 API_VERSION = 1
 MAX_THREADS = 32

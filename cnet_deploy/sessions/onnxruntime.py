@@ -20,24 +20,26 @@ from cnet_deploy.artifacts.pair import Pair
 from cnet_deploy.errors import InputRefused, Unavailable, naming, raise_if_interrupted
 from cnet_deploy.files.onnx_file import require_one_file
 from cnet_deploy.hardware.cuda import Device
-from cnet_deploy.sessions.base import Binding, DeviceBinding, Floats, Session, Variants
+from cnet_deploy.sessions.base import Backend, Binding, DeviceBinding, Floats, Part, Probe, Session
 
-try:
-    import onnxruntime as ort
-except ImportError as error:
-    raise_if_interrupted(error)
-    raise Unavailable(
-        f"onnxruntime can't be imported ({error}); install the extra for this machine: cnet-deploy[cpu], or cnet-deploy[gpu], never both"
-    ) from None
-
-SUFFIXES = (".onnx",)
-PLACE = 3
-VARIANTS: Variants = {
-    "tensorrt": ({"provider": "tensorrt"}, {}),
-    "tf32": ({"tf32": True}, {}),
-    "fp16": ({}, {"precision": "fp16"}),
-    "bf16": ({}, {"precision": "bf16"}),
-}
+BACKEND = Backend(
+    suffixes=(".onnx",),
+    packages=("onnxruntime-gpu", "onnxruntime"),
+    exclusive=("onnxruntime", "onnxruntime-gpu"),
+    remedy="pip install 'cnet-deploy[cpu]' or 'cnet-deploy[gpu]'",
+    parts={
+        "tensorrt": Part({"provider": "tensorrt"}, rounds_to_tf32=True),  # by NVIDIA's default
+        "tf32": Part({"tf32": True}, rounds_to_tf32=True),
+        "fp16": Part(export={"precision": "fp16"}),
+        "bf16": Part(export={"precision": "bf16"}),
+    },
+    table={"cpu": ("",), "cuda": ("",)},
+    probes=(
+        Probe("onnxruntime"),
+        Probe("onnxruntime on cuda", "cuda"),
+        Probe("onnxruntime on cuda, tensorrt", "cuda", {"provider": "tensorrt"}),
+    ),
+)
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _PRECISIONS = ("fp32", "fp16", "bf16")
@@ -67,6 +69,7 @@ class OnnxruntimeSession(Session):
     ) -> None:  # fmt: skip
         if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", device):
             raise Unavailable(f"onnxruntime on {device!r} is not supported; expected cpu, cuda or cuda:N")
+        ort = _runtime()
         kind, _, ordinal = device.partition(":")
         if provider not in ((None,) if kind == "cpu" else (None, "cuda", "tensorrt")):
             raise InputRefused(f"provider {provider!r} on {kind}; expected cuda or tensorrt, on cuda")
@@ -112,7 +115,7 @@ class OnnxruntimeSession(Session):
             require_one_file(data)
         try:
             # The bytes whose digest was checked, so that the file can't be swapped in between.
-            self._session = ort.InferenceSession(data, options, providers=providers, enable_fallback=0)
+            self._session = _runtime().InferenceSession(data, options, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime's own exceptions share no base but this
             if "fallback" in str(error).lower():
                 raise Unavailable(
@@ -162,7 +165,7 @@ class OnnxruntimeSession(Session):
         ordinal = int(self.device.partition(":")[2] or 0)
         binding.bind_input(self._input, "cuda", ordinal, np.float32, (size, *self.input_shape[1:]), pointers[0])
         binding.bind_output(self._output, "cuda", ordinal, np.float32, (size, self.classes), pointers[1])
-        options = ort.RunOptions()
+        options = _runtime().RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
         def run() -> None:
@@ -237,6 +240,7 @@ def open_file(pair: Pair, *, device: str, threads: int | None, **options: Any) -
 
 def _require_provider(wanted: str) -> None:
     """Raise Unavailable where this onnxruntime was built without the provider, with what to install."""
+    ort = _runtime()
     if wanted not in ort.get_available_providers():
         why = _BOTH if _both_installed() else "it is built without"
         raise Unavailable(f"onnxruntime {ort.__version__} has no {wanted}: {why}; {_ALONE}")
@@ -266,3 +270,15 @@ def _installed(package: str) -> bool:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or ["no reason given"])[0][:300]
+
+
+def _runtime() -> Any:
+    """The module onnxruntime. Raises Unavailable where it can't be imported."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise_if_interrupted(error)
+        raise Unavailable(
+            f"onnxruntime can't be imported ({error}); install one of the extras: cnet-deploy[cpu], or cnet-deploy[gpu], never both"
+        ) from None
+    return onnxruntime

@@ -10,19 +10,15 @@ from cnet_deploy.artifacts.onnx_metadata import check_metadata, read_metadata
 from cnet_deploy.artifacts.pair import Pair
 from cnet_deploy.errors import InputRefused, Unavailable, naming, raise_if_interrupted
 from cnet_deploy.files.onnx_file import parse_onnx
-from cnet_deploy.sessions.base import Binding, Floats, Session, Variants
+from cnet_deploy.sessions.base import Backend, Binding, Floats, Part, Session
 
-try:
-    import openvino
-except ImportError as error:
-    raise_if_interrupted(error)
-    raise Unavailable(f"openvino can't be imported ({error}); install the extra: cnet-deploy[openvino]") from None
-
-SUFFIXES = (".onnx",)
-PLACE = 4
-DEVICES = ("cpu",)
-PEER = True
-VARIANTS: Variants = {"bf16": ({"precision": "bf16"}, {})}
+BACKEND = Backend(
+    suffixes=(".onnx",),
+    devices=("cpu",),
+    packages=("openvino",),
+    remedy="pip install 'cnet-deploy[openvino]'",
+    parts={"bf16": Part({"precision": "bf16"})},
+)
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -33,6 +29,7 @@ class OpenvinoSession(Session):
     backend = "openvino"
 
     def __init__(self, pair: Pair, *, device: str, threads: int | None, precision: str = "fp32") -> None:
+        openvino = _runtime()
         if device != "cpu":
             raise Unavailable(f"openvino on {device!r} is not supported; expected device 'cpu'")
         self.manifest = pair.manifest
@@ -68,11 +65,11 @@ class OpenvinoSession(Session):
 
     def bind(self, batch: Floats) -> Binding:
         checked = self.check(batch, exact=True)
-        return _OpenvinoBinding(self._model.create_infer_request(), checked)
+        return _OpenvinoBinding(_runtime(), self._model.create_infer_request(), checked)
 
 
 class _OpenvinoBinding(Binding):
-    def __init__(self, request: Any, batch: Floats) -> None:
+    def __init__(self, openvino: Any, request: Any, batch: Floats) -> None:
         self._request = request
         self._request.set_input_tensor(openvino.Tensor(batch, shared_memory=True))
         self._batch = batch
@@ -87,3 +84,13 @@ class _OpenvinoBinding(Binding):
 def open_file(pair: Pair, *, device: str, threads: int | None, precision: str = "fp32") -> Session:
     """A session over an ONNX file."""
     return OpenvinoSession(pair, device=device, threads=threads, precision=precision)
+
+
+def _runtime() -> Any:
+    """The module openvino. Raises Unavailable where it can't be imported."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise_if_interrupted(error)
+        raise Unavailable(f"openvino can't be imported ({error}); install the extra: cnet-deploy[openvino]") from None
+    return openvino

@@ -12,18 +12,27 @@ from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, print
 from cnet_deploy.hardware import tensorrt as tensorrt_flavours
 from cnet_deploy.hardware.cuda import Device, Graph
 from cnet_deploy.hardware.engine_layers import of_engine
-from cnet_deploy.sessions.base import Binding, DeviceBinding, Floats, Session, Variants
+from cnet_deploy.sessions.base import Backend, Binding, DeviceBinding, Floats, Part, Probe, Session
 
-SUFFIXES = (".engine",)
-PLACE = 2
-DEVICES = ("cuda",)
-VARIANTS: Variants = {
-    "fp32": ({}, {}),
-    "tf32": ({}, {"precision": "tf32"}),
-    "fp16": ({}, {"precision": "fp16"}),
-    "bf16": ({}, {"precision": "bf16"}),
-    "cudagraph": ({"cudagraph": True}, {}),
-}
+BACKEND = Backend(
+    suffixes=(".engine",),
+    devices=("cuda",),
+    packages=("tensorrt", "tensorrt-rtx"),
+    remedy="pip install 'cnet-deploy[gpu]' or 'cnet-deploy[rtx]'",
+    parts={
+        "fp32": Part(),
+        "tf32": Part(export={"precision": "tf32"}, rounds_to_tf32=True),
+        "fp16": Part(export={"precision": "fp16"}),
+        "bf16": Part(export={"precision": "bf16"}),
+        "cudagraph": Part({"cudagraph": True}),
+    },
+    table={"cuda": ("", "tf32", "fp16", "fp16.cudagraph")},
+    per_batch=True,
+    probes=(
+        Probe("tensorrt", "cuda", export={"flavour": "tensorrt"}, packages=("tensorrt",)),
+        Probe("tensorrt-rtx", "cuda", export={"flavour": "tensorrt-rtx"}, packages=("tensorrt-rtx",)),
+    ),
+)
 
 
 class TensorrtSession(Session):

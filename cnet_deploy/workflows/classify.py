@@ -14,7 +14,8 @@ from cnet_deploy.errors import InputRefused, naming, printable
 from cnet_deploy.images.class_names import read_labels
 from cnet_deploy.images.decode import IMAGE_SUFFIXES, cifar_records, read_image
 from cnet_deploy.images.preprocessing import NO_OVERRIDES, Overrides, Preprocessing
-from cnet_deploy.sessions import Session, opened
+from cnet_deploy.sessions import open_session, resolve_backend
+from cnet_deploy.sessions.base import Session
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -73,7 +74,9 @@ def classify(
     Raises InputRefused for a model, labels or images that can't be used; an image that can't be read is an Answer with its problem.
     """
     named = [Path(image) for image in ([images] if isinstance(images, (str, Path)) else images)]
-    with opened(Path(path), backend, device, threads, overrides, sha256) as session:
+    if backend is not None:
+        resolve_backend(backend)
+    with open_session(path, backend, device, threads, sha256=sha256, **overrides) as session:
         with naming(path):
             preprocessing = steps.apply_to(session.preprocessing, session.input_shape[2:])
         names = session.class_names if labels is None else read_labels(labels, session.classes)

@@ -17,7 +17,8 @@ from cnet_deploy.errors import InputRefused, naming, printable
 from cnet_deploy.images.batches import Batch, batches
 from cnet_deploy.images.datasets import Dataset, Labels, Split, open_dataset
 from cnet_deploy.images.preprocessing import NO_OVERRIDES, Floats, Overrides, Preprocessing
-from cnet_deploy.sessions import Session, opened
+from cnet_deploy.sessions import open_session, resolve_backend
+from cnet_deploy.sessions.base import Session
 
 Z = 1.959963984540054  # of the normal distribution: 95 % lie between -Z and Z
 NAMED = 10  # corrupt images that a message names
@@ -157,8 +158,10 @@ def evaluate(
     that can't be read; Unavailable for a backend that is not here.
     """
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    if backend is not None:
+        resolve_backend(backend)
     with contextlib.ExitStack() as stack:
-        sessions = [stack.enter_context(opened(Path(path), backend, device, threads, overrides)) for path in paths]
+        sessions = [stack.enter_context(open_session(path, backend, device, threads, **overrides)) for path in paths]
         dataset = open_dataset(data, split, sessions[0].classes)
         for path, session in zip(paths, sessions, strict=True):
             if session.classes != dataset.classes:

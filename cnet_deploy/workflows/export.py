@@ -1,4 +1,4 @@
-"""Model -> verified artifact: convert if need be, lower, export, verify, and only then give the file its name."""
+"""Model -> verified artifact: convert if need be, lower, export, verify. The file gets its name only after it was verified."""
 
 from __future__ import annotations
 
@@ -12,51 +12,49 @@ from typing import Any
 
 from torch import nn
 
-from cnet_deploy.artifacts import self_check as proof
+from cnet_deploy.artifacts import self_check
 from cnet_deploy.artifacts.manifest import Manifest, manifest_path
-from cnet_deploy.artifacts.pair import atomic_pair
-from cnet_deploy.artifacts.triton import Repository, write_repository
+from cnet_deploy.artifacts.pair import atomic_pair, describe
+from cnet_deploy.artifacts.triton import Repository
 from cnet_deploy.errors import CheckFailed, InputRefused, OutputRefused, naming
-from cnet_deploy.exporters import SUFFIXES, exporter, options_of
+from cnet_deploy.exporters import exporter, options_of, target_of
 from cnet_deploy.exporters.base import Written
-from cnet_deploy.files import check_output, digest
+from cnet_deploy.files import check_output
 from cnet_deploy.images.decode import Images
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.program.forms import rewrite
 from cnet_deploy.program.lower import lower
 from cnet_deploy.program.program import Program
-from cnet_deploy.sessions import Session, open_session
-from cnet_deploy.sessions.torch import TorchSession
-from cnet_deploy.workflows.prepare import _exportable, _input_of, _open_model, default_output, output_of
+from cnet_deploy.sessions import open_session
+from cnet_deploy.sessions.base import Session
+from cnet_deploy.sessions.torch.session import TorchSession
+from cnet_deploy.workflows.prepare import Say, default_output, exportable, input_of, open_model, output_of
+from cnet_deploy.workflows.publish import publish, serving_of
 from cnet_deploy.workflows.verify import TOLERANCES, Comparison, compare_all
 
 log = logging.getLogger(__name__)
-Say = Callable[[str], None]
-_NO_LOWERINGS = "only CondenseNet, DenseNet and their kin have lowerings to choose from; leave --lowering out"
+Forms = str | Mapping[str, str]
+_NO_FORMS = "only CondenseNet, DenseNet and their kin have forms to choose from; leave --form out"
 
 
 @dataclass(frozen=True)
 class Exported:
     """An artifact that was written: its path, its manifest, how it compared with its model.
 
-    ``comparisons`` is empty, and ``unverified`` says why, for an artifact that can't be run on this machine.
+    ``comparisons`` is empty, and ``unverified`` says why, for an artifact that can't be run on this machine. ``notes`` are the exporter's
+    lines about what was built.
     """
 
     path: Path
     manifest: Manifest
     comparisons: list[Comparison]
     unverified: str | None = None
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """For people: how it compared, what it really is, what was written."""
-        found = self.manifest.details
-        lines = [comparison.summary() for comparison in self.comparisons]
-        if "flavour" in found:
-            counts = ", ".join(f"{count} {name}" for name, count in found["layers"].items())
-            lines.append(
-                f"built by {found['flavour']} {found['version']}; layers by precision: {counts} (read from the {found['precision_source']})"
-            )
-        return [*lines, f"wrote {self.path} ({self.manifest.bytes:,} bytes) and {self.path.name}.json"]
+        """For people: how it compared, what was built, what was written."""
+        compared = [comparison.summary() for comparison in self.comparisons]
+        return [*compared, *self.notes, f"wrote {self.path} ({self.manifest.bytes:,} bytes) and {self.path.name}.json"]
 
 
 def export(
@@ -71,21 +69,21 @@ def export(
     sha256: str | None = None,
     overrides: dict[str, Any] | None = None,
     say: Say = lambda _: None,
-    lowering: str | Mapping[str, str] = "gather",
+    form: Forms | Callable[[Program], Forms] = "gather",
     **options: Any,
 ) -> Exported:
-    """Export a model, the file it is in, or a named network to ``target`` (a key of ``exporters.SUFFIXES``), and verify it before it
-    takes its name.
+    """Export a model, the file it is in, or a named network to ``target`` ("onnx", "native", "tensorrt" …), and verify the artifact.
 
     A model in training form is converted first, keeping ``classifier_keep`` of the classifier (None: the reference's half), and ``say``
-    is told so. The artifact is compared with the model on fresh random inputs and on ``images``, unless it can't be run here: then the
-    manifest says that it was not, and carries a proof by which the first opening does it. ``lowering`` is a form of rewriting.FORMS, or
-    one for each dense block. ``labels`` is a file of the classes' names (see labels.py), ``sha256`` the digest that the model's file must
-    have. ``options`` are the target's own (see ``write`` in its module);
-    ``overrides`` are those of ``checkpoint.load``. ``out`` None puts the artifact beside the model's file.
-    Raises CheckFailed if the outputs differ beyond ``tolerance`` (relative to the largest logit): no file is left then, and one that was
-    there is kept; InputRefused and OutputRefused as the steps do.
+    gets a line about it. The artifact is compared with the model on fresh random inputs and on ``images``, unless it can't be run here:
+    then the manifest says so, and carries a self-check that the first opening runs. ``form`` is one of program.forms.FORMS for all dense
+    blocks, one for each block, or a function that chooses for the Program. ``labels`` is a file of the classes' names (see
+    images/class_names.py), ``sha256`` the digest that the model's file must have. ``options`` are the target's own (see ``write`` in its
+    module); ``overrides`` are those of ``checkpoints.load``. ``out`` None puts the artifact beside the model's file. Raises CheckFailed if
+    the outputs differ beyond ``tolerance`` (relative to the largest logit): then no file is written, and one that was there is kept;
+    InputRefused and OutputRefused as the steps do.
     """
+    form = options.pop("lowering", form)  # its name until 0.1.0
     write = exporter(target)
     if unknown := sorted(set(options) - options_of(target)):
         raise InputRefused(f"{target} has no option {', '.join(unknown)}; expected some of {', '.join(sorted(options_of(target)))}")
@@ -93,71 +91,79 @@ def export(
     out = output_of(source, target, out)
     check_output(out, source=source)
     if not isinstance(model, nn.Module):
-        model = _open_model(model, {**(overrides or {}), "sha256": sha256}, say)
-    size, classes, data = _input_of(model, images)
+        model = open_model(model, {**(overrides or {}), "sha256": sha256}, say)
+    size, classes, data = input_of(model, images)
     with naming(source):
-        model = _exportable(model, classifier_keep, labels, say)
+        model = exportable(model, classifier_keep, labels, say)
     with atomic_pair(out, source=source) as (temporary, beside), _evaluating(model):
-        log.info("exporting to %s: %s", target, {**options, "lowering": lowering})
-        written = write(_lowered(model, lowering), temporary, **options)
-        description = _described(model, target, temporary, written, lowering)
+        network, chosen = _lowered(model, form)
+        log.info("exporting to %s: %s", target, {**options, "form": chosen})
+        written = write(network, temporary, **options)
+        manifest = _describe(model, target, temporary, written, chosen)
         with TorchSession(model, size, classes) as reference:
-            description, comparisons = _seen(temporary, description, written, reference, data, tolerance, say)
+            manifest, comparisons = _verify(temporary, manifest, written, reference, data, tolerance, say)
         if failed := next((c for c in comparisons if not c.passed), None):
             raise CheckFailed(
                 f"{out}: the artifact's outputs differ from the model's beyond the tolerance; nothing was written. {failed.summary()}"
             )
-        beside.write_text(description.to_json(), encoding="utf-8")
-    return Exported(out, description, comparisons, written.unverifiable)
+        beside.write_text(manifest.to_json(), encoding="utf-8")
+    return Exported(out, manifest, comparisons, written.unverifiable, written.notes)
 
 
-def _described(model: nn.Module, target: str, file: Path, written: Written, lowering: str | Mapping[str, str]) -> Manifest:
+def _describe(model: nn.Module, target: str, file: Path, written: Written, form: Forms) -> Manifest:
     """The manifest of what was written, as far as it is known before anybody ran it."""
-    content = file.read_bytes()
-    details = {**written.details, **({} if lowering == "gather" else {"lowering": lowering})}
-    plain = Manifest(target, digest(content), len(content), written.precision, "", None, None, details, written.libraries)
-    if not isinstance(model, DenselyConnected):
-        return plain
-    source = model.source.digest if model.source else ""
-    arch, steps, names = model.architecture, model.preprocessing, model.class_names
-    return replace(plain, source_sha256=source, architecture=arch, preprocessing=steps, class_names=names)
+    details = {**written.details, **({} if form == "gather" else {"form": form})}
+    about: dict[str, Any] = {}
+    if isinstance(model, DenselyConnected):
+        about = {
+            "source_sha256": model.source.digest if model.source else "", "architecture": model.architecture,
+            "preprocessing": model.preprocessing, "class_names": model.class_names,
+        }  # fmt: skip
+    return describe(file, target, written.precision, details=details, libraries=written.libraries, **about)
 
 
-def _seen(
-    file: Path, description: Manifest, written: Written, reference: Session, data: Images | None, tolerance: float | None, say: Say
+def _verify(
+    file: Path, manifest: Manifest, written: Written, reference: Session, data: Images | None, tolerance: float | None, say: Say
 ) -> tuple[Manifest, list[Comparison]]:  # fmt: skip
-    """The manifest with what was seen of the artifact beside the model; where it can't be run, with a proof instead."""
+    """The manifest with how the artifact compares with the model; where it can't be run, with a self-check instead."""
     if written.unverifiable is not None:
-        say(f"not verified: {written.unverifiable}; the first opening where it can be run does so, by the manifest's proof")
+        say(f"not verified: {written.unverifiable}; the first opening where it can be run does so, by the manifest's self-check")
         allowed = TOLERANCES[written.precision] if tolerance is None else tolerance
-        details = {**description.details, "verified": False, "reason": written.unverifiable}
-        return replace(description, details=details, proof=proof.make(reference.run, reference.input_shape[1:], allowed)), []
-    path = manifest_path(file)  # it has not got its name yet, but a session reads a manifest too
+        details = {**manifest.details, "verified": False, "reason": written.unverifiable}
+        return replace(manifest, details=details, proof=self_check.make(reference.run, reference.input_shape[1:], allowed)), []
+    path = manifest_path(file)  # the file has a temporary name still, and a session reads its manifest beside it
     try:
-        path.write_text(description.to_json(), encoding="utf-8")
+        path.write_text(manifest.to_json(), encoding="utf-8")
         with open_session(file) as session:
             comparisons = compare_all(session, reference, data, tolerance)
     finally:
         path.unlink(missing_ok=True)
-    return replace(description, verification=tuple(c.to_dict() for c in comparisons)), comparisons
+    return replace(manifest, verification=tuple(c.to_dict() for c in comparisons)), comparisons
 
 
 def export_repository(model: Path | str, target: str, folder: Path | str, **options: Any) -> tuple[Exported, Repository]:
-    """``export`` straight into a model repository of NVIDIA Triton Inference Server (triton.py), named after the model's file."""
+    """``export`` straight into a model repository of NVIDIA Triton Inference Server (artifacts/triton.py), named after the model's file.
+
+    Raises InputRefused for a target that Triton does not serve, and as ``export`` and ``publish`` do.
+    """
+    serving_of(target)
     with tempfile.TemporaryDirectory(prefix="cnet-deploy-") as place:
         try:
-            done = export(model, target, Path(place) / default_output(model, SUFFIXES[target]).name, **options)
+            done = export(model, target, Path(place) / default_output(model, target_of(target).suffix).name, **options)
         except OutputRefused as error:
             raise OutputRefused(f"{error} (it was to be made there first: TMPDIR names another folder)") from None
-        return done, write_repository(folder, done.path)
+        return done, publish(folder, done.path)
 
 
-def _lowered(model: nn.Module, lowering: str | Mapping[str, str]) -> Program | nn.Module:
+def _lowered(model: nn.Module, form: Forms | Callable[[Program], Forms]) -> tuple[Program | nn.Module, Forms]:
+    """What is exported, and the forms of its blocks."""
     if isinstance(model, DenselyConnected):
-        return rewrite(lower(model), lowering)
-    if lowering != "gather":
-        raise InputRefused(_NO_LOWERINGS)
-    return model
+        program = lower(model)
+        chosen = form(program) if callable(form) else form
+        return rewrite(program, chosen), chosen
+    if form != "gather":
+        raise InputRefused(_NO_FORMS)
+    return model, form
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 from cnet_deploy.artifacts.manifest import manifest_path
 from cnet_deploy.artifacts.pair import Pair, read_pair
 from cnet_deploy.errors import InputRefused, PruningUnfinished, naming, printable
-from cnet_deploy.exporters import SUFFIXES
+from cnet_deploy.exporters import module_of, target_by_suffix, targets
+from cnet_deploy.exporters.base import Inside
 from cnet_deploy.files import digest
-from cnet_deploy.files.onnx_file import parse_onnx
 from cnet_deploy.models.architecture import Architecture
 
 
@@ -84,11 +83,14 @@ def inspect(path: Path | str, *, sha256: str | None = None, **overrides: Any) ->
     checkpoint whose pruning is unfinished is described, with ``problem`` set.
     """
     path = Path(path)
-    if path.suffix == ".onnx":
-        return _inspect_onnx(read_pair(path, sha256))
-    if path.suffix in SUFFIXES.values():
-        return _inspect_by_manifest(read_pair(path, sha256))
-    return _inspect_checkpoint(path, {**overrides, "sha256": sha256})
+    target = target_by_suffix(path.suffix)
+    if target is None:
+        return _inspect_checkpoint(path, {**overrides, "sha256": sha256})
+    pair = read_pair(path, sha256)
+    if look := getattr(module_of(target), "inspect", None):
+        with naming(path):
+            return _inspect_inside(pair, targets()[target].container, look(pair.data))
+    return _inspect_by_manifest(pair)
 
 
 def _inspect_checkpoint(path: Path, overrides: dict[str, Any]) -> Inspection:
@@ -139,35 +141,22 @@ def _inspect_by_manifest(pair: Pair) -> Inspection:
         details["class_names"] = list(found.class_names)
     details["manifest"] = {"precision": found.precision, "verification": list(found.verification)}
     form = "group-conv" if found.architecture else None
+    known = targets().get(found.target)
+    container = known.container if known is not None and known.container else found.target
+    return Inspection(str(path), container, len(data), found.sha256, form, found.architecture, details=details)
+
+
+def _inspect_inside(pair: Pair, container: str, inside: Inside) -> Inspection:
+    """An artifact that can be read without being run."""
+    details = dict(inside.details)
+    if inside.class_names:
+        details["class_names"] = list(inside.class_names)
+    if inside.preprocessing is not None:
+        details["preprocessing"] = inside.preprocessing.to_dict()
+    manifest = pair.manifest
+    details["manifest"] = None if manifest is None else {"precision": manifest.precision, "verification": list(manifest.verification)}
+    form = "group-conv" if inside.architecture else None
     return Inspection(
-        str(path), _CONTAINERS.get(found.target, found.target), len(data), found.sha256, form, found.architecture, details=details
-    )
-
-
-_CONTAINERS = {"native": "native library", "tensorrt": "TensorRT engine"}
-
-
-def _inspect_onnx(pair: Pair) -> Inspection:
-    from cnet_deploy.artifacts.onnx_metadata import read_metadata
-
-    path, data, description = pair.path, pair.data, pair.manifest
-    with naming(path):
-        model = parse_onnx(data)
-        stated = read_metadata({entry.key: entry.value for entry in model.metadata_props})
-    opset = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
-    details: dict[str, Any] = dict(stated.other)
-    if stated.class_names:
-        details["class_names"] = list(stated.class_names)
-    details |= {
-        "opset": opset,
-        "ir_version": model.ir_version,
-        "producer": f"{model.producer_name} {model.producer_version}".strip(),
-    }
-    if stated.preprocessing is not None:
-        details["preprocessing"] = stated.preprocessing.to_dict()
-    details["manifest"] = (
-        None if description is None else {"precision": description.precision, "verification": list(description.verification)}
-    )
-    operators = dict(Counter(node.op_type for node in model.graph.node).most_common())
-    form = "group-conv" if stated.architecture else None
-    return Inspection(str(path), "onnx", len(data), digest(data), form, stated.architecture, operators=operators, details=details)
+        str(pair.path), container, len(pair.data), digest(pair.data), form, inside.architecture, operators=dict(inside.operators),
+        details=details,
+    )  # fmt: skip

@@ -12,7 +12,7 @@ from torch import nn
 
 from cnet_deploy.checkpoints.load import load
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.exporters import SUFFIXES
+from cnet_deploy.exporters import target_of
 from cnet_deploy.files import exists
 from cnet_deploy.images.class_names import read_labels
 from cnet_deploy.images.decode import Images, read_images
@@ -65,16 +65,17 @@ def group_conv_form(model: DenselyConnected, keep: float | None, say: Say) -> De
 
 def output_of(source: Path | None, target: str, out: Path | str | None) -> Path:
     """Where an artifact goes: ``out``, or beside the model's file. Raises InputRefused for another suffix than the target's."""
+    suffix = target_of(target).suffix
     if out is None:
         if source is None:
             raise InputRefused("out is needed for a model that is in memory; expected the path to write to")
-        out = default_output(source, SUFFIXES[target])
-    if Path(out).suffix != SUFFIXES[target]:
-        raise InputRefused(f"{out}: unknown suffix for the target {target}; expected {SUFFIXES[target]}")
+        out = default_output(source, suffix)
+    if Path(out).suffix != suffix:
+        raise InputRefused(f"{out}: unknown suffix for the target {target}; expected {suffix}")
     return Path(out)
 
 
-def _open_model(model: Path | str, overrides: dict[str, Any], say: Say) -> nn.Module:
+def open_model(model: Path | str, overrides: dict[str, Any], say: Say) -> nn.Module:
     """A file's model; or, where no such file is, the network of that name."""
     if str(model) in NAMES and not exists(model):
         if overrides.get("sha256"):
@@ -86,7 +87,7 @@ def _open_model(model: Path | str, overrides: dict[str, Any], say: Say) -> nn.Mo
     return load(model, **overrides)
 
 
-def _input_of(model: nn.Module, images: Path | str | None) -> tuple[tuple[int, int], int, Images | None]:
+def input_of(model: nn.Module, images: Path | str | None) -> tuple[tuple[int, int], int, Images | None]:
     """Input size, classes and the images to check on of what can be exported; anything else is refused."""
     if not isinstance(model, (DenselyConnected, *BASELINES.values())):
         raise InputRefused(f"can't export a {type(model).__name__}; expected a model of `load` or `convert`, or one of the paper's table")
@@ -100,7 +101,7 @@ def _input_of(model: nn.Module, images: Path | str | None) -> tuple[tuple[int, i
     return INPUT_SIZE, CLASSES, None
 
 
-def _exportable(model: nn.Module, classifier_keep: float | None, labels: Path | str | None, say: Say) -> nn.Module:
+def exportable(model: nn.Module, classifier_keep: float | None, labels: Path | str | None, say: Say) -> nn.Module:
     """What is lowered: a network of the family converted, and with the names of its classes."""
     if isinstance(model, DenselyConnected):
         return named_by(group_conv_form(model, classifier_keep, say), labels)

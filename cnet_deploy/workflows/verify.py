@@ -18,7 +18,8 @@ from cnet_deploy.images.decode import Images, read_images
 from cnet_deploy.images.preprocessing import Floats
 from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.models.condensenet import DenselyConnected
-from cnet_deploy.sessions import Session, backend_of, open_session
+from cnet_deploy.sessions import backend_of, backends, open_session
+from cnet_deploy.sessions.base import Session
 
 # The largest difference of two logits, relative to the largest logit, that rounding of this precision explains with room to spare.
 log = logging.getLogger(__name__)
@@ -148,12 +149,10 @@ def verify(
 
 def _open_reference(model: Path | str, session: Session, overrides: dict[str, Any]) -> Session:
     """The model as the artifact has it: what tensors can't tell is taken from the artifact, the training form is converted."""
-    if backend_of(model) != "torch":
+    if not backends()[backend_of(model)].opens_models:
         if session.form == "training":
             raise InputRefused(f"{model}: {SWAPPED}")
-        if given := [key for key, value in overrides.items() if value is not None]:
-            raise InputRefused(f"{model}: is an artifact, of which nothing is inferred; expected no {', '.join(given)}")
-        return open_session(model)
+        return open_session(model, **overrides)
     from cnet_deploy.models.convert import DEFAULT_KEEP, convert
     from cnet_deploy.sessions.torch import from_module
 

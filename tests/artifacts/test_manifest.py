@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnet_deploy.artifacts import manifest
+from cnet_deploy.artifacts import pair as pairs
 from cnet_deploy.artifacts.manifest import Manifest, manifest_path
 from cnet_deploy.artifacts.pair import atomic_pair, read_manifest, read_pair, update_manifest
 from cnet_deploy.errors import InputRefused, OutputRefused
@@ -188,7 +189,7 @@ def test_an_artifact_that_can_not_be_renamed_keeps_the_old_pair(artifact: Path, 
     monkeypatch.setattr(os, "replace", refusing)
     for already in (True, False):
         if not already:
-            monkeypatch.setattr(manifest, "_there", lambda _: None)  # as where nothing was there to begin with
+            monkeypatch.setattr(pairs, "_there", lambda _: None)  # as where nothing was there to begin with
         before = manifest_path(artifact).read_bytes()
         with pytest.raises(OutputRefused, match="Permission denied; nothing was changed"):
             put(artifact, b"new")
@@ -205,18 +206,18 @@ def test_a_transitional_manifest_that_makes_no_sense(artifact: Path, replaces: A
 
 
 def test_a_reader_that_meets_a_writer_tries_again(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, writes = manifest.read_bytes, [b"new", b"newer"]
+    read, writes = pairs.read_bytes, [b"new", b"newer"]
 
     def meanwhile(path: Path, *limit: int) -> bytes:
         data = read(path, *limit)
         if path == artifact and writes:
             content = writes.pop()
-            monkeypatch.setattr(manifest, "read_bytes", read)
+            monkeypatch.setattr(pairs, "read_bytes", read)
             put(artifact, content)
-            monkeypatch.setattr(manifest, "read_bytes", meanwhile)
+            monkeypatch.setattr(pairs, "read_bytes", meanwhile)
         return data
 
-    monkeypatch.setattr(manifest, "read_bytes", meanwhile)
+    monkeypatch.setattr(pairs, "read_bytes", meanwhile)
     pair = read_pair(artifact)
     assert pair.data == b"new" and pair.manifest == described(b"new")
 

@@ -1,4 +1,4 @@
-"""What modules say of themselves without being imported, and the promise that rests on it: a backend is two files."""
+"""A backend is two files: added to a copy of the package, every command knows it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from cnet_deploy.declarations import declared
-
 ROOT = Path(__file__).parents[2]
 
 EXPORTER = '''
 """Plain arrays: the Program, pickled by numpy."""
 
-from cnet_deploy.exporters import Written
+from cnet_deploy.exporters.base import Option, Target, Written
 
-SUFFIX = ".npy"
-HELP = "Write plain arrays."
+TARGET = Target(
+    suffix=".npy", title="arrays", help="Write plain arrays.", options=(Option("precision", "choice", "fp32", choices=("fp32",)),)
+)
 
 
 def write(network, path, *, precision="fp32"):
@@ -37,10 +36,9 @@ import io
 
 import numpy as np
 
-from cnet_deploy.sessions.base import Binding, Session
+from cnet_deploy.sessions.base import Backend, Binding, Session
 
-SUFFIXES = (".npy",)
-DEVICES = ("cpu",)
+BACKEND = Backend(suffixes=(".npy",), devices=("cpu",), packages=("numpy",), table={"cpu": ("",)})
 
 
 class ArraysSession(Session):
@@ -72,31 +70,16 @@ def open_file(pair, *, device, threads):
 '''
 
 
-def test_constants_of_modules_and_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "some_backends"
-    (package / "second").mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    (package / "first.py").write_text(
-        "import nothing_like_it\nA = 1\nB: int = 2\nC = max(1, 2)\nd = 3\nA_B = {'x': (1, [2])}\ndef f():\n    E = 5\n"
-    )
-    (package / "second" / "__init__.py").write_text("A = 'package'\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert declared("some_backends") == {"first": {"A": 1, "B": 2, "A_B": {"x": (1, [2])}}, "second": {"A": "package"}}
-    assert "some_backends.first" not in sys.modules
-    with pytest.raises(ModuleNotFoundError):
-        declared("no_such_package")
-
-
 @pytest.mark.slow
 def test_a_backend_is_two_files(tmp_path: Path, checkpoint_path: Path) -> None:
     shutil.copytree(ROOT / "cnet_deploy", tmp_path / "cnet_deploy", ignore=shutil.ignore_patterns("__pycache__", "results"))
     (tmp_path / "cnet_deploy" / "exporters" / "arrays.py").write_text(EXPORTER)
     (tmp_path / "cnet_deploy" / "sessions" / "arrays.py").write_text(SESSION)
 
-    def run(*arguments: object) -> str:
+    def run(*arguments: object, surroundings: dict[str, str] | None = None) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "cnet_deploy", *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True, check=False,
-            env=os.environ | {"PYTHONPATH": str(tmp_path)},
+            env=os.environ | {"PYTHONPATH": str(tmp_path)} | (surroundings or {}),
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -108,3 +91,8 @@ def test_a_backend_is_two_files(tmp_path: Path, checkpoint_path: Path) -> None:
     quick = ("--rounds", 1, "--seconds", 0, "--warmup", 0)
     assert "arrays" in run("bench", "m.npy", *quick)
     assert "arrays" in run("bench", checkpoint_path, "--backend", "arrays", *quick)
+    assert "arrays" in run("bench", "--help")
+    (line,) = run("doctor", "arrays").splitlines()
+    assert line.split()[:2] == ["arrays", "works"]
+    completion = {"_CNET_DEPLOY_COMPLETE": "bash_complete", "COMP_WORDS": "cnet-deploy run x --backend a", "COMP_CWORD": "4"}
+    assert "plain,arrays" in run(surroundings=completion)

@@ -14,7 +14,7 @@ import pytest
 import cnet_deploy as cd
 from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.models.condensenet import DenselyConnected
-from cnet_deploy.sessions import BACKENDS, backend_of
+from cnet_deploy.sessions import backend_of, names
 from tests.builders import logits, noise
 
 
@@ -149,7 +149,7 @@ def test_accuracy_is_the_same_in_torch_and_onnxruntime(
 def test_unknown_backends_and_devices(onnx_path: Path) -> None:
     with pytest.raises(Unavailable, match="expected one of native, tensorrt, onnxruntime, openvino, torch"):
         cd.open_session(onnx_path, backend="tflite")
-    for backend in BACKENDS:
+    for backend in names():
         with pytest.raises((Unavailable, InputRefused)):
             cd.open_session(onnx_path, backend=backend, device="tpu")
     with pytest.raises(InputRefused, match="torch does not open .onnx"):
@@ -191,9 +191,9 @@ def test_onnx_models_that_are_no_image_classifiers(tmp_path: Path, shape: list[A
 
 
 def test_onnxruntime_that_fell_back_is_refused(onnx_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cnet_deploy.sessions import onnxruntime
+    import onnxruntime
 
-    monkeypatch.setattr(onnxruntime.ort.InferenceSession, "get_providers", lambda self: ["OtherExecutionProvider"])
+    monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda self: ["OtherExecutionProvider"])
     with pytest.raises(Unavailable, match="fell back to OtherExecutionProvider from CPUExecutionProvider"):
         cd.open_session(onnx_path)
 

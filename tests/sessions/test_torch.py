@@ -19,7 +19,8 @@ from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.models.build import build_random
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.layers import IndexedLinear
-from cnet_deploy.sessions.torch import TorchSession, from_module, open_named
+from cnet_deploy.sessions.torch import from_module, open_named
+from cnet_deploy.sessions.torch.session import TorchSession
 from cnet_deploy.sessions.torch.tf32 import set_tf32, tf32, tf32_settings
 from cnet_deploy.workflows.verify import TOLERANCES
 from tests.builders import TINY, logits, noise

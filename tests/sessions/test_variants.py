@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.sessions import BACKENDS, VARIANTS, resolve_backend
+from cnet_deploy.sessions import backends, resolve_backend
 
 
 @pytest.mark.parametrize(
@@ -32,9 +32,8 @@ def test_names(name: str, backend: str, options: dict[str, Any], export: dict[st
 
 
 def test_every_part_is_known() -> None:
-    assert set(VARIANTS) == set(BACKENDS)
-    for backend, parts in VARIANTS.items():
-        for part in parts:
+    for backend, described in backends().items():
+        for part in described.parts:
             assert resolve_backend(f"{backend}.{part}").backend == backend
 
 
@@ -46,8 +45,8 @@ def test_every_part_is_known() -> None:
         ("torch.", "torch has no ''; expected torch alone or with some of compile, cudagraph"),
         ("torch.provider", "torch has no 'provider'; expected torch alone or with some of compile, cudagraph, channels_last, tf32"),
         ("native.fp16", "native has no 'fp16'; expected native alone or with some of bf16"),
-        ("torch.compile.compile", "'compile' stands there twice"),
-        ("tensorrt.fp16.cudagraph.fp16", "'fp16' stands there twice"),
+        ("torch.compile.compile", "'compile' is there twice"),
+        ("tensorrt.fp16.cudagraph.fp16", "'fp16' is there twice"),
         ("tensorrt.fp32.fp16", "fp32 and fp16 are two precisions; expected one"),
     ],
 )

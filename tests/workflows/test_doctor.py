@@ -1,4 +1,4 @@
-"""diagnosis.py and `doctor`: real backends, real absences, real crashes."""
+"""workflows/doctor.py and `doctor`: real backends, real absences, real crashes."""
 
 from __future__ import annotations
 
@@ -68,4 +68,4 @@ def test_for_people_and_unknown_names() -> None:
     shown = CliRunner().invoke(main, ["doctor", "native"])
     assert shown.exit_code == 0 and shown.output.split()[:2] == ["native", "works"]
     wrong = CliRunner().invoke(main, ["doctor", "nativ"])
-    assert wrong.exit_code == 2 and "expected some of torch, onnxruntime, native" in wrong.output
+    assert wrong.exit_code == 2 and "expected some of native, tensorrt, onnxruntime" in wrong.output

@@ -15,7 +15,7 @@ from cnet_deploy.benchmarks.measure.worker import NAMED
 from cnet_deploy.benchmarks.sweep.figures import Figures, figures_of
 from cnet_deploy.benchmarks.sweep.plan import backends_of, copied, default_threads, export_options, is_named, target_for
 from cnet_deploy.errors import InputRefused, Unavailable, naming
-from cnet_deploy.exporters import SUFFIXES
+from cnet_deploy.exporters import targets
 from cnet_deploy.files import check_input, exists
 from cnet_deploy.sessions import resolve_backend
 
@@ -65,7 +65,7 @@ def make_side(
     except InputRefused as error:
         raise InputRefused(f"{name}: {str(error).replace(path, model)}") from None
     if target is not None:
-        source, path = path, str(folder / f"{name}{SUFFIXES[target]}")
+        source, path = path, str(folder / f"{name}{targets()[target].suffix}")
         say(f"{name}: exporting {model} for {chosen}")
         _export(name, model, source, target, path, python, folder, export_options(chosen, batch))
     elif is_named(model):

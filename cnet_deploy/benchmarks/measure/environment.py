@@ -12,11 +12,9 @@ from typing import Any
 
 from cnet_deploy.errors import printable
 from cnet_deploy.hardware.nvidia_smi import check_state, driver_of_module, read_gpu
+from cnet_deploy.sessions import backends
 
-_PACKAGES = (
-    "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "tensorrt", "tensorrt-rtx", "pycuda", "cuda-python",
-    "cuda-bindings",
-)  # fmt: skip
+_PACKAGES = ("onnx", "numpy", "pycuda", "cuda-python", "cuda-bindings")  # and those of all backends
 _KEYS = frozenset({
     "time", "cpu", "cores", "affinity", "machine_cores", "governor", "turbo", "virtual", "clock_mhz", "memory_bytes", "memory_gib",
     "load_average", "processor_ticks", "system", "python", "packages", "gpu", "driver", "gpu_state",
@@ -51,7 +49,7 @@ def environment() -> dict[str, Any]:
         "processor_ticks": _ticks(),
         "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])} {platform.machine()}",
         "python": platform.python_version(),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "packages": {name: version for name in _packages() if (version := _version(name))},
         "gpu": gpu and gpu.name,
         "driver": (gpu and gpu.driver) or driver_of_module(_read("/proc/driver/nvidia/version") or ""),
         "gpu_state": gpu and gpu.state,
@@ -112,6 +110,10 @@ def _turbo() -> bool | None:
 def _ticks() -> dict[str, int] | None:
     words = (_read("/proc/stat") or "").partition("\n")[0].split()[1:]
     return dict(zip(_TICKS, map(int, words), strict=False)) if len(words) >= len(_TICKS) else None
+
+
+def _packages() -> list[str]:
+    return sorted({*_PACKAGES, *(package for backend in backends().values() for package in backend.packages)})
 
 
 def _version(package: str) -> str | None:

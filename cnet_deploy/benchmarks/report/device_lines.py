@@ -9,6 +9,7 @@ from cnet_deploy.benchmarks.measure.samples import milliseconds
 from cnet_deploy.benchmarks.sweep.paper import paper_ratio
 from cnet_deploy.benchmarks.sweep.results import Group, Report, Row
 from cnet_deploy.errors import printable
+from cnet_deploy.sessions import backends
 
 NOTE = (
     "On a device: ms is what the host waits for an inference whose images lie on the device already (p90 where samples support it), "
@@ -41,10 +42,16 @@ def notes(report: Report) -> list[str]:
     """What is measured how, and on which device; nothing for a CPU's report."""
     if report.device == "cpu":
         return []
-    found = [backend for backend in report.backends if "tf32" in backend.split(".") or backend == "onnxruntime.tensorrt"]  # its default
-    tf32 = f"TF32 is on for {', '.join(found)} alone." if found else "TF32 is off everywhere."
+    rounding = [backend for backend in report.backends if _rounds_to_tf32(backend)]
+    tf32 = f"TF32 is on for {', '.join(rounding)} alone." if rounding else "TF32 is off everywhere."
     machine = report.environment
     return [f"{NOTE} {tf32}", f"{machine['gpu'] or 'a GPU that nvidia-smi does not tell of'}, driver {machine['driver'] or 'unknown'}."]
+
+
+def _rounds_to_tf32(name: str) -> bool:
+    backend, *parts = name.split(".")
+    known = backends()[backend].parts
+    return any(known[part].rounds_to_tf32 for part in parts) and not {"fp16", "bf16"}.intersection(parts)
 
 
 def _figures(report: Report, result: Result) -> list[str]:

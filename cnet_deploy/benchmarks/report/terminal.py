@@ -27,7 +27,7 @@ from cnet_deploy.benchmarks.sweep.results import Group as Cells
 from cnet_deploy.benchmarks.sweep.results import Journal, Keep, Report, part_of, read_report
 from cnet_deploy.errors import InputRefused, Interrupted, OutputRefused, Unavailable, printable
 from cnet_deploy.files import check_output, exists, write_text
-from cnet_deploy.sessions import BACKENDS
+from cnet_deploy.sessions import backends
 
 LOG_WIDTH = 180  # a table that wraps can't be read or searched: a log gets the width it needs
 WIDE = 130  # columns that the paper's table takes with a line per row
@@ -51,7 +51,9 @@ class Outputs:
         for kind, path in wanted:
             suffixes = _SUFFIXES.get(kind, (".json",))
             artifact = path.with_suffix("")  # whose manifest a file of this name would be
-            a_manifest = path.suffix == ".json" and artifact.suffix in {suffix for known in BACKENDS.values() for suffix in known}
+            a_manifest = path.suffix == ".json" and artifact.suffix in {
+                suffix for known in backends().values() for suffix in known.suffixes
+            }
             if path.suffix not in suffixes or a_manifest or is_any(path, models):
                 expected = f"expected a name that ends in {' or '.join(suffixes)} and is no manifest's"
                 raise OutputRefused(f"{path}: results are not written there; {expected}")

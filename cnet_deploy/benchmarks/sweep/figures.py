@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,8 +10,9 @@ from typing import Any
 from cnet_deploy.artifacts.manifest import manifest_path
 from cnet_deploy.artifacts.pair import read_manifest
 from cnet_deploy.errors import naming, printable
+from cnet_deploy.exporters import module_of, target_by_suffix
+from cnet_deploy.exporters.base import Inside
 from cnet_deploy.files import read_bytes
-from cnet_deploy.files.onnx_file import parse_onnx
 from cnet_deploy.workflows.inspect import inspect
 
 BYTES_TOLERANCE = 0.01  # metadata, and a compiler's small changes
@@ -59,9 +58,11 @@ def figures_of(path: Path | str) -> Figures:
     data = read_bytes(path)
     manifest = read_manifest(path, data) if manifest_path(path).exists() else None
     precision = manifest.precision if manifest else None
-    if path.suffix == ".onnx":
-        macs, params, operators = _count_onnx(path, data)
-        return Figures(path.suffix, len(data), macs, params, precision, operators)
+    target = target_by_suffix(path.suffix)
+    if target is not None and (look := getattr(module_of(target), "inspect", None)):
+        with naming(path):
+            inside: Inside = look(data)
+        return Figures(path.suffix, len(data), inside.multiply_adds, inside.params, precision, dict(sorted(inside.operators.items())))
     found = inspect(path)
     cost = found.architecture.cost("training" if found.form == "training" else "group-conv") if found.architecture else None
     operators = {key: value for key, value in (found.details.get("operators") or {}).items() if isinstance(value, int)}
@@ -91,46 +92,3 @@ def changes(base: Figures, head: Figures) -> list[Change]:
             if counts[0] != counts[1]:
                 found.append(Change(f"operator {printable(name)}", f"{counts[0]:,}", f"{counts[1]:,}", False))
     return found
-
-
-def _count_onnx(path: Path, data: bytes) -> tuple[int | None, int | None, dict[str, int]]:
-    """Multiply-adds for one image (None where shapes can't be told), elements of the weights that are numbers, nodes by operator."""
-    import onnx
-
-    with naming(path):
-        model = parse_onnx(data)
-    operators = dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
-    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
-    params = sum(math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in floats)
-    try:
-        return _multiply_adds(model, weights), params, operators
-    except (onnx.shape_inference.InferenceError, KeyError, IndexError, ValueError):
-        return None, params, operators
-
-
-def _multiply_adds(model: Any, weights: Mapping[str, tuple[int, ...]]) -> int:
-    """Of all convolutions and matrix products with weights, for one image: outputs times the weights that each reads."""
-    import onnx
-
-    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-    shapes = {
-        value.name: [_size(dim) for dim in value.type.tensor_type.shape.dim]
-        for value in (*inferred.graph.value_info, *inferred.graph.output)
-    }
-    total = 0
-    for node in model.graph.node:
-        if node.op_type in ("Conv", "Gemm", "MatMul"):
-            weight = weights[node.input[1]]
-            transposed = any(entry.name == "transB" and entry.i for entry in node.attribute)
-            each = math.prod(weight[1:]) if node.op_type == "Conv" or transposed else weight[0]
-            outputs = math.prod(shapes[node.output[0]][1:])
-            if not outputs:
-                raise ValueError("a size is not known")
-            total += outputs * each
-    return total
-
-
-def _size(dim: Any) -> int:
-    """0 where it is not fixed, as the batch may be."""
-    return int(dim.dim_value)

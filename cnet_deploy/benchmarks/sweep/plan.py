@@ -19,25 +19,26 @@ from cnet_deploy.benchmarks.sweep.figures import figures_of
 from cnet_deploy.benchmarks.sweep.paper import PAPER, counted, paper_row
 from cnet_deploy.benchmarks.sweep.results import Group, Keep, Report, Row
 from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable
-from cnet_deploy.exporters import FAMILY_ONLY, SUFFIXES
+from cnet_deploy.exporters import target_by_suffix, targets
 from cnet_deploy.files import check_input, digest, exists, read_bytes
 from cnet_deploy.hardware.cuda import why_no_device
 from cnet_deploy.models.baselines import BASELINES
 from cnet_deploy.models.build import NAMES
-from cnet_deploy.sessions import BACKENDS, DEVICES, GPU_ONLY, PEERS, backend_of, resolve_backend
+from cnet_deploy.sessions import DEVICES, backend_of, backends, names, resolve_backend
+from cnet_deploy.sessions.base import Backend
 from cnet_deploy.sessions.native import MAX_THREADS
 from cnet_deploy.workflows.export import export
 
-# What networks are measured on where nothing else is asked for.
-DEFAULTS = {
-    "cpu": tuple(name for name in reversed(BACKENDS) if name not in PEERS | GPU_ONLY),
-    "cuda": (
-        "torch", "torch.compile", "torch.cudagraph", "torch.cudagraph.fp16", "onnxruntime",
-        "tensorrt", "tensorrt.tf32", "tensorrt.fp16", "tensorrt.fp16.cudagraph",
-    ),
-}  # fmt: skip
-# Backends whose artifacts are made for the batch that they are measured with.
-PER_BATCH = frozenset({"tensorrt"})
+
+def default_backends(device: str) -> tuple[str, ...]:
+    """What networks are measured on where nothing else is asked for: each backend with its own parts, ours last."""
+    chosen = [(name, part) for name in reversed(names()) for part in backends()[name].table.get(device, ())]
+    return tuple(f"{name}.{part}" if part else name for name, part in chosen)
+
+
+def described(backend: str) -> Backend:
+    """The description of a backend, by a name that parts may follow."""
+    return backends()[resolve_backend(backend).backend]
 
 
 def default_threads() -> int:
@@ -52,11 +53,10 @@ def bench(
 ) -> Report:  # fmt: skip
     """Measure the paper's table, or any files and named networks, with every number of ``threads`` and every batch size.
 
-    A named network runs with random weights on every backend of ``backends`` (``DEFAULTS`` of the ``device``, if none is given). A file
-    runs on the backend that opens it; a model's file on those that it can be exported for, too, where they are asked for. ``progress``
-    hears what is being done, ``total`` how many steps there will be, ``keep`` gets the report as it grows. ``earlier`` is the report of
-    the same sweep that was interrupted: what it holds is not measured again. Raises InputRefused for what can't be measured before
-    anything is.
+    A named network runs with random weights on every backend of ``backends`` (``default_backends`` of the ``device``, if none is given). A
+    file runs on the backend that opens it; a model's file on those that it can be exported for, too, where they are asked for. ``progress``
+    hears what is being done, ``total`` how many steps there will be, ``keep`` gets the report as it grows. ``earlier`` is the report of the
+    same sweep that was interrupted: what it holds is not measured again. Raises InputRefused for what can't be measured before anything is.
     """
     settings = settings or Settings()
     if device not in DEVICES:
@@ -87,16 +87,16 @@ def bench(
 def backends_of(name: str, wanted: Sequence[str], device: str = "cpu") -> tuple[str, ...]:
     """The backends that a file or a named network is measured on. Raises InputRefused where it is neither, or none fits."""
     if is_named(name):
-        known = tuple(wanted) or DEFAULTS[device]
+        known = tuple(wanted) or default_backends(device)
         # If no backend runs it, all the same: for the reason to be shown.
-        return tuple(b for b in known if name not in BASELINES or _target_of(b) not in FAMILY_ONLY) or known
+        return tuple(b for b in known if name not in BASELINES or not _family_only(b)) or known
     if not exists(name):
         raise InputRefused(f"{name}: no such file, and no network of that name; expected a file or one of {', '.join(NAMES)}")
     check_input(name)
     own = backend_of(name)
     if not wanted:
         return (own,)
-    a_model = own == "torch"  # can be exported for any backend
+    a_model = backends()[own].opens_models  # can be exported for any backend
     # What was exported already has the precision that it has.
     fitting = tuple(backend for backend in wanted if a_model or (opens(backend, name) and not resolve_backend(backend).export))
     if not fitting:
@@ -129,7 +129,7 @@ def copied(path: Path | str, folder: Path) -> Path:
 
 def opens(backend: str, path: Path | str) -> bool:
     """Whether a backend opens files of this suffix."""
-    return Path(path).suffix in BACKENDS[resolve_backend(backend)[0]]
+    return Path(path).suffix in described(backend).suffixes
 
 
 def target_for(backend: str, model: str) -> str | None:
@@ -140,13 +140,18 @@ def target_for(backend: str, model: str) -> str | None:
 def export_options(backend: str, batch: int) -> dict[str, Any]:
     """The options of the export for a backend, for a batch of this size."""
     variant = resolve_backend(backend)
-    return {**variant.export, **({"batch": (batch, batch, batch)} if variant.backend in PER_BATCH else {})}
+    return {**variant.export, **({"batch": (batch, batch, batch)} if backends()[variant.backend].per_batch else {})}
 
 
 def _target_of(backend: str) -> str | None:
     """What networks are exported to for a backend; None for one that runs them itself."""
-    suffixes = BACKENDS[resolve_backend(backend)[0]]
-    return next((target for target, suffix in SUFFIXES.items() if suffix in suffixes), None)
+    return next((target for suffix in described(backend).suffixes if (target := target_by_suffix(suffix))), None)
+
+
+def _family_only(backend: str) -> bool:
+    """Whether what a backend runs is made from a Program alone."""
+    target = _target_of(backend)
+    return target is not None and targets()[target].family_only
 
 
 def _parts(report: Report) -> list[list[Result]]:
@@ -189,7 +194,7 @@ def _prepare(result: Result, folder: Path, *, fresh: bool) -> None:
     path = str(Path(cell.label).absolute())
     if target is not None:
         options = export_options(cell.backend, cell.batch)
-        path = str(folder / f"{_digest_of(cell.label, options)}{SUFFIXES[target]}")
+        path = str(folder / f"{_digest_of(cell.label, options)}{targets()[target].suffix}")
         try:
             if result.error is None and not Path(path).exists():  # else it was made for another cell
                 _require_device(cell)
@@ -211,7 +216,7 @@ def _digest_of(label: str, options: Mapping[str, Any]) -> str:
 
 def _require_device(cell: Cell) -> None:
     """Raise Unavailable before minutes are spent on an artifact that nothing here can run."""
-    if resolve_backend(cell.backend).backend in GPU_ONLY:
+    if "cpu" not in described(cell.backend).devices:
         if cell.device == "cpu":
             raise Unavailable(f"{cell.backend} runs on no CPU; measure it with --device cuda")
         if reason := why_no_device():

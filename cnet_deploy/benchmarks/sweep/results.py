@@ -15,7 +15,7 @@ from cnet_deploy.benchmarks.measure.rounds import Result, Settings, ratio
 from cnet_deploy.benchmarks.sweep.paper import BASE, PaperRow, paper_ratio, paper_row
 from cnet_deploy.errors import InputRefused, OutputRefused, printable
 from cnet_deploy.files import exists, read_bytes, write_text
-from cnet_deploy.sessions import BACKENDS, DEVICES, resolve_backend
+from cnet_deploy.sessions import DEVICES, names, resolve_backend
 
 FORMAT = "cnet_deploy_bench"
 FORMAT_VERSION = 2
@@ -80,7 +80,7 @@ class Report:
     @property
     def backends(self) -> tuple[str, ...]:
         """Those that were measured, ours last, a variant beside its backend."""
-        order = list(reversed(BACKENDS))
+        order = list(reversed(names()))
         found = dict.fromkeys(result.cell.backend for result in self.results)
         return tuple(sorted(found, key=lambda name: (order.index(resolve_backend(name).backend), name)))
 

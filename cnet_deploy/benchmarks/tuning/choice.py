@@ -17,6 +17,7 @@ from cnet_deploy.benchmarks.measure.rounds import Settings
 from cnet_deploy.benchmarks.measure.rule import Decision, Verdict, decide
 from cnet_deploy.benchmarks.sweep.results import MAX_SECONDS
 from cnet_deploy.errors import InputRefused, naming, printable
+from cnet_deploy.exporters import target_of
 from cnet_deploy.files import read_bytes
 from cnet_deploy.program.forms import FORMS, blocks
 from cnet_deploy.program.program import Program
@@ -67,15 +68,15 @@ class Choice:
     def summary(self) -> str:
         """One line for people."""
         if (found := self.ratio) is None:
-            return "lowering: gather for all blocks; nothing else is surely quicker here"
+            return "form: gather for all blocks; no other is surely faster here"
         chosen = ", ".join(f"{form} for {block}" for block, form in self.forms.items())
-        return f"lowering: {chosen}; {found.estimate:.3f} of gather's time ({found.lower:.3f} to {found.upper:.3f})"
+        return f"forms: {chosen}; {found.estimate:.3f} of gather's time ({found.lower:.3f} to {found.upper:.3f})"
 
     def fits(
         self, program: Program, *, target: str, device: str, threads: int, batch: int, options: Mapping[str, Any]
     ) -> str | None:  # fmt: skip
         """Why this was not measured for such an artifact on this machine; None if it was."""
-        wanted = {"target": target, "device": device, "threads": threads, "batch": batch, "options": plain(options)}
+        wanted = {"target": target, "device": device, "threads": threads, "batch": batch, "options": plain(target, options)}
         there = {"network": self.program_sha256, **{key: getattr(self, key) for key in wanted}, **fingerprint(self.environment)}
         found = differences({"network": program_digest(program), **wanted, **fingerprint(environment())}, there)
         if not found and set(self.forms) != set(blocks(program)):
@@ -121,12 +122,17 @@ def decide_forms(names: Sequence[str], rounds: Mapping[str, Sequence[Sequence[fl
     return {name: label.rpartition(" ")[2] for name, label in chosen.items()}
 
 
-def lowering_path(artifact: Path | str) -> Path:
-    """Where the measurement that chose an artifact's forms stands.
+def choice_path(artifact: Path | str) -> Path:
+    """Where the measurement that chose an artifact's forms is kept.
 
-    >>> lowering_path("model.onnx").as_posix()
-    'model.onnx.lowering.json'
+    >>> choice_path("model.onnx").as_posix()
+    'model.onnx.forms.json'
     """
+    return Path(f"{artifact}.forms.json")
+
+
+def earlier_path(artifact: Path | str) -> Path:
+    """Where version 0.1.0 kept it."""
     return Path(f"{artifact}.lowering.json")
 
 
@@ -167,9 +173,10 @@ def _told(found: Decision) -> dict[str, Any]:
     return {"estimate": found.estimate, "lower": found.lower, "upper": found.upper, "rounds": found.rounds}
 
 
-def plain(options: Mapping[str, Any]) -> dict[str, Any]:
+def plain(target: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """An export's options as JSON has them, without those that decide nothing."""
-    kept = {key: value for key, value in options.items() if key not in ("timing_cache", "progress") and value is not None}
+    deciding = {option.name for option in target_of(target).options if option.affects_artifact}
+    kept = {key: value for key, value in options.items() if key in deciding and value is not None}
     found: dict[str, Any] = json.loads(json.dumps(kept))
     return found
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cnet_deploy.artifacts.manifest import Manifest, manifest_path
+from cnet_deploy.artifacts.manifest import manifest_path
+from cnet_deploy.artifacts.pair import describe
 from cnet_deploy.benchmarks.measure.cells import Cell
 from cnet_deploy.benchmarks.measure.environment import environment
 from cnet_deploy.benchmarks.measure.rounds import Settings, measure, steps
@@ -23,33 +24,24 @@ from cnet_deploy.benchmarks.tuning.choice import (
     Choice,
     Forms,
     Rounds,
+    choice_path,
     decide_forms,
+    earlier_path,
     label_of,
-    lowering_path,
     plain,
     program_digest,
     quickest,
     read,
 )
-from cnet_deploy.checkpoints.load import load
 from cnet_deploy.errors import InputRefused, Unavailable, printable
-from cnet_deploy.exporters import SUFFIXES, exporter, options_of
-from cnet_deploy.files import check_output, digest, exists, write_text
-from cnet_deploy.hardware import tensorrt as tensorrt_flavours
+from cnet_deploy.exporters import exporter, module_of, target_of, targets
+from cnet_deploy.files import check_output, exists, write_text
 from cnet_deploy.hardware.cuda import why_no_device
-from cnet_deploy.models.build import NAMES, build_named
-from cnet_deploy.models.condensenet import DenselyConnected
-from cnet_deploy.models.convert import DEFAULT_KEEP, convert
 from cnet_deploy.program.forms import FORMS, blocks, rewrite
-from cnet_deploy.program.lower import lower
 from cnet_deploy.program.program import Program
-from cnet_deploy.sessions import DEVICES, GPU_ONLY
-from cnet_deploy.workflows.prepare import output_of
-
-__all__ = ["BACKENDS", "SETTINGS", "Choice", "choose", "choose_beside", "choose_for_file", "decide_forms", "lowering_path", "read"]
+from cnet_deploy.sessions import DEVICES, backend_of, backends
 
 SETTINGS = Settings(rounds=12, seconds=0.1)
-BACKENDS = {"onnx": "onnxruntime", "tensorrt": "tensorrt"}  # of a target: what its artifacts are measured on
 
 Say = Callable[[str], None]
 Progress = Callable[[str, float], None]
@@ -69,15 +61,15 @@ def choose(
     here = environment()
     whole = {form: dict.fromkeys(names, form) for form in FORMS}
     single = {label_of(name, form): {**whole[PLAIN], name: form} for name in names for form in FORMS[1:]}
-    with tempfile.TemporaryDirectory(prefix="cnet-deploy-lowerings-") as folder:
+    with tempfile.TemporaryDirectory(prefix="cnet-deploy-forms-") as folder:
         bench = _Bench(program, Path(folder), target, options, settings, progress)
-        cell = Cell("", "", BACKENDS[target], threads, batch, device=device)
+        cell = Cell("", "", _measured_by(target)[0], threads, batch, device=device)
         alone = bench.run({PLAIN: whole[PLAIN], **single, **whole}, cell, 0.0, 0.75)
         plans = {PLAIN: whole[PLAIN], COMBINED: decide_forms(names, alone), **whole}
         together = bench.run(plans, cell, 0.75, 1.0)
     winner = quickest(together, [label for label in plans if label != PLAIN])
     return Choice(
-        plans[winner], winner, alone, together, settings, here, target, device, threads, batch, plain(options),
+        plans[winner], winner, alone, together, settings, here, target, device, threads, batch, plain(target, options),
         program_digest(program), program.source_digest,
     )  # fmt: skip
 
@@ -89,10 +81,10 @@ class _Bench:
         self, program: Program, folder: Path, target: str, options: dict[str, Any], settings: Settings, progress: Progress
     ) -> None:
         self._program, self._folder, self._target, self._settings, self._progress = program, folder, target, settings, progress
-        self._options, self._write = options, exporter(target)
-        # What is the same in two networks must be the same in their engines, or builds are compared instead of forms.
-        if "timing_cache" in options_of(target) - set(options) and tensorrt_flavours.find(options.get("flavour")).has_timing_cache:
-            self._options = {**options, "timing_cache": folder / "timing.cache"}
+        self._write = exporter(target)
+        # What is the same in two networks must be the same in their artifacts, or builds are compared instead of forms.
+        alike = getattr(module_of(target), "comparable", None)
+        self._options = options if alike is None else alike(options, folder)
 
     def run(self, plans: Mapping[str, Forms], cell: Cell, start: float, end: float) -> Rounds:
         """Rounds of each network, measured in turn; of those that are the same only the first. Empty where all are."""
@@ -111,24 +103,23 @@ class _Bench:
         cells = []
         for label in unique:
             told(f"write {label}")
-            path = self._folder / f"{digests[label]}{SUFFIXES[self._target]}"
+            path = self._folder / f"{digests[label]}{target_of(self._target).suffix}"
             if not path.exists():
                 self._make(networks[label], path)
             cells.append(Cell(label, str(path), cell.backend, cell.threads, cell.batch, device=cell.device))
         results = measure(cells, self._settings, told)
         if failed := next((result for result in results if result.error is not None), None):
-            raise Unavailable(f"no lowering can be chosen: the form '{failed.cell.label}' can't be measured: {failed.error}")
+            raise Unavailable(f"no form can be chosen: the form '{failed.cell.label}' can't be measured: {failed.error}")
         return {result.cell.label: result.rounds for result in results}
 
     def _make(self, network: Program, path: Path) -> None:
         """The artifact, with the manifest that it is opened by: nothing verifies it, since nothing but its time is wanted."""
         written = self._write(network, path, **self._options)
-        content = path.read_bytes()
-        found = Manifest(
-            self._target, digest(content), len(content), written.precision, network.source_digest, network.architecture,
-            network.preprocessing, written.details, written.libraries,
+        manifest = describe(
+            path, self._target, written.precision, details=written.details, libraries=written.libraries,
+            source_sha256=network.source_digest, architecture=network.architecture, preprocessing=network.preprocessing,
         )  # fmt: skip
-        manifest_path(path).write_text(found.to_json(), encoding="utf-8")
+        manifest_path(path).write_text(manifest.to_json(), encoding="utf-8")
 
 
 def choose_beside(artifact: Path | str, program: Program, *, say: Say = lambda _: None, settings: Settings | None = None,
@@ -138,16 +129,16 @@ def choose_beside(artifact: Path | str, program: Program, *, say: Say = lambda _
     ``facts`` are target, device, threads, batch, options. ``say`` is told which it is, and what was chosen. Raises OutputRefused where
     nothing can be kept, before anything is measured, and what ``choose`` raises.
     """
-    path = lowering_path(artifact)
+    path = choice_path(artifact)
     check_output(path)
-    if exists(path):
+    if (kept := next((place for place in (path, earlier_path(artifact)) if exists(place)), None)) is not None:
         try:
-            stored = read(path)
+            stored = read(kept)
             reason = stored.fits(program, **facts)
             if reason is None:
-                say(f"{stored.summary()} (measured {stored.environment['time']}, kept in {path.name})")
+                say(f"{stored.summary()} (measured {stored.environment['time']}, kept in {kept.name})")
                 return stored
-            say(f"{path.name} was measured for something else ({printable(reason, 300)}): measuring anew")
+            say(f"{kept.name} was measured for something else ({printable(reason, 300)}): measuring anew")
         except InputRefused as error:
             say(f"{error}: measuring anew")
     found = choose(program, settings=settings, progress=progress, **facts)
@@ -156,40 +147,45 @@ def choose_beside(artifact: Path | str, program: Program, *, say: Say = lambda _
     return found
 
 
-def choose_for_file(
-    model: Path | str, target: str, out: Path | str | None = None, *, options: Mapping[str, Any], classifier_keep: float | None = None,
-    overrides: Mapping[str, Any] | None = None, sha256: str | None = None, say: Say = lambda _: None,
-    progress: Progress = lambda *_: None, **_others: Any,
-) -> Forms:  # fmt: skip
-    """``choose_beside`` for what ``deployment.export`` would write: the forms to give it. Its other options decide nothing here.
+def chooser(
+    artifact: Path, *, source: Path | str, target: str, options: Mapping[str, Any], say: Say = lambda _: None,
+    progress: Progress = lambda *_: None,
+) -> Callable[[Program], Forms]:  # fmt: skip
+    """What chooses the forms of a Program that is exported to ``artifact``: give it to ``workflows.export.export`` as ``form``.
 
-    Engines are measured on "cuda" and with the batch that they are best for, ONNX files on the processor with all cores and a batch of 1
-    unless theirs is fixed. Raises InputRefused for a network that has no forms, and as ``checkpoint.load`` and ``choose_beside`` do.
+    The measurement is kept beside the artifact (see ``choose_beside``). An artifact is measured by the first backend that opens it, on the
+    device that this prefers, with all cores, and with the batch that it is best for: its fixed one, else 1. Raises OutputRefused for a
+    place that can't be written to, InputRefused for a target without forms, Unavailable where the device is missing.
     """
-    device = "cuda" if target == "tensorrt" else "cpu"
+    check_output(artifact, source=source)
+    device = _measured_by(target)[1]
     _require(target, device)
-    out = output_of(Path(model), target, out)
-    check_output(out, source=model)
-    named = str(model) in NAMES and not exists(model)
-    network = build_named(str(model)) if named else load(model, sha256=sha256, **(overrides or {}))
-    if not isinstance(network, DenselyConnected):
-        raise InputRefused("only CondenseNet, DenseNet and their kin have lowerings to choose from; leave --lowering out")
-    if network.form == "training":
-        network = convert(network, classifier_keep=DEFAULT_KEEP if classifier_keep is None else classifier_keep)
     batch = options.get("batch") or 1
     size = batch if isinstance(batch, int) else batch[1]
-    return choose_beside(
-        out, lower(network), say=say, progress=progress, target=target, device=device, threads=default_threads(), batch=size,
-        options=options,
-    ).forms  # fmt: skip
+
+    def choose_forms(program: Program) -> Forms:
+        return choose_beside(
+            artifact, program, say=say, progress=progress, target=target, device=device, threads=default_threads(), batch=size,
+            options=options,
+        ).forms  # fmt: skip
+
+    return choose_forms
+
+
+def _measured_by(target: str) -> tuple[str, str]:
+    """The backend that measures a target's artifacts, and the device that it prefers."""
+    backend = backend_of(f"artifact{target_of(target).suffix}")
+    return backend, backends()[backend].devices[0]
 
 
 def _require(target: str, device: str) -> None:
-    if target not in BACKENDS:
-        raise InputRefused(f"the target {target!r} has no lowerings to choose from; expected one of {', '.join(BACKENDS)}")
+    if not target_of(target).forms:
+        known = ", ".join(name for name, described in targets().items() if described.forms)
+        raise InputRefused(f"the target {target!r} has no forms to choose from; expected one of {known}")
     if device.partition(":")[0] not in DEVICES:
         raise InputRefused(f"no device is called {device!r}; expected one of {', '.join(DEVICES)}")
-    if device == "cpu" and BACKENDS[target] in GPU_ONLY:
-        raise Unavailable(f"{BACKENDS[target]} runs on no CPU, so nothing can be measured there; give a form with --lowering instead")
+    backend, _ = _measured_by(target)
+    if device.partition(":")[0] not in backends()[backend].devices:
+        raise Unavailable(f"{backend} does not run on {device}, so nothing can be measured there; give a form with --form instead")
     if device != "cpu" and (reason := why_no_device()):
-        raise Unavailable(f"lowerings are measured on the device that they are for, and {reason}; give a form with --lowering instead")
+        raise Unavailable(f"forms are measured on the device that they are for, and {reason}; give a form with --form instead")

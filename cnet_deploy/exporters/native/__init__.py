@@ -8,23 +8,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.exporters.base import Written
-from cnet_deploy.exporters.native.planning import make_plan
-from cnet_deploy.exporters.native.toolchain import SOURCES, Target, build, find_compiler, resolve
+from cnet_deploy.exporters.base import Option, Target, Written
 from cnet_deploy.hardware.cpu import host_isas, host_machine
-from cnet_deploy.program.program import Program
 from cnet_deploy.version import __version__
 
 if TYPE_CHECKING:
     from torch import nn
 
-SUFFIX = ".so"
-HELP = "Compile a shared library for the CPU: no runtime, several times faster."
-PLACE = 2
-FAMILY_ONLY = True
+    from cnet_deploy.exporters.native.toolchain import Processor
+    from cnet_deploy.program.program import Program
 
 PRECISIONS = ("fp32", "bf16")
-INCLUDE = SOURCES  # the folder of cnet.h
+TARGET = Target(
+    suffix=".so",
+    title="native",
+    help="Compile a shared library for the CPU: no runtime, several times faster.",
+    container="native library",
+    options=(
+        Option("precision", "choice", "fp32 or bf16", choices=PRECISIONS),
+        Option(
+            "cpu", "choice", "the processor to compile for [default: all of this machine's family, chosen when it is opened]",
+            flag="target", choices=("host", "x86-64-v3", "x86-64-v4", "aarch64"),
+        ),
+    ),
+    family_only=True,
+    forms=False,
+)  # fmt: skip
+INCLUDE = Path(__file__).parent / "cpp"  # the folder of cnet.h
 
 
 def write(network: Program | nn.Module, path: Path, *, cpu: str | None = None, precision: str = "fp32") -> Written:
@@ -33,6 +43,10 @@ def write(network: Program | nn.Module, path: Path, *, cpu: str | None = None, p
     The same network gives the same bytes from the same compiler. Raises InputRefused for an unknown processor or precision and for a
     network that is not of the family, Unavailable where no compiler is.
     """
+    from cnet_deploy.exporters.native.planning import make_plan
+    from cnet_deploy.exporters.native.toolchain import build, find_compiler, resolve
+    from cnet_deploy.program.program import Program
+
     if not isinstance(network, Program):
         raise InputRefused("only CondenseNet, DenseNet and their kin are compiled; expected one of them, or another target: --onnx")
     if precision not in PRECISIONS:
@@ -48,7 +62,7 @@ def write(network: Program | nn.Module, path: Path, *, cpu: str | None = None, p
     return Written(precision, details, unverifiable=_why_not_here(target))
 
 
-def _why_not_here(target: Target) -> str | None:
+def _why_not_here(target: Processor) -> str | None:
     if target.machine != host_machine():
         return f"built for {target.machine}, and this machine is {host_machine()}"
     if not set(target.isas) & set(host_isas()):

@@ -72,28 +72,28 @@ class Compiler:
 
 
 @dataclass(frozen=True)
-class Target:
+class Processor:
     """Whose processor a library is for: the machine, and the instruction sets that it carries, the best first."""
 
     machine: str
     isas: tuple[str, ...]
 
 
-def resolve(target: str | None, precision: str) -> Target:
+def resolve(target: str | None, precision: str) -> Processor:
     """What ``target`` names: None for all of this machine's family. Raises InputRefused for an unknown one."""
     bf16 = ("avx512_bf16",) if precision == "bf16" else ()
     machine = host_machine()
     if target is None:
         if machine == "x86_64":
-            return Target(machine, (*(bf16 or ("avx512",)), "avx2", "baseline"))
-        return Target(machine, ("neon",) if machine == "aarch64" else ("baseline",))
+            return Processor(machine, (*(bf16 or ("avx512",)), "avx2", "baseline"))
+        return Processor(machine, ("neon",) if machine == "aarch64" else ("baseline",))
     if target == "host":
         known = resolve(None, precision)
-        return Target(machine, (next(isa for isa in (*bf16, *known.isas) if isa in host_isas()),))
+        return Processor(machine, (next(isa for isa in (*bf16, *known.isas) if isa in host_isas()),))
     choices = {
-        "x86-64-v3": Target("x86_64", ("avx2",)),
-        "x86-64-v4": Target("x86_64", (*bf16, "avx512")),
-        "aarch64": Target("aarch64", ("neon",)),
+        "x86-64-v3": Processor("x86_64", ("avx2",)),
+        "x86-64-v4": Processor("x86_64", (*bf16, "avx512")),
+        "aarch64": Processor("aarch64", ("neon",)),
     }
     if target not in choices:
         raise InputRefused(f"no processor is called {printable(target)!r} here; expected one of {', '.join(TARGETS)}")

@@ -5,18 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnx
-
-from cnet_deploy.exporters.base import Written
-from cnet_deploy.exporters.onnx.graph import build_graph
-from cnet_deploy.program.program import Program
+from cnet_deploy.exporters.base import Inside, Option, Serving, Target, Written
 
 if TYPE_CHECKING:
     from torch import nn
 
-SUFFIX = ".onnx"
-HELP = "Write an ONNX file."
-PLACE = 1
+    from cnet_deploy.program.program import Program
+
+TARGET = Target(
+    suffix=".onnx",
+    title="ONNX",
+    help="Write an ONNX file.",
+    container="onnx",
+    options=(
+        Option(
+            "precision",
+            "choice",
+            "fp32, fp16 or bf16 for weights and layers (images and logits stay float32)",
+            choices=("fp32", "fp16", "bf16"),
+        ),
+        Option("batch", "batch", "N fixes the batch size, else it is free"),
+        Option("opset", "number", "its opset [default: 17; for bf16 22]", bounds=(17, 22)),
+    ),
+    serving=Serving("onnxruntime_onnx", "onnxruntime", "model.onnx"),
+)
+_NO_BF16 = "onnxruntime has no bf16 convolution for processors"
 
 
 def write(
@@ -27,6 +40,11 @@ def write(
     ``precision`` is that of weights and layers; the image and the logits are float32 in any. Raises InputRefused for an opset, batch or
     precision that can't be.
     """
+    import onnx
+
+    from cnet_deploy.exporters.onnx.graph import build_graph
+    from cnet_deploy.program.program import Program
+
     libraries = {"onnx": onnx.__version__}
     if isinstance(network, Program):
         model = build_graph(network, opset=opset, batch=batch, precision=precision)
@@ -42,4 +60,8 @@ def write(
     return Written(precision, details, libraries, _NO_BF16 if precision == "bf16" else None)
 
 
-_NO_BF16 = "onnxruntime has no bf16 convolution for processors"
+def inspect(data: bytes) -> Inside:
+    """What the file's bytes tell. Raises InputRefused for bytes that are no ONNX model, or one that keeps weights in other files."""
+    from cnet_deploy.exporters.onnx.count import count
+
+    return count(data)

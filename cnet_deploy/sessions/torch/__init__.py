@@ -2,158 +2,47 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+from cnet_deploy.sessions.base import LOADING_OPTIONS, Backend, Part, Probe, Session
 
-from cnet_deploy.artifacts.pair import Pair
-from cnet_deploy.checkpoints.load import load
-from cnet_deploy.errors import InputRefused
-from cnet_deploy.models.architecture import CLASSES, INPUT_SIZE
-from cnet_deploy.models.build import build_named
-from cnet_deploy.models.condensenet import DenselyConnected
-from cnet_deploy.sessions.base import Binding, Floats, Session, Variants
-from cnet_deploy.sessions.torch.cuda import CudaBinding, require_device, telling
+if TYPE_CHECKING:
+    from cnet_deploy.artifacts.pair import Pair
+    from cnet_deploy.models.condensenet import DenselyConnected
+    from cnet_deploy.sessions.torch.session import TorchSession
 
-SUFFIXES = (".safetensors", ".tar", ".pth", ".pt")
-PLACE = 5
-DESCRIBED = False
-VARIANTS: Variants = {
-    "compile": ({"compiled": True}, {}),
-    "cudagraph": ({"cudagraph": True}, {}),
-    "channels_last": ({"channels_last": True}, {}),
-    "tf32": ({"precision": "tf32"}, {}),
-    "fp16": ({"precision": "fp16"}, {}),
-    "bf16": ({"precision": "bf16"}, {}),
-}
-
-_OWN_CHOICE = torch.get_num_threads()
-_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_KEPT = 4  # batch sizes whose buffers and graphs `run` keeps
-_OF_LOADING = ("groups", "condense_factor", "input_size", "stem_stride")
-
-
-class TorchSession(Session):
-    """A module run eagerly, or ``compiled`` and frozen (weights as constants), without gradients.
-
-    ``precision`` is that of weights and layers ("tf32": float32 whose products may be TF32, on CUDA), ``channels_last`` their memory
-    format; images and logits stay float32. ``cudagraph`` records each binding's inference once and replays it. The caller's module is
-    not changed. ``threads`` is set for the whole process: torch has one pool.
-    """
-
-    backend = "torch"
-
-    def __init__(
-        self, model: nn.Module, input_size: tuple[int, int], classes: int, *, device: str = "cpu", threads: int | None = None,
-        compiled: bool = False, cudagraph: bool = False, channels_last: bool = False, precision: str = "fp32",
-    ) -> None:  # fmt: skip
-        if precision not in _DTYPES:
-            raise InputRefused(f"precision {precision!r}; expected one of {', '.join(_DTYPES)}")
-        require_device(device)
-        if device == "cpu" and (cudagraph or precision == "tf32"):
-            raise InputRefused(f"{'CUDA graphs' if cudagraph else 'TF32'} on a CPU; expected device 'cuda' for that")
-        if isinstance(model, DenselyConnected):
-            self.architecture, self.preprocessing, self.form = model.architecture, model.preprocessing, model.form
-        format = torch.channels_last if channels_last else torch.preserve_format
-        if compiled or device != "cpu" or channels_last or precision != "fp32":
-            if precision == "fp16":
-                _require_fp16(model)
-            with telling(device):
-                model = copy.deepcopy(model).to(device=device, dtype=_DTYPES[precision], memory_format=format)  # type: ignore[call-overload]
-                if device != "cpu":
-                    torch.cuda.synchronize(device)  # the bindings' stream doesn't wait for this one
-        self.model: nn.Module = _compiled(model.eval()) if compiled else model.eval()
-        self.input_shape = (None, 3, *input_size)
-        self.classes = classes
-        self._class_names = model.class_names if isinstance(model, DenselyConnected) else ()
-        self.threads, self.device, self.precision = threads, device, precision
-        self.compiled, self.cudagraph, self.dtype, self.format = compiled, cudagraph, _DTYPES[precision], format
-        self.bindings: weakref.WeakSet[CudaBinding] = weakref.WeakSet()
-        self._spare: dict[int, Binding] = {}
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self._class_names
-
-    def close(self) -> None:
-        if self.closed:
-            return
-        super().close()
-        for binding in list(self.bindings):
-            binding.release()
-        self._spare, self.model = {}, nn.Identity()
-        with contextlib.suppress(RuntimeError):  # after an error of the device every call fails
-            if self.device != "cpu":
-                torch.cuda.empty_cache()
-
-    def bind(self, batch: Floats) -> Binding:
-        checked = self.check(batch)
-        if self.device == "cpu":
-            return _TorchBinding(self.model, checked, self.threads, self.dtype, self.format)
-        with telling(self.device):
-            return CudaBinding(self, checked)
-
-    def _once(self, batch: Floats) -> Floats:
-        if self.device == "cpu":
-            return super()._once(batch)
-        binding: Any = self._spare.pop(len(batch), None) or self.bind(batch)  # not to be found by another thread meanwhile
-        binding.put(batch)
-        binding.upload()
-        binding.enqueue()
-        binding.download()
-        logits: Floats = binding.result()
-        self._spare = {**dict(list(self._spare.items())[1 - _KEPT :]), len(batch): binding}
-        return logits
-
-
-class _TorchBinding(Binding):
-    def __init__(self, model: nn.Module, batch: Floats, threads: int | None, dtype: torch.dtype, format: torch.memory_format) -> None:
-        # torch can't know that it will not write to the batch, and warns of arrays that must not be written to.
-        images = torch.from_numpy(batch if batch.flags.writeable else batch.copy())
-        self._batch = images.to(dtype=dtype, memory_format=format)
-        self._model, self._threads = model, threads or _OWN_CHOICE
-        self._logits: torch.Tensor | None = None
-
-    def enqueue(self) -> None:
-        if torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)
-        with torch.inference_mode():
-            self._logits = self._model(self._batch)
-
-    def result(self) -> Floats:
-        if self._logits is None:
-            raise RuntimeError("result() before enqueue()")
-        logits: Floats = self._logits.float().numpy()
-        return logits
-
-
-def _require_fp16(model: nn.Module) -> None:
-    """Raise InputRefused for weights that become infinite in fp16."""
-    for name, values in model.state_dict().items():
-        if values.is_floating_point() and values.numel() and (largest := float(values.abs().max())) > torch.finfo(torch.float16).max:
-            raise InputRefused(f"{name} holds {largest:.3g}, which is beyond fp16; expected bf16 or fp32 for this network")
+BACKEND = Backend(
+    suffixes=(".safetensors", ".tar", ".pth", ".pt"),
+    packages=("torch",),
+    remedy="pip install torch (pytorch.org/get-started)",
+    parts={
+        "compile": Part({"compiled": True}),
+        "cudagraph": Part({"cudagraph": True}),
+        "channels_last": Part({"channels_last": True}),
+        "tf32": Part({"precision": "tf32"}, rounds_to_tf32=True),
+        "fp16": Part({"precision": "fp16"}),
+        "bf16": Part({"precision": "bf16"}),
+    },
+    table={"cpu": ("",), "cuda": ("", "compile", "cudagraph", "cudagraph.fp16")},
+    opens_models=True,
+    probes=(Probe("torch"), Probe("torch.compile", options={"compiled": True}), Probe("torch on cuda", "cuda")),
+)
 
 
 def from_module(model: DenselyConnected, *, threads: int | None = None) -> TorchSession:
     """A session over a model of the family that is in memory."""
+    from cnet_deploy.sessions.torch.session import TorchSession
+
     return TorchSession(model, model.architecture.input_size, model.architecture.classes, threads=threads)
-
-
-def _compiled(model: nn.Module) -> nn.Module:
-    """The module through ``torch.compile``, with its weights frozen into the code."""
-    import torch._inductor.config as inductor
-
-    inductor.freezing = True
-    model.compile()
-    return model
 
 
 def open_named(name: str, *, threads: int | None, device: str = "cpu", **options: Any) -> TorchSession:
     """A session over a network of the paper, with random weights. Raises InputRefused for an unknown name."""
+    from cnet_deploy.models.architecture import CLASSES, INPUT_SIZE
+    from cnet_deploy.models.build import build_named
+    from cnet_deploy.models.condensenet import DenselyConnected
+    from cnet_deploy.sessions.torch.session import TorchSession
+
     network = build_named(name)
     size, classes = INPUT_SIZE, CLASSES
     if isinstance(network, DenselyConnected):
@@ -163,6 +52,9 @@ def open_named(name: str, *, threads: int | None, device: str = "cpu", **options
 
 def open_file(pair: Pair, *, device: str, threads: int | None, **options: Any) -> Session:
     """A session over a checkpoint of the family, in the form in which it is stored; ``options`` are ``load``'s and TorchSession's."""
-    model = load(pair.path, data=pair.data, **{name: options.pop(name) for name in _OF_LOADING if name in options})
+    from cnet_deploy.checkpoints.load import load
+    from cnet_deploy.sessions.torch.session import TorchSession
+
+    model = load(pair.path, data=pair.data, **{name: options.pop(name) for name in LOADING_OPTIONS if name in options})
     arch = model.architecture
     return TorchSession(model, arch.input_size, arch.classes, device=device, threads=threads, **options)

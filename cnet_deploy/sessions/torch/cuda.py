@@ -18,7 +18,7 @@ from cnet_deploy.sessions.base import Binding, Floats
 from cnet_deploy.sessions.torch.tf32 import set_tf32, tf32, tf32_settings
 
 if TYPE_CHECKING:
-    from cnet_deploy.sessions.torch import TorchSession
+    from cnet_deploy.sessions.torch.session import TorchSession
 
 _WARM_UP = 3  # inferences before one is recorded: libraries choose their kernels in the first
 

@@ -12,17 +12,17 @@ from click.testing import CliRunner
 
 import cnet_deploy as cd
 from cnet_deploy.artifacts.manifest import Manifest
-from cnet_deploy.artifacts.triton import write_repository
 from cnet_deploy.cli import main
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.version import __version__
+from cnet_deploy.workflows.publish import publish
 
 from .helpers import artifact, engine, parsed, schema, tree
 
 
 def test_an_onnx_file(onnx_path: Path, tmp_path: Path, described: Manifest) -> None:
-    done = write_repository(tmp_path / "models", onnx_path, name="cifar")
+    done = publish(tmp_path / "models", onnx_path, name="cifar")
     assert (done.name, done.version) == ("cifar", 1)
     assert done.model == tmp_path / "models/cifar/1/model.onnx" and done.config == tmp_path / "models/cifar/config.pbtxt"
     assert sorted(tree(tmp_path / "models")) == [
@@ -57,7 +57,7 @@ def test_an_onnx_file(onnx_path: Path, tmp_path: Path, described: Manifest) -> N
 def test_names_and_shapes_are_the_file_s_own(onnx_path: Path, tmp_path: Path) -> None:
     import onnx
 
-    done = write_repository(tmp_path / "r", onnx_path)
+    done = publish(tmp_path / "r", onnx_path)
     found, graph = parsed(done.config), onnx.load(done.model).graph
     for said, tensors in ((found.input, graph.input), (found.output, graph.output)):
         assert [(one.name, list(one.dims)) for one in said] == [
@@ -66,33 +66,33 @@ def test_names_and_shapes_are_the_file_s_own(onnx_path: Path, tmp_path: Path) ->
 
 
 def test_the_largest_batch_can_be_told(onnx_path: Path, tmp_path: Path, described: Manifest) -> None:
-    found = parsed(write_repository(tmp_path / "r", onnx_path, max_batch=7).config)
+    found = parsed(publish(tmp_path / "r", onnx_path, max_batch=7).config)
     assert found.max_batch_size == 7 and [warm.batch_size for warm in found.model_warmup] == [1, 7]
-    found = parsed(write_repository(tmp_path / "r", onnx_path, max_batch=1).config)
+    found = parsed(publish(tmp_path / "r", onnx_path, max_batch=1).config)
     assert found.max_batch_size == 1 and not found.HasField("dynamic_batching") and len(found.model_warmup) == 1
-    found = parsed(write_repository(tmp_path / "r", engine(tmp_path, described), max_batch=4).config)
+    found = parsed(publish(tmp_path / "r", engine(tmp_path, described), max_batch=4).config)
     assert found.max_batch_size == 4  # a preferred size above it would be refused by the server
     assert found.HasField("dynamic_batching") and not found.dynamic_batching.preferred_batch_size
     for size in (0, -1, True, 1 << 40):
         with pytest.raises(InputRefused, match="a largest batch of .*; expected 1 to"):
-            write_repository(tmp_path / "r", onnx_path, max_batch=size)
+            publish(tmp_path / "r", onnx_path, max_batch=size)
     with pytest.raises(InputRefused, match="takes at most 64 images"):
-        write_repository(tmp_path / "r", engine(tmp_path, described), max_batch=65)
+        publish(tmp_path / "r", engine(tmp_path, described), max_batch=65)
 
 
 def test_an_onnx_file_of_fixed_batch(converted: DenselyConnected, tmp_path: Path) -> None:
     path = cd.export(converted, "onnx", tmp_path / "m.onnx", batch=2).path
-    found = parsed(write_repository(tmp_path / "models", path).config)
+    found = parsed(publish(tmp_path / "models", path).config)
     assert found.max_batch_size == 0 and list(found.input[0].dims) == [2, 3, 32, 32] and list(found.output[0].dims) == [2, 10]
     assert not found.HasField("dynamic_batching")
     (warm,) = found.model_warmup
     assert warm.batch_size == 1 and list(warm.inputs["input"].dims) == [2, 3, 32, 32]  # of a batch size 0 Triton makes no sample
     with pytest.raises(InputRefused, match="takes 2 images, no more and no fewer"):
-        write_repository(tmp_path / "models", path, max_batch=4)
+        publish(tmp_path / "models", path, max_batch=4)
 
 
 def test_an_engine(tmp_path: Path, described: Manifest) -> None:
-    done = write_repository(tmp_path, engine(tmp_path, described))
+    done = publish(tmp_path, engine(tmp_path, described))
     found = parsed(done.config)
     assert done.model == tmp_path / "net/1/model.plan" and done.model.read_bytes() == b"an engine"
     assert Manifest.from_json((tmp_path / "net/1/model.plan.json").read_text()).target == "tensorrt"
@@ -105,7 +105,7 @@ def test_an_engine(tmp_path: Path, described: Manifest) -> None:
 
 
 def test_an_engine_for_single_images(tmp_path: Path, described: Manifest) -> None:
-    found = parsed(write_repository(tmp_path, engine(tmp_path, described, profiles=[{"min": 1, "opt": 1, "max": 1}])).config)
+    found = parsed(publish(tmp_path, engine(tmp_path, described, profiles=[{"min": 1, "opt": 1, "max": 1}])).config)
     assert found.max_batch_size == 1 and not found.HasField("dynamic_batching")
     assert [warm.batch_size for warm in found.model_warmup] == [1]
 
@@ -119,7 +119,7 @@ def test_an_engine_for_single_images(tmp_path: Path, described: Manifest) -> Non
 )  # fmt: skip
 def test_profiles_that_can_not_be(tmp_path: Path, described: Manifest, profiles: Any) -> None:
     with pytest.raises(InputRefused, match=r"net\.engine: its manifest has profiles .*export it again"):
-        write_repository(tmp_path / "r", engine(tmp_path, described, profiles=profiles))
+        publish(tmp_path / "r", engine(tmp_path, described, profiles=profiles))
     assert not (tmp_path / "r").exists()
 
 
@@ -127,17 +127,17 @@ def test_profiles_that_can_not_be(tmp_path: Path, described: Manifest, profiles:
 def test_batches_that_can_not_be(tmp_path: Path, described: Manifest, batch: Any) -> None:
     path = artifact(tmp_path / "m.onnx", described, details={"batch": batch})
     with pytest.raises(InputRefused, match="its manifest has batch .*export it again"):
-        write_repository(tmp_path / "r", path)
+        publish(tmp_path / "r", path)
 
 
 def test_the_paper_s_other_networks(tmp_path: Path, described: Manifest) -> None:
     path = artifact(tmp_path / "vgg-16.onnx", described, architecture=None, preprocessing=None)
-    found = parsed(write_repository(tmp_path / "r", path).config)
+    found = parsed(publish(tmp_path / "r", path).config)
     assert found.name == "vgg-16" and list(found.input[0].dims) == [3, 224, 224] and list(found.output[0].dims) == [1000]
 
 
 def test_what_is_told_can_be_run_by_a_shell(onnx_path: Path, tmp_path: Path) -> None:
-    done = write_repository(tmp_path / "my models; touch evil", onnx_path)
+    done = publish(tmp_path / "my models; touch evil", onnx_path)
     wrote, line = done.lines()
     assert str(done.model) in wrote
     shell = f"docker() {{ printf '%s\\n' \"$@\"; }}; {line}"
@@ -151,7 +151,7 @@ def test_what_is_told_can_be_run_by_a_shell(onnx_path: Path, tmp_path: Path) -> 
 
 def test_no_torch_is_needed(onnx_path: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from cnet_deploy.artifacts.triton import write_repository; write_repository(*sys.argv[1:]); "
+        "import sys; from cnet_deploy.workflows.publish import publish; publish(*sys.argv[1:]); "
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "r", onnx_path], check=False, capture_output=True, text=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cnet_deploy.artifacts.manifest import Manifest, manifest_path
-from cnet_deploy.artifacts.triton import write_repository
+from cnet_deploy.workflows.publish import publish
 
 from .helpers import engine, parsed
 
@@ -20,7 +20,7 @@ from .helpers import engine, parsed
      ("v1.2-a_b", "v1.2-a_b")],
 )  # fmt: skip
 def test_hostile_names_stay_in_the_folder(onnx_path: Path, tmp_path: Path, name: str, made: str) -> None:
-    done = write_repository(tmp_path / "r", onnx_path, name=name)
+    done = publish(tmp_path / "r", onnx_path, name=name)
     assert done.name == made and done.config.parent == tmp_path / "r" / made and parsed(done.config).name == made
     assert [path.name for path in tmp_path.iterdir()] == ["r"]
 
@@ -29,7 +29,7 @@ def test_the_name_of_a_hostile_file(onnx_path: Path, tmp_path: Path) -> None:
     path = tmp_path / 'a"b }\nevil: 1.onnx'
     shutil.copy(onnx_path, path)
     shutil.copy(manifest_path(onnx_path), manifest_path(path))
-    assert parsed(write_repository(tmp_path / "r", path).config).name == "a_b___evil__1"
+    assert parsed(publish(tmp_path / "r", path).config).name == "a_b___evil__1"
 
 
 @pytest.mark.parametrize("text", ['"', "\\", '\\"', "a\nname: 'evil'", "\x00\x1b[31m", "ü€😀", "\ud800", "", "'} ]"])
@@ -38,6 +38,6 @@ def test_what_a_manifest_says_is_text(tmp_path: Path, described: Manifest, text:
     path = engine(tmp_path, described, **said)
     made = replace(Manifest.from_json(manifest_path(path).read_text()), source_sha256=text, precision=text)
     manifest_path(path).write_text(made.to_json())
-    found = parsed(write_repository(tmp_path / "r", path).config)
+    found = parsed(publish(tmp_path / "r", path).config)
     expected = text.replace("\ud800", "?")
     assert found.name == "net" and found.parameters["source_sha256"].string_value == found.parameters["precision"].string_value == expected

@@ -12,31 +12,31 @@ from pathlib import Path
 import pytest
 
 from cnet_deploy.artifacts.manifest import Manifest, manifest_path
-from cnet_deploy.artifacts.triton import write_repository
 from cnet_deploy.errors import InputRefused, OutputRefused, Unavailable
 from cnet_deploy.files import digest
+from cnet_deploy.workflows.publish import publish
 
 from .helpers import artifact, engine, parsed, tree
 
 
 def test_versions(onnx_path: Path, other: Path, tmp_path: Path) -> None:
-    assert write_repository(tmp_path / "r", onnx_path, name="m").version == 1
+    assert publish(tmp_path / "r", onnx_path, name="m").version == 1
     before = tree(tmp_path / "r")
-    assert write_repository(tmp_path / "r", onnx_path, name="m").version == 1  # the same bytes
+    assert publish(tmp_path / "r", onnx_path, name="m").version == 1  # the same bytes
     assert tree(tmp_path / "r") == before
-    second = write_repository(tmp_path / "r", other)
+    second = publish(tmp_path / "r", other)
     assert second.version == 2 and digest(other.read_bytes()) == parsed(second.config).parameters["sha256"].string_value
-    assert write_repository(tmp_path / "r", onnx_path, name="m").version == 3  # those of an older version: it shall be served again
+    assert publish(tmp_path / "r", onnx_path, name="m").version == 3  # those of an older version: it shall be served again
     for name in ("10", "099", "12x", str(10**30), "warmup"):  # the server takes none but the first for a version it could use
         (tmp_path / "r/m" / name).mkdir()
-    assert write_repository(tmp_path / "r", other).version == 11
+    assert publish(tmp_path / "r", other).version == 11
     assert (tmp_path / "r/m/1/model.onnx").read_bytes() == onnx_path.read_bytes()
 
 
 def test_another_model_beside_it(onnx_path: Path, other: Path, tmp_path: Path) -> None:
-    first = write_repository(tmp_path / "r", onnx_path, name="a")
+    first = publish(tmp_path / "r", onnx_path, name="a")
     before = tree(tmp_path / "r/a")
-    assert write_repository(tmp_path / "r", other, name="b").version == 1
+    assert publish(tmp_path / "r", other, name="b").version == 1
     assert tree(tmp_path / "r/a") == before and first.model.is_file()
 
 
@@ -44,24 +44,24 @@ def test_refusals(onnx_path: Path, tmp_path: Path, described: Manifest) -> None:
     with pytest.raises(
         Unavailable, match=r"net\.engine: Triton\'s backend .* this is one of tensorrt-rtx; export with --tensorrt-flavour tensorrt"
     ):
-        write_repository(tmp_path / "r", engine(tmp_path, described, flavour="tensorrt-rtx"))
+        publish(tmp_path / "r", engine(tmp_path, described, flavour="tensorrt-rtx"))
     with pytest.raises(InputRefused, match="takes no fewer than 4 images"):
-        write_repository(tmp_path / "r", engine(tmp_path, described, profiles=[{"min": 4, "opt": 4, "max": 4}]))
+        publish(tmp_path / "r", engine(tmp_path, described, profiles=[{"min": 4, "opt": 4, "max": 4}]))
     with pytest.raises(InputRefused, match="Triton serves no native artifacts"):
-        write_repository(tmp_path / "r", artifact(tmp_path / "m.so", described, target="native"))
+        publish(tmp_path / "r", artifact(tmp_path / "m.so", described, target="native"))
     (tmp_path / "bare.onnx").write_bytes(onnx_path.read_bytes())
     with pytest.raises(InputRefused, match="has no manifest"):
-        write_repository(tmp_path / "r", tmp_path / "bare.onnx")
+        publish(tmp_path / "r", tmp_path / "bare.onnx")
     shutil.copy(manifest_path(onnx_path), tmp_path / "bare.onnx.json")
     (tmp_path / "bare.onnx").write_bytes(onnx_path.read_bytes() + b"x")
     with pytest.raises(InputRefused, match="the pair does not belong together"):
-        write_repository(tmp_path / "r", tmp_path / "bare.onnx")
+        publish(tmp_path / "r", tmp_path / "bare.onnx")
     assert not (tmp_path / "r").exists()
 
 
 def test_one_configuration_serves_one_network(onnx_path: Path, tmp_path: Path, described: Manifest) -> None:
     assert described.architecture is not None
-    write_repository(tmp_path / "r", onnx_path, name="net")
+    publish(tmp_path / "r", onnx_path, name="net")
     before = tree(tmp_path / "r")
     larger = replace(described.architecture, classes=100)
     wider = replace(described.architecture, input_size=(32, 64))
@@ -72,12 +72,12 @@ def test_one_configuration_serves_one_network(onnx_path: Path, tmp_path: Path, d
         (artifact(tmp_path / "d/net.onnx", described, details={"batch": 2}), "input: "),
     ):  # fmt: skip
         with pytest.raises(InputRefused, match=f"belongs to another network or kind of artifact .{what}.*give another name or folder"):
-            write_repository(tmp_path / "r", path)
+            publish(tmp_path / "r", path)
         assert tree(tmp_path / "r") == before
 
 
 def test_a_configuration_in_somebody_s_own_hand(onnx_path: Path, other: Path, tmp_path: Path) -> None:
-    first = write_repository(tmp_path / "r", onnx_path, name="m")
+    first = publish(tmp_path / "r", onnx_path, name="m")
     first.config.write_text("""# input [ { dims: 7 } ]
         instance_group { count: 4 }  input: [{name:"input",data_type:TYPE_FP32,dims:[3,32,32]}]
         output { name: "logits"  # the classes: }
@@ -86,11 +86,11 @@ def test_a_configuration_in_somebody_s_own_hand(onnx_path: Path, other: Path, tm
         }
         backend: "onnxruntime" """)
     parsed(first.config)
-    assert write_repository(tmp_path / "r", other).version == 2
+    assert publish(tmp_path / "r", other).version == 2
     for text in ("name: 'm'", 'input "', "}}} input { dims: [3, 32, 32] }", "\x00\xff", "#"):
         first.config.write_bytes(text.encode("latin-1"))
         with pytest.raises(InputRefused, match="give another name or folder"):
-            write_repository(tmp_path / "r", onnx_path, name="m")
+            publish(tmp_path / "r", onnx_path, name="m")
         assert first.config.read_bytes() == text.encode("latin-1") and not (tmp_path / "r/m/3").exists()
 
 
@@ -102,15 +102,15 @@ def test_a_full_or_read_only_disk_leaves_what_was_there(
     def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    write_repository(tmp_path / "r", onnx_path, name="m")
+    publish(tmp_path / "r", onnx_path, name="m")
     before = tree(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(call, fail)
         for folder in ("r", "new"):
             with pytest.raises(OutputRefused, match=os.strerror(number)):
-                write_repository(tmp_path / folder, other)
+                publish(tmp_path / folder, other)
     assert tree(tmp_path) == before
-    assert write_repository(tmp_path / "r", other).version == 2
+    assert publish(tmp_path / "r", other).version == 2
 
 
 def test_an_interruption_leaves_what_was_there(onnx_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,12 +119,12 @@ def test_an_interruption_leaves_what_was_there(onnx_path: Path, tmp_path: Path, 
 
     monkeypatch.setattr("os.replace", interrupt)  # the version has its name by then, the configuration has not
     with pytest.raises(KeyboardInterrupt):
-        write_repository(tmp_path / "r", onnx_path)
+        publish(tmp_path / "r", onnx_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_version_that_somebody_else_made_meanwhile(onnx_path: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_repository(tmp_path / "r", onnx_path, name="m")
+    publish(tmp_path / "r", onnx_path, name="m")
     rename: Callable[..., Path] = Path.rename
 
     def late(source: Path, target: Path) -> Path:
@@ -135,7 +135,7 @@ def test_a_version_that_somebody_else_made_meanwhile(onnx_path: Path, other: Pat
     before = tree(tmp_path / "r")
     monkeypatch.setattr("pathlib.Path.rename", late)
     with pytest.raises(OutputRefused, match="not empty"):
-        write_repository(tmp_path / "r", other)
+        publish(tmp_path / "r", other)
     assert tree(tmp_path / "r") == {**before, "m/2": b"", "m/2/model.onnx": b"theirs"}
 
 
@@ -149,7 +149,7 @@ def test_places_that_can_not_be_written_to(onnx_path: Path, tmp_path: Path) -> N
         (tmp_path / "a\0b", "can't be written"), (Path("/proc/r"), "can't be written"),
     ):  # fmt: skip
         with pytest.raises(OutputRefused, match=message):
-            write_repository(folder, onnx_path, name="m")
+            publish(folder, onnx_path, name="m")
     with pytest.raises(OutputRefused, match="too long"):
-        write_repository(tmp_path / "new", onnx_path, name="n" * 300)
+        publish(tmp_path / "new", onnx_path, name="n" * 300)
     assert tree(tmp_path) == before

@@ -14,8 +14,7 @@ import pytest
 from cnet_deploy.benchmarks.measure import worker as instrument
 from cnet_deploy.benchmarks.measure.cells import Cell, worker
 from cnet_deploy.errors import Unavailable
-from cnet_deploy.sessions import Binding, Session
-from cnet_deploy.sessions.base import Floats
+from cnet_deploy.sessions.base import Binding, Floats, Session
 
 
 def test_options_and_variants_reach_the_session(onnx_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cnet_deploy.benchmarks.measure.environment import environment
-from cnet_deploy.benchmarks.tuning.choice import FORMAT, Choice, compare, decide_forms, lowering_path, plain, program_digest, quickest, read
+from cnet_deploy.benchmarks.tuning.choice import FORMAT, Choice, choice_path, compare, decide_forms, plain, program_digest, quickest, read
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.models.build import build_random
 from cnet_deploy.program.forms import blocks, rewrite
@@ -74,7 +74,7 @@ def choice() -> Choice:
     alone = rounds(denseblock_1__dense=0.8, denseblock_1__absorbed=1.1, dense=1.2)
     return Choice(
         {"denseblock_1": "dense", "denseblock_2": "gather", "denseblock_3": "gather"}, "combined", alone, rounds(combined=0.8, dense=1.2),
-        QUICK, environment(), "onnx", "cpu", 2, 1, plain({"precision": "fp32"}), program_digest(program), "",
+        QUICK, environment(), "onnx", "cpu", 2, 1, plain("onnx", {"precision": "fp32"}), program_digest(program), "",
     )  # fmt: skip
 
 
@@ -82,7 +82,7 @@ FACTS: dict[str, Any] = {"target": "onnx", "device": "cpu", "threads": 2, "batch
 
 
 def test_the_file_gives_back_what_was_put_in(choice: Choice, tmp_path: Path) -> None:
-    path = lowering_path(tmp_path / "model.onnx")
+    path = choice_path(tmp_path / "model.onnx")
     path.write_text(choice.to_json(), encoding="utf-8")
     assert read(path) == choice
     values = json.loads(choice.to_json())
@@ -152,17 +152,17 @@ def _put(*keys: Any) -> Callable[[Any], Callable[[dict[str, Any]], None]]:
 def test_what_is_no_measurement_is_refused(choice: Choice, change: Callable[[dict[str, Any]], None], tmp_path: Path) -> None:
     values = copy.deepcopy(json.loads(choice.to_json()))
     change(values)
-    path = tmp_path / "model.onnx.lowering.json"
+    path = tmp_path / "model.onnx.forms.json"
     path.write_text(json.dumps(values), encoding="utf-8")
-    with pytest.raises(InputRefused, match="lowering.json: (is damaged|holds no measured lowering of this version)"):
+    with pytest.raises(InputRefused, match="forms.json: (is damaged|holds no measured lowering of this version)"):
         read(path)
 
 
 @pytest.mark.parametrize("content", [b"\xff", b"[]", b"{", b"[" * 100_000, b"", b"null"])
 def test_what_is_no_json_is_refused(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx.lowering.json"
+    path = tmp_path / "model.onnx.forms.json"
     path.write_bytes(content)
-    with pytest.raises(InputRefused, match="lowering.json: "):
+    with pytest.raises(InputRefused, match="forms.json: "):
         read(path)
 
 

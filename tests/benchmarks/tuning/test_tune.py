@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from cnet_deploy.benchmarks.tuning import tune as lowerings
-from cnet_deploy.benchmarks.tuning.choice import Choice, lowering_path, read
-from cnet_deploy.benchmarks.tuning.tune import choose, choose_beside, choose_for_file
+from cnet_deploy.benchmarks.tuning import tune
+from cnet_deploy.benchmarks.tuning.choice import Choice, choice_path, read
+from cnet_deploy.benchmarks.tuning.tune import choose, choose_beside, chooser
+from cnet_deploy.checkpoints.load import load
 from cnet_deploy.checkpoints.save import save
 from cnet_deploy.errors import InputRefused, OutputRefused, Unavailable
 from cnet_deploy.hardware.cuda import why_no_device
@@ -46,7 +47,7 @@ def test_choose_measures_each_block_and_the_whole(tmp_path: Path) -> None:
 
 def test_what_is_quicker_alone_is_measured_together(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = {"denseblock_1": "gather", "denseblock_2": "dense"}
-    monkeypatch.setattr(lowerings, "decide_forms", lambda names, rounds: taken)
+    monkeypatch.setattr(tune, "decide_forms", lambda names, rounds: taken)
     found = choose(lower(build_random(SMALL)), **ON_CPU, settings=replace(SETTINGS, rounds=8))
     assert set(found.together) == {"combined", *FORMS}
     whole = {form: dict.fromkeys(taken, form) for form in FORMS}
@@ -65,69 +66,79 @@ def test_a_measurement_is_kept_and_used_again(tmp_path: Path) -> None:
     artifact, program = tmp_path / "model.onnx", lower(build_random(SMALL))
     said: list[str] = []
     first = choose_beside(artifact, program, **ON_CPU, options={}, settings=SETTINGS, say=said.append)
-    assert read(lowering_path(artifact)) == first and said == [f"{first.summary()} (kept in model.onnx.lowering.json)"]
-    kept = lowering_path(artifact).read_bytes()
+    assert read(choice_path(artifact)) == first and said == [f"{first.summary()} (kept in model.onnx.forms.json)"]
+    kept = choice_path(artifact).read_bytes()
 
     steps: list[str] = []
     again = choose_beside(
         artifact, program, **ON_CPU, options={}, settings=SETTINGS, say=said.append, progress=lambda t, _: steps.append(t)
     )
-    assert again == first and steps == [] and lowering_path(artifact).read_bytes() == kept
-    assert "measured 20" in said[1] and "kept in model.onnx.lowering.json" in said[1]
+    assert again == first and steps == [] and choice_path(artifact).read_bytes() == kept
+    assert "measured 20" in said[1] and "kept in model.onnx.forms.json" in said[1]
 
     # For another network, and where somebody damaged it, it is measured anew.
     other = lower(build_random(SMALL, seed=1))
     third = choose_beside(artifact, other, **ON_CPU, options={}, settings=SETTINGS, say=said.append)
     assert "was measured for something else (network: " in said[2] and third.fits(other, **ON_CPU, options={}) is None
-    lowering_path(artifact).write_text("{}", encoding="utf-8")
+    choice_path(artifact).write_text("{}", encoding="utf-8")
     choose_beside(artifact, other, **ON_CPU, options={}, settings=SETTINGS, say=said.append)
     assert "holds no measured lowering of this version" in said[4] and said[4].endswith(": measuring anew")
-    assert read(lowering_path(artifact)).fits(other, **ON_CPU, options={}) is None
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx.lowering.json"]
+    assert read(choice_path(artifact)).fits(other, **ON_CPU, options={}) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx.forms.json"]
 
 
 def test_where_nothing_can_be_kept_nothing_is_measured(tmp_path: Path) -> None:
-    lowering_path(tmp_path / "model.onnx").mkdir()
+    choice_path(tmp_path / "model.onnx").mkdir()
     with pytest.raises(OutputRefused, match="is a directory"):
         choose_beside(tmp_path / "model.onnx", lower(build_random(SMALL)), **ON_CPU, options={})
 
 
 def test_forms_for_a_file_that_is_exported_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lowerings, "SETTINGS", SETTINGS)
+    monkeypatch.setattr(tune, "SETTINGS", SETTINGS)
     model = build_random(SMALL)
     save(model, tmp_path / "model.safetensors")
-    said: list[str] = []
-    forms = choose_for_file(tmp_path / "model.safetensors", "onnx", options={"batch": 2}, images=None, say=said.append)
-    assert set(forms) == {"denseblock_1", "denseblock_2"} and len(said) == 1
-    stored = read(tmp_path / "model.onnx.lowering.json")
-    assert (stored.batch, stored.options, stored.forms) == (2, {"batch": 2}, forms)
-    done = export(tmp_path / "model.safetensors", "onnx", lowering={**forms, "denseblock_2": "dense"}, batch=2)
+    lines: list[str] = []
+    artifact = tmp_path / "model.onnx"
+    source: dict[str, Any] = {"source": tmp_path / "model.safetensors", "target": "onnx"}
+    loads: list[object] = []
+    monkeypatch.setattr("cnet_deploy.workflows.prepare.load", lambda *args, **more: loads.append(args) or load(*args, **more))
+    choose_forms = chooser(artifact, **source, options={"batch": 2}, say=lines.append)
+    done = export(tmp_path / "model.safetensors", "onnx", form=choose_forms, batch=2)
+    assert len(loads) == 1  # the model is opened once, for the choice and for the artifact
+    stored = read(tmp_path / "model.onnx.forms.json")
+    assert set(stored.forms) == {"denseblock_1", "denseblock_2"} and len(lines) == 1
+    assert (stored.batch, stored.options) == (2, {"batch": 2})
+    assert done.manifest.details.get("form", dict.fromkeys(stored.forms, "gather")) == stored.forms
+    (tmp_path / "model.onnx.forms.json").rename(tmp_path / "model.onnx.lowering.json")  # where version 0.1.0 kept it
+    chooser(artifact, **source, options={"batch": 2}, say=lines.append)(lower(load(tmp_path / "model.safetensors")))
+    assert "kept in model.onnx.lowering.json" in lines[1] and not (tmp_path / "model.onnx.forms.json").exists()
+    mixed = {**stored.forms, "denseblock_2": "dense"}
+    done = export(tmp_path / "model.safetensors", "onnx", lowering=mixed, batch=2)  # its name until 0.1.0
     with open_session(done.path) as session:
         assert session.run(noise(model)) == pytest.approx(lower(model).run(noise(model).astype(np.float64)), rel=1e-3, abs=1e-4)
-    with pytest.raises(InputRefused, match="expected .onnx"):
-        choose_for_file(tmp_path / "model.safetensors", "onnx", tmp_path / "model.bin", options={})
-    with pytest.raises(InputRefused, match="only CondenseNet, DenseNet and their kin have lowerings"):
-        choose_for_file("mobilenet-1.0-224", "onnx", tmp_path / "mobilenet.onnx", options={})
-    assert json.loads((tmp_path / "model.onnx.lowering.json").read_text())["winner"] == "gather"
+    with pytest.raises(InputRefused, match="only CondenseNet, DenseNet and their kin have forms"):
+        export("mobilenet-1.0-224", "onnx", tmp_path / "mobilenet.onnx", form=choose_forms)
+    with pytest.raises(InputRefused, match="the target 'native' has no forms to choose from; expected one of onnx, tensorrt"):
+        chooser(tmp_path / "model.so", source=source["source"], target="native", options={})
 
 
 def test_what_can_not_be_measured_is_refused() -> None:
     program = lower(build_random(SMALL))
-    with pytest.raises(InputRefused, match="the target 'native' has no lowerings to choose from; expected one of onnx, tensorrt"):
+    with pytest.raises(InputRefused, match="the target 'native' has no forms to choose from; expected one of onnx, tensorrt"):
         choose(program, **{**ON_CPU, "target": "native"})
     with pytest.raises(InputRefused, match="no device is called 'tpu'"):
         choose(program, **{**ON_CPU, "device": "tpu"})
     # onnxruntime has no bf16 convolution for processors: written it can be, opened it can not.
-    with pytest.raises(Unavailable, match="no lowering can be chosen: the form 'gather' can't be measured: gather: onnxruntime can't load"):
+    with pytest.raises(Unavailable, match="no form can be chosen: the form 'gather' can't be measured: gather: onnxruntime can't load"):
         choose(program, **ON_CPU, options={"precision": "bf16"}, settings=SETTINGS)
-    with pytest.raises(Unavailable, match="tensorrt runs on no CPU"):
+    with pytest.raises(Unavailable, match="tensorrt does not run on cpu"):
         choose(program, **{**ON_CPU, "target": "tensorrt"}, settings=SETTINGS)
 
 
 @pytest.mark.skipif(why_no_device() is None, reason="a CUDA device is here")
 @pytest.mark.parametrize("target", ["onnx", "tensorrt"])
 def test_a_missing_device_is_told_before_anything_is_built(target: str) -> None:
-    with pytest.raises(Unavailable, match="lowerings are measured on the device that they are for, and "):
+    with pytest.raises(Unavailable, match="forms are measured on the device that they are for, and "):
         choose(lower(build_random(SMALL)), target=target, device="cuda", threads=1, batch=1)
 
 

@@ -30,7 +30,7 @@ def test_targets() -> None:
     assert resolve(None, "bf16").isas == ("avx512_bf16", "avx2", "baseline")
     assert resolve("x86-64-v3", "fp32").isas == ("avx2",)
     assert resolve("x86-64-v4", "bf16").isas == ("avx512_bf16", "avx512")
-    assert resolve("aarch64", "bf16") == toolchain.Target("aarch64", ("neon",))
+    assert resolve("aarch64", "bf16") == toolchain.Processor("aarch64", ("neon",))
     assert resolve("host", "fp32").isas == (isas()[0],) and resolve("host", "bf16").isas == (isas("bf16")[0],)
     with pytest.raises(InputRefused, match=r"no processor is called 'z80' here; expected one of host, x86-64-v3"):
         resolve("z80", "fp32")

@@ -1,0 +1,62 @@
+"""What an ONNX file holds, counted in its graph: operators, multiply-adds, parameters."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import onnx
+
+from cnet_deploy.artifacts.onnx_metadata import read_metadata
+from cnet_deploy.exporters.base import Inside
+from cnet_deploy.files.onnx_file import parse_onnx
+
+
+def count(data: bytes) -> Inside:
+    """The contents of an ONNX file. Raises InputRefused as ``parse_onnx`` and ``read_metadata`` do."""
+    model = parse_onnx(data)
+    stated = read_metadata({entry.key: entry.value for entry in model.metadata_props})
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    try:
+        macs: int | None = _multiply_adds(model, weights)
+    except (onnx.shape_inference.InferenceError, KeyError, IndexError, ValueError):
+        macs = None
+    details = {
+        **stated.other,
+        "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        "ir_version": model.ir_version,
+        "producer": f"{model.producer_name} {model.producer_version}".strip(),
+    }
+    return Inside(
+        dict(Counter(node.op_type for node in model.graph.node).most_common()), macs,
+        sum(math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in floats),
+        stated.architecture, stated.preprocessing, stated.class_names, details,
+    )  # fmt: skip
+
+
+def _multiply_adds(model: onnx.ModelProto, weights: Mapping[str, tuple[int, ...]]) -> int:
+    """Of all convolutions and matrix products with weights, for one image: outputs times the weights that each reads."""
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    shapes = {
+        value.name: [_size(dim) for dim in value.type.tensor_type.shape.dim]
+        for value in (*inferred.graph.value_info, *inferred.graph.output)
+    }
+    total = 0
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            weight = weights[node.input[1]]
+            transposed = any(entry.name == "transB" and entry.i for entry in node.attribute)
+            each = math.prod(weight[1:]) if node.op_type == "Conv" or transposed else weight[0]
+            outputs = math.prod(shapes[node.output[0]][1:])
+            if not outputs:
+                raise ValueError("a size is not known")
+            total += outputs * each
+    return total
+
+
+def _size(dim: Any) -> int:
+    """0 where it is not fixed, as the batch may be."""
+    return int(dim.dim_value)
