@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
 from collections.abc import Iterator
 
 MAX_LENGTH = 900
@@ -37,6 +39,34 @@ def raise_if_interrupted(error: BaseException) -> None:
         if isinstance(behind, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         behind = behind.__cause__ or behind.__context__
+
+
+@contextlib.contextmanager
+def deferred_interrupts() -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM set the event, and are raised again when the block ends.
+
+    For native code that an exception must not travel through: a build, or the import of a native module, which some answer with a crash.
+    """
+    interrupted, arrived = threading.Event(), list[int]()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+
+    def note(number: int, _: object) -> None:
+        arrived.append(number)
+        interrupted.set()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = [number for number, handler in before.items() if callable(handler)]  # not what is ignored, or kills at once
+    for number in handled:
+        signal.signal(number, note)
+    try:
+        yield interrupted
+    finally:
+        for number in handled:
+            signal.signal(number, before[number])
+        if arrived:
+            signal.raise_signal(arrived[0])
 
 
 class CnetDeployError(Exception):

@@ -16,10 +16,10 @@ from cnet_deploy.checkpoints.formats import read_pickled
 from cnet_deploy.checkpoints.formats.safetensors import is_safetensors, read_safetensors
 from cnet_deploy.checkpoints.formats.torch_zip import is_zip
 from cnet_deploy.checkpoints.metadata import METADATA_KEY, _with_own
-from cnet_deploy.checkpoints.tensor_pickle import OddKey
 from cnet_deploy.checkpoints.tensors import Contents, StoredTensor
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.files import digest, read_bytes, require_digest
+from cnet_deploy.files.pickle_reader import OddKey
 from cnet_deploy.files.pickle_scan import Findings, examine, is_torchscript
 
 MAX_PREFIXES = 4  # of DataParallel's "module.", one for each time a model was wrapped

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnet_deploy.errors import InputRefused, Unavailable, printable
+from cnet_deploy.errors import InputRefused, Unavailable, deferred_interrupts, printable
 from cnet_deploy.exporters.base import Option, Serving, Target, Written
 from cnet_deploy.files import atomic_output, check_output, read_bytes
 from cnet_deploy.hardware.engine_layers import Layers, of_engine, of_network
@@ -220,7 +219,7 @@ class _Build:
 
     def run(self, progress: Progress) -> bytes:
         """The engine. Ctrl-C ends the build at its next step, where TensorRT tells of steps."""
-        with _interruptible() as interrupted, warnings.catch_warnings():
+        with deferred_interrupts() as interrupted, warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             if hasattr(self._trt, "IProgressMonitor"):
                 self._config.progress_monitor = _monitor(self._trt, progress, interrupted)
@@ -289,31 +288,6 @@ def _monitor(trt: Any, progress: Progress, interrupted: threading.Event) -> Any:
             self._phases.pop(name, None)
 
     return Monitor()
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM set the event, and come again when this ends: an exception must not travel through TensorRT's own code."""
-    interrupted, came = threading.Event(), list[int]()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
-
-    def note(number: int, _: object) -> None:
-        came.append(number)
-        interrupted.set()
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    heard = [number for number, handler in before.items() if callable(handler)]  # not what is ignored, or kills at once
-    for number in heard:
-        signal.signal(number, note)
-    try:
-        yield interrupted
-    finally:
-        for number in heard:
-            signal.signal(number, before[number])
-        if came:
-            signal.raise_signal(came[0])
 
 
 def _dotted(name: str) -> str:

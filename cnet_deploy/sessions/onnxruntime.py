@@ -17,7 +17,7 @@ import numpy as np
 
 from cnet_deploy.artifacts.onnx_metadata import check_metadata, read_metadata
 from cnet_deploy.artifacts.pair import Pair
-from cnet_deploy.errors import InputRefused, Unavailable, naming, raise_if_interrupted
+from cnet_deploy.errors import InputRefused, Unavailable, deferred_interrupts, naming, raise_if_interrupted
 from cnet_deploy.files.onnx_file import require_one_file
 from cnet_deploy.hardware.cuda import Device
 from cnet_deploy.sessions.base import Backend, Binding, DeviceBinding, Floats, Part, Probe, Session
@@ -275,7 +275,8 @@ def _first_line(error: Exception) -> str:
 def _runtime() -> Any:
     """The module onnxruntime. Raises Unavailable where it can't be imported."""
     try:
-        import onnxruntime
+        with deferred_interrupts():
+            import onnxruntime
     except ImportError as error:
         raise_if_interrupted(error)
         raise Unavailable(

@@ -8,7 +8,7 @@ import numpy as np
 
 from cnet_deploy.artifacts.onnx_metadata import check_metadata, read_metadata
 from cnet_deploy.artifacts.pair import Pair
-from cnet_deploy.errors import InputRefused, Unavailable, naming, raise_if_interrupted
+from cnet_deploy.errors import InputRefused, Unavailable, deferred_interrupts, naming, raise_if_interrupted
 from cnet_deploy.files.onnx_file import parse_onnx
 from cnet_deploy.sessions.base import Backend, Binding, Floats, Part, Session
 
@@ -89,7 +89,8 @@ def open_file(pair: Pair, *, device: str, threads: int | None, precision: str = 
 def _runtime() -> Any:
     """The module openvino. Raises Unavailable where it can't be imported."""
     try:
-        import openvino
+        with deferred_interrupts():
+            import openvino
     except ImportError as error:
         raise_if_interrupted(error)
         raise Unavailable(f"openvino can't be imported ({error}); install the extra: cnet-deploy[openvino]") from None

@@ -26,12 +26,12 @@ MEMORY = 500 << 20  # bytes beyond what the interpreter has when all is imported
 
 LIMITED = """
 import resource, sys
-import numpy, cnet_deploy.datasets, cnet_deploy.array_pickles
+import numpy, cnet_deploy.images.datasets, cnet_deploy.images.cifar_pickle
 from cnet_deploy.errors import InputRefused
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]),) * 2)
 try:
-    cnet_deploy.datasets.open_dataset(sys.argv[1])
+    cnet_deploy.images.datasets.open_dataset(sys.argv[1])
 except InputRefused as error:
     print(error)
 """

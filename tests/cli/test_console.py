@@ -125,7 +125,7 @@ def test_a_log_line_can_not_steer_the_terminal(tmp_path: Path) -> None:
     [
         (["exprot"], "Did you mean export?"),
         (["convrt", "x"], "Did you mean convert?"),
-        (["zzz"], "Expected one of bench, "),
+        (["zzz"], "Expected one of inspect, "),
         (["export", "m", "--onxn"], "Did you mean '?--onnx'?"),
         (["bench", "--round", "3", "--tread", "2"], "--rounds"),
         (["export", "m", "--onnx", "--precision", "fp61"], "'fp16'"),

@@ -90,4 +90,4 @@ class TestBenchOutputs:
     def test_backends(self) -> None:
         assert run("bench", "--backend", "native,").exit_code == 2
         done = run("bench", "--backend", "native,tflite")
-        assert done.exit_code == 4 and "torch.compile" in done.stderr
+        assert done.exit_code == 4 and "native.bf16" in done.stderr

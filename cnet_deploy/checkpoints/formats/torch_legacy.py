@@ -6,7 +6,7 @@ import io
 import struct
 from typing import Any
 
-from cnet_deploy.checkpoints.tensor_pickle import Name, Reader
+from cnet_deploy.checkpoints.tensor_pickle import TensorReader, storage_type
 from cnet_deploy.checkpoints.tensors import Storage
 
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -40,7 +40,7 @@ class _Legacy:
         return loaded
 
     def _next(self) -> Any:
-        return Reader(self.file, self.storage).load()
+        return TensorReader(self.file, self.storage).load()
 
     def _known(self, key: Any) -> Any:
         if not isinstance(key, (str, int)) or key not in self.sizes:
@@ -50,9 +50,9 @@ class _Legacy:
     def storage(self, saved: tuple[Any, ...]) -> Storage:
         """The storage of ``saved``: its class, key, place and number of elements, and the part of it that is meant."""
         kind, key, _, count, part = saved
-        if not isinstance(kind, Name) or not isinstance(key, (str, int)) or type(count) is not int or count < 0:
+        if not isinstance(key, (str, int)) or type(count) is not int or count < 0:
             raise ValueError("it refers to a storage that has no name")
-        dtype, size = kind.storage
+        dtype, size = storage_type(kind)
         if self.sizes.setdefault(key, (dtype, size, count)) != (dtype, size, count):
             raise ValueError(f"storage {key} is of two types or sizes")
         offset, length = (0, count) if part is None else part[1:]

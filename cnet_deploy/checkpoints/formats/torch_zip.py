@@ -7,7 +7,7 @@ import struct
 import zipfile
 from typing import Any
 
-from cnet_deploy.checkpoints.tensor_pickle import Name, Reader
+from cnet_deploy.checkpoints.tensor_pickle import TensorReader, storage_type
 from cnet_deploy.checkpoints.tensors import Storage
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
@@ -35,14 +35,14 @@ class _Zip:
         order = f"{self.root}byteorder"
         if order in self.entries and bytes(self.content(order)) != b"little":
             raise ValueError("its numbers are in another byte order; expected little-endian ones")
-        return Reader(io.BytesIO(self.content(self.pickle)), self.storage).load()
+        return TensorReader(io.BytesIO(self.content(self.pickle)), self.storage).load()
 
     def storage(self, saved: tuple[Any, ...]) -> Storage:
         """The storage of ``saved``: its class, key, place and number of elements."""
         kind, key, _, count = saved
-        if not isinstance(kind, Name) or not isinstance(key, str) or type(count) is not int:
+        if not isinstance(key, str) or type(count) is not int:
             raise ValueError("it refers to a storage that has no name")
-        dtype, size = kind.storage
+        dtype, size = storage_type(kind)
         name = f"{self.root}data/{key}"
 
         def fetch() -> memoryview:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cnet_deploy.errors import deferred_interrupts
 from cnet_deploy.exporters.base import Inside, Option, Serving, Target, Written
 
 if TYPE_CHECKING:
@@ -40,9 +41,10 @@ def write(
     ``precision`` is that of weights and layers; the image and the logits are float32 in any. Raises InputRefused for an opset, batch or
     precision that can't be.
     """
-    import onnx
+    with deferred_interrupts():
+        import onnx
 
-    from cnet_deploy.exporters.onnx.graph import build_graph
+        from cnet_deploy.exporters.onnx.graph import build_graph
     from cnet_deploy.program.program import Program
 
     libraries = {"onnx": onnx.__version__}
