@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cnet_deploy.cli import main
+from cnet_deploy.cli import COMMANDS, main
 from tests.release.test_readme import commands, surroundings
 
 
@@ -20,7 +20,7 @@ def examples(command: str) -> list[str]:
     return [line.strip() for line in found[1].splitlines()] if found else []
 
 
-@pytest.mark.parametrize("command", main.commands)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_some_that_work(command: str, tmp_path: Path) -> None:
     lines = examples(command)
     assert lines and all(f"cnet-deploy {command} " in re.sub(r"\W*$", " ", line) + " " for line in lines)
