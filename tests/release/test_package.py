@@ -1,7 +1,8 @@
-"""The house: who may import whom, and what a wheel holds."""
+"""The package: who may import whom, what is at its top, and what a wheel has."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,14 @@ def test_import_rules() -> None:
         [Path(sys.executable).parent / "lint-imports", "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_the_top_of_the_package_is_as_contributing_has_it() -> None:
+    pages = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = pages.partition("| in `cnet_deploy/` |")[2].partition("\n\n")[0]
+    there = {path.name + "/" * path.is_dir() for path in (ROOT / "cnet_deploy").iterdir()}
+    ignored = {"__pycache__/", "declarations.py"}  # remove the second when the module is gone
+    assert sorted(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)) == sorted(there - ignored)
 
 
 def test_public_names_are_all_there() -> None:
@@ -51,7 +60,7 @@ def test_sdist_to_wheel_to_elsewhere(tmp_path: Path, checkpoint_path: Path) -> N
     expected = {str(path.relative_to(ROOT)) for kind in kinds for path in (ROOT / "cnet_deploy").rglob(kind)} | {"cnet_deploy/py.typed"}
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
-    assert sorted(names) == sorted(expected)  # each module once, none through the doors
+    assert sorted(names) == sorted(expected)  # each module once, none through the links at the root
     with tarfile.open(sdist) as archive:
         tops = {name.split("/")[1] for name in archive.getnames() if "/" in name}
     assert not {"exporters", "benchmarks", "cli.py"} & tops

@@ -16,7 +16,8 @@ from cnet_deploy.benchmarks.sweep.results import read_report
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = (README, *((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("gpu", "training", "measuring")))
+NAMES = ("reading", "native", "gpu", "evaluating", "training", "measuring")  # those with commands to run
+PAGES = (README, *((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in NAMES))
 RECORDED = ROOT / "cnet_deploy" / "benchmarks" / "results" / "amd-epyc-2-cores" / "table-2-threads.json"
 SHOWN = {"inspect", "convert", "verify", "run"}  # whose output can be compared, numbers that change apart
 
