@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-import safetensors
 
-from cnet_deploy.checkpoints.formats import read_pickled
-from cnet_deploy.checkpoints.formats.safetensors import is_safetensors, read_safetensors
-from cnet_deploy.checkpoints.formats.torch_zip import is_zip
+from cnet_deploy.checkpoints.formats import format_of
 from cnet_deploy.checkpoints.metadata import METADATA_KEY, _with_own
 from cnet_deploy.checkpoints.tensors import Contents, StoredTensor
 from cnet_deploy.errors import InputRefused
@@ -39,38 +36,35 @@ def read_tensors(path: Path | str, sha256: str | None = None, data: bytes | None
     require_digest(path, data, sha256)
     if path.suffix == ".onnx":
         raise InputRefused(f"{path}: is an artifact; expected the checkpoint or model that it was made from")
-    findings: Findings | None = None
+    format, findings = format_of(data, path.suffix), Findings()
     try:
-        if path.suffix == ".safetensors" or is_safetensors(data):
-            container, loaded, metadata = "safetensors", *_read_safetensors(data)
-        else:
+        if format.pickled:
             findings = examine(data)
-            container, loaded, metadata = "zip" if is_zip(data) else "legacy pickle", *_read_pickled(data, findings)
-        return Contents(_state_dict(loaded, len(data)), path.name, digest(data), len(data), container, metadata)
+            if findings.wanted or findings.problem:
+                raise ValueError(findings.problem or "it asks for more than tensors")
+        loaded, metadata = format.read(data)
+        metadata = _with_own(_plain_entries(loaded) if format.pickled else metadata)
+        return Contents(_state_dict(loaded, len(data)), path.name, digest(data), len(data), format.name, metadata)
     except InputRefused as error:
         raise InputRefused(f"{path}: {error}") from None
     # What a damaged or hostile file makes its reader raise has no bound: any exception here means that it was not read.
     except Exception as error:
-        raise InputRefused(f"{path}: {_why_unreadable(error, data, findings or examine(data))}") from None
+        if format.pickled:
+            raise InputRefused(f"{path}: {_why_unreadable(error, data, findings)}") from None
+        remedy = "get it again, or convert the checkpoint again"
+        raise InputRefused(f"{path}: is no whole {format.name} file: {_first_line(error)}; {remedy}") from None
 
 
-def _read_pickled(data: bytes, findings: Findings) -> tuple[Any, dict[str, Any]]:
-    if findings.wanted or findings.problem:
-        raise ValueError(findings.problem or "it asks for more than tensors")
-    loaded, metadata = read_pickled(data), dict[str, Any]()
-    if isinstance(loaded, dict):
-        found = {key: loaded.get(key) for key in ("epoch", "best_prec1", "model", METADATA_KEY)}
-        finite = {key: value for key, value in found.items() if not isinstance(value, float) or math.isfinite(value)}
-        metadata = _with_own({key: value for key, value in finite.items() if isinstance(value, (int, float, str))})
-    return loaded, metadata
-
-
-def _read_safetensors(data: bytes) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
-    try:
-        tensors, metadata = read_safetensors(data)
-        return tensors, _with_own(metadata)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputRefused(f"is no whole safetensors file: {_first_line(error)}; get it again, or convert the checkpoint again") from None
+def _plain_entries(loaded: Any) -> dict[str, Any]:
+    """What a checkpoint states beside its tensors."""
+    if not isinstance(loaded, dict):
+        return {}
+    entries = {key: loaded.get(key) for key in ("epoch", "best_prec1", "model", METADATA_KEY)}
+    return {
+        key: value
+        for key, value in entries.items()
+        if isinstance(value, (int, float, str)) and (not isinstance(value, float) or math.isfinite(value))
+    }
 
 
 def _why_unreadable(error: Exception, data: bytes, findings: Findings) -> str:

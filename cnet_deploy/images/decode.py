@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from cnet_deploy.images.preprocessing import Floats, Preprocessing
 if TYPE_CHECKING:
     from PIL import Image
 
+Pixels = npt.NDArray[np.uint8]
 MAX_IMAGES = 10_000
 MAX_PIXELS = 1 << 25  # of an image after resizing
 MAX_DECODED = 1 << 28  # bytes of an image as it is decoded and as RGB: some 67 megapixels, 33 where it has transparency
@@ -45,29 +47,50 @@ class Images:
             yield preprocessing.apply(self.pixels[part]), None if self.labels is None else self.labels[part]
 
 
-def read_images(path: Path | str, preprocessing: Preprocessing, classes: int) -> Images:
-    """Images from a CIFAR binary file (``.bin``), an image file, or a folder of image files (no labels).
+@dataclass(frozen=True)
+class Source:
+    """An image that is not read yet: its name, what reads it as RGB [3, H, W], and its label where the file has one."""
 
-    Raises InputRefused for what can't be read, for more than 10,000 images, and for labels the network does not have.
+    name: str
+    read: Callable[[], Pixels]
+    label: int | None = None
+
+
+def walk_images(path: Path | str, preprocessing: Preprocessing, classes: int, most: int | None = None) -> list[Source]:
+    """What a path stands for: the images of a CIFAR binary file (``.bin``, named FILE#0, FILE#1 …), an image file, or all image files in a
+    folder and the folders in it, by their names.
+
+    ``read`` gives pixels at the network's input size, and raises InputRefused for an image that can't be read. Raises InputRefused for a
+    folder without images, a binary file that the network can't read, labels that it does not have, and more than ``most`` images.
     """
     path = Path(path)
     if path.suffix == ".bin":
-        return _read_cifar(path, preprocessing, classes)
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else [path]
-    if not files:
-        raise InputRefused(f"{path}: holds no images; expected {', '.join(IMAGE_SUFFIXES)} (a CIFAR .bin file is given by its own name)")
-    if len(files) > MAX_IMAGES:
-        raise InputRefused(f"{path}: holds {len(files)} images; expected at most {MAX_IMAGES}")
-    return Images(np.stack([read_image(file, preprocessing) for file in files]), None)
+        if preprocessing.crop != (32, 32):
+            raise InputRefused(f"{path}: CIFAR's images are 32x32, but the network reads {preprocessing.crop}; give images of its kind")
+        pixels, labels = cifar_records(path, classes)
+        sources = [Source(f"{path}#{n}", partial(pixels.__getitem__, n), int(label)) for n, label in enumerate(labels)]
+    elif path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise InputRefused(
+                f"{path}: holds no images; expected {', '.join(IMAGE_SUFFIXES)} (a CIFAR .bin file is given by its own name)"
+            )
+        sources = [Source(str(file), partial(read_image, file, preprocessing)) for file in files]
+    else:
+        sources = [Source(str(path), partial(read_image, path, preprocessing))]
+    if most is not None and len(sources) > most:
+        raise InputRefused(f"{path}: holds {len(sources)} images; expected at most {most}")
+    return sources
 
 
-def _read_cifar(path: Path, preprocessing: Preprocessing, classes: int) -> Images:
-    if preprocessing.crop != (32, 32):
-        raise InputRefused(f"{path}: CIFAR's images are 32x32, but the network reads {preprocessing.crop}; give images of its kind")
-    pixels, labels = cifar_records(path, classes)
-    if len(pixels) > MAX_IMAGES:
-        raise InputRefused(f"{path}: holds {len(pixels)} images; expected at most {MAX_IMAGES}")
-    return Images(pixels, labels)
+def read_images(path: Path | str, preprocessing: Preprocessing, classes: int) -> Images:
+    """All images that a path stands for (see ``walk_images``), with their labels where it has them.
+
+    Raises InputRefused for what can't be read, for more than 10,000 images, and for labels the network does not have.
+    """
+    sources = walk_images(path, preprocessing, classes, MAX_IMAGES)
+    labels = [source.label for source in sources if source.label is not None]
+    return Images(np.stack([source.read() for source in sources]), np.array(labels, np.int64) if labels else None)
 
 
 def cifar_records(path: Path, classes: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cnet_deploy.errors import InputRefused, naming, printable
 from cnet_deploy.images.class_names import read_labels
-from cnet_deploy.images.decode import IMAGE_SUFFIXES, cifar_records, read_image
+from cnet_deploy.images.decode import Pixels, walk_images
 from cnet_deploy.images.preprocessing import NO_OVERRIDES, Overrides, Preprocessing
 from cnet_deploy.sessions import open_session, resolve_backend
 from cnet_deploy.sessions.base import Session
-
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -81,35 +79,17 @@ def classify(
             preprocessing = steps.apply_to(session.preprocessing, session.input_shape[2:])
         names = session.class_names if labels is None else read_labels(labels, session.classes)
         waiting: list[tuple[str, Pixels]] = []
-        for name, found in _pixels(named, preprocessing, session.classes):
-            if isinstance(found, str):
+        for source in chain.from_iterable(walk_images(path, preprocessing, session.classes) for path in named):
+            try:
+                waiting.append((source.name, source.read()))
+            except InputRefused as error:
                 yield from _answers(session, preprocessing, waiting, names, top)  # in the order of the images
                 waiting = []
-                yield Answer(name, problem=found)
-            else:
-                waiting.append((name, found))
+                yield Answer(source.name, problem=str(error))
             if len(waiting) == batch:
                 yield from _answers(session, preprocessing, waiting, names, top)
                 waiting = []
         yield from _answers(session, preprocessing, waiting, names, top)
-
-
-def _pixels(paths: Sequence[Path], preprocessing: Preprocessing, classes: int) -> Iterator[tuple[str, Pixels | str]]:
-    """Every image by its name, at the network's input size; or why it can't be read."""
-    for path in paths:
-        if path.suffix == ".bin":
-            if preprocessing.crop != (32, 32):
-                raise InputRefused(f"{path}: CIFAR's images are 32x32, but the network reads {preprocessing.crop}; give images of its kind")
-            yield from ((f"{path}#{number}", pixels) for number, pixels in enumerate(cifar_records(path, classes)[0]))
-            continue
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else [path]
-        if not files:
-            raise InputRefused(f"{path}: holds no images; expected {', '.join(IMAGE_SUFFIXES)}")
-        for file in files:
-            try:
-                yield str(file), read_image(file, preprocessing)
-            except InputRefused as error:
-                yield str(file), str(error)
 
 
 def _answers(

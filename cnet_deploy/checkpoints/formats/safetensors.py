@@ -7,15 +7,16 @@ from typing import Any
 
 import safetensors
 
+from cnet_deploy.checkpoints.formats.base import Format
 from cnet_deploy.checkpoints.tensors import Storage, StoredTensor
 
-_SAFETENSORS_TYPES = {
+_TYPES = {
     "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "U8": "uint8", "I8": "int8", "I16": "int16",
     "I32": "int32", "I64": "int64", "BOOL": "bool",
 }  # fmt: skip
 
 
-def is_safetensors(data: bytes) -> bool:
+def _recognises(data: bytes) -> bool:
     """Whether it begins as a safetensors file does."""
     return len(data) >= 10 and 2 <= int.from_bytes(data[:8], "little") <= len(data) - 8 and data[8:9] == b"{"
 
@@ -28,7 +29,7 @@ def read_safetensors(data: bytes) -> tuple[dict[str, StoredTensor], dict[str, An
         strides = [1] * len(shape)
         for axis in range(len(shape) - 2, -1, -1):
             strides[axis] = strides[axis + 1] * shape[axis + 1]
-        dtype = _SAFETENSORS_TYPES.get(entry["dtype"], entry["dtype"])
+        dtype = _TYPES.get(entry["dtype"], entry["dtype"])
         tensors[name] = StoredTensor(dtype, _whole(dtype, memoryview(entry["data"])), 0, shape, tuple(strides))
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return tensors, dict(header.get("__metadata__") or {})
@@ -36,3 +37,6 @@ def read_safetensors(data: bytes) -> tuple[dict[str, StoredTensor], dict[str, An
 
 def _whole(dtype: str, content: memoryview) -> Storage:
     return Storage(dtype, lambda: content)
+
+
+FORMAT = Format("safetensors", _recognises, read_safetensors, pickled=False, suffixes=(".safetensors",))

@@ -6,6 +6,7 @@ import io
 import struct
 from typing import Any
 
+from cnet_deploy.checkpoints.formats.base import Format
 from cnet_deploy.checkpoints.tensor_pickle import TensorReader, storage_type
 from cnet_deploy.checkpoints.tensors import Storage
 
@@ -65,3 +66,7 @@ class _Legacy:
             return self.contents[key][offset * size : (offset + length) * size]
 
         return Storage(dtype, fetch)
+
+
+# A pickle may begin with nearly anything: what no other container recognises is tried as this one.
+FORMAT = Format("legacy pickle", bool, lambda data: (_Legacy(data).read(), {}))

@@ -7,13 +7,14 @@ import struct
 import zipfile
 from typing import Any
 
+from cnet_deploy.checkpoints.formats.base import Format
 from cnet_deploy.checkpoints.tensor_pickle import TensorReader, storage_type
 from cnet_deploy.checkpoints.tensors import Storage
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 
 
-def is_zip(data: bytes) -> bool:
+def _recognises(data: bytes) -> bool:
     """Whether it begins as torch's zip container does."""
     return data[:2] == b"PK"
 
@@ -66,3 +67,6 @@ class _Zip:
         if signature != b"PK\x03\x04" or begin + entry.file_size > len(self.data):
             raise ValueError(f"{name} is not whole")
         return memoryview(self.data)[begin : begin + entry.file_size]
+
+
+FORMAT = Format("zip", _recognises, lambda data: (_Zip(data).read(), {}))
