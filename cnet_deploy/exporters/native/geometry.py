@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.exporters.native.packing import LINE, padded
+from cnet_deploy.exporters.native.constants import LINE, MAP_SLACK, PLANE_SLACK, ROW_LEAST, WHOLE_SLACK
+from cnet_deploy.exporters.native.packing import padded
 from cnet_deploy.program.program import DenseLayer, Program, Transition
 
 MAX_OFFSET = (1 << 31) - 1  # in floats, of a plane from the first of its map
 WHOLE_AREA = 1100  # of a map of which several threads do one convolution after the other
-NARROW_LEAST, NARROW_AREA = 4, 400  # a row that has a tile; a map whose buffer stays near
+NARROW_AREA = 400  # of a map whose buffer stays in the nearest caches
 
 
 @dataclass
@@ -33,9 +34,8 @@ class Block:
 
     @property
     def plane(self) -> int:
-        """Floats of a plane: rows, what a last vector spills, and an odd number of cache lines."""
-        lines = padded(self.size[0] * self.pitch, LINE) // LINE + 1
-        return (lines | 1) * LINE
+        """Floats of a plane: its rows and the room after them, as an odd number of cache lines."""
+        return _odd_lines(padded(self.size[0] * self.pitch, LINE) + PLANE_SLACK)
 
     @property
     def whole(self) -> int:
@@ -43,11 +43,16 @@ class Block:
         floats = self.size[0] * self.pitch
         if self.layout == "narrow" or floats > WHOLE_AREA:
             return 0
-        return (padded(floats + 2 * self.pitch + 8 * LINE, LINE) // LINE | 1) * LINE
+        return _odd_lines(floats + 2 * self.pitch + WHOLE_SLACK)
 
     @property
     def middle_channels(self) -> int:
         return 0 if self.transition is None or self.transition.pointwise is None else self.transition.pointwise.order.size
+
+
+def _odd_lines(floats: int) -> int:
+    """Rounded up to an odd number of cache lines: with an even one, planes would compete for the same places in the caches."""
+    return (padded(floats, LINE) // LINE | 1) * LINE
 
 
 def plain_paths(program: Program) -> list[str]:
@@ -93,7 +98,7 @@ def blocks_of(program: Program, layouts: Sequence[str] | None = None) -> list[Bl
 def _layout(layers: list[DenseLayer], size: tuple[int, int]) -> str:
     """Pixels or output channels as vectors: what needs fewer multiply-adds of 16 lanes, idle ones included."""
     height, width = size
-    if width < NARROW_LEAST or height * width > NARROW_AREA:
+    if width < ROW_LEAST or height * width > NARROW_AREA:
         return "wide"
     wide = narrow = 0
     for layer in layers:
@@ -115,9 +120,9 @@ def place(blocks: list[Block]) -> int:
     if (largest := max(block.plane * block.channels for block in blocks)) > MAX_OFFSET:
         times = largest / MAX_OFFSET
         raise InputRefused(f"a map of images of this size is {times:.1f} times too large for the tables; expected images of fewer pixels")
-    sizes = [block.plane * block.channels + 4 * LINE for block in blocks]
+    sizes = [block.plane * block.channels + MAP_SLACK for block in blocks]
     total = max([a + b for a, b in itertools.pairwise(sizes)] + sizes)
     for number, (block, size) in enumerate(zip(blocks, sizes, strict=True)):
         block.map = 0 if number % 2 == 0 else total - size
         block.middle = total
-    return total + max(block.plane * block.middle_channels for block in blocks) + 4 * LINE
+    return total + max(block.plane * block.middle_channels for block in blocks) + MAP_SLACK

@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cnet_deploy.exporters.native.constants import LINE
 from cnet_deploy.program.program import Pointwise
 
 Doubles = npt.NDArray[np.float64]
 Words = npt.NDArray[np.uint32]
 
-LINE = 16  # words in a cache line
-WIDE_TILES, WIDE_TILES_PAIRED = (8, 4, 2, 1), (8, 4, 2)
-NARROW_TILES, ROW_TILES = (32, 16), (32, 16, 8)
 # Beyond this, dividing a shift by its gain would overflow, and the input could not be seen beside it in fp32 anyway.
 MAX_RATIO = 1e30
 

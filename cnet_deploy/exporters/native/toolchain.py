@@ -53,6 +53,7 @@ _COMMON = (
     "-Wno-ignored-attributes", "-Wno-unknown-warning-option",
 )  # fmt: skip
 _ENGINE = ("engine.cpp", "threads.cpp")
+_PLAN = ("-Werror=missing-field-initializers",)  # so that no field of plan.h is left out
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def build(compiler: Compiler, isas: Sequence[str], *, precision: str, source: st
         jobs += [("kernels.cpp", isa, _isa_defines(isa, precision)) for isa in isas]
         with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             objects = list(pool.map(lambda job: _object(compiler, *job, extra=extra, scratch=place), jobs))
-        _run([*compiler.command, *_COMMON, *extra, "-I", str(SOURCES), "-c", "plan.cpp", "-o", "plan.o"], place)
+        _run([*compiler.command, *plan_flags(precision), *extra, "-c", "plan.cpp", "-o", "plan.o"], place)
         for number, content in enumerate(objects):
             (place / f"{number}.o").write_bytes(content)
         names = [f"{number}.o" for number in range(len(objects))]
@@ -190,6 +191,11 @@ def _scratch() -> Iterator[Path]:
 
 def _isa_defines(isa: str, precision: str) -> tuple[str, ...]:
     return (f"-DCNET_ISA={isa}", f'-DCNET_ISA_NAME="{isa}"', f"-DCNET_BF16={int(precision == 'bf16')}")
+
+
+def plan_flags(precision: str) -> tuple[str, ...]:
+    """What plan.cpp is compiled with, besides the instruction set, which it does not depend on."""
+    return (*_COMMON, *_PLAN, f"-DCNET_BF16={int(precision == 'bf16')}", "-I", str(SOURCES))
 
 
 def _object(compiler: Compiler, name: str, isa: str, defines: Sequence[str], *, extra: Sequence[str], scratch: Path) -> bytes:

@@ -5,6 +5,7 @@
 // vector once it is loaded: then three rows share their loads (ROWS > 1), and a value serves up to three taps more.
 #pragma once
 
+#include "constants.h"
 #include "plan.h"
 #include "pointwise_wide.hpp"
 #include "vectors.hpp"
@@ -147,10 +148,7 @@ CNET_INLINE void conv3x3_wide(const float *data, const Conv3x3 &c, const float *
                 }
             }
         };
-        take(Constant<8>{});
-        take(Constant<4>{});
-        take(Constant<2>{});
-        take(Constant<1>{});
+        each(wide_tiles, take);
     }
 }
 

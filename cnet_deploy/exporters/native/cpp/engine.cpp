@@ -9,6 +9,7 @@
 #include <new>
 
 #include "cnet.h"
+#include "constants.h"
 #include "cpu.hpp"
 #include "kernels.h"
 #include "team.h"
@@ -24,6 +25,7 @@ namespace {
 
 constexpr uint64_t alive = 0x636e65742d6f6b21;  // in a handle that may be used
 constexpr size_t huge_page = 2u << 20;
+constexpr size_t line_bytes = 4 * line;
 
 }  // namespace
 
@@ -50,6 +52,9 @@ struct Start {
 
 size_t rounded(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
+// Bytes of a piece of memory: whole cache lines, and one between it and the next.
+size_t piece_bytes(size_t floats) { return rounded(floats, line) * 4 + line_bytes; }
+
 // All memory in one piece, on huge pages where the system has them: planes lie far apart, and small pages would miss on each.
 // A debug build allocates piece by piece, so that a sanitizer sees where each ends.
 bool allocate(cnet_model &m, int threads) {
@@ -61,12 +66,12 @@ bool allocate(cnet_model &m, int threads) {
 #ifdef CNET_DEBUG
     for (int i = 0; i < 4; i++) {
         void *piece = nullptr;
-        if (posix_memalign(&piece, 64, rounded(floats[i], 16) * 4 + 64)) return false;
+        if (posix_memalign(&piece, line_bytes, piece_bytes(floats[i]))) return false;
         *pieces[i] = (float *)piece;
     }
 #else
     size_t bytes = 0;
-    for (const size_t n : floats) bytes += rounded(n, 16) * 4 + 64;
+    for (const size_t n : floats) bytes += piece_bytes(n);
     m.mapped_bytes = rounded(bytes, huge_page) + huge_page;
     m.mapped = mmap(nullptr, m.mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (m.mapped == MAP_FAILED) return false;
@@ -74,7 +79,7 @@ bool allocate(cnet_model &m, int threads) {
     madvise(at, m.mapped_bytes - huge_page, MADV_HUGEPAGE);  // a wish
     for (int i = 0; i < 4; i++) {
         *pieces[i] = (float *)(void *)at;
-        at += rounded(floats[i], 16) * 4 + 64;
+        at += piece_bytes(floats[i]);
     }
 #endif
     return true;
@@ -171,8 +176,6 @@ cnet_status check_new(int threads, cnet_model **model) {
 }
 
 }  // namespace
-
-static_assert(most_threads == CNET_MAX_THREADS, "cnet.h says how many threads there may be");
 
 extern "C" {
 

@@ -4,13 +4,12 @@
 // by side, one stream.
 #pragma once
 
+#include "constants.h"
 #include "plan.h"
 #include "vectors.hpp"
 
 namespace cnet {
 namespace CNET_ISA {
-
-constexpr int classes_together = 64;
 
 static void average(const Plan &p, const Block &b, const float *map, float *features, int share, int shares) {
     const int32_t *planes = integers(p.data, p.head.planes);

@@ -5,6 +5,7 @@
 // layer needs one meeting of the threads.
 #pragma once
 
+#include "constants.h"
 #include "conv3x3_wide.hpp"
 #include "plan.h"
 #include "pointwise_wide.hpp"
@@ -14,7 +15,6 @@ namespace cnet {
 namespace CNET_ISA {
 
 constexpr int64_t buffer_floats = 1 << 16;  // that the buffer aims at: a quarter of a megabyte
-constexpr int line = 16;                    // floats; planes begin on a cache line, and on an odd one, lest they fall on each other
 
 // How a layer goes through its strip: so many pixels at a time, in a buffer of so many planes of so many floats.
 struct Steps {
@@ -88,6 +88,7 @@ static void layer_wide(const float *data, const Block &b, const Layer &l, float 
 // that all share, and the 3x3 after one more meeting.
 CNET_INLINE bool goes_whole(const Block &b, int shares) { return shares > 1 && b.whole > 0; }
 CNET_INLINE int64_t whole_origin(const Block &b) { return -round_up(b.pitch + 1, line); }
+static_assert(line + 1 + 2 * lanes <= whole_slack, "the zeros around a map end within its plane of the shared buffer");
 
 static void whole_pointwise(const float *data, const Block &b, const Layer &l, const float *map, float *between, int share, int shares) {
     const int64_t all = (int64_t)b.height * b.pitch, origin = whole_origin(b), planes = (int64_t)l.second.groups * l.second.inputs;

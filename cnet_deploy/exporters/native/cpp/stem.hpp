@@ -5,6 +5,7 @@
 // parted by vectors, others one by one.
 #pragma once
 
+#include "constants.h"
 #include "plan.h"
 #include "pointwise_wide.hpp"
 #include "vectors.hpp"
@@ -103,10 +104,7 @@ static void stem(const Plan &p, const Block &b, const float *image, float *map, 
                     stem_row<tile, at_once, wide_vectors(at_once)>(tap_of, 0, b.width, p.data + p.stem.weight + (int64_t)done * taps + o,
                                                              out + (int64_t)(done + o) * b.plane, b.plane);
         };
-        take(Constant<8>{});
-        take(Constant<4>{});
-        take(Constant<2>{});
-        take(Constant<1>{});
+        each(wide_tiles, take);
     }
 }
 

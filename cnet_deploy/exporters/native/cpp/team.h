@@ -5,11 +5,13 @@
 
 #include <atomic>
 
+#include "cnet.h"
 #include "threads.h"
 
 namespace cnet {
 
-constexpr int most_threads = 32;
+constexpr int most_threads = CNET_MAX_THREADS;
+static_assert(most_threads <= 32, "each share of a phase is one bit of a 32-bit word");
 
 // Each word that threads fight for has a cache line of its own.
 struct Team {
