@@ -57,17 +57,17 @@ def _odd_lines(floats: int) -> int:
 
 def plain_paths(program: Program) -> list[str]:
     """What of a network no fast kernel covers, in words."""
-    found = []
+    reasons = []
     if program.stem.stride > 2:
-        found.append(f"the image's rows are parted one by one: stride {program.stem.stride} (1 and 2 are done by vectors)")
+        reasons.append(f"the image's rows are parted one by one: stride {program.stem.stride} (1 and 2 are done by vectors)")
     for number, block in enumerate(blocks_of(program), 1):
         outputs = {len(layer.weight) // layer.groups for layer in block.layers}
-        found += [
+        reasons += [
             f"block {number}: groups of {n} outputs leave tiles of one output"
             for n in sorted(outputs)
             if block.layout == "wide" and n % 2 and n > 1
         ]
-    return found
+    return reasons
 
 
 def blocks_of(program: Program, layouts: Sequence[str] | None = None) -> list[Block]:

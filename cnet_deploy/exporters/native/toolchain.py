@@ -102,7 +102,7 @@ def resolve(target: str | None, precision: str) -> Processor:
 
 
 def find_compiler(machine: str) -> Compiler:
-    """``$CXX``, else the system's, else the one in the package ``ziglang``. Raises Unavailable that says how to get one."""
+    """``$CXX``, else the system's, else the one in the package ``ziglang``. Raises Unavailable, with how to get one, where there is none."""
     if wanted := os.environ.get("CXX"):
         compiler = _asked(_words(wanted), machine)
         if compiler is None:
@@ -114,16 +114,16 @@ def find_compiler(machine: str) -> Compiler:
         return compiler
     native = machine == host_machine()
     for name in ("g++", "clang++") if native else (f"{machine}-linux-gnu-g++",):
-        if (path := shutil.which(name)) and (found := _asked((path,), machine)) and found.machine == machine:
-            return found
-    if importlib.util.find_spec("ziglang") and (found := _asked((sys.executable, "-m", "ziglang", "c++"), machine)):
-        return found
-    what = "a C++ compiler" if native else f"a C++ compiler for {machine} ({machine}-linux-gnu-g++)"
-    raise Unavailable(f"{what} is not to be found; {HOW}")
+        if (path := shutil.which(name)) and (compiler := _asked((path,), machine)) and compiler.machine == machine:
+            return compiler
+    if importlib.util.find_spec("ziglang") and (compiler := _asked((sys.executable, "-m", "ziglang", "c++"), machine)):
+        return compiler
+    what = "C++ compiler" if native else f"C++ compiler for {machine} ({machine}-linux-gnu-g++)"
+    raise Unavailable(f"no {what} was found; {HOW}")
 
 
 def _words(command: str) -> tuple[str, ...]:
-    """A command's words, its program by a path that holds in any folder; none if it can't be read."""
+    """A command's words, its program by a path that is valid in any folder; no words if it can't be parsed."""
     try:
         words = shlex.split(command)
     except ValueError:
@@ -134,7 +134,7 @@ def _words(command: str) -> tuple[str, ...]:
 
 
 def _asked(command: tuple[str, ...], machine: str) -> Compiler | None:
-    """A compiler by what it says of itself; None if it does not answer."""
+    """What a compiler reports of itself; None if it does not answer."""
     if not command:
         return None
     zig = any("zig" in Path(word).name for word in command)
@@ -203,9 +203,9 @@ def _object(compiler: Compiler, name: str, isa: str, defines: Sequence[str], *, 
     flags = [*_COMMON, *compiler.flags(isa), *extra, *defines]
     content = b"".join(path.read_bytes() for path in sorted(SOURCES.iterdir()) if path.is_file())
     key = hashlib.sha256(repr((compiler, name, flags, hashlib.sha256(content).hexdigest())).encode()).hexdigest()
-    if (found := _from_cache(key)) is not None:
+    if (cached := _from_cache(key)) is not None:
         log.info("%s for %s: compiled before", name, isa)
-        return found
+        return cached
     log.info("compiling %s for %s with %s", name, isa, compiler.version)
     made = scratch / f"{key}.o"
     # By a relative name, so that no path of this machine gets into the file.
