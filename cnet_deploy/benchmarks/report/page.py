@@ -78,7 +78,7 @@ def _environment(report: Report) -> list[tuple[str, str]]:
 @functools.cache
 def _template() -> jinja2.Template:
     surroundings = jinja2.Environment(
-        loader=jinja2.PackageLoader("cnet_deploy.benchmarks", "."), autoescape=True, undefined=jinja2.StrictUndefined,
+        loader=jinja2.PackageLoader("cnet_deploy.benchmarks.report", "."), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     surroundings.filters |= {"ms": milliseconds, "printable": printable}
