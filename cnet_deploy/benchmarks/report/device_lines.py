@@ -44,7 +44,7 @@ def notes(report: Report) -> list[str]:
     found = [backend for backend in report.backends if "tf32" in backend.split(".") or backend == "onnxruntime.tensorrt"]  # its default
     tf32 = f"TF32 is on for {', '.join(found)} alone." if found else "TF32 is off everywhere."
     machine = report.environment
-    return [f"{NOTE} {tf32}", f"{machine['gpu'] or 'a GPU that nvidia-smi does not tell of'}, driver {machine['driver'] or 'unknown'}."]
+    return [f"{NOTE} {tf32}", f"{machine['gpu'] or 'a GPU whose name could not be read'}, driver {machine['driver'] or 'unknown'}."]
 
 
 def _figures(report: Report, result: Result) -> list[str]:
