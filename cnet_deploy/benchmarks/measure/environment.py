@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cnet_deploy.errors import printable
-from cnet_deploy.hardware.nvidia_smi import check_state, driver_of_module, read_gpu
+from cnet_deploy.hardware.nvml import check_state, driver_of_module, read_gpu
 from cnet_deploy.sessions import backends
 
 _PACKAGES = ("onnx", "numpy", "pycuda", "cuda-python", "cuda-bindings")  # and those of all backends
@@ -28,8 +28,8 @@ def environment() -> dict[str, Any]:
     """What decides a latency and can be read without privileges; None where the system does not tell.
 
     ``clock_mhz`` are the cores' clocks at this moment, ``processor_ticks`` what all cores have done since the machine started
-    (hundredths of a second by kind): two of them tell how much a hypervisor took in between (see ``stolen``). ``gpu_state`` is what gpu.py
-    tells of the first GPU; it is no part of the fingerprint.
+    (hundredths of a second by kind): two of them tell how much a hypervisor took in between (see ``stolen``). ``gpu_state`` is what
+    hardware/nvml.py reads of the first GPU; it is no part of the fingerprint.
     """
     gpu = read_gpu()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
