@@ -15,7 +15,7 @@ import safetensors
 from cnet_deploy.checkpoints.formats import read_pickled
 from cnet_deploy.checkpoints.formats.safetensors import is_safetensors, read_safetensors
 from cnet_deploy.checkpoints.formats.torch_zip import is_zip
-from cnet_deploy.checkpoints.metadata import METADATA_KEY, _with_own
+from cnet_deploy.checkpoints.metadata import METADATA_KEY, with_own
 from cnet_deploy.checkpoints.tensor_pickle import OddKey
 from cnet_deploy.checkpoints.tensors import Contents, StoredTensor
 from cnet_deploy.errors import InputRefused
@@ -61,14 +61,14 @@ def _read_pickled(data: bytes, findings: Findings) -> tuple[Any, dict[str, Any]]
     if isinstance(loaded, dict):
         found = {key: loaded.get(key) for key in ("epoch", "best_prec1", "model", METADATA_KEY)}
         finite = {key: value for key, value in found.items() if not isinstance(value, float) or math.isfinite(value)}
-        metadata = _with_own({key: value for key, value in finite.items() if isinstance(value, (int, float, str))})
+        metadata = with_own({key: value for key, value in finite.items() if isinstance(value, (int, float, str))})
     return loaded, metadata
 
 
 def _read_safetensors(data: bytes) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
     try:
         tensors, metadata = read_safetensors(data)
-        return tensors, _with_own(metadata)
+        return tensors, with_own(metadata)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputRefused(f"is no whole safetensors file: {_first_line(error)}; get it again, or convert the checkpoint again") from None
 

@@ -13,7 +13,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from cnet_deploy.checkpoints import load as checkpoint
+from cnet_deploy.checkpoints.load import load
+from cnet_deploy.checkpoints.metadata import METADATA_KEY, own_metadata
 from cnet_deploy.models.build import build
 
 from .helpers import ARCHITECTURE, group_conv_state, refused, training_state, written
@@ -65,16 +66,13 @@ def test_headers_that_lie(tmp_path: Path, kind: str, command: str) -> None:
 @functools.cache
 def _honest() -> str:
     """The metadata that the package writes itself, as JSON."""
-    data = checkpoint._safetensors_bytes(build(ARCHITECTURE, "training"))
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    text: str = header["__metadata__"][checkpoint.METADATA_KEY]
-    return text
+    return own_metadata(build(ARCHITECTURE, "training"))
 
 
 def with_metadata(folder: Path, own: Any) -> Path:
     """A training checkpoint of ours with this metadata."""
     text = own if isinstance(own, str) else json.dumps(own)
-    return written(folder, safetensors.torch.save(training_state(), {checkpoint.METADATA_KEY: text}), NAME)
+    return written(folder, safetensors.torch.save(training_state(), {METADATA_KEY: text}), NAME)
 
 
 def changed(part: str, key: str | None, value: Any) -> dict[str, Any]:
@@ -87,7 +85,7 @@ def changed(part: str, key: str | None, value: Any) -> dict[str, Any]:
 
 
 def test_honest_metadata_loads(tmp_path: Path) -> None:
-    assert checkpoint.load(with_metadata(tmp_path, json.loads(_honest()))).form == "training"
+    assert load(with_metadata(tmp_path, json.loads(_honest()))).form == "training"
 
 
 @pytest.mark.parametrize(
@@ -123,6 +121,10 @@ LIES = [
     ("preprocessing", "std", [float("nan")] * 3),
     ("source", None, []),
     ("source", "form", "other"),
+    ("class_names", None, ["a"]),
+    ("class_names", None, [""] * 10),
+    ("training", None, 5),
+    ("training", None, {"class_names": ["\x1b[31m"]}),
     ("source", "name", 5),
 ]
 
