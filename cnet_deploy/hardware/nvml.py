@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from cnet_deploy.errors import raise_if_interrupted
 
-_MODES = ("persistence", "compute_mode", "mig_mode", "performance_state")
 _NUMBERS = ("sm_mhz", "memory_mhz", "max_sm_mhz", "max_memory_mhz", "celsius", "watts", "limit_watts")
 _SWITCH = {0: "Disabled", 1: "Enabled"}
 _COMPUTE_MODES = {0: "Default", 1: "Exclusive_Thread", 2: "Prohibited", 3: "Exclusive_Process"}
@@ -30,7 +29,11 @@ _SLOWDOWN_FIELDS = ((269, 270, 271), (251, 252, 253))
 
 
 class Gpu(NamedTuple):
-    """A GPU's name, its driver's version, and its state at this moment: see ``check_state`` for what is in it."""
+    """A GPU's name, its driver's version, and its state at this moment; None for what the driver does not report.
+
+    In the state, clocks are in MHz; ``reasons`` are what held clocks down at that moment, ``slowdown_microseconds`` for how long since the
+    driver was started. benchmarks/measure/environment.py has the type of each entry.
+    """
 
     name: str | None
     driver: str | None
@@ -113,23 +116,6 @@ class _Device:
         if len(complete) == 1:
             found |= {name: counts[number] for name, number in zip(_SLOWDOWNS, complete[0], strict=True)}
         return found
-
-
-def check_state(found: Any) -> tuple[list[Any], list[Any]]:
-    """The texts and the numbers of a state, for ``check_environment`` to look at. Raises ValueError or TypeError for what is none.
-
-    Clocks in MHz; ``reasons`` are what clocks were held down by at that moment, ``slowdown_microseconds`` for how long since the driver
-    was started. None stands for what the driver does not tell.
-    """
-    if found is None:
-        return [], []
-    if not isinstance(found, dict) or set(found) != {*_NUMBERS, *_MODES, "reasons", "slowdown_microseconds"}:
-        raise ValueError("its GPU's state is none")
-    counters = found["slowdown_microseconds"] or {}
-    if not isinstance(found["reasons"] or [], list) or not isinstance(counters, dict):
-        raise ValueError("what slowed its GPU down is none")
-    texts = [*(found[name] for name in _MODES), *(found["reasons"] or ()), *counters]
-    return texts, [*(found[name] for name in _NUMBERS), *counters.values()]
 
 
 def slowdowns(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> dict[str, float | None]:

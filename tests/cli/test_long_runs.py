@@ -78,7 +78,7 @@ class TestBenchOutputs:
         assert done.exit_code == 4 and "expected the results of the interrupted run with --json" in done.stderr
         (tmp_path / "r.json").write_text("{}")
         done = run("bench", onnx_path, "--resume", "--json", tmp_path / "r.json")
-        assert done.exit_code == 4 and "holds no results of this version" in done.stderr
+        assert done.exit_code == 4 and "r.json is of another kind: it has no cnet_deploy_bench; expected" in done.stderr
         assert (tmp_path / "r.json").read_text() == "{}"
 
     @pytest.mark.parametrize("value", ["", "0", "-1", "1,", "1,x", "1.5", "99999999"])

@@ -195,7 +195,7 @@ def test_kills_at_any_moment_change_nothing(whole: Path, tmp_path: Path, small_d
     (["--stages", "1-x"], 2, "no list of numbers"),
     (["--stages", "1-1", "--growth", "8"], 4, "2 stages and 1 growth rates"),
     (["--stages", "1-1", "--growth", "8-9"], 4, "growth 9 with bottleneck 4; expected multiples of 4"),
-    (["--stages", "1-1", "--growth", "8-8", "--lr", "0"], 4, "a learning rate over 0"),
+    (["--stages", "1-1", "--growth", "8-8", "--lr", "0"], 4, "lr is 0.0; expected a number over 0"),
 ])  # fmt: skip
 def test_what_the_command_refuses(small_dataset: Path, tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
     done = CliRunner().invoke(main, ["train", str(small_dataset), "--savedir", str(tmp_path), "--growth", "8-8", *arguments])

@@ -102,7 +102,7 @@ def resolve(target: str | None, precision: str) -> Processor:
 
 
 def find_compiler(machine: str) -> Compiler:
-    """``$CXX``, else the system's, else the one in the package ``ziglang``. Raises Unavailable, with how to get one, where there is none."""
+    """``$CXX``, else the system's, else the one in the package ``ziglang``. Raises Unavailable where there is none."""
     if wanted := os.environ.get("CXX"):
         compiler = _asked(_words(wanted), machine)
         if compiler is None:
