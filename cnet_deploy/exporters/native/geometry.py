@@ -11,14 +11,18 @@ from cnet_deploy.exporters.native.constants import LINE, MAP_SLACK, PLANE_SLACK,
 from cnet_deploy.exporters.native.packing import padded
 from cnet_deploy.program.program import DenseLayer, Program, Transition
 
-MAX_OFFSET = (1 << 31) - 1  # in floats, of a plane from the first of its map
-WHOLE_AREA = 1100  # of a map of which several threads do one convolution after the other
-NARROW_AREA = 400  # of a map whose buffer stays in the nearest caches
+MAX_OFFSET = (1 << 31) - 1  # floats from the first plane of a map to its last: tables hold 32-bit offsets
+WHOLE_AREA = 1100  # floats of the largest map on which several threads finish a 1x1 before they begin the 3x3
+NARROW_AREA = 400  # pixels of the largest map whose transposed buffer stays in a near cache
 
 
 @dataclass
 class Block:
-    """A dense block and the transition after it. ``size`` is its map's, ``channels`` how many planes it has when all layers are done."""
+    """A dense block and the transition after it.
+
+    ``size`` is the height and width of its map, ``channels`` the number of its planes once all layers have run, ``layout`` "wide" or
+    "narrow". ``map`` and ``middle`` are offsets in floats: of the map, and of what the transition's 1x1 writes.
+    """
 
     layers: list[DenseLayer]
     transition: Transition | None
@@ -39,7 +43,7 @@ class Block:
 
     @property
     def whole(self) -> int:
-        """Floats a plane of the shared buffer, zeros around the map included; 0 for maps that threads do strip by strip."""
+        """Floats of a plane in the shared buffer, with the zeros around the map; 0 for maps that threads do strip by strip."""
         floats = self.size[0] * self.pitch
         if self.layout == "narrow" or floats > WHOLE_AREA:
             return 0
@@ -56,22 +60,22 @@ def _odd_lines(floats: int) -> int:
 
 
 def plain_paths(program: Program) -> list[str]:
-    """What of a network no fast kernel covers, in words."""
-    reasons = []
+    """The parts of a network that no fast kernel covers, a sentence for each."""
+    slow = []
     if program.stem.stride > 2:
-        reasons.append(f"the image's rows are parted one by one: stride {program.stem.stride} (1 and 2 are done by vectors)")
+        slow.append(f"the first convolution has stride {program.stem.stride}: rows are split pixel by pixel (strides 1 and 2 use vectors)")
     for number, block in enumerate(blocks_of(program), 1):
         outputs = {len(layer.weight) // layer.groups for layer in block.layers}
-        reasons += [
-            f"block {number}: groups of {n} outputs leave tiles of one output"
+        slow += [
+            f"block {number}: in groups of {n} outputs, one output is computed alone"
             for n in sorted(outputs)
             if block.layout == "wide" and n % 2 and n > 1
         ]
-    return reasons
+    return slow
 
 
 def blocks_of(program: Program, layouts: Sequence[str] | None = None) -> list[Block]:
-    """The dense blocks of a Program, each with its layout; ``layouts`` overrules the choice."""
+    """The dense blocks of a Program, each with its layout; ``layouts`` overrides the choice."""
     height, width = ((side - 1) // program.stem.stride + 1 for side in program.architecture.input_size)
     channels = len(program.stem.weight)
     blocks: list[Block] = []
@@ -96,7 +100,7 @@ def blocks_of(program: Program, layouts: Sequence[str] | None = None) -> list[Bl
 
 
 def _layout(layers: list[DenseLayer], size: tuple[int, int]) -> str:
-    """Pixels or output channels as vectors: what needs fewer multiply-adds of 16 lanes, idle ones included."""
+    """Whether vectors are pixels ("wide") or output channels ("narrow"): what takes fewer multiply-adds of 16 lanes, idle ones included."""
     height, width = size
     if width < ROW_LEAST or height * width > NARROW_AREA:
         return "wide"
@@ -113,9 +117,9 @@ def _layout(layers: list[DenseLayer], size: tuple[int, int]) -> str:
 
 
 def place(blocks: list[Block]) -> int:
-    """Lay the maps out in one piece of memory: neighbours at opposite ends, since only they live at the same time.
+    """Give every map its place in one piece of memory. Neighbours get opposite ends, since only they are in use at the same time.
 
-    Returns its floats. Raises InputRefused where a map is too large for the tables.
+    Returns the size of the memory in floats. Raises InputRefused where a map is too large for the tables.
     """
     if (largest := max(block.plane * block.channels for block in blocks)) > MAX_OFFSET:
         times = largest / MAX_OFFSET

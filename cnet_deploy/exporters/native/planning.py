@@ -31,7 +31,7 @@ from cnet_deploy.program.program import DenseLayer, Head, Pointwise, Pool, Progr
 
 @dataclass(frozen=True)
 class Plan:
-    """``source`` is plan.cpp, ``weights`` the words that it points into; ``layouts`` says wide or narrow, block after block."""
+    """``source`` is plan.cpp, ``weights`` the words that it points into, ``layouts`` "wide" or "narrow" for each block."""
 
     source: str
     weights: bytes
@@ -39,7 +39,7 @@ class Plan:
 
 
 def make_plan(program: Program, *, precision: str, description: str, isas: Sequence[str], layouts: Sequence[str] | None = None) -> Plan:
-    """Plan a Program for ``precision`` "fp32" or "bf16". ``layouts`` overrules what is chosen for each block: for measurements.
+    """Plan a Program for ``precision`` "fp32" or "bf16". ``layouts`` overrides the choice for each block, for measurements.
 
     Raises InputRefused for images so large that a map outgrows the tables.
     """
@@ -78,7 +78,7 @@ def make_plan(program: Program, *, precision: str, description: str, isas: Seque
     return Plan(source, weights, tuple(block.layout for block in blocks))
 
 
-# ---- layers ------------------------------------------------------------------------------------------------------------------------
+# ---- structures --------------------------------------------------------------------------------------------------------------------
 
 
 def _stem(stem: Stem, data: Data) -> str:
@@ -87,6 +87,7 @@ def _stem(stem: Stem, data: Data) -> str:
 
 
 def _wide_layer(layer: DenseLayer, block: Block, data: Data, paired: bool) -> tuple[str, int]:
+    """A Layer of plan.h, and the floats of the buffer between its convolutions."""
     conv, path = layer.pointwise, route(layer.pointwise, layer.groups, paired=paired)
     first = _wide_pointwise(conv, block, data, paired, path.rows, path.slots, WIDE_TILES_PAIRED if paired else WIDE_TILES)
     size, outputs = layer.weight.shape[1], len(layer.weight) // layer.groups
@@ -127,7 +128,7 @@ def _wide_pointwise(conv: Pointwise, block: Block, data: Data, paired: bool, row
         matrix[:, :used] = _rows(part.weight, rows[g])
         bias[g] = _rows(part.bias, rows[g])
         weights.append(tiled(to_words(matrix, paired=paired), sizes))
-    # Rows that nobody reads go to one plane more than there are.
+    # Rows that no 3x3 reads go to an extra plane after the last.
     target = np.array(slots, np.int32)
     target[target < 0] = target.max() + 1
     return _struct(
@@ -137,6 +138,7 @@ def _wide_pointwise(conv: Pointwise, block: Block, data: Data, paired: bool, row
 
 
 def _narrow_layer(layer: DenseLayer, block: Block, data: Data, paired: bool) -> tuple[str, int]:
+    """A Layer of plan.h, and the words of the buffer between its convolutions."""
     conv = layer.pointwise
     path = route(conv, layer.groups, paired=paired, align=CHUNK)
     groups, width, per_word = conv.groups, conv.index.size // conv.groups, 2 if paired else 1
@@ -215,12 +217,12 @@ def _struct(**fields: object) -> str:
 
 
 def weights_name(weights: bytes) -> str:
-    """The file that plan.cpp takes the weights from. Compilers that keep results look at plan.cpp alone, so it must tell weights apart."""
+    """The file that plan.cpp takes the weights from. Compilers that cache results look at plan.cpp alone: it must differ if weights do."""
     return f"weights-{digest(weights)}.bin"
 
 
 def _source(blocks: list[str], layers: list[str], top: str, description: str, isas: Sequence[str], weights: str, paired: bool) -> str:
-    """plan.cpp. The weights come from the file beside it, without passing through the compiler."""
+    """plan.cpp. The assembler includes the weights from the file beside it; the compiler does not see them."""
     letters = [f"\\{byte:03o}" if byte in b'"\\?' or not 32 <= byte < 127 else chr(byte) for byte in description.encode()]
     pieces = "\n    ".join('"' + "".join(letters[i : i + 100]) + '"' for i in range(0, len(letters), 100))
     declared = "\n".join(f'namespace {isa} {{ extern __attribute__((visibility("hidden"))) const Kernels kernels; }}' for isa in isas)

@@ -136,6 +136,27 @@ def test_a_plan_and_kernels_for_different_precisions(tmp_path: Path, gcc: Compil
     assert "the plan and the kernels are for different precisions" in complaints(source(), tmp_path, gcc, "bf16")
 
 
+@x86_only
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        (" line = 16;", " line = 8;", "planes, chunks and classes are whole vectors"),
+        (" plane_slack = line;", " plane_slack = 8;", "room after planes and maps holds the last vectors"),
+        (" map_slack = 4 * line;", " map_slack = line;", "room after planes and maps holds the last vectors"),
+        (" whole_slack = 8 * line;", " whole_slack = 2 * line;", "the zeros around a map end within its plane of the shared buffer"),
+        (" chunk_slack = 16;", " chunk_slack = 8;", "the last tile of a map is read and written within its room"),
+        (" row_least = 4;", " row_least = 6;", "each piece of a row that is cut up has a tile"),
+        ("<32, 16> narrow_tiles", "<32, 16, 8> narrow_tiles", "what is left of a group after whole tiles is one chunk"),
+        ("<32, 16, 8> row_tiles", "<32, 8> row_tiles", "a unit holds one tile of a size at most"),
+    ],
+)
+def test_constants_that_the_kernels_cannot_work_with(old: str, new: str, complaint: str, cpp: Path, gcc: Compiler) -> None:
+    change(cpp / "constants.h", old, new)
+    flags = (*gcc.flags("avx512"), *toolchain._isa_defines("avx512", "fp32"), "-std=c++17", "-fsyntax-only")
+    done = subprocess.run([*gcc.command, *flags, "kernels.cpp"], cwd=cpp, capture_output=True, text=True, check=False)
+    assert done.returncode and complaint in done.stderr
+
+
 # ---- headers and instruction sets --------------------------------------------------------------------------------------------------
 
 

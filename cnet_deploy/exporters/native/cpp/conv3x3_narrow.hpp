@@ -14,7 +14,7 @@ namespace CNET_ISA {
 
 // Pixels of a row that a tile takes at most, by the vectors of outputs beside them.
 constexpr int row_most(int vectors) { return registers == 32 ? (lanes == 16 ? (vectors == 1 ? 14 : 8) : 8) : 8; }
-static_assert(row_most(1) / 2 + 1 >= row_least && row_most(2) / 2 + 1 >= row_least, "the pieces of a row that is too long for one tile have one");
+static_assert(row_most(1) / 2 + 1 >= row_least && row_most(2) / 2 + 1 >= row_least, "each piece of a row that is cut up has a tile");
 constexpr int row_unit = 32;  // outputs that a share takes at once
 static_assert(row_tiles == Tiles<row_unit, row_unit / 2, row_unit / 4>{}, "a unit holds one tile of a size at most");
 
@@ -82,7 +82,7 @@ void row_tile_of(int pixels, const RowTile &t) {
     else if constexpr (PIXELS > row_least) row_tile_of<V, TILE, VECTORS, PIXELS - 1>(pixels, t);
 }
 
-// One row of outputs [o, o + VECTORS * size): in as few pieces as there can be, the last shifted back so that all are of one length.
+// One row of outputs [o, o + VECTORS * size): in as few pieces as possible, the last shifted back so that all have one length.
 template <class V, int TILE, int VECTORS>
 void conv3x3_row(RowTile t, int width) {
     constexpr int most = row_most(VECTORS);
@@ -99,7 +99,7 @@ void conv3x3_row(RowTile t, int width) {
     }
 }
 
-// One share of the 3x3: units are rows within 32 (16, 8) outputs within groups, in that order.
+// One share of the 3x3: units are rows within row_unit outputs (or fewer) within groups, in that order.
 static void conv3x3_narrow(const float *data, const Block &b, const Conv3x3 &c, const float *transposed, float *out, int share, int shares) {
     const int32_t *sources = integers(data, c.sources);
     const int64_t blocks = (c.stored + row_unit - 1) / row_unit;
@@ -114,7 +114,7 @@ static void conv3x3_narrow(const float *data, const Block &b, const Conv3x3 &c, 
         t.first = y == 0;
         t.last = y + 1 == b.height ? 2 : 3;
         t.out_plane = b.plane;
-        // Stored outputs come in tiles of 32, then 16, then 8; the last unit of a group takes both of the smaller ones.
+        // A whole unit is one tile. The last unit of a group may be shorter, of both of the smaller tiles or one.
         int first = (int)(u / b.height % blocks) * row_unit;
         const int end = (int)lesser(first + row_unit, c.stored);
         constexpr int most = registers == 32 ? 2 : 1;  // vectors of outputs, where there are registers for their weights

@@ -78,7 +78,7 @@ void conv3x3_flat(Conv3x3Tile t, int64_t vectors) {
     }
 }
 
-// ROWS rows of `width` pixels: as few tiles as there can be, as even as they can be, stopping at the row's end.
+// ROWS rows of `width` pixels: in as few tiles as possible, as even as possible, the last of which stops at the end of the row.
 template <int OUT, int V, int ROWS>
 void conv3x3_rows(Conv3x3Tile t, int width) {
     const int vectors = (width + lanes - 1) / lanes, tiles = (vectors + V - 1) / V;
@@ -106,7 +106,7 @@ constexpr int row_vectors(int outputs) {
     return most < 1 ? 1 : most < 4 ? most : 4;
 }
 
-// Whether sharing rows pays: for tiles of at most two outputs, where little of a row's last vector is idle and there are rows enough.
+// Whether sharing rows pays: for tiles of at most two outputs, where little of a row's last vector is idle and rows are many.
 CNET_INLINE bool rows_pay(int outputs, int height, int width) {
     return outputs <= 3 && width * 20 >= round_up(width, lanes) * 17 && height >= 2 * shared_rows_step;
 }

@@ -1,4 +1,4 @@
-// The C interface: handles, their memory and their threads. Compiled once, for the baseline, so that it can say no on any processor.
+// The C interface: handles, their memory and their threads. Compiled once, for the baseline, so that it can refuse on any processor.
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -55,7 +55,7 @@ size_t rounded(size_t n, size_t to) { return (n + to - 1) / to * to; }
 // Bytes of a piece of memory: whole cache lines, and one between it and the next.
 size_t piece_bytes(size_t floats) { return rounded(floats, line) * 4 + line_bytes; }
 
-// All memory in one piece, on huge pages where the system has them: planes lie far apart, and small pages would miss on each.
+// All memory in one piece, on huge pages where the system has them: planes lie far apart, and with small pages each would miss the TLB.
 // A debug build allocates piece by piece, so that a sanitizer sees where each ends.
 bool allocate(cnet_model &m, int threads) {
     Memory &memory = m.memory;
@@ -76,7 +76,7 @@ bool allocate(cnet_model &m, int threads) {
     m.mapped = mmap(nullptr, m.mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (m.mapped == MAP_FAILED) return false;
     char *at = (char *)rounded((size_t)m.mapped, huge_page);
-    madvise(at, m.mapped_bytes - huge_page, MADV_HUGEPAGE);  // a wish
+    madvise(at, m.mapped_bytes - huge_page, MADV_HUGEPAGE);  // may fail: it only makes runs faster
     for (int i = 0; i < 4; i++) {
         *pieces[i] = (float *)(void *)at;
         at += piece_bytes(floats[i]);
@@ -109,7 +109,7 @@ void *work(void *argument) {
     }
 }
 
-// The caller's signals are the caller's: none is handled on a thread of ours.
+// Workers block all signals, which are left to the caller's threads.
 bool start_workers(cnet_model &m, int threads) {
     sigset_t all, before;
     sigfillset(&all);
@@ -137,13 +137,13 @@ void release(cnet_model *m, bool own) {
     free_memory(*m);
     m->magic = 0;
 #ifndef CNET_DEBUG
-    free(m);  // a debug build keeps the handle, so that one that was destroyed is known for it
+    free(m);  // a debug build keeps the handle, so that its use after this is recognised
 #endif
 }
 
 int processors() {
     cpu_set_t set;
-    // A set of 1024 is too small for some machines: there, all that are online.
+    // The call fails where there are more processors than a cpu_set_t holds (1024): there, all that are online count.
     const int count = sched_getaffinity(0, sizeof set, &set) ? (int)sysconf(_SC_NPROCESSORS_ONLN) : CPU_COUNT(&set);
     return count < 1 ? 1 : count > most_threads ? most_threads : count;
 }

@@ -3,7 +3,7 @@
 // Maps of 14 and 7 pixels a row leave much of a vector of pixels idle, but their groups have 16 outputs and more. So the weights are
 // the vectors, and pixels are broadcast. The group's inputs are gathered once, with batch norm and ReLU applied, into columns of as
 // many pixels as a tile has, and all of the group's outputs read them from there. The result stands pixel by pixel, channels together
-// (16 to a chunk), which is how the narrow 3x3 wants to broadcast it.
+// (16 to a chunk): the order in which the narrow 3x3 broadcasts it.
 #pragma once
 
 #include "constants.h"
@@ -99,12 +99,13 @@ CNET_INLINE int64_t narrow_scratch(const Block &b, const Pointwise &p) {
     return (area + pixels - 1) / pixels * (p.inputs / per_word) * column;
 }
 
-// One share of the 1x1: units are tiles of pixels within 32 (or 16) outputs within groups, in that order.
+// One share of the 1x1: units are tiles of pixels within narrow_unit outputs (or a chunk) within groups, in that order.
 static void pointwise_narrow(const float *data, const Block &b, const Pointwise &p, const float *map, float *columns, float *transposed,
                              int share, int shares) {
     const int64_t area = (int64_t)b.height * b.width;
     const int pixels = narrow_pixels(area), words = p.inputs / per_word;
-    const int64_t tiles = (area + pixels - 1) / pixels, chunks = (p.outputs + narrow_unit - 1) / narrow_unit, out_chunk = (area + chunk_slack) * chunk_words;
+    const int64_t tiles = (area + pixels - 1) / pixels, chunks = (p.outputs + narrow_unit - 1) / narrow_unit;
+    const int64_t out_chunk = (area + chunk_slack) * chunk_words;
     const Range units = share_of(p.groups * chunks * tiles, share, shares);
     int gathered = -1;
     for (int64_t u = units.begin; u < units.end; u++) {

@@ -128,7 +128,7 @@ void pointwise_wide(const float *data, const Pointwise &p, const float *map, int
                         t.weight = weight + (int64_t)done * (p.inputs / per_word) + o;
                         t.bias = data + p.bias + row;
                         t.target = target + row / pair_of;
-                        // The first outputs to come by fetch the next pixels while they compute.
+                        // The first outputs prefetch the next pixels while they compute.
                         if (done + o == 0) pointwise_run<tile, out_at_once, vectors_at_once, true, PAIRS>(t, count);
                         else pointwise_run<tile, out_at_once, vectors_at_once, false, PAIRS>(t, count);
                     }

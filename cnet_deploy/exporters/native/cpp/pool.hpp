@@ -10,7 +10,7 @@
 namespace cnet {
 namespace CNET_ISA {
 
-static_assert(lanes <= plane_slack && 2 * lanes <= map_slack, "the last vector of a plane is written within it, and read within the map");
+static_assert(lanes <= plane_slack && 2 * lanes <= map_slack, "room after planes and maps holds the last vectors");
 
 // One share of the planes. `from` has the pitch and planes of block `a`; `to` is the map of block `b`.
 static void pool(const Block &a, const float *from, const Block &b, float *to, int channels, int share, int shares) {

@@ -27,7 +27,7 @@ struct Team {
     int size = 1;
 };
 
-// Announce an inference that begins with phase `first`, and wake who sleeps.
+// Announce an inference that begins with phase `first`, and wake the threads that sleep.
 void begin(Team &team, uint32_t first, const float *image, float *logits);
 // Returns when `start` is no longer `seen`: the new value.
 uint32_t wait_for_start(Team &team, uint32_t seen);
