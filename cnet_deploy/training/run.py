@@ -19,6 +19,7 @@ from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.models.build import build
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.convert import convert
+from cnet_deploy.svg import require_matplotlib
 from cnet_deploy.training.checkpoints import Checkpoints, State
 from cnet_deploy.training.condensation import Progress, initialise
 from cnet_deploy.training.journal import Journal
@@ -74,8 +75,9 @@ def train(
     ``shape``: stages, growth and whatever else ``architecture_of`` takes. ``resume``: go on from the last whole checkpoint in
     ``savedir``, if there is one. Under torchrun all its processes train together, and all but the first return None; else one does.
     Raises InputRefused for data or checkpoints that can't be used, CheckFailed if the loss stops being finite, Unavailable for a device
-    that is not here.
+    that is not here, and before anything else where matplotlib is missing: a run doesn't go on without its curves.
     """
+    require_matplotlib()
     data, savedir = Path(data), Path(savedir)
     training, test = (open_dataset(data, split) for split in ("train", "val"))
     if training.class_names != test.class_names:

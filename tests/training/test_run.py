@@ -208,6 +208,13 @@ def test_a_folder_without_images_is_exit_code_4(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_without_matplotlib_nothing_is_begun(small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = CliRunner().invoke(main, ["train", str(small_dataset), *OPTIONS, "--savedir", str(tmp_path / "out")])
+    assert done.exit_code == 5 and "pip install 'cnet-deploy[plots]'" in done.stderr
+    assert done.stdout == "" and not (tmp_path / "out").exists()
+
+
 def test_a_folder_with_nothing_to_test_on(tmp_path: Path) -> None:
     (tmp_path / "train" / "a").mkdir(parents=True)
     Image.new("RGB", (40, 40)).save(tmp_path / "train" / "a" / "1.png")
