@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -101,9 +102,9 @@ class Architecture:
         Raises InputRefused for an unknown name.
         """
         try:
-            return NAMED[name]
+            return _named()[name]
         except KeyError:
-            raise InputRefused(f"no model is called {name!r}; expected one of {', '.join(NAMED)}") from None
+            raise InputRefused(f"no model is called {name!r}; expected one of {', '.join(_named())}") from None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Architecture:
@@ -265,7 +266,8 @@ def _check(arch: Architecture) -> None:
             refuse(f"growth {growth} with bottleneck {arch.bottleneck}; expected multiples of {arch.group_3x3} (3x3 groups)")
 
 
-def _named() -> dict[str, Architecture]:
+@functools.cache
+def _named() -> Mapping[str, Architecture]:
     imagenet = Architecture((4, 6, 8, 10, 8), (8, 16, 32, 64, 128))
     models = {
         "condensenet-74-g4": imagenet,
@@ -280,7 +282,17 @@ def _named() -> dict[str, Architecture]:
     return models
 
 
-NAMED: Mapping[str, Architecture] = _named()
+if TYPE_CHECKING:
+    NAMED: Mapping[str, Architecture]
+else:
+
+    def __getattr__(name: str) -> Mapping[str, Architecture]:
+        """``NAMED``, built when it is first used: that takes 4 ms, and commands that run artifacts need none of it."""
+        if name == "NAMED":
+            return _named()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 OTHERS: tuple[str, ...] = ("vgg-16", "resnet-18", "mobilenet-1.0-224")  # the table's networks of other families
 
 
