@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 import cnet_deploy as cd
@@ -17,7 +18,7 @@ from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.hardware.cuda import Device
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.sessions import onnxruntime
-from cnet_deploy.sessions.onnxruntime import OnnxruntimeSession, ort
+from cnet_deploy.sessions.onnxruntime import OnnxruntimeSession
 from cnet_deploy.workflows.verify import TOLERANCES
 from tests.builders import logits, noise
 

@@ -21,7 +21,7 @@ from cnet_deploy.benchmarks.measure.samples import milliseconds
 from cnet_deploy.benchmarks.report import plots
 from cnet_deploy.benchmarks.report.page import page, picture
 from cnet_deploy.benchmarks.sweep.results import Report, Row, read_report
-from cnet_deploy.sessions import BACKENDS
+from cnet_deploy.sessions import backends
 from cnet_deploy.svg import COLOURS
 from tests.benchmarks.helpers import on_cuda, report, result
 from tests.pictures import Picture
@@ -117,11 +117,11 @@ def crowded() -> Report:
     names = ["condensenet-74-g8", "a-model-of-ours_2026.safetensors-" * 8, "a.onnx", "b.onnx", "c.so", "unknown.onnx", "another.onnx"]
     errors = [29.0, 29.0, 5.01, 5.02, 5.03, None, None]
     rows = [Row(name, None, None, "ab" * 32, error, []) for name, error in zip(names, errors, strict=True)]
-    backends = [*BACKENDS, "torch.compile", "torch.cudagraph.fp16", "tensorrt.fp16", "tensorrt.tf32", "native.bf16"]
+    ten = [*backends(), "torch.compile", "torch.cudagraph.fp16", "tensorrt.fp16", "tensorrt.tf32", "native.bf16"]
     for number, row in enumerate(rows, 1):
         row.results = [
             result([0.01 * number * 1.5**n] * 40, label=row.label, backend=backend, threads=2, batch=batch)
-            for n, backend in enumerate(backends)
+            for n, backend in enumerate(ten)
             for batch in (1, 32)
         ]
     return report(rows=rows)
