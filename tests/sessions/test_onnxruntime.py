@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 import cnet_deploy as cd
@@ -17,7 +18,7 @@ from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.hardware.cuda import Device
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.sessions import onnxruntime
-from cnet_deploy.sessions.onnxruntime import OnnxruntimeSession, ort
+from cnet_deploy.sessions.onnxruntime import OnnxruntimeSession
 from cnet_deploy.workflows.verify import TOLERANCES
 from tests.builders import logits, noise
 
@@ -74,7 +75,7 @@ def test_a_build_without_the_provider_is_explained(onnx_path: Path, provider: st
     with pytest.raises(Unavailable) as caught:
         cd.open_session(onnx_path, device="cuda", provider=provider)
     assert caught.value.exit_code == 5
-    assert f"has no {missing}ExecutionProvider: it is built without; pip uninstall -y onnxruntime" in str(caught.value)
+    assert f"has no {missing}ExecutionProvider: it was built without it; pip uninstall -y onnxruntime" in str(caught.value)
     assert str(caught.value).endswith("then pip install onnxruntime-gpu alone")
 
 
