@@ -15,8 +15,8 @@ _HELP = f"""Measure the paper's inference-time table on this machine, or any MOD
 A model is a file (an artifact, a model or a checkpoint) or the name of a network, which runs with random weights on every backend:
 condensenet-74-g4, condensenet-74-g8, condensenet-50 to condensenet-182, vgg-16, resnet-18, mobilenet-1.0-224.
 
-Backends: {", ".join(names())}. Parts after dots make a variant of one: of its precision, or of how it runs. A part that a backend does not
-have is refused with those that it has.
+Backends: {", ".join(names())}. Parts after dots select a variant of a backend: its precision, or how it runs. For an unknown part the
+error message lists those of the backend.
 """
 
 

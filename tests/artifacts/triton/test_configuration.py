@@ -126,7 +126,7 @@ def test_profiles_that_can_not_be(tmp_path: Path, described: Manifest, profiles:
 @pytest.mark.parametrize("batch", [None, 0, -2, True, "2", "1 } evil {", [2], 1.0, 10**30])
 def test_batches_that_can_not_be(tmp_path: Path, described: Manifest, batch: Any) -> None:
     path = artifact(tmp_path / "m.onnx", described, details={"batch": batch})
-    with pytest.raises(InputRefused, match="its manifest has (batch|no batch).*.*export it again"):
+    with pytest.raises(InputRefused, match="its manifest has (batch|no batch).*export it again"):
         publish(tmp_path / "r", path)
 
 
