@@ -99,7 +99,7 @@ def input_of(model: nn.Module, images: Path | str | None) -> tuple[tuple[int, in
         arch = model.architecture
         return arch.input_size, arch.classes, None if images is None else read_images(images, model.preprocessing, arch.classes)
     if images is not None:
-        raise InputRefused("this network has no preprocessing of its own, so real images can't be fed to it; leave --images out")
+        raise InputRefused("this network records no preprocessing for real images; leave --images out")
     return INPUT_SIZE, CLASSES, None
 
 

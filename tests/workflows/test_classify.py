@@ -114,9 +114,9 @@ def test_an_image_that_can_not_be_read_does_not_stop_the_others(onnx_path: Path,
     done = run("run", onnx_path, tmp_path, "--batch", 2)
     assert done.exit_code == 4
     assert done.stdout.count("class 8") == 2
-    assert f"1 of 3 images were not classified: {tmp_path / 'b.png'}: is no image" in done.stderr
+    assert f"1 of 3 images were not classified: {tmp_path / 'b.png'}: is no readable image" in done.stderr
     as_json = json.loads(run("run", onnx_path, tmp_path, "--json").stdout)
-    assert [bool(answer["guesses"]) for answer in as_json] == [True, False, True] and "is no image" in as_json[1]["problem"]
+    assert [bool(answer["guesses"]) for answer in as_json] == [True, False, True] and "is no readable image" in as_json[1]["problem"]
 
 
 @pytest.mark.parametrize(

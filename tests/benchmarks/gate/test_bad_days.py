@@ -37,7 +37,7 @@ from tests.processes import interruptible
         (["a", "b", "--new-artifact"], "can only be used with --baseline"),
         (["a", "b", "--baseline", "x.json"], "takes one model"),
         (["a", "--baseline", "x.json", "--head-python", "p"], "--head-python can't be used with --baseline"),
-        (["a", "--baseline", "x.json", "--seconds", "1"], "no options of --baseline"),
+        (["a", "--baseline", "x.json", "--seconds", "1"], "can't be used with --baseline"),
         (["a", "--baseline", "x.json", "--device", "cuda"], "--device can't be used with --baseline"),
         (["a", "b", "--device", "tpu"], "'tpu' is not one of 'cpu', 'cuda'"),
     ],
