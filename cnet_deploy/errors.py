@@ -1,4 +1,4 @@
-"""The package's exceptions. Each class carries the exit code that the command line ends with."""
+"""The package's exceptions. Each class has the exit code with which the command line ends."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ MAX_LENGTH = 900
 
 
 def printable(text: object, length: int = MAX_LENGTH) -> str:
-    """One line that is safe to print: control characters escaped, cut in the middle where it is too long.
+    """The text as one line that is safe to print: control characters escaped, shortened in the middle if it is too long.
 
-    Names in a file are whatever its author wrote, terminal escapes and line breaks included.
+    Names in a file may hold anything, terminal escapes and line breaks included.
 
     >>> printable("a\\x1b[31m\\n")
     'a\\\\x1b[31m\\\\n'
@@ -24,7 +24,7 @@ def printable(text: object, length: int = MAX_LENGTH) -> str:
 
 @contextlib.contextmanager
 def naming(name: object) -> Iterator[None]:
-    """Put the name of the file at hand before a refusal that doesn't know it; None puts nothing."""
+    """Put ``name`` (usually a file) before the message of an InputRefused raised in the block; None adds nothing."""
     try:
         yield
     except InputRefused as error:
@@ -32,8 +32,8 @@ def naming(name: object) -> Iterator[None]:
 
 
 def raise_if_interrupted(error: BaseException) -> None:
-    """Raise KeyboardInterrupt if that is what lies behind ``error``: native modules turn one that meets them half imported into an
-    ImportError, which would be taken for a module that is missing."""
+    """Raise KeyboardInterrupt if one caused ``error``. A native module that is interrupted during its import raises ImportError, which
+    would look like a missing module."""
     behind: BaseException | None = error
     while behind is not None:
         if isinstance(behind, KeyboardInterrupt):
@@ -43,9 +43,9 @@ def raise_if_interrupted(error: BaseException) -> None:
 
 @contextlib.contextmanager
 def deferred_interrupts() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM set the event, and are raised again when the block ends.
+    """Within the block Ctrl-C and SIGTERM only set the event; they are raised again when it ends.
 
-    For native code that an exception must not travel through: a build, or the import of a native module, which some answer with a crash.
+    For native code that must not be interrupted by an exception: a build, or the import of a native module, which may crash.
     """
     interrupted, arrived = threading.Event(), list[int]()
     if threading.current_thread() is not threading.main_thread():
@@ -57,7 +57,7 @@ def deferred_interrupts() -> Iterator[threading.Event]:
         interrupted.set()
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    handled = [number for number, handler in before.items() if callable(handler)]  # not what is ignored, or kills at once
+    handled = [number for number, handler in before.items() if callable(handler)]  # not those that are ignored or kill at once
     for number in handled:
         signal.signal(number, note)
     try:
@@ -85,7 +85,7 @@ class CheckFailed(CnetDeployError):
 
 
 class Inconclusive(CnetDeployError):
-    """The machine is too noisy, or the rounds are too few, to say. The message says what to change."""
+    """The machine is too noisy, or the rounds are too few, for a verdict. The message says what to change."""
 
     exit_code = 3
 
@@ -97,11 +97,11 @@ class InputRefused(CnetDeployError):
 
 
 class PruningUnfinished(InputRefused):
-    """A training checkpoint of the family whose pruning has not come to its end, or does not tell whether it has."""
+    """A training checkpoint whose pruning is unfinished, or that does not tell whether it is finished."""
 
 
 class OutputRefused(CnetDeployError):
-    """The output can't be written where it was asked for. Nothing was written or replaced."""
+    """The output can't be written to the given path. Nothing was written or replaced."""
 
     exit_code = 4
 
@@ -113,6 +113,6 @@ class Unavailable(CnetDeployError):
 
 
 class Interrupted(CnetDeployError):
-    """Ctrl-C, where there is more to say than that: what was kept, and how to go on."""
+    """Ctrl-C, with a message that says what was kept and how to go on."""
 
     exit_code = 130

@@ -1,4 +1,4 @@
-"""The metadata of our ONNX files: one writer and one reader, for every runtime that opens them."""
+"""Metadata in the ONNX files that this package writes: one writer, and one reader for all runtimes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.version import __version__
 
 INPUT, OUTPUT = "input", "logits"
-_PREFIX = "cnet_deploy."  # of the entries that are ours
+_PREFIX = "cnet_deploy."  # of this package's entries
 _TYPED: Mapping[str, Any] = {"architecture": Architecture, "preprocessing": Preprocessing, "class_names": ClassNames}
 
 
 @dataclass(frozen=True)
 class OnnxMetadata:
-    """``architecture`` and ``preprocessing`` are None, and ``class_names`` empty, where the file does not state them.
+    """The metadata of a file. ``architecture`` and ``preprocessing`` are None, and ``class_names`` empty, if the file does not state them.
 
-    ``other`` are the rest of our entries as they stand: the digest of the checkpoint, the tool that wrote the file.
+    ``other`` holds the other entries unparsed: the digest of the checkpoint, the tool that wrote the file.
     """
 
     architecture: Architecture | None = None
@@ -32,7 +32,7 @@ class OnnxMetadata:
 
 
 def entries_of(metadata: OnnxMetadata, source_sha256: str) -> dict[str, str]:
-    """The entries that a file gets (``metadata_props`` of its ModelProto); JSON where a value is more than a word."""
+    """The entries to write (``metadata_props`` of the ModelProto); structured values are JSON."""
     values = {"source_sha256": source_sha256, "tool": f"cnet-deploy {__version__}"}
     if metadata.class_names:
         values["class_names"] = to_json(metadata.class_names)
@@ -44,7 +44,7 @@ def entries_of(metadata: OnnxMetadata, source_sha256: str) -> dict[str, str]:
 
 
 def read_metadata(entries: Mapping[str, str]) -> OnnxMetadata:
-    """The inverse of ``entries_of``; entries of others are passed over. Raises InputRefused for entries of ours that are damaged."""
+    """The inverse of ``entries_of``; other tools' entries are ignored. Raises InputRefused if this package's entries are damaged."""
     ours = {key.removeprefix(_PREFIX): value for key, value in entries.items() if key.startswith(_PREFIX)}
     with reading("its metadata", "export the model again"):
         typed = {key: convert(parse_json(ours[key], key), kind, key) for key, kind in _TYPED.items() if ours.get(key)}
@@ -53,17 +53,22 @@ def read_metadata(entries: Mapping[str, str]) -> OnnxMetadata:
     return OnnxMetadata(**typed, other={key: value for key, value in ours.items() if key not in _TYPED})
 
 
+def _pixels(size: tuple[int, int]) -> str:
+    return "x".join(map(str, size))
+
+
 def check_metadata(metadata: OnnxMetadata, input_size: tuple[int, int], classes: int, stated: Architecture | None) -> None:
-    """Raise InputRefused where metadata speaks of another network than the graph or the manifest.
+    """Raise InputRefused if the metadata describes another network than the graph or the manifest.
 
     ``input_size`` (height, width) and ``classes`` are the graph's; ``stated`` is the manifest's architecture.
     """
     arch = metadata.architecture
     if arch is not None and (arch.classes, arch.input_size) != (classes, input_size):
         raise InputRefused(
-            f"its metadata speaks of {arch.classes} classes and {arch.input_size} pixels, its graph has {classes} and reads {input_size}"
+            f"its metadata describes {arch.classes} classes and {_pixels(arch.input_size)} pixels, "
+            f"but its graph has {classes} classes and reads {_pixels(input_size)} pixels"
         )
     if metadata.class_names and len(metadata.class_names) != classes:
         raise InputRefused(f"its metadata names {len(metadata.class_names)} classes, its graph has {classes}")
     if stated is not None and stated != arch:
-        raise InputRefused("its manifest speaks of another architecture than its metadata: export the model again")
+        raise InputRefused("its manifest describes another architecture than its metadata: export the model again")

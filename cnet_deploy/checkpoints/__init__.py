@@ -1,1 +1,1 @@
-"""Files of weights: tensors out of any container, which network they are, models from them and back. No torch but in load and save."""
+"""Read and write files of weights: tensors from any container, the network they belong to, models. Only load and save import torch."""

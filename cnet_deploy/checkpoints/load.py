@@ -1,4 +1,4 @@
-"""Models from checkpoints of the family, and files of models."""
+"""Load a torch model from a checkpoint of the family."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def load(
     sha256: str | None = None,
     data: bytes | None = None,
 ) -> DenselyConnected:
-    """A model from a checkpoint of the family, in the form in which it is stored, ready to run.
+    """Load a model from a checkpoint of the family, in the form in which it is stored and in evaluation mode.
 
     ``groups``, ``condense_factor``, ``input_size`` (height, width) and ``stem_stride``: see ``infer_architecture``; ``sha256`` and
     ``data``: see ``read_tensors``. Raises InputRefused as both do; the message begins with the file's name.
@@ -38,13 +38,13 @@ def load(
         own: OwnMetadata | None = read.metadata.get(METADATA_KEY)
         steps = own.preprocessing if own else model.preprocessing
         model.class_names = class_names_of(read, arch.classes)
-    # Counters may be absent from old files, and are one number in any shape; everything else was checked name by name.
+    # Old files may lack the counters, or store them in another shape; everything else was checked name by name.
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     model.load_state_dict({name: torch.from_numpy(value).reshape(shapes[name]) for name, value in read.tensors.items()}, strict=False)
     model.source = Source(read.digest, read.source, form)
     if own and own.source.sha256:
         model.source = Source(own.source.sha256, own.source.name, own.source.form)
-    # Resizing belongs to the input size: where that was overridden, only the statistics are the file's.
+    # Resizing depends on the input size: if that was overridden, only the statistics are taken from the file.
     if steps.crop == arch.input_size:
         model.preprocessing = steps
     else:

@@ -1,6 +1,6 @@
-"""What a checkpoint holds, read without torch and without executing anything in it: its tensors as arrays, and what it says of itself.
+"""Read a checkpoint's tensors (as arrays) and metadata, without torch and without executing anything in it.
 
-Whatever a pickle asks for beyond tensors and plain containers is refused by name.
+A pickle that asks for more than tensors and plain containers is refused; the message names what it asked for.
 """
 
 from __future__ import annotations
@@ -19,17 +19,22 @@ from cnet_deploy.files import digest, read_bytes, require_digest
 from cnet_deploy.files.pickle_reader import OddKey
 from cnet_deploy.files.pickle_scan import Findings, examine, is_torchscript
 
-MAX_PREFIXES = 4  # of DataParallel's "module.", one for each time a model was wrapped
+_KINDS = {
+    "NoneType": "nothing", "bool": "a truth value", "int": "a number", "float": "a number", "str": "a text", "bytes": "bytes",
+    "list": "a list", "tuple": "a list", "set": "a set", "frozenset": "a set", "dict": "a dictionary", "OrderedDict": "a dictionary",
+    "Name": "a function or class",
+}  # fmt: skip
+MAX_PREFIXES = 4  # of DataParallel's "module.", which is added each time that a model is wrapped
 MAX_TENSORS = 20_000  # the largest of the paper's networks have some 2,000
-MAX_SHARED = 16 << 20  # bytes that all tensors of a file may take beyond four times its own: many can be views of one storage
+MAX_SHARED = 16 << 20  # bytes that all tensors may take beyond four times the file's size: many can be views of one storage
 
 
 def read_tensors(path: Path | str, sha256: str | None = None, data: bytes | None = None) -> Contents:
-    """The state dict of a checkpoint, whatever its container: legacy pickle, zip, safetensors.
+    """The state dict of a checkpoint in any container: legacy pickle, zip, safetensors.
 
-    Floating-point tensors become float32. ``sha256`` is the digest that the file must have; ``data`` its bytes, if they were read.
-    Raises InputRefused for anything unreadable, for a pickle that asks for more than tensors (naming what it wanted), and for a file that
-    holds no state dict.
+    Floating-point tensors become float32. ``sha256`` is the digest that the file must have; ``data`` its bytes if they were already read.
+    Raises InputRefused for an unreadable file, for a pickle that asks for more than tensors (with the names), and for a file without a
+    state dict.
     """
     path = Path(path)
     data = read_bytes(path) if data is None else data
@@ -47,16 +52,15 @@ def read_tensors(path: Path | str, sha256: str | None = None, data: bytes | None
         return Contents(_state_dict(loaded, len(data)), path.name, digest(data), len(data), format.name, metadata)
     except InputRefused as error:
         raise InputRefused(f"{path}: {error}") from None
-    # What a damaged or hostile file makes its reader raise has no bound: any exception here means that it was not read.
-    except Exception as error:
+    except Exception as error:  # a damaged or hostile file can make its reader raise anything
         if format.pickled:
             raise InputRefused(f"{path}: {_why_unreadable(error, data, findings)}") from None
         remedy = "get it again, or convert the checkpoint again"
-        raise InputRefused(f"{path}: is no whole {format.name} file: {_first_line(error)}; {remedy}") from None
+        raise InputRefused(f"{path}: is no complete {format.name} file: {_first_line(error)}; {remedy}") from None
 
 
 def _plain_entries(loaded: Any) -> dict[str, Any]:
-    """What a checkpoint states beside its tensors."""
+    """The metadata of a checkpoint: its plain entries beside the tensors."""
     if not isinstance(loaded, dict):
         return {}
     entries = {key: loaded.get(key) for key in ("epoch", "best_prec1", "model", METADATA_KEY)}
@@ -87,19 +91,19 @@ def _why_unreadable(error: Exception, data: bytes, findings: Findings) -> str:
 
 
 def _state_dict(loaded: Any, size: int) -> dict[str, npt.NDArray[Any]]:
-    found = loaded
+    entries = loaded
     for key in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found.get(key)
-    if not isinstance(found, dict) or not found:
-        raise InputRefused(f"holds {'nothing' if isinstance(found, dict) else f'a {_kind(found)}'}; expected a state dict")
-    if len(found) > MAX_TENSORS:
-        raise InputRefused(f"holds {len(found)} entries; expected a state dict of at most {MAX_TENSORS} tensors")
+        if isinstance(entries, dict) and isinstance(entries.get(key), dict):
+            entries = entries.get(key)
+    if not isinstance(entries, dict) or not entries:
+        raise InputRefused(f"holds {'nothing' if isinstance(entries, dict) else _kind(entries)}; expected a state dict")
+    if len(entries) > MAX_TENSORS:
+        raise InputRefused(f"holds {len(entries)} entries; expected a state dict of at most {MAX_TENSORS} tensors")
     tensors: dict[str, StoredTensor] = {}
-    for key, value in found.items():
+    for key, value in entries.items():
         if not isinstance(key, str) or not isinstance(value, StoredTensor):
-            what = repr(key) if isinstance(key, str) else f"with a key of type {_kind(key)}"
-            raise InputRefused(f"entry {what} is of type {_kind(value)}; expected a state dict: names of tensors and nothing else")
+            what = f"entry {key!r}" if isinstance(key, str) else f"an entry whose key is {_kind(key)}"
+            raise InputRefused(f"{what} holds {_kind(value)}; expected a state dict, which has only tensors by name")
         tensors[key] = value
     for _ in range(MAX_PREFIXES):
         if all(key.startswith("module.") for key in tensors):
@@ -114,10 +118,11 @@ def _state_dict(loaded: Any, size: int) -> dict[str, npt.NDArray[Any]]:
 
 
 def _kind(value: object) -> str:
-    """A value's type, in the words of whoever saved it."""
-    if isinstance(value, OddKey):
-        return value.type
-    return "Tensor" if isinstance(value, StoredTensor) else type(value).__name__
+    """A noun for a value's type, for messages."""
+    if isinstance(value, StoredTensor):
+        return "a tensor"
+    name = value.type if isinstance(value, OddKey) else type(value).__name__
+    return _KINDS.get(name, f"an object of type {name}")
 
 
 def _first_line(error: object) -> str:

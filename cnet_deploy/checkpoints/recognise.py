@@ -1,6 +1,6 @@
-"""An Architecture from the tensors of a state dict: their names, shapes, masks and indices are all that a file tells.
+"""Recognise the Architecture of a state dict from its tensors' names, shapes, masks and indices. Files record nothing else.
 
-Works on anything whose values have a ``shape`` and turn into numpy arrays (torch tensors on the CPU, numpy arrays).
+Works on mappings whose values have a ``shape`` and can become numpy arrays (torch tensors on the CPU, numpy arrays).
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ _FAMILY = "a CondenseNet or DenseNet of the reference (features.init_conv, featu
 
 
 def infer_form(tensors: Tensors) -> Form:
-    """Training form (masks), or group-conv form (indices; a plain DenseNet has nothing to convert and counts as this)."""
+    """Training form (has masks), or group-conv form (has indices). A plain DenseNet has nothing to convert and counts as group-conv."""
     return "training" if any(key.endswith("._mask") for key in tensors) else "group-conv"
 
 
 def infer_stages(tensors: Tensors) -> tuple[int, ...]:
-    """Dense layers per block. Raises InputRefused for a network that is not of the family, or has gaps in its numbering."""
-    found: Counter[int] = Counter()
+    """Dense layers per block. Raises InputRefused for a network that is not of the family, or with gaps in its numbering."""
+    counts: Counter[int] = Counter()
     last: dict[int, int] = {}
     for key in tensors:
         if match := _LAYER.fullmatch(key):
             block, layer = int(match[1]), int(match[2])
-            found[block] += 1
+            counts[block] += 1
             last[block] = max(layer, last.get(block, 0))
-    if not found or "features.init_conv.weight" not in tensors:
+    if not counts or "features.init_conv.weight" not in tensors:
         names = ", ".join(printable(repr(name), 60) for name in sorted(tensors)[:3]) or "no tensor at all"
         raise InputRefused(f"another network: expected {_FAMILY}; found {names} …")
-    for number, block in enumerate(sorted(found), 1):
-        if block != number or last[block] != found[block]:
-            what = f"{found[block]} layers, numbered up to {last[block]}" if block == number else f"no block {number} before it"
+    for number, block in enumerate(sorted(counts), 1):
+        if block != number or last[block] != counts[block]:
+            what = f"{counts[block]} layers, numbered up to {last[block]}" if block == number else f"no block {number} before it"
             raise InputRefused(
                 f"tensors are missing: dense block {block} has {what} (counting conv_1.norm.weight); expected a whole state dict"
             )
-    return tuple(found[block] for block in sorted(found))
+    return tuple(counts[block] for block in sorted(counts))
 
 
 def pruning_layers(tensors: Tensors) -> list[LayerPruning]:
@@ -72,9 +72,9 @@ def infer_architecture(
 ) -> Architecture:
     """The Architecture of a state dict of the family (any form), checked against every tensor's shape.
 
-    ``groups`` and ``condense_factor`` are needed where training has not begun to prune or the counters are missing, and must agree
-    with what the tensors say; ``input_size`` (height, width) and ``stem_stride`` always win over what stages and classes suggest.
-    Raises InputRefused for another network, missing or extra tensors, wrong shapes, and whatever can't be known.
+    ``groups`` and ``condense_factor`` are needed if pruning has not begun or the counters are missing; they must agree with the tensors.
+    ``input_size`` (height, width) and ``stem_stride`` override what stages and classes suggest. Raises InputRefused for another network,
+    missing or extra tensors, wrong shapes, and if something can't be inferred.
     """
     stages = infer_stages(tensors)
     blocks = range(1, len(stages) + 1)
@@ -97,9 +97,9 @@ def infer_architecture(
         group_1x1, factor = _trained_groups(pruning_layers(tensors), groups, condense_factor)
     else:
         group_1x1, factor = _converted_groups(tensors, first, kind)
-        for what, given, found in (("groups", groups, group_1x1), ("condense factor", condense_factor, factor)):
-            if given not in (None, found):
-                raise InputRefused(f"{what} {given} was given, but the tensors say {found}; leave it out")
+        for what, given, inferred in (("groups", groups, group_1x1), ("condense factor", condense_factor, factor)):
+            if given not in (None, inferred):
+                raise InputRefused(f"{what} {given} was given, but the tensors have {inferred}; leave it out")
     classes = _dim(tensors, "classifier.linear.weight" if "classifier.index" in tensors else "classifier.weight", 0)
     size, stride = _infer_input(stages, classes, input_size, stem_stride)
     arch = Architecture(
@@ -115,7 +115,7 @@ def infer_architecture(
 
 
 def expected_shapes(arch: Architecture, form: Form) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a state dict of this form, without the optional counters of batch norms and pruning."""
+    """Name and shape of every tensor of a state dict in this form, except for the optional counters of batch norms and pruning."""
     shapes: dict[str, tuple[int, ...]] = {"features.init_conv.weight": (arch.stem_channels, 3, 3, 3)}
 
     def norm(name: str, channels: int) -> None:
@@ -146,14 +146,14 @@ def expected_shapes(arch: Architecture, form: Form) -> dict[str, tuple[int, ...]
 
 
 def check_tensors(tensors: Tensors, arch: Architecture, form: Form) -> None:
-    """Raise InputRefused for missing or extra tensors, wrong shapes, indices that point nowhere or twice, weights that are not finite."""
+    """Raise InputRefused for missing or extra tensors, wrong shapes, bad or repeated indices, and weights that are not finite."""
     expected = expected_shapes(arch, form)
     optional = {f"{name.rpartition('.')[0]}.num_batches_tracked" for name in expected if name.endswith(".running_mean")}
     optional |= {f"{name.rpartition('.')[0]}.{counter}" for name in expected if name.endswith("._mask") for counter in ("_stage", "_count")}
     if missing := [name for name in expected if name not in tensors]:
         raise InputRefused(f"tensors are missing: {_some(missing)}; expected a whole state dict: save model.state_dict() again")
     if extra := sorted(set(tensors) - set(expected) - optional):
-        raise InputRefused(f"tensors that a {arch.kind} in {form} form does not have: {_some(extra)}; expected its state dict alone")
+        raise InputRefused(f"a {arch.kind} in {form} form has no tensors {_some(extra)}; expected its state dict alone")
     for name in optional.intersection(tensors):
         if math.prod(tensors[name].shape) != 1:
             raise InputRefused(f"{name} has shape {tuple(tensors[name].shape)}; expected one number")
@@ -162,7 +162,7 @@ def check_tensors(tensors: Tensors, arch: Architecture, form: Form) -> None:
             raise InputRefused(f"{name} has shape {tuple(tensors[name].shape)}; expected {shape}")
         values = np.asarray(tensors[name])
         if values.dtype.kind != "f" and not name.endswith((".index", "._mask")):
-            raise InputRefused(f"{name} holds {values.dtype}; expected floating-point weights (quantised ones have a scale elsewhere)")
+            raise InputRefused(f"{name} holds {values.dtype}; expected floating-point weights, not quantised ones")
         if not np.isfinite(values).all():
             raise InputRefused(f"{name} holds {int((~np.isfinite(values)).sum())} values that are NaN or infinite; expected finite weights")
         if name.endswith("running_var") and (values < 0).any():
@@ -192,36 +192,36 @@ def _infer_kind(tensors: Tensors, stages: Sequence[int]) -> Kind:
         return "densenet_lgc" if learned else "densenet"
     if not learned and len(stages) > 1:
         raise InputRefused(
-            "neither masks (…conv_1._mask) nor indices (…conv_1.index) are there: a CondenseNet's buffers were dropped when it was saved"
+            "it has neither masks (…conv_1._mask) nor indices (…conv_1.index): a CondenseNet's buffers were dropped when it was saved"
         )
     return "condensenet" if learned else "densenet"
 
 
 def _trained_groups(layers: Sequence[LayerPruning], groups: int | None, factor: int | None) -> tuple[int, int]:
-    found_groups, found_factor = infer_groups(layers), infer_condense_factor(layers)
-    if factor and found_factor and factor != found_factor:
-        raise InputRefused(f"condense factor {factor} was given, but the checkpoint's counters say {found_factor}")
+    mask_groups, counter_factor = infer_groups(layers), infer_condense_factor(layers)
+    if factor and counter_factor and factor != counter_factor:
+        raise InputRefused(f"condense factor {factor} was given, but the checkpoint's counters have {counter_factor}; leave it out")
     if groups and (wrong := next((layer.name for layer in layers if not layer.groups_agree(groups)), None)):
         raise InputRefused(f"groups {groups} was given, but the mask of {wrong} does not repeat every {groups} rows")
     if groups and factor:
         return groups, factor
     uncounted = next((layer for layer in layers if layer.uncounted), None)
-    if uncounted or not found_factor:
+    if uncounted or not counter_factor:
         layer = uncounted or layers[0]
         raise PruningUnfinished(
-            f"pruning has not begun or its counters are missing, so groups and condense factor can't be told ({layer.name}: "
+            f"pruning has not begun or its counters are missing, so groups and condense factor can't be inferred ({layer.name}: "
             f"{layer.describe(None)}); if it has finished give both --groups and --condense-factor, else train on"
         )
-    if not (groups or found_groups):
+    if not (groups or mask_groups):
         raise InputRefused(
-            "the masks' rows repeat with no period, so the groups can't be told: the file is damaged, or every output is a group "
+            "the masks' rows do not repeat, so the groups can't be inferred: the file is damaged, or every output is a group "
             "of its own (then give --groups)"
         )
-    return groups or found_groups or 0, found_factor
+    return groups or mask_groups or 0, counter_factor
 
 
 def _converted_groups(tensors: Tensors, first: str, kind: Kind) -> tuple[int, int]:
-    """G and C of a form without masks: the 1x1 reads in_channels * G / C channels, an equal part in each group."""
+    """G and C of a network without masks: its 1x1 reads in_channels * G / C channels, the same number in each group."""
     channels = _dim(tensors, "features.init_conv.weight", 0)
     width = channels if kind == "densenet" else _dim(tensors, f"{first}.conv_1.index", 0)
     per_group = _dim(tensors, f"{first}.conv_1.conv.weight", 1)
@@ -233,19 +233,19 @@ def _converted_groups(tensors: Tensors, first: str, kind: Kind) -> tuple[int, in
 
 
 def _infer_input(stages: Sequence[int], classes: int, size: tuple[int, int] | None, stride: int | None) -> tuple[tuple[int, int], int]:
-    imagenet = [text for text, found in (("5 stages", len(stages) == 5), ("1000 classes", classes == 1000)) if found]
-    cifar = [text for text, found in (("3 stages", len(stages) == 3), (f"{classes} classes", classes in (10, 100))) if found]
+    imagenet = [text for text, holds in (("5 stages", len(stages) == 5), ("1000 classes", classes == 1000)) if holds]
+    cifar = [text for text, holds in (("3 stages", len(stages) == 3), (f"{classes} classes", classes in (10, 100))) if holds]
     guess = None
     if imagenet and not cifar:
         guess = ((224, 224), 2)
     elif len(cifar) == 2 and not imagenet:
         guess = ((32, 32), 1)
     if guess is None and not (size and stride):
-        signs = [f"{' and '.join(found)} point to {name}" for found, name in ((imagenet, "ImageNet"), (cifar, "CIFAR")) if found]
+        signs = [f"{' and '.join(texts)} point to {name}" for texts, name in ((imagenet, "ImageNet"), (cifar, "CIFAR")) if texts]
         missing = " and ".join(flag for flag, given in (("--input-size", size), ("--stem-stride", stride)) if not given)
         raise InputRefused(
-            f"input size and stem stride can't be told from {len(stages)} stages and {classes} classes "
-            f"({'; '.join(signs) or 'neither ImageNet has them nor CIFAR'}); give {missing}"
+            f"input size and stem stride can't be inferred from {len(stages)} stages and {classes} classes "
+            f"({'; '.join(signs) or 'neither ImageNet nor CIFAR has these'}); give {missing}"
         )
     fallback = guess or ((0, 0), 0)
     return size or fallback[0], stride or fallback[1]
@@ -280,14 +280,16 @@ def architecture_of(
     input_size: tuple[int, int] | None = None,
     stem_stride: int | None = None,
 ) -> Architecture:
-    """The Architecture of what was read, every tensor checked against it: our own metadata where there is any, else inferred.
+    """The Architecture of a file's tensors, checked against each: from this package's metadata if the file has it, else inferred.
 
-    Raises InputRefused as ``infer_architecture`` does, and for metadata that the tensors belie.
+    Raises InputRefused as ``infer_architecture`` does, and for metadata that disagrees with the tensors.
     """
     own: OwnMetadata | None = read.metadata.get(METADATA_KEY)
     stored = own.architecture if own else None
     if own and own.form != infer_form(read.tensors):
-        raise InputRefused(f"the metadata says that this is the form {own.form!r}, but the tensors are in {infer_form(read.tensors)} form")
+        raise InputRefused(
+            f"the metadata has {own.form} form, but the tensors are in {infer_form(read.tensors)} form; convert the checkpoint again"
+        )
     if stored:
         input_size, stem_stride = input_size or stored.input_size, stem_stride or stored.stem_stride
     if stored and infer_form(read.tensors) == "training":
@@ -295,6 +297,6 @@ def architecture_of(
     arch = infer_architecture(read.tensors, groups=groups, condense_factor=condense_factor, input_size=input_size, stem_stride=stem_stride)
     if stored and replace(stored, input_size=arch.input_size, stem_stride=arch.stem_stride, classifier_keep=arch.classifier_keep) != arch:
         raise InputRefused(
-            f"the metadata says {stored.summary()}, but the tensors are those of {arch.summary()}; convert the checkpoint again"
+            f"the metadata describes {stored.summary()}, but the tensors are those of {arch.summary()}; convert the checkpoint again"
         )
     return arch

@@ -1,4 +1,4 @@
-"""torch model -> a file of weights: ours, or the reference's."""
+"""torch model -> file of weights, in this package's format or the reference's."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from cnet_deploy.models.condensenet import DenselyConnected
 
 
 def save(model: DenselyConnected, path: Path | str, *, source: Path | str | None = None) -> None:
-    """Write a model: ``.safetensors`` (ours) or ``.pth.tar`` (the reference's converted format), by the suffix of ``path``.
+    """Write a model as ``.safetensors`` or as ``.pth.tar`` (the reference's converted format), by the suffix of ``path``.
 
-    ``source`` is the file it was made from, which is never overwritten. Raises OutputRefused for another suffix, for a model that
-    the reference's ``--evaluate-from`` could not read back (``.pth.tar`` only), and where the place can't be written to.
+    ``source`` is the file that the model was made from; it is never overwritten. Raises OutputRefused for another suffix, for a model
+    that the reference's ``--evaluate-from`` can't read (``.pth.tar`` only), and if the file can't be written.
     """
     path = Path(path)
     if path.suffix not in (".safetensors", ".tar", ".pth"):
@@ -31,7 +31,7 @@ def save(model: DenselyConnected, path: Path | str, *, source: Path | str | None
 
 
 def reference_cannot_read(model: DenselyConnected) -> list[str]:
-    """Why the reference's ``condensenet_converted`` can't hold this model; empty if it can (reference: models/, main.py)."""
+    """The reasons why the reference's ``condensenet_converted`` can't hold this model; empty if it can (reference: models/, main.py)."""
     arch = model.architecture
     reasons = []
     if arch.kind != "condensenet" or model.form != "group-conv":
@@ -52,7 +52,7 @@ def reference_cannot_read(model: DenselyConnected) -> list[str]:
 
 
 def _safetensors_bytes(model: DenselyConnected) -> bytes:
-    # One entry, since the library writes several in an order of its own and the file would differ from run to run.
+    # A single metadata entry: the library writes several in random order, and the file would differ from run to run.
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
     return safetensors.torch.save(tensors, {METADATA_KEY: own_metadata(model)})
 
@@ -60,6 +60,6 @@ def _safetensors_bytes(model: DenselyConnected) -> bytes:
 def _reference_bytes(model: DenselyConnected) -> bytes:
     state = OrderedDict((f"module.{name}", value.clone()) for name, value in model.state_dict().items())
     buffer = io.BytesIO()
-    # The legacy container: the torch of the reference's day (1.1) reads no other.
+    # The legacy container, the only one that the reference's torch (1.1) reads.
     torch.save({"state_dict": state}, buffer, _use_new_zipfile_serialization=False)
     return buffer.getvalue()

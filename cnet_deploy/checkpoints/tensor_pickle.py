@@ -1,6 +1,6 @@
-"""Pickles of tensors and plain containers, as torch.save writes them, read without torch and without running anything they name.
+"""Read pickles of tensors and plain containers, as torch.save writes them, without torch and without executing anything.
 
-What calling a name would build is given by the functions below, all of them inert (see files/pickle_reader.py).
+The functions below build an inert value for each call that such a pickle makes (see files/pickle_reader.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from cnet_deploy.checkpoints.tensors import Storage, StoredTensor
 from cnet_deploy.files.pickle_reader import Name, PickleReader
 
-# torch's classes of storages: the type of the numbers in them, and its bytes.
+# torch's storage classes: the type of their numbers, and its size in bytes.
 STORAGES: dict[str, tuple[str | None, int]] = {
     "FloatStorage": ("float32", 4), "DoubleStorage": ("float64", 8), "HalfStorage": ("float16", 2), "BFloat16Storage": ("bfloat16", 2),
     "LongStorage": ("int64", 8), "IntStorage": ("int32", 4), "ShortStorage": ("int16", 2), "CharStorage": ("int8", 1),
@@ -29,14 +29,14 @@ FindStorage = Callable[[tuple[Any, ...]], Storage]
 
 
 def storage_type(kind: object) -> tuple[str | None, int]:
-    """Type and bytes of an element of the storages of a class that a pickle names. Raises ValueError for what is no such class."""
+    """Type and size in bytes of the elements of a storage class. Raises ValueError for anything else."""
     if not isinstance(kind, Name) or kind.module not in ("torch", "torch.storage") or kind.name not in STORAGES:
-        raise ValueError(f"{kind if isinstance(kind, Name) else 'what it names'} is no class of storages")
+        raise ValueError(f"{kind if isinstance(kind, Name) else 'a value'} is not a storage class")
     return STORAGES[kind.name]
 
 
 class TensorReader(PickleReader):
-    """Reads one pickle. ``find_storage`` gives the storage of a persistent id, whose first word was already taken off."""
+    """Reads one pickle. ``find_storage`` returns the storage of a persistent id (without its first word)."""
 
     def __init__(self, file: io.BytesIO, find_storage: FindStorage) -> None:
         super().__init__(file, "utf-8")
@@ -44,7 +44,7 @@ class TensorReader(PickleReader):
 
     def persistent_load(self, saved: Any) -> Any:
         if not isinstance(saved, tuple) or not saved or saved[0] not in ("storage", "module"):
-            raise pickle.UnpicklingError("it refers to something that is no storage")
+            raise pickle.UnpicklingError("it has a reference to something other than a storage")
         return saved[1] if saved[0] == "module" else self.find_storage(saved[1:])
 
     def called(self, name: Name, arguments: tuple[Any, ...]) -> Any:
@@ -60,19 +60,19 @@ class TensorReader(PickleReader):
 def _ordered(reader: TensorReader, entries: Any = ()) -> OrderedDict[Any, Any]:
     pairs = list(reader.copied(entries.items() if isinstance(entries, dict) else entries))
     if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
-        raise ValueError("a dictionary is made from something else than pairs")
+        raise ValueError("a dictionary is built from something other than pairs")
     return OrderedDict((reader.key(key), value) for key, value in pairs)
 
 
 def _row(reader: TensorReader, entries: Any = ()) -> list[Any]:
     if not isinstance(entries, (list, tuple, set, frozenset)):
-        raise ValueError(f"a container is made from a {type(entries).__name__}")
+        raise ValueError("a container is built from something other than a sequence or set")
     return list(reader.copied(entries))
 
 
 def _encoded(reader: TensorReader, text: Any, encoding: Any = "latin1") -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise ValueError("it encodes something else than Latin-1 text")
+        raise ValueError("it encodes something other than Latin-1 text")
     reader.copied(text)
     return text.encode("latin-1")
 
@@ -82,14 +82,14 @@ def _bytes(reader: TensorReader, values: Any = b"", *encoding: Any) -> bytes:
 
 
 def _tensor(_: TensorReader, storage: Any, offset: Any, shape: Any, strides: Any, *more: Any, dtype: str | None = None) -> StoredTensor:
-    """``more`` are the gradient's flag, the hooks, and what else torch notes of a tensor, where it does."""
+    """``more``: requires_grad, hooks, and sometimes a dictionary of metadata."""
     metadata = more[2] if len(more) > 2 else None
     dtype = dtype or (storage.dtype if isinstance(storage, Storage) else None)
     if not isinstance(storage, Storage) or dtype is None or not isinstance(metadata, (dict, type(None))):
-        raise ValueError("a tensor is made from something else than a storage")
+        raise ValueError("a tensor is built from something other than a storage")
     for row in (shape, strides, (offset,)):
         if not isinstance(row, tuple) or not all(type(number) is int and 0 <= number < 1 << 63 for number in row):
-            raise ValueError("a tensor's shape, strides and offset are no whole numbers")
+            raise ValueError("a tensor's shape, strides and offset are not whole numbers")
     if len(shape) != len(strides):
         raise ValueError(f"a tensor has {len(shape)} dimensions and {len(strides)} strides")
     return StoredTensor(dtype, storage, offset, shape, strides, bool((metadata or {}).get("neg")))
@@ -110,15 +110,15 @@ def _parameter(_: TensorReader, data: Any = None, *__: Any) -> Any:
 
 
 def _of_type(reader: TensorReader, called: Any, _: Any, arguments: Any, *__: Any) -> Any:
-    """A tensor of a class of its own, or with attributes: the numbers are what counts."""
+    """A tensor of a subclass, or with attributes: only its numbers are read."""
     if not isinstance(called, Name) or not isinstance(arguments, tuple):
-        raise pickle.UnpicklingError("it calls something that has no name")
+        raise pickle.UnpicklingError("it calls an object that is not a named function")
     return reader.called(called, arguments)
 
 
 def _type_name(dtype: Any) -> str:
     if not isinstance(dtype, Name) or dtype.module != "torch":
-        raise ValueError("a tensor's type is none of torch's")
+        raise ValueError("a tensor's type is not one of torch's")
     return dtype.name
 
 
@@ -147,6 +147,6 @@ for _module in ("builtins", "__builtin__"):
     }  # fmt: skip
 _ODD = {
     "torch._utils._rebuild_sparse": "a sparse tensor", "torch._utils._rebuild_nested": "a nested tensor",
-    "torch._utils._rebuild_qtensor": "a quantized tensor", "torch._utils._rebuild_": "a tensor of a kind of its own",
-    "torch._tensor._rebuild_": "a tensor of a kind of its own", "torch.storage.": "a storage",
+    "torch._utils._rebuild_qtensor": "a quantized tensor", "torch._utils._rebuild_": "a special kind of tensor",
+    "torch._tensor._rebuild_": "a special kind of tensor", "torch.storage.": "a storage",
 }  # fmt: skip

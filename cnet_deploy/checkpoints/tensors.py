@@ -1,4 +1,4 @@
-"""Tensors as a file has them: bytes, a type, a view by strides. Only those that are asked for become arrays, and are checked then."""
+"""Tensors as stored in a file: bytes, a type, a strided view. Each is checked when it is turned into an array."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cnet_deploy.errors import InputRefused
 
 MAX_EXPANDED = 16 << 20  # bytes that a view may claim over a smaller storage
 MAX_DIMENSIONS = 16
-# torch's names of the types that weights, masks and indices come in. numpy has no bfloat16: it is the upper half of a float32.
+# torch's names of the types of weights, masks and indices. numpy has no bfloat16: it is the upper half of a float32.
 TYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(code)
     for name, code in {
@@ -26,7 +26,7 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 class Storage:
-    """Bytes that tensors are views of. ``fetch`` gives them when they are wanted; it may raise for what is not there."""
+    """Bytes that tensors are views of. ``fetch`` returns them; it may raise ValueError if they are missing."""
 
     __slots__ = ("dtype", "fetch")
 
@@ -36,8 +36,8 @@ class Storage:
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """A tensor of ``shape`` that begins ``offset`` elements into its storage. ``odd`` says what it is where it is none of numbers side
-    by side (sparse, quantized …); then nothing else of it counts. ``negative``: its numbers are stored with the other sign."""
+    """A tensor of ``shape`` that begins ``offset`` elements into its storage. ``odd`` names any other kind of tensor (sparse,
+    quantized …), for which the other fields are not used. ``negative``: its numbers are stored with the opposite sign."""
 
     dtype: str
     storage: Storage | None = None
@@ -49,7 +49,7 @@ class StoredTensor:
 
     @property
     def dense(self) -> bool:
-        """Whether its numbers lie side by side in some order of its dimensions."""
+        """Whether its numbers are contiguous in some order of its dimensions."""
         expected = 1
         for stride, side in sorted((stride, side) for stride, side in zip(self.strides, self.shape, strict=True) if side != 1):
             if stride != expected:
@@ -58,7 +58,7 @@ class StoredTensor:
         return True
 
     def array(self, name: str) -> npt.NDArray[Any]:
-        """Its numbers, in memory of their own: floating-point ones as float32, others as they are. Raises InputRefused by ``name``."""
+        """A copy of its numbers: floating point as float32, others unchanged. InputRefused refers to the tensor as ``name``."""
         view = self._view(name)
         values: npt.NDArray[Any]
         if self.dtype == "bool":
@@ -69,21 +69,21 @@ class StoredTensor:
             np.left_shift(values, 16, out=values)
             values = values.view(np.float32)
         else:
-            with np.errstate(over="ignore"):  # what float32 can't hold becomes infinite, and is refused as that
+            with np.errstate(over="ignore"):  # numbers beyond float32 become infinite, which is refused later
                 values = np.array(view, np.float32 if self.dtype in FLOATS else view.dtype.newbyteorder("="), order="C")
         return np.negative(values, out=values) if self.negative else values
 
     def bits(self, name: str) -> npt.NDArray[Any]:
-        """Its numbers as they are stored, to the bit, in memory of their own: bfloat16 as uint16, truth values as bytes.
+        """A copy of its numbers as stored, to the bit: bfloat16 as uint16, booleans as bytes.
 
-        Raises InputRefused by ``name`` as ``array`` does, and for numbers whose sign stands apart from them.
+        Raises InputRefused as ``array`` does, and for numbers that are stored with the opposite sign.
         """
         if self.negative:
-            raise InputRefused(f"{name} is stored with the other sign; expected a tensor as training leaves it")
+            raise InputRefused(f"{name} is stored with the opposite sign; expected a tensor as training leaves it")
         return np.array(self._view(name), order="C")
 
     def bytes_as_array(self, name: str) -> int:
-        """Bytes that ``array`` takes. Raises InputRefused by ``name`` for what can't be one."""
+        """The size of ``array``'s result in bytes. Raises InputRefused for a tensor that can't be an array."""
         self._check(name)
         return math.prod(self.shape) * (4 if self.dtype in FLOATS else TYPES[self.dtype].itemsize)
 
@@ -91,7 +91,7 @@ class StoredTensor:
         if self.odd or self.dtype not in TYPES or (self.negative and self.dtype not in FLOATS):
             what = self.odd or f"a tensor of {self.dtype}"
             raise InputRefused(f"{name} is {what}; expected a dense tensor of real numbers")
-        # Beyond this its size in bytes is no number that numpy can hold.
+        # Beyond this numpy can't hold its size in bytes.
         if len(self.shape) > MAX_DIMENSIONS or math.prod(side or 1 for side in self.shape) >= 1 << 59:
             raise InputRefused(f"{name} has shape {self.shape}; expected weights of its own")
 
@@ -102,7 +102,7 @@ class StoredTensor:
         dtype, count = TYPES[self.dtype], math.prod(self.shape)
         if count == 0:
             return np.empty(self.shape, dtype)
-        # A view can claim any size over a storage of one number.
+        # A view with strides of 0 can claim any size over a single number.
         if count * dtype.itemsize > max(len(content), MAX_EXPANDED):
             raise InputRefused(f"{name} has shape {self.shape} over {len(content)} bytes; expected weights of its own")
         end = self.offset + sum((side - 1) * stride for side, stride in zip(self.shape, self.strides, strict=True)) + 1
@@ -115,7 +115,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Contents:
-    """A file's tensors (float32 or integers, each in memory of its own, ``module.`` stripped) and what else it says of itself."""
+    """A file's tensors (arrays of float32 or integers, names without ``module.``) and its metadata. ``source`` is the file's name."""
 
     tensors: dict[str, npt.NDArray[Any]]
     source: str

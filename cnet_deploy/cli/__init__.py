@@ -1,6 +1,6 @@
-"""The command line. Each command is a file of this package: it parses, calls one workflow, and prints.
+"""The command line. Each command is a module of this package: it parses its options, calls one workflow, and prints the result.
 
-A command's module is imported when the command is asked for, and imports what is heavy inside the command's function.
+A command's module is imported only when the command is used, and imports heavy modules inside the command's function.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import click
 from cnet_deploy.cli.console import Commands
 from cnet_deploy.version import __version__
 
-# In the order of the road, as `--help` lists them. The module of a command has its name, and so has the command in it.
+# In the order in which `--help` lists them. Each is the name of a module and of the command in it.
 COMMANDS = ("inspect", "convert", "export", "verify", "run", "evaluate", "bench", "gate", "train", "doctor", "completion")
 
 

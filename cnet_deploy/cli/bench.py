@@ -15,8 +15,8 @@ _HELP = f"""Measure the paper's inference-time table on this machine, or any MOD
 A model is a file (an artifact, a model or a checkpoint) or the name of a network, which runs with random weights on every backend:
 condensenet-74-g4, condensenet-74-g8, condensenet-50 to condensenet-182, vgg-16, resnet-18, mobilenet-1.0-224.
 
-Backends: {", ".join(names())}. Parts after dots make a variant of one: of its precision, or of how it runs. A part that a backend does not
-have is refused with those that it has.
+Backends: {", ".join(names())}. Parts after dots select a variant of a backend: its precision, or how it runs. For an unknown part the
+error message lists those of the backend.
 """
 
 
@@ -33,26 +33,26 @@ have is refused with those that it has.
     type=Words(),
     shell_complete=complete_backends,
     default=(),
-    help="Measure on these only: one, or several separated by commas.",
+    help="Backends to measure: one, or several separated by commas.",
 )
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="What runs the models.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="The device.")
 @click.option("--threads", type=Numbers(), default=(), help="Threads: a number, or several as 1,2. [default: all cores]")
-@click.option("--batch", "batches", type=Numbers(), default=(1,), help="Images an inference: a number, or several as 1,8,32. [default: 1]")
-@click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Turns of every cell.")
-@click.option("--seconds", type=Finite(0), default=0.2, show_default=True, help="Least time that a turn measures.")
-@click.option("--warmup", type=Finite(0), default=0.5, show_default=True, help="Least time that a process runs before anything counts.")
-@click.option("--json", type=click.Path(path_type=Path), help="Keep raw samples and the environment in this file, while the run goes on.")
-@click.option("--resume", is_flag=True, help="Go on with the interrupted run whose results are in the file of --json.")
+@click.option("--batch", "batches", type=Numbers(), default=(1,), help="Images per inference: a number, or several as 1,8,32. [default: 1]")
+@click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Turns of each cell.")
+@click.option("--seconds", type=Finite(0), default=0.2, show_default=True, help="Least measuring time of a turn, in seconds.")
+@click.option("--warmup", type=Finite(0), default=0.5, show_default=True, help="Least warm-up time of a process, in seconds.")
+@click.option("--json", type=click.Path(path_type=Path), help="Write raw samples and the environment to this file during the run.")
+@click.option("--resume", is_flag=True, help="Continue the interrupted run in the file of --json.")
 @click.option(
     "--save-baseline",
     "baseline",
     type=click.Path(path_type=Path),
-    help="Measure each turn in a process of its own, and keep it in this file for `gate --baseline`.",
+    help="Measure each turn in a new process, and store it in this file for `gate --baseline`.",
 )
-@click.option("--html", type=click.Path(path_type=Path), help="Write the report as one page with its pictures.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write the report as one HTML page with its plots.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write the tables as Markdown.")
-@click.option("--csv", type=click.Path(path_type=Path), help="Write a line for each cell.")
-@click.option("--svg", type=click.Path(path_type=Path), help="Write the picture: latency against top-1 error.")
+@click.option("--csv", type=click.Path(path_type=Path), help="Write one line per cell as CSV.")
+@click.option("--svg", type=click.Path(path_type=Path), help="Write a plot of latency against top-1 error.")
 def bench(
     models: tuple[str, ...], backends: tuple[str, ...], device: str, threads: tuple[int, ...], batches: tuple[int, ...],
     rounds: int, seconds: float, warmup: float, resume: bool, baseline: Path | None, **outputs: Path | None,

@@ -1,4 +1,4 @@
-"""What every command of the command line shares: how much it says, its colours, its errors and the form of its help."""
+"""Shared by all commands: verbosity, colours, error output and the layout of the help."""
 
 from __future__ import annotations
 
@@ -25,44 +25,44 @@ _LOG = logging.getLogger("cnet_deploy")
 
 
 def quiet() -> bool:
-    """Whether only what was asked for, and errors, are to be printed."""
+    """Whether only results and errors are printed (--quiet)."""
     context = click.get_current_context(silent=True)
     return bool(context and context.meta.get(_QUIET))
 
 
 def note(text: str) -> None:
-    """Say on standard error what is going on."""
+    """Print a line about what is being done on standard error, unless --quiet was given."""
     if not quiet():
         click.echo(text, err=True)
 
 
 def tell(text: str) -> None:
-    """Say on standard output what was done: no result in itself, so that --quiet leaves it out."""
+    """Print a line about what was done on standard output, unless --quiet was given."""
     if not quiet():
         click.echo(text)
 
 
 def coloured(stream: IO[str]) -> bool:
-    """Whether colours are welcome there: on a terminal that has them, unless NO_COLOR is set (no-color.org)."""
+    """Whether to use colours: on a terminal that has them, unless NO_COLOR is set (no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def fail(message: str, code: int) -> None:
-    """Print an error as one line and end."""
+    """Print an error as one line and exit."""
     heading = click.style("Error:", fg="red", bold=True) if coloured(sys.stderr) else "Error:"
     click.echo(f"{heading} {message}", err=True)
     sys.exit(code)
 
 
 class Command(click.Command):
-    """A command whose help ends with examples that can be copied, each on a line of its own."""
+    """A command whose help ends with examples, each on its own line so that it can be copied."""
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.examples = tuple(examples)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        return [*super().get_params(ctx), *_TALKING]
+        return [*super().get_params(ctx), *_VERBOSITY]
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         if self.examples:
@@ -72,9 +72,9 @@ class Command(click.Command):
 
 
 class Commands(click.Group):
-    """A group in which our own errors print one line and end with the code that their class carries.
+    """A group in which the package's errors print one line and exit with the code of their class.
 
-    Its commands are ``names``; each is looked for in the module of that name in ``package``, when it is asked for.
+    Its commands are ``names``; each is imported from the module of that name in ``package`` when it is used.
     """
 
     def __init__(self, *args: Any, package: str, names: Sequence[str], **kwargs: Any) -> None:
@@ -104,21 +104,21 @@ class Commands(click.Group):
         except (click.Abort, KeyboardInterrupt):
             _LOG.debug("interrupted here:", exc_info=True)
             fail("interrupted; nothing was written", _TERMINATED if terminated else 130)
-        except OSError as error:  # of standard output: whatever else can't be read or written has an error of ours
-            fail(f"can't go on: {error.strerror or error}", 4)
+        except OSError as error:  # of standard output: other files' errors are OutputRefused and InputRefused by now
+            fail(f"can't write to standard output: {error.strerror or error}", 4)
         finally:
             _LOG.handlers.clear()
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        with _readers_that_leave():  # of a help
+        with _broken_pipe_ends():  # the help may be piped
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _readers_that_leave():
+        with _broken_pipe_ends():
             return super().invoke(ctx)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        return [*super().get_params(ctx), *_TALKING]
+        return [*super().get_params(ctx), *_VERBOSITY]
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
@@ -129,8 +129,8 @@ class Commands(click.Group):
 
 
 @contextlib.contextmanager
-def _readers_that_leave() -> Iterator[None]:
-    """Who reads our output and has seen enough, as ``| head -1`` does, ends the command in good order."""
+def _broken_pipe_ends() -> Iterator[None]:
+    """Exit normally when the reader of the output closes the pipe, as ``| head -1`` does."""
     try:
         yield
     except BrokenPipeError:
@@ -141,7 +141,7 @@ def _readers_that_leave() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _termination(terminated: list[int]) -> Iterator[None]:
-    """SIGTERM interrupts as Ctrl-C does, so that nothing is left behind; ``terminated`` then knows that it came."""
+    """Make SIGTERM interrupt as Ctrl-C does, so that temporary files are removed; the signal is noted in ``terminated``."""
 
     def interrupt(number: int, _: object) -> None:
         terminated.append(number)
@@ -169,16 +169,16 @@ def _be_verbose(ctx: click.Context, _: click.Parameter, value: int) -> None:
         _LOG.setLevel(logging.INFO if ctx.meta[_VERBOSE] == 1 else logging.DEBUG)
 
 
-_TALKING = [
+_VERBOSITY = [
     click.Option(["-v", "--verbose"], count=True, expose_value=False, callback=_be_verbose, is_eager=True,
-                 help="Say what is done, step by step; -vv: and where an error was raised."),
+                 help="Print each step; -vv also prints where an error was raised."),
     click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=_be_quiet, is_eager=True,
-                 help="Print nothing but what was asked for, and errors."),
+                 help="Print only results and errors."),
 ]  # fmt: skip
 
 
 class _Handler(logging.Handler):
-    """Log lines on standard error, with the seconds since the command began."""
+    """Prints log lines on standard error, with the seconds since the command began."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from cnet_deploy.hardware.cpu import share_the_processor
 
 @click.command(
     cls=Command,
-    short_help="A checkpoint as training left it -> the group-convolution model.",
+    short_help="Convert a training checkpoint to group-conv form.",
     examples=["cnet-deploy convert examples/reference-cifar10.pth.tar -o model.safetensors --labels examples/cifar10-labels.txt"],
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))
@@ -26,12 +26,12 @@ from cnet_deploy.hardware.cpu import share_the_processor
     help="A .safetensors file, or .pth.tar in the reference's converted format. [default: beside the input]",
 )
 @keep_option
-@labels_option("What is written carries them from then on. [default: those that the model has]")
+@labels_option("They are stored in the output. [default: the model's own]")
 @images_option
 @pin_option
 @model_options
 def convert(checkpoint: Path, output: Path | None, **options: Any) -> None:
-    """Turn CHECKPOINT, as training left it, into the group-convolution model."""
+    """Convert the training checkpoint CHECKPOINT to group-conv form: the model with standard group convolutions."""
     overrides = parameters.take_overrides(options)
     share_the_processor()
     from cnet_deploy.workflows.convert import convert_file

@@ -20,17 +20,17 @@ from cnet_deploy.hardware.cpu import share_the_processor
 @click.argument("backends", nargs=-1, shell_complete=complete_backends)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(backends: tuple[str, ...], as_json: bool) -> None:
-    """What works on this machine, by trying it; what does not, why, and what to install.
+    """Try what works on this machine. For what does not, print why and what to install.
 
-    With the names of BACKENDS only these are tried, and one that works nowhere is exit code 5: for where an image is built.
+    With names of BACKENDS only these are tried, and the exit code is 5 if one of them works on no device: for use in image builds.
     """
     share_the_processor()
     from cnet_deploy.workflows.doctor import diagnose, known_names, missing
 
     if unknown := [name for name in backends if name not in known_names()]:
         raise click.UsageError(f"no backend is called {', '.join(unknown)}; expected some of {', '.join(known_names())}")
-    found = diagnose(backends, report=lambda finding: None if as_json else click.echo(finding.words()))
+    findings = diagnose(backends, report=lambda finding: None if as_json else click.echo(finding.words()))
     if as_json:
-        click.echo(json.dumps([finding.to_dict() for finding in found], indent=2))
-    if names := missing(found, backends):
+        click.echo(json.dumps([finding.to_dict() for finding in findings], indent=2))
+    if names := missing(findings, backends):
         raise Unavailable(f"{', '.join(names)} does not work here; the lines above say why and what to install")

@@ -27,19 +27,21 @@ from cnet_deploy.hardware.cpu import share_the_processor
 @click.option(
     "--split", type=click.Choice(["val", "train"]), default="val", show_default=True, help="The test images, or the training images."
 )
-@click.option("--backend", shell_complete=complete_backends, help="What runs all files. [default: the one that opens each]")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where. [default: cpu; engines: cuda]")
+@click.option("--backend", shell_complete=complete_backends, help="The backend for all files. [default: by each file's suffix]")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="The device. [default: cpu; engines: cuda]")
 @click.option("--threads", type=click.IntRange(1), help="Threads of inference. [default: the backend's own]")
-@click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images an inference.")
-@click.option("-j", "--workers", type=click.IntRange(1), help="Threads that read images. [default: one a core, at most 8]")
+@click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images per inference.")
+@click.option("-j", "--workers", type=click.IntRange(1), help="Threads that read images. [default: one per core, at most 8]")
 @steps_options
-@click.option("--skip-corrupt", type=click.IntRange(0), default=0, show_default=True, help="Images that may be unreadable; they are named.")
+@click.option(
+    "--skip-corrupt", type=click.IntRange(0), default=0, show_default=True, help="How many unreadable images to accept; they are named."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @model_options
 def evaluate(files: tuple[Path, ...], data: Path, as_json: bool, **options: Any) -> None:
     """Top-1 and top-5 error of FILEs (checkpoints, models, artifacts) on labelled images, side by side.
 
-    Behind each figure stands its 95 % interval. Images are prepared as each file's metadata says.
+    Each error is followed by its 95 % interval. Images are preprocessed as each file's metadata says.
     """
     share_the_processor()
     from cnet_deploy.cli.progress import bar
@@ -47,6 +49,6 @@ def evaluate(files: tuple[Path, ...], data: Path, as_json: bool, **options: Any)
     from cnet_deploy.workflows.evaluate import evaluate as compare
 
     steps = Overrides(**parameters.take(options, "statistics", "mean", "std", "resize"))
-    with bar("evaluate") as told:
-        found = compare(files, data, steps=steps, told=told, **options)
-    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else "\n".join(found.lines()))
+    with bar("evaluate") as progress:
+        result = compare(files, data, steps=steps, progress=progress, **options)
+    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else "\n".join(result.lines()))

@@ -1,4 +1,4 @@
-"""``cnet-deploy export``. The flags of the targets and their own options come from the targets' descriptions."""
+"""``cnet-deploy export``. The targets' flags and options come from their declarations in ``exporters``."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from cnet_deploy.hardware.cpu import share_the_processor
 @click.option(
     "--triton",
     type=click.Path(path_type=Path),
-    help="Put the artifact into this model repository of NVIDIA Triton Inference Server.",
+    help="Write the artifact into this model repository of NVIDIA Triton Inference Server.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The artifact. [default: beside the model]")
 @parameters.form_option
 @keep_option
-@labels_option("What is written carries them from then on. [default: those that the model has]")
+@labels_option("They are stored in the artifact. [default: the model's own]")
 @images_option
 @tolerance_option
 @pin_option
 @model_options
 def export(model: Path, target: str | None, triton: Path | None, output: Path | None, form: str | None, **options: Any) -> None:
-    """Export MODEL (a checkpoint or a converted model) and verify it. The file gets its name only after that.
+    """Export MODEL (a checkpoint or a converted model) and verify the artifact. The file is renamed only after it was verified.
 
-    The name of a network, as `bench` knows them, is exported with random weights: for measuring alone.
+    MODEL may be the name of a network (see `bench`): it is exported with random weights, for measuring.
     """
-    common: dict[str, Any] = {"overrides": parameters.take_overrides(options), "say": note}
+    common: dict[str, Any] = {"overrides": parameters.take_overrides(options), "notify": note}
     common |= parameters.take(options, "classifier_keep", "labels", "images", "tolerance", "sha256")
     form = options.pop("lowering") or form
     target = parameters.require_target(target, triton, output)

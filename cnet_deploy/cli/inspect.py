@@ -14,7 +14,7 @@ from cnet_deploy.cli.options import model_options, pin_option
 
 @click.command(
     cls=Command,
-    short_help="What a file is, without running anything in it.",
+    short_help="Describe a file without running anything in it.",
     examples=["cnet-deploy inspect examples/reference-cifar10.pth.tar"],
 )
 @click.argument("file", type=click.Path(path_type=Path))
@@ -23,7 +23,7 @@ from cnet_deploy.cli.options import model_options, pin_option
 @pin_option
 @model_options
 def inspect(file: Path, as_json: bool, plot: Path | None, **options: Any) -> None:
-    """Show what FILE is: architecture, form, pruning layer by layer, digest. Nothing in it is executed.
+    """Describe FILE: architecture, form, pruning layer by layer, digest. Nothing in it is executed.
 
     A checkpoint whose pruning is unfinished is described too, with the reason why it can't be converted.
     """
@@ -33,9 +33,9 @@ def inspect(file: Path, as_json: bool, plot: Path | None, **options: Any) -> Non
         from cnet_deploy.svg import require_matplotlib
 
         require_matplotlib()
-    found = look(file, **options)
+    inspection = look(file, **options)
     if plot is not None:
         from cnet_deploy.workflows.plot_groups import plot as draw
 
         draw(file, plot, **options)
-    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.summary())
+    click.echo(json.dumps(inspection.to_dict(), indent=2) if as_json else inspection.summary())

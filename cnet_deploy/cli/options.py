@@ -1,4 +1,4 @@
-"""Options that several commands share, and what is asked of them together."""
+"""Options that several commands share, and checks of their combinations."""
 
 from __future__ import annotations
 
@@ -16,29 +16,31 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def model_options(command: F) -> F:
-    """What a checkpoint can't tell of itself."""
+    """Options for what a checkpoint doesn't record."""
     for option in (
         click.option(
             "--stem-stride",
             type=click.IntRange(1, 16),
-            help="Stride of the first convolution; wins over what is inferred.",
+            help="Stride of the first convolution, instead of the inferred one.",
         ),
-        click.option("--input-size", type=Size(), help="Input in pixels, as 224 or HEIGHTxWIDTH; wins over what is inferred."),
-        click.option("--condense-factor", type=click.IntRange(1), help="C, where the checkpoint's counters don't tell it."),
-        click.option("--groups", type=click.IntRange(1), help="G of the 1x1 convolutions, where the masks don't tell it."),
+        click.option("--input-size", type=Size(), help="Input in pixels, as 224 or HEIGHTxWIDTH, instead of the inferred size."),
+        click.option("--condense-factor", type=click.IntRange(1), help="C, if the checkpoint's counters don't tell it."),
+        click.option("--groups", type=click.IntRange(1), help="G of the 1x1 convolutions, if the masks don't tell it."),
     ):
         command = option(command)
     return command
 
 
 def steps_options(command: F) -> F:
-    """How images are prepared, where that is not to be as the files say."""
+    """Options that override the preprocessing in the files' metadata."""
     for option in reversed(
         (
             click.option(
-                "--statistics", type=click.Choice(["cifar10", "cifar100", "imagenet", "fashion-mnist"]), help="Whose mean and deviation."
+                "--statistics",
+                type=click.Choice(["cifar10", "cifar100", "imagenet", "fashion-mnist"]),
+                help="The dataset whose mean and standard deviation to use.",
             ),
-            click.option("--mean", type=Channels(), help="Wins over what the files say, as do the others here."),
+            click.option("--mean", type=Channels(), help="Mean of pixels from 0 to 1. These four options override the files' metadata."),
             click.option("--std", type=Channels(), help="Standard deviation of pixels from 0 to 1."),
             click.option("--resize", type=click.IntRange(1), help="Pixels of the shorter side before the centre is cropped."),
         )
@@ -48,15 +50,15 @@ def steps_options(command: F) -> F:
 
 
 def form_option(command: F) -> F:
-    """How `export` writes the dense blocks."""
+    """The form in which `export` writes the dense blocks."""
     forms = click.Choice(["gather", "dense", "absorbed", "auto"])
-    text = "How 1x1 convolutions are written; auto measures which is fastest for each block. [default: gather]"
+    text = "How 1x1 convolutions are written; auto measures the fastest for each block. [default: gather]"
     command = click.option("--form", type=forms, help=text)(command)
     return click.option("--lowering", type=forms, hidden=True)(command)  # its name until 0.1.0
 
 
 def training_options(command: F) -> F:
-    """The reference's options (main.py), by its names and with its defaults, and those that it has not."""
+    """The reference's options (main.py) with its names and defaults, and some that it does not have."""
     number, least = click.IntRange, Finite(0)
     for option in reversed((
         click.option("--model", type=click.Choice(["condensenet", "densenet", "densenet_LGC"], case_sensitive=False), default="condensenet",
@@ -67,27 +69,27 @@ def training_options(command: F) -> F:
         click.option("--group-1x1", type=number(1), default=4, show_default=True, help="Groups of the 1x1 convolutions (G)."),
         click.option("--group-3x3", type=number(1), default=4, show_default=True, help="Groups of the 3x3 convolutions."),
         click.option("--condense-factor", type=number(1), default=4, show_default=True, help="1/C of the inputs is kept (C)."),
-        click.option("--reduction", type=Finite(0, 1, min_open=True), default=0.5, show_default=True, help="DenseNets: of transitions."),
-        click.option("--input-size", type=Size(), help="Of the network, in pixels. [default: 32 for small images, else 224]"),
-        click.option("--stem-stride", type=number(1, 16), help="Of the first convolution. [default: 1 for small images, else 2]"),
+        click.option("--reduction", type=Finite(0, 1, min_open=True), default=0.5, show_default=True, help="DenseNets: compression."),
+        click.option("--input-size", type=Size(), help="Input size in pixels. [default: 32 for small images, else 224]"),
+        click.option("--stem-stride", type=number(1, 16), help="Stride of the first convolution. [default: 1 for small images, else 2]"),
         click.option("--epochs", type=number(1), default=120, show_default=True, help="Epochs of the whole run."),
-        click.option("-b", "--batch-size", type=number(1), default=256, show_default=True, help="Images of a step, all devices together."),
+        click.option("-b", "--batch-size", type=number(1), default=256, show_default=True, help="Images per step, over all devices."),
         click.option("--lr", "--learning-rate", "lr", type=least, default=0.1, show_default=True, help="Learning rate at the start."),
-        click.option("--lr-type", type=click.Choice(["cosine", "multistep"]), default="cosine", show_default=True, help="How it falls."),
-        click.option("--momentum", type=least, default=0.9, show_default=True, help="Nesterov's."),
-        click.option("--weight-decay", "--wd", type=least, default=1e-4, show_default=True, help="Of all weights."),
+        click.option("--lr-type", type=click.Choice(["cosine", "multistep"]), default="cosine", show_default=True, help="Schedule."),
+        click.option("--momentum", type=least, default=0.9, show_default=True, help="Nesterov momentum."),
+        click.option("--weight-decay", "--wd", type=least, default=1e-4, show_default=True, help="Weight decay of all weights."),
         click.option("--group-lasso-lambda", "--group-lasso", type=least, default=0.0, show_default=True, help="Paper, ImageNet: 1e-5."),
-        click.option("--dropout-rate", type=least, default=0.0, show_default=True, help="Before the 1x1 convolutions."),
-        click.option("--manual-seed", "seed", type=number(0), default=0, show_default=True, help="Of weights, order and augmentation."),
-        click.option("-j", "--workers", type=number(1), help="Threads that read images. [default: one a core, at most 8]"),
-        click.option("-p", "--print-freq", type=number(1), default=10, show_default=True, help="Steps between two looks at the bar."),
-        click.option("--savedir", type=click.Path(path_type=Path), default=Path("results/savedir"), show_default=True, help="For output."),
-        click.option("--resume", is_flag=True, help="Go on from the last whole checkpoint in --savedir, if there is one."),
-        click.option("--no-save-model", is_flag=True, help="Keep the best checkpoint and the last two only."),
-        click.option("--device", type=click.Choice(["cpu", "cuda"]), help="What trains. [default: cuda if it is there]"),
-        click.option("--gpu", help="Which GPUs may be seen, as CUDA_VISIBLE_DEVICES has them."),
+        click.option("--dropout-rate", type=least, default=0.0, show_default=True, help="Dropout before the 1x1 convolutions."),
+        click.option("--manual-seed", "seed", type=number(0), default=0, show_default=True, help="Of weights, order, augmentation."),
+        click.option("-j", "--workers", type=number(1), help="Threads that read images. [default: one per core, at most 8]"),
+        click.option("-p", "--print-freq", type=number(1), default=10, show_default=True, help="Steps between updates of the bar."),
+        click.option("--savedir", type=click.Path(path_type=Path), default=Path("results/savedir"), show_default=True, help="Output."),
+        click.option("--resume", is_flag=True, help="Continue from the last valid checkpoint in --savedir, if there is one."),
+        click.option("--no-save-model", is_flag=True, help="Keep only the best checkpoint and the last two."),
+        click.option("--device", type=click.Choice(["cpu", "cuda"]), help="The device. [default: cuda if there is one]"),
+        click.option("--gpu", help="The GPUs to use, as in CUDA_VISIBLE_DEVICES."),
         click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="bf16: autocast."),
-        click.option("--channels-last/--no-channels-last", default=True, show_default=True, help="Memory format; twice as fast on a CPU."),
+        click.option("--channels-last/--no-channels-last", default=True, show_default=True, help="Last is twice as fast on a CPU."),
         click.option("--compile", is_flag=True, help="Compile the model (torch.compile)."),
     )):  # fmt: skip
         command = option(command)
@@ -95,23 +97,23 @@ def training_options(command: F) -> F:
 
 
 def target_options(command: F) -> F:
-    """A flag for each target that there is, and the targets' own options. What several targets have in common is one option."""
-    described = targets()
+    """A flag for each target, and the targets' own options. An option that several targets have is offered once."""
+    known = targets()
     shared: dict[str, dict[str, Option]] = {}
-    for name, target in described.items():
+    for name, target in known.items():
         for option in target.options:
             shared.setdefault(option.command_line, {})[name] = option
     for flag, owners in reversed(shared.items()):
         first = next(iter(owners.values()))
-        about = "; ".join(f"{described[name].title}: {option.help}" for name, option in owners.items())
+        about = "; ".join(f"{known[name].title}: {option.help}" for name, option in owners.items())
         command = click.option(flag, first.name, type=_type_of(list(owners.values())), help=f"{about}.")(command)
-    for name, target in reversed(list(described.items())):
+    for name, target in reversed(list(known.items())):
         command = click.option(f"--{name}", "target", flag_value=name, help=target.help)(command)
     return command
 
 
 def _type_of(options: Sequence[Option]) -> click.ParamType:  # type: ignore[type-arg,unused-ignore]
-    """The type of an option that is all of these; which values a target takes is seen when the target is known."""
+    """A parameter type that accepts the values of all these options; the target's own values are checked later."""
     first = options[0]
     if first.kind == "choice":
         return click.Choice(list(dict.fromkeys(choice for option in options for choice in option.choices)), case_sensitive=False)
@@ -121,49 +123,47 @@ def _type_of(options: Sequence[Option]) -> click.ParamType:  # type: ignore[type
 
 
 def take(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Some of a command's options, taken out of the rest."""
+    """Remove some of a command's options and return them."""
     return {name: options.pop(name) for name in names}
 
 
 def take_overrides(options: dict[str, Any]) -> dict[str, Any]:
-    """What ``model_options`` brought, taken out of a command's options."""
+    """Remove the options of ``model_options`` and return them."""
     return take(options, "groups", "condense_factor", "input_size", "stem_stride")
 
 
 def require_target(target: str | None, triton: Path | None, output: Path | None) -> str:
-    """The target of `export`. Raises UsageError where none was named, and for two places to write to."""
+    """The target of `export`. Raises UsageError if no target or two outputs were given."""
     if triton is not None and output is not None:
-        raise click.UsageError("--triton and --output name two places; expected one of them")
+        raise click.UsageError("--triton and --output were both given; expected one of them")
     if target is not None:
         return target
     if triton is None:
         *most, last = (f"--{name}" for name in targets())
         raise click.UsageError(f"Missing the target; expected {', '.join(most)} or {last}")
-    return next(name for name, described in targets().items() if described.serving is not None)
+    return next(name for name, known in targets().items() if known.serving is not None)
 
 
 def require_own_options(target: str, options: Mapping[str, Any], form: str | None) -> None:
-    """Raises UsageError for an option of `export` that the target does not have, or a value that it does not take."""
+    """Raise UsageError for an option of `export` that the target does not have, or a value that it does not take."""
     own = {option.name: option for option in targets()[target].options}
-    flags = {option.name: option.command_line for described in targets().values() for option in described.options}
+    flags = {option.name: option.command_line for known in targets().values() for option in known.options}
     if foreign := [name for name in options if name not in own]:
         raise click.UsageError(f"{flags[foreign[0]]} is no option of --{target}")
     if form not in (None, "gather") and not targets()[target].forms:
-        raise click.UsageError(f"--form is no option of --{target}, which takes the network as it is")
+        raise click.UsageError(f"--form is no option of --{target}, which has its own layout of the network")
     for name, value in options.items():
         option = own[name]
         if option.kind == "batch" and not isinstance(value, int):
-            raise click.UsageError(f"{option.command_line} of --{target} is one number; leave it out for a free batch")
+            raise click.UsageError(f"{option.command_line} of --{target} must be one number; leave it out for a free batch")
 
 
 def labels_option(more: str) -> Callable[[F], F]:
-    """A file of the classes' names; ``more`` says what becomes of them."""
-    return click.option("--labels", type=click.Path(path_type=Path), help=f"Names of the classes: one a line, or JSON. {more}")
+    """The option for a file of class names; ``more`` is added to its help."""
+    return click.option("--labels", type=click.Path(path_type=Path), help=f"File of class names: one per line, or JSON. {more}")
 
 
-pin_option = click.option(
-    "--sha256", type=Digest(), help="The digest that the (first) file must have; another is refused, whatever its manifest says."
-)
+pin_option = click.option("--sha256", type=Digest(), help="The SHA-256 that the (first) file must have; otherwise it is refused.")
 images_option = click.option(
     "--images",
     type=click.Path(path_type=Path),

@@ -24,19 +24,19 @@ from cnet_deploy.hardware.cpu import share_the_processor
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path(path_type=Path))
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes to print for each image.")
-@labels_option("[default: those that FILE carries]")
-@click.option("--backend", shell_complete=complete_backends, help="What runs it. [default: the one that opens FILE]")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where. [default: cpu; engines: cuda]")
+@labels_option("[default: those in FILE]")
+@click.option("--backend", shell_complete=complete_backends, help="The backend. [default: by FILE's suffix]")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="The device. [default: cpu; engines: cuda]")
 @click.option("--threads", type=click.IntRange(1), help="Threads of inference. [default: the backend's own]")
-@click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Images an inference.")
+@click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Images per inference.")
 @steps_options
 @pin_option
 @click.option("--json", "as_json", is_flag=True, help="Print the answers as JSON.")
 @model_options
 def run(file: Path, images: tuple[Path, ...], as_json: bool, **options: Any) -> None:
-    """Classify IMAGEs with FILE (a checkpoint, a model or an artifact): the likeliest classes of each, by name.
+    """Classify IMAGEs with FILE (a checkpoint, a model or an artifact): print the most likely classes of each.
 
-    An IMAGE is a PNG, JPEG, BMP, WebP or PPM file, a folder of them, or a CIFAR binary file. It is prepared as FILE's metadata says.
+    An IMAGE is a PNG, JPEG, BMP, WebP or PPM file, a folder of them, or a CIFAR binary file. It is preprocessed as FILE's metadata says.
     """
     share_the_processor()
     from cnet_deploy.images.preprocessing import Overrides

@@ -14,7 +14,7 @@ from cnet_deploy.cli.console import Command, note, tell
 
 @click.command(
     cls=Command,
-    short_help="Train a network by the original's recipe.",
+    short_help="Train a network by the reference's recipe.",
     examples=[
         "cnet-deploy train cifar-10-batches-bin --stages 4-4-4 --growth 8-16-32 -b 64 --epochs 40 "
         "--group-lasso-lambda 1e-5 --precision bf16"
@@ -23,10 +23,10 @@ from cnet_deploy.cli.console import Command, note, tell
 @click.argument("data", type=click.Path(path_type=Path))
 @parameters.training_options
 def train(data: Path, gpu: str | None, **options: Any) -> None:
-    """Train a network on the images in DATA by the reference's recipe; its checkpoints can be read by the reference, and the other way.
+    """Train a network on the images in DATA by the reference's recipe. Either program can read the other's checkpoints.
 
     DATA is a folder of CIFAR-10 or 100 (binary or Python version), Fashion-MNIST (idx), or train/ and val/ with a folder of images for
-    each class. Several processes train together under torchrun: torchrun --nproc-per-node 4 -m cnet_deploy train DATA ...
+    each class. Use torchrun for several processes: torchrun --nproc-per-node 4 -m cnet_deploy train DATA ...
     """
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before torch is imported
@@ -38,7 +38,7 @@ def train(data: Path, gpu: str | None, **options: Any) -> None:
 
     recipe = Recipe(**{field.name: options.pop(field.name) for field in fields(Recipe)})
     savedir = options.pop("savedir")
-    with bar("train") as told:
-        done = begin(data, savedir, recipe, say=note, told=told, **options)
+    with bar("train") as progress:
+        done = begin(data, savedir, recipe, notify=note, progress=progress, **options)
     for line in done.lines() if done else ():
         tell(line)

@@ -1,4 +1,4 @@
-"""Types of the command line's parameters: each says what it expected. And what the shell completes."""
+"""Types of the command line's parameters, and shell completion for them. Each error says what was expected."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Size(_SizeType):
 
 
 class Words(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """Words separated by commas, each once."""
+    """Words separated by commas, without duplicates."""
 
     name = "words"
 
@@ -88,7 +88,7 @@ class Share(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 
 class Channels(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """Three numbers from 0 to 1, of red, green and blue: ``0.485,0.456,0.406``."""
+    """Three numbers from 0 to 1 for red, green and blue: ``0.485,0.456,0.406``."""
 
     name = "channels"
 
@@ -105,7 +105,7 @@ class Channels(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 
 class Finite(click.FloatRange):
-    """A FloatRange without NaN and infinity, which no bound keeps out."""
+    """A FloatRange that refuses NaN and infinity too."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
@@ -158,7 +158,7 @@ class Digest(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 
 def complete_backends(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Backends for the shell; after a comma, the next one."""
+    """Shell completion of backends, also after a comma."""
     from cnet_deploy.sessions import names
 
     done, comma, begun = incomplete.rpartition(",")
@@ -166,7 +166,7 @@ def complete_backends(_: click.Context, __: click.Parameter, incomplete: str) ->
 
 
 def complete_models(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Files, and the names of networks, for the shell."""
+    """Shell completion of files and the names of networks."""
     from cnet_deploy.models.architecture import NAMED, OTHERS
 
     return [CompletionItem(incomplete, type="file"), *(CompletionItem(name) for name in (*NAMED, *OTHERS) if name.startswith(incomplete))]

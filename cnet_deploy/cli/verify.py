@@ -24,7 +24,7 @@ from cnet_deploy.hardware.cpu import share_the_processor
 @images_option
 @tolerance_option
 @pin_option
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparisons as JSON.")
 @model_options
 def verify(artifact: Path, model: Path, as_json: bool, **options: Any) -> None:
     """Compare the outputs of ARTIFACT with those of the MODEL that it came from; exit code 1 if they differ."""

@@ -1,11 +1,11 @@
 """Exporters: each target is a module of this package with ``TARGET = Target(…)`` (see base.py) and a function ``write``.
 
 ``write(network, path, **options) -> Written`` writes one file; ``network`` is a Program or, unless the target is for the family only, a
-torch module. A module imports what it needs inside its functions, so that its description can be read where that is missing. It may have
+torch module. A module imports its libraries inside its functions, so that its declaration can be read without them. It may also have
 
-    inspect(data) -> Inside                      what the file's bytes tell without being run (else `inspect` shows the manifest alone)
-    comparable(options, folder) -> options       options by which several networks are built alike, to be compared
-    require_servable(manifest)                   raises where Triton can't serve this very artifact
+    inspect(data) -> Inside                      describe a file's bytes without running it (without it `inspect` shows only the manifest)
+    comparable(options, folder) -> options       options with which several networks are built in the same way, for a comparison
+    require_servable(manifest)                   raises if Triton can't serve this particular artifact
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from types import MappingProxyType, ModuleType
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.exporters.base import Target, Written
 
-# Of what is preferred where several would do, and of listings. A module that is not named here comes after these.
+# The order of preference and of listings. Modules that are not listed here come last.
 ORDER = ("onnx", "native", "tensorrt")
 
 
 @functools.cache
 def targets() -> Mapping[str, Target]:
-    """Every target by its name, in order."""
+    """All targets by name, in order."""
     names = {module.name for module in pkgutil.iter_modules(__path__)} - {"base"}
     ordered = [name for name in ORDER if name in names] + sorted(names.difference(ORDER))
     return MappingProxyType({name: importlib.import_module(f"{__name__}.{name}").TARGET for name in ordered})
@@ -57,5 +57,5 @@ def options_of(name: str) -> frozenset[str]:
 
 
 def target_by_suffix(suffix: str) -> str | None:
-    """The name of the target whose artifacts have this suffix; None for a suffix of none."""
+    """The name of the target whose artifacts have this suffix; None if there is none."""
     return next((name for name, target in targets().items() if target.suffix == suffix), None)

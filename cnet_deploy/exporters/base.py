@@ -1,4 +1,4 @@
-"""What every target is: its description, and what it reports of a file that it wrote."""
+"""The declaration of a target, and what an exporter reports about a file."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Kind = Literal["choice", "number", "batch", "batches", "bytes", "file"]
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a target, as `export` offers it.
+    """An option of a target that `export` offers.
 
-    ``name`` is the keyword of the target's ``write``; ``flag`` what it is called on the command line, where that is another word. ``kind``
-    is how its value is written: one of ``choices``; a whole number within ``bounds``; "batch", a number of images; "batches", one number or
-    LEAST:BEST:MOST; bytes as 512M; a file's path. ``affects_artifact`` is False for what changes nothing in the file that is written.
+    ``name`` is the keyword of the target's ``write``; ``flag`` is its name on the command line, if that differs. ``kind`` is the type of
+    its value: one of ``choices``; a whole number within ``bounds``; "batch", a number of images; "batches", one number or LEAST:BEST:MOST;
+    bytes as 512M; a file's path. ``affects_artifact`` is False if the written file does not depend on it.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Serving:
-    """How Triton Inference Server runs such artifacts: its platform, its backend, the file's name there, and whether on GPUs alone."""
+    """How Triton Inference Server runs an artifact: its platform and backend, the file's name, and whether it needs a GPU."""
 
     platform: str
     backend: str
@@ -48,11 +48,11 @@ class Serving:
 
 @dataclass(frozen=True)
 class Target:
-    """A target as a module of this package declares it: ``TARGET = Target(…)``. The module's name is the target's.
+    """The declaration of a target: ``TARGET = Target(…)`` in a module of this package. The module's name is the target's.
 
-    ``suffix`` is that of its artifacts; ``title`` its name for people, ``help`` the help of its flag, ``container`` what `inspect` calls
-    such a file. ``family_only`` targets are made from a Program alone, which the paper's other networks have not. ``forms`` says whether
-    the network may be written in other forms (program/forms.py). ``serving`` is None for what Triton does not serve.
+    ``suffix`` is that of its artifacts, ``title`` its name in messages, ``help`` the help of its flag, ``container`` the name of the file
+    format in `inspect`. ``family_only`` targets take only a Program, so not the paper's other networks. ``forms``: whether the forms of
+    program/forms.py can be chosen. ``serving`` is None if Triton does not serve its artifacts.
     """
 
     suffix: str
@@ -67,10 +67,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Written:
-    """What an exporter reports of the file that it wrote, for the manifest.
+    """An exporter's report on the file that it wrote, for the manifest.
 
-    ``unverifiable`` is why the file can't be run where it was made; None if it can, and then it must be verified. ``notes`` are lines for
-    people about what was built.
+    ``unverifiable`` says why the file can't be run on this machine; None if it can, and then it must be verified. ``notes`` are lines of
+    text about what was built.
     """
 
     precision: str
@@ -82,10 +82,10 @@ class Written:
 
 @dataclass(frozen=True)
 class Inside:
-    """What an artifact's bytes tell of it without being run.
+    """The contents of an artifact, read from its bytes without running it.
 
-    ``operators`` counts its nodes by operator; ``multiply_adds`` of one image (None where shapes can't be told) and ``params`` are counted
-    in the graph, whatever its metadata say. ``details`` are further facts for people.
+    ``operators`` counts its nodes by operator. ``multiply_adds`` for one image (None if shapes can't be inferred) and ``params`` are
+    counted in the graph, not taken from its metadata. ``details`` are further facts for `inspect`.
     """
 
     operators: Mapping[str, int]

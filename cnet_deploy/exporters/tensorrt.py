@@ -1,4 +1,4 @@
-"""TensorRT engines: an ONNX graph in the wanted precision, built by whichever TensorRT is here (see hardware/tensorrt.py)."""
+"""TensorRT engines: an ONNX graph in the requested precision, built by the installed TensorRT (see hardware/tensorrt.py)."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ TARGET = Target(
     options=(
         Option("precision", "choice", "fp32, tf32, fp16 or bf16 [default: fp32]", choices=PRECISIONS),
         Option("batch", "batches", "N, or LEAST:BEST:MOST [default: 1:1:32]"),
-        Option("workspace", "bytes", "most device memory that a layer may take for itself, as 512M or 2G"),
-        Option("timing_cache", "file", "a file that keeps what was timed, for the next build", affects_artifact=False),
+        Option("workspace", "bytes", "most device memory that a layer may use, as 512M or 2G"),
+        Option("timing_cache", "file", "a file that keeps timings for later builds", affects_artifact=False),
         Option(
             "flavour",
             "choice",
@@ -59,13 +59,13 @@ def write(
     flavour: str | None = None,
     progress: Progress = lambda *_: None,
 ) -> Written:
-    """Build one engine. With ``tensorrt-rtx`` and a fixed batch the same network gives the same bytes; else TensorRT itself does not.
+    """Build one engine. The same network gives the same bytes only with ``tensorrt-rtx`` and a fixed batch.
 
-    ``batch`` is (least, best, most) images an inference, or one number for all three; None: (1, 1, 32). ``workspace`` is the most
-    device memory in bytes that a layer may take for itself. ``timing_cache`` is a file that is read if it is there, and written.
-    ``flavour`` forces "tensorrt" or "tensorrt-rtx". ``progress`` hears what is being done and how much of it, 0 to 1.
-    Raises InputRefused for options that can't be and for a graph that TensorRT refuses, Unavailable where no engine can be built,
-    CheckFailed for an engine of another precision than was asked for, KeyboardInterrupt if Ctrl-C ends the build.
+    ``batch`` is (least, best, most) images per inference, or one number for all three; None: (1, 1, 32). ``workspace`` is the most device
+    memory in bytes that a layer may use. ``timing_cache`` is a file that is read if it exists, and written. ``flavour`` forces "tensorrt"
+    or "tensorrt-rtx". ``progress`` gets a line of text and the share that is done (0 to 1). Raises InputRefused for impossible options and
+    for a graph that TensorRT refuses, Unavailable if no engine can be built, CheckFailed if the engine has another precision than
+    requested, KeyboardInterrupt if Ctrl-C ends the build.
     """
     if precision not in PRECISIONS:
         raise InputRefused(f"precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
@@ -76,11 +76,11 @@ def write(
 
     from cnet_deploy.hardware import tensorrt
 
-    found = tensorrt.find(flavour)
-    if reason := found.why_not_build():
-        raise Unavailable(f"{reason}; build it there, or install tensorrt-rtx, which builds anywhere, for RTX cards")
-    model = _graph(network, "fp32" if precision == "tf32" else precision, found)
-    build = _Build(found, model, network)
+    installed = tensorrt.find(flavour)
+    if reason := installed.why_not_build():
+        raise Unavailable(f"{reason}; build it on that device, or install tensorrt-rtx, which builds for RTX GPUs on any machine")
+    model = _graph(network, "fp32" if precision == "tf32" else precision, installed)
+    build = _Build(installed, model, network)
     build.configure(precision, (least, best, most), workspace)
     with build.caching(timing_cache):
         content = build.run(progress)
@@ -88,17 +88,18 @@ def write(
     layers = build.layers(content)
     layers.check(precision)
     details = {
-        "flavour": found.name, "version": found.version, **build.device, "strongly_typed": found.strongly_typed,
+        "flavour": installed.name, "version": installed.version, **build.device, "strongly_typed": installed.strongly_typed,
         "profiles": [{"min": least, "opt": best, "max": most}], "workspace": workspace,
         "opset": model.opset_import[0].version, **layers.to_dict(),
     }  # fmt: skip
     counts = ", ".join(f"{count} {name}" for name, count in details["layers"].items())
-    note = f"built by {found.name} {found.version}; layers by precision: {counts} (read from the {details['precision_source']})"
-    return Written(precision, details, {found.name: found.version, "onnx": onnx.__version__}, found.why_not_run(), (note,))
+    note = f"built by {installed.name} {installed.version}; layers by precision: {counts} (read from the {details['precision_source']})"
+    libraries = {installed.name: installed.version, "onnx": onnx.__version__}
+    return Written(precision, details, libraries, installed.why_not_run(), (note,))
 
 
 def comparable(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """``options`` by which several networks are built alike: what they have in common is timed once, or builds would be compared."""
+    """``options`` with a shared timing cache, so that equal layers of several networks are built in the same way and can be compared."""
     from cnet_deploy.hardware import tensorrt
 
     if "timing_cache" in options or not tensorrt.find(options.get("flavour")).has_timing_cache:
@@ -110,7 +111,7 @@ def require_servable(manifest: Manifest) -> None:
     """Raise Unavailable for an engine that no Triton server reads."""
     if manifest.details.get("flavour") == "tensorrt-rtx":
         raise Unavailable(
-            "Triton's backend reads engines of tensorrt, and this is one of tensorrt-rtx; export with --tensorrt-flavour "
+            "Triton's backend reads engines of tensorrt, but this one is of tensorrt-rtx; export with --tensorrt-flavour "
             "tensorrt on a machine with the server's GPU, or with --onnx"
         )
 
@@ -141,7 +142,7 @@ def _graph(network: Program | nn.Module, precision: str, flavour: Flavour) -> on
 
 
 class _Build:
-    """A build from the parsed network to the engine's bytes. ``device`` says what the engine is for."""
+    """A build from the parsed network to the engine's bytes. ``device`` describes the GPUs that the engine is for."""
 
     def __init__(self, flavour: Flavour, model: onnx.ModelProto, network: Program | nn.Module) -> None:
         self._flavour, self._trt = flavour, flavour.module
@@ -149,8 +150,8 @@ class _Build:
         self.device: Mapping[str, Any] = {}
         try:
             self._builder = self._trt.Builder(self._log)
-        except TypeError:  # what 8.6 raises where it finds no device
-            raise Unavailable(self._words("TensorRT can't start a builder")) from None
+        except TypeError:  # raised by 8.6 without a device
+            raise Unavailable(self._with_errors("TensorRT can't start a builder")) from None
         flags = self._trt.NetworkDefinitionCreationFlag
         wanted = "STRONGLY_TYPED" if flavour.strongly_typed else "EXPLICIT_BATCH"
         self._network = self._builder.create_network(1 << int(getattr(flags, wanted)) if hasattr(flags, wanted) else 0)
@@ -158,11 +159,11 @@ class _Build:
         if not parser.parse(model.SerializeToString()):
             refused = [parser.get_error(number) for number in range(parser.num_errors)]
             raise InputRefused(
-                f"{flavour.name} {flavour.version} refuses the network: " + "; ".join(_told(e, model, network) for e in refused)
+                f"{flavour.name} {flavour.version} refuses the network: " + "; ".join(_described(e, model, network) for e in refused)
             )
 
     def configure(self, precision: str, batch: tuple[int, int, int], workspace: int | None) -> None:
-        """Profile, precision, workspace, and for which devices."""
+        """Set the profile, the precision, the workspace and the devices."""
         from cnet_deploy.artifacts.onnx_metadata import INPUT
 
         trt = self._trt
@@ -176,7 +177,7 @@ class _Build:
                 layer = self._network.get_layer(number)
                 if layer.type in (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY):
                     layer.precision = trt.float16
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector tells nothing otherwise
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # required by the inspector
         if workspace is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
         shape = tuple(self._network.get_input(0).shape)[1:]
@@ -198,12 +199,12 @@ class _Build:
 
     @contextlib.contextmanager
     def caching(self, path: Path | None) -> Iterator[None]:
-        """Use and keep a timing cache; also after a build that failed or was interrupted, since what was timed stays true."""
+        """Use a timing cache and save it, also after a failed or interrupted build, since its timings stay valid."""
         if path is None:
             yield
             return
         if not self._flavour.has_timing_cache:
-            raise InputRefused(f"{self._flavour.name} keeps no timing cache, since it times nothing; leave --timing-cache out")
+            raise InputRefused(f"{self._flavour.name} has no timing cache; leave --timing-cache out")
         check_output(path)
         earlier = read_bytes(path) if path.exists() else b""
         cache = self._config.create_timing_cache(earlier)
@@ -218,7 +219,7 @@ class _Build:
                 temporary.write_bytes(bytes(self._config.get_timing_cache().serialize()))
 
     def run(self, progress: Progress) -> bytes:
-        """The engine. Ctrl-C ends the build at its next step, where TensorRT tells of steps."""
+        """Build the engine. Ctrl-C ends the build at its next step, if this TensorRT reports steps."""
         with deferred_interrupts() as interrupted, warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             if hasattr(self._trt, "IProgressMonitor"):
@@ -227,11 +228,11 @@ class _Build:
         if interrupted.is_set():
             raise KeyboardInterrupt
         if built is None:
-            raise Unavailable(self._words("TensorRT built no engine"))
+            raise Unavailable(self._with_errors("TensorRT built no engine"))
         return bytes(built)
 
     def layers(self, content: bytes) -> Layers:
-        """Layers by precision: of the engine where a device can open it, else of the network."""
+        """Layers by precision: of the engine if a device can open it, else of the network."""
         if self._flavour.why_not_run() is not None:
             return of_network(self._network, self._trt)
         engine = self._trt.Runtime(self._log).deserialize_cuda_engine(content)
@@ -239,13 +240,13 @@ class _Build:
             return of_network(self._network, self._trt)  # for another device than this one
         return of_engine(engine.create_engine_inspector().get_engine_information(self._trt.LayerInformationFormat.JSON))
 
-    def _words(self, what: str) -> str:
-        said = "; ".join(dict.fromkeys(self._log.errors)) or "no reason given"
-        return f"{what} ({self._flavour.name} {self._flavour.version}): {printable(said, 400)}"
+    def _with_errors(self, message: str) -> str:
+        errors = "; ".join(dict.fromkeys(self._log.errors)) or "no reason given"
+        return f"{message} ({self._flavour.name} {self._flavour.version}): {printable(errors, 400)}"
 
 
-def _told(error: Any, model: onnx.ModelProto, network: Program | nn.Module) -> str:
-    """A parser's error with the node and, for the family, the layer of the model that it came from."""
+def _described(error: Any, model: onnx.ModelProto, network: Program | nn.Module) -> str:
+    """A parser's error with its node and, for the family, the model's layer."""
     from cnet_deploy.program.program import Program
 
     number = error.node()
@@ -262,13 +263,13 @@ def _told(error: Any, model: onnx.ModelProto, network: Program | nn.Module) -> s
 
 
 def _monitor(trt: Any, progress: Progress, interrupted: threading.Event) -> Any:
-    """TensorRT's phases, which lie in each other, as one share of the whole."""
+    """A monitor that reports TensorRT's nested phases as a share of the whole build."""
     base: Any = trt.IProgressMonitor
 
     class Monitor(base):  # type: ignore[misc]
         def __init__(self) -> None:
             base.__init__(self)
-            self._phases: dict[str, list[float]] = {}  # name -> done, of, share of the whole, start
+            self._phases: dict[str, list[float]] = {}  # name -> steps done, all steps, share of the build, start
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             share, start = 1.0, 0.0

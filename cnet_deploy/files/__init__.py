@@ -1,4 +1,4 @@
-"""Reading whole files and writing them so that a reader sees the old file or the new one, never half of either."""
+"""Read whole files, and write files so that a reader sees the old content or the new, never a part of either."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cnet_deploy.errors import InputRefused, OutputRefused
 
 log = logging.getLogger(__name__)
 
-MAX_BYTES = 4 << 30  # no model of the family comes near
+MAX_BYTES = 4 << 30  # far larger than any model of the family
 
 
 def read_bytes(path: Path | str, limit: int = MAX_BYTES) -> bytes:
@@ -35,13 +35,13 @@ def read_bytes(path: Path | str, limit: int = MAX_BYTES) -> bytes:
     except (OSError, MemoryError) as error:
         raise InputRefused(f"{path}: can't be read: {getattr(error, 'strerror', None) or type(error).__name__}") from None
     if not data:
-        raise InputRefused(f"{path}: is empty; expected a file with something in it")
+        raise InputRefused(f"{path}: is empty; expected a file with content")
     log.info("read %s: %s bytes", path, f"{len(data):,}")
     return data
 
 
 def exists(path: Path | str) -> bool:
-    """Whether something is there; what can't be a path is nothing."""
+    """Whether something exists at the path; False for text that can't be a path."""
     try:
         return Path(path).exists()
     except (OSError, ValueError):
@@ -49,7 +49,7 @@ def exists(path: Path | str) -> bool:
 
 
 def check_input(path: Path | str) -> None:
-    """Refuse a path that is no regular file, without opening it."""
+    """Raise InputRefused for a path that is no regular file, without opening it."""
     path = Path(path)
     try:
         mode = path.stat().st_mode
@@ -64,7 +64,7 @@ def check_input(path: Path | str) -> None:
 
 
 def _instead(path: Path) -> str:
-    """What was perhaps meant by a path where nothing is."""
+    """A hint for a path that does not exist: a missing folder, or a file with a similar name."""
     with contextlib.suppress(OSError, ValueError):
         if not path.parent.exists():
             return f"; there is no folder {path.parent}"
@@ -80,14 +80,14 @@ def digest(data: bytes) -> str:
 
 
 def require_digest(path: Path | str, data: bytes, sha256: str | None) -> None:
-    """Refuse bytes that are not those whose SHA-256 was pinned; None pins nothing."""
-    if sha256 is not None and (found := digest(data)) != sha256.lower():
-        raise InputRefused(f"{path}: has SHA-256 {found}; expected {sha256}, as pinned: get the file that was meant, or pin this one")
+    """Raise InputRefused if the SHA-256 of the bytes is not ``sha256``; None accepts any."""
+    if sha256 is not None and (actual := digest(data)) != sha256.lower():
+        raise InputRefused(f"{path}: has SHA-256 {actual}; expected {sha256}, as pinned: get the right file, or pin this one")
 
 
 @contextlib.contextmanager
 def atomic_output(path: Path | str, *, source: Path | str | None = None) -> Iterator[Path]:
-    """``atomic_outputs`` for one file."""
+    """``atomic_outputs`` for a single file."""
     with atomic_outputs(path, source=source) as (temporary,):
         yield temporary
 
@@ -101,11 +101,11 @@ def _rename(temporaries: Sequence[Path], targets: Sequence[Path]) -> None:
 def atomic_outputs(
     *paths: Path | str, source: Path | str | None = None, commit: Callable[[Sequence[Path], Sequence[Path]], None] = _rename
 ) -> Iterator[list[Path]]:
-    """A temporary path beside each of ``paths`` to write to; all renamed when the block ends well, all removed when it does not.
+    """A temporary path beside each of ``paths`` to write to. When the block ends all are renamed; if it fails all are removed.
 
-    Every file is on the disk before ``commit`` renames them, which it does while no other commit goes on in that folder. A link at one of
-    ``paths`` is replaced; what it points to is left alone. Suffixes stay, so that libraries that look at them are content. ``source`` is
-    a file that must not be overwritten by its own product. Raises OutputRefused before anything is computed if a place can't be written to.
+    All files are flushed to disk before ``commit`` renames them, and only one process commits in a folder at a time. A link at one of
+    ``paths`` is replaced; its target is left alone. The temporary paths keep the suffixes, since some libraries depend on them. ``source``
+    is an input file that must not be overwritten. Raises OutputRefused at once if a path can't be written to.
     """
     targets = [Path(path) for path in paths]
     for target in targets:
@@ -133,14 +133,13 @@ def atomic_outputs(
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder against other processes' commits: those of two files must not mix. A kill lets go of it.
+    """Lock a folder against other processes' commits, so that two commits of several files don't mix. The lock ends with the process.
 
-    Where there are no locks to be had, or one is held for long, renames are atomic each by itself all the same. What was renamed is on
-    the disk when this ends.
+    Without a lock (unsupported, or held by another process for 10 s) each rename is still atomic. Renames are flushed to disk at the end.
     """
     with contextlib.ExitStack() as stack:
         held = None
-        with contextlib.suppress(OSError):  # a folder that may not be listed can't be locked
+        with contextlib.suppress(OSError):  # a folder without read permission can't be locked
             held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, held)
             _lock(held)
@@ -159,7 +158,7 @@ def _lock(held: int) -> None:
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
-    """Put a small file in place of another, whole, where the folder is ``locked`` already."""
+    """Replace a small file atomically in a folder that is already ``locked``."""
     temporary = _temporary(path)
     try:
         _create(temporary, path)
@@ -174,8 +173,8 @@ def replace_bytes(path: Path, content: bytes) -> None:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Add to a file, all or nothing, through a link if it is one: a CI's page may be. Raises OSError where that can't be done."""
-    there = path.exists()
+    """Append to a file, all or nothing. A link is followed, since a CI's summary page may be one. Raises OSError."""
+    existed = path.exists()
     with path.open("ab", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         try:
@@ -183,13 +182,13 @@ def append(path: Path, data: bytes) -> None:
                 data = data[file.write(data) :]
         except BaseException:
             file.truncate(size)
-            if not there:
+            if not existed:
                 path.unlink(missing_ok=True)
             raise
 
 
 def check_output(path: Path | str, *, source: Path | str | None = None) -> None:
-    """Refuse an output path that is no regular file, lies in a folder that is not there, or is the ``source`` itself."""
+    """Raise OutputRefused for a path that is no regular file, lies in a missing folder, or is the ``source`` itself."""
     path = Path(path)
     try:
         if path.is_dir():
@@ -205,13 +204,13 @@ def check_output(path: Path | str, *, source: Path | str | None = None) -> None:
 
 
 def _same(path: Path, source: Path) -> bool:
-    with contextlib.suppress(OSError):  # what can't be looked at is told by whoever reads it
+    with contextlib.suppress(OSError):  # an unreadable source is reported when it is read
         return path.exists() and source.exists() and path.samefile(source)
     return False
 
 
 def _create(temporary: Path, target: Path) -> None:
-    """An empty file with the mode of the one that it will replace; the umask decides where there is none."""
+    """Create an empty file with the mode of the file that it will replace; without one the umask decides."""
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     if target.is_file():
         temporary.chmod(stat.S_IMODE(target.stat().st_mode))
@@ -222,6 +221,6 @@ def _temporary(path: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all. Raises OutputRefused where it can't be written."""
+    """Write a text file atomically. Raises OutputRefused if it can't be written."""
     with atomic_output(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

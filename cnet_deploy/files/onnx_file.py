@@ -1,4 +1,4 @@
-"""ONNX files as bytes: parsed or refused, and never one that keeps tensors in other files."""
+"""Parse ONNX files from bytes. Files that keep tensors in other files are refused."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from cnet_deploy.errors import InputRefused
 
 
 def parse_onnx(data: bytes) -> Any:
-    """The onnx.ModelProto of a file's bytes. Raises InputRefused for bytes that hold no graph, and as ``require_one_file`` does."""
+    """The onnx.ModelProto in a file's bytes. Raises InputRefused for bytes without a graph, and as ``require_one_file`` does."""
     model = _parse(data)
     if not model.graph.node:
-        raise InputRefused("is no ONNX model that can be read (it has no nodes); export it again")
+        raise InputRefused("is no readable ONNX model (it has no nodes); export it again")
     return model
 
 
 def require_one_file(data: bytes) -> None:
-    """Raise InputRefused for an ONNX file that keeps a tensor in another file, wherever in it that tensor stands.
+    """Raise InputRefused for an ONNX file that keeps any tensor in another file.
 
-    Runtimes follow such a place into any folder, and older ones into their own memory; an artifact's digest does not cover what is there.
+    Runtimes follow such a reference into any folder, and older ones into their own memory. An artifact's digest does not cover that data.
     """
-    if b"location" in data:  # the key of every such place: other files need no parsing here
+    if b"location" in data:  # the key of every such reference; files without it need no parsing
         _parse(data)
 
 
@@ -30,8 +30,8 @@ def _parse(data: bytes) -> Any:
     try:
         model = onnx.load_model_from_string(data)
         elsewhere = b"location" in data and _is_elsewhere(model, onnx.TensorProto)
-    except Exception as error:  # what protobuf raises on damaged files has no common base
-        raise InputRefused(f"is no ONNX model that can be read ({str(error) or type(error).__name__}); export it again") from None
+    except Exception as error:  # protobuf can raise anything on damaged files
+        raise InputRefused(f"is no readable ONNX model ({str(error) or type(error).__name__}); export it again") from None
     if elsewhere:
         raise InputRefused("keeps weights in other files; expected one file, as `export` writes it")
     return model

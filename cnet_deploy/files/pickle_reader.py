@@ -1,8 +1,8 @@
-"""The one reader of pickles, which executes nothing: what a pickle names is never looked up, imported or called.
+"""A reader of pickles that executes nothing: names in a pickle are never looked up, imported or called.
 
-A name stands for itself (``Name``). What calling it would give is up to ``called`` of the class that derives from this reader, which builds
-inert values of its own. Opcodes that none of our files needs are not read at all; give a pickle to ``pickle_scan.examine`` first, which
-bounds nesting, lengths and numbers of instructions.
+A name becomes a ``Name``. A derived class decides in ``called`` which inert value stands for the result of a call. Opcodes that
+checkpoints and datasets don't need are refused. Scan a pickle with ``pickle_scan.examine`` first, which limits nesting, lengths and the
+number of instructions.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-MAX_COPIED = 1 << 20  # elements and bytes that are copied from one container into another: a pickle may copy one any number of times
+MAX_COPIED = 1 << 20  # elements and bytes copied from one container into another; a small pickle could copy one very often
 
 _LOADS: dict[int, Any] = pickle._Unpickler.dispatch
-_AS_THEY_ARE = (
+_UNCHANGED = (
     pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.POP, pickle.POP_MARK, pickle.DUP, pickle.NONE, pickle.NEWTRUE,
     pickle.NEWFALSE, pickle.INT, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG, pickle.LONG1, pickle.LONG4, pickle.FLOAT,
     pickle.BINFLOAT, pickle.STRING, pickle.BINSTRING, pickle.SHORT_BINSTRING, pickle.UNICODE, pickle.BINUNICODE, pickle.SHORT_BINUNICODE,
@@ -42,43 +42,43 @@ class Name:
 
 
 class OddKey:
-    """In the place of a key that is no text and no small number: hashing it, or comparing it with others, could take for ever."""
+    """Stands for a dictionary key that is neither text nor a small number: hashing or comparing it could take forever."""
 
     def __init__(self, key: object) -> None:
         self.type = type(key).__name__
 
 
-# The reader written in Python: the one in C sizes tables by numbers in the file.
+# Based on the unpickler in Python: the one in C allocates tables whose size the file determines.
 class PickleReader(pickle._Unpickler):
-    """Reads one pickle from ``file``. Raises pickle.UnpicklingError, ValueError and what else a damaged pickle makes Python raise."""
+    """Reads one pickle from ``file``. Raises pickle.UnpicklingError, ValueError, and any other exception for a damaged pickle."""
 
     stack: list[Any]
     read: Callable[[int], bytes]
     pop_mark: Callable[[], list[Any]]
-    dispatch: ClassVar[dict[int, Any]] = {opcode[0]: _LOADS[opcode[0]] for opcode in _AS_THEY_ARE}
+    dispatch: ClassVar[dict[int, Any]] = {opcode[0]: _LOADS[opcode[0]] for opcode in _UNCHANGED}
 
     def __init__(self, file: io.BytesIO, encoding: str, copies: int = MAX_COPIED) -> None:
         super().__init__(file, encoding=encoding)
         self.left = copies
 
     def called(self, name: Name, arguments: tuple[Any, ...]) -> Any:
-        """What stands for the result of a call. Raises pickle.UnpicklingError for a name that nothing stands for."""
+        """The value that stands for the result of a call. Raises pickle.UnpicklingError for an unknown name."""
         raise NotImplementedError
 
     def built(self, target: Any, state: Any) -> None:
-        """What comes of attributes that are set on ``target``: nothing, unless a derived class looks at them."""
+        """Called when attributes (``state``) are set on ``target``. Ignored unless a derived class overrides it."""
 
     def key(self, key: Any) -> Any:
-        """A key of a dictionary or an element of a set, as it may be hashed."""
-        # Numbers of equal hash begin at 2^61 - 1.
+        """The key of a dictionary or element of a set, replaced by an OddKey if hashing it is not safe."""
+        # From 2^61 - 1 on, many numbers have the same hash.
         plain = key is None or isinstance(key, (str, bool)) or (isinstance(key, int) and abs(key) < (1 << 61) - 1)
         return key if plain else OddKey(key)
 
     def copied(self, values: Any) -> Any:
-        """``values``, on their way into another container. Raises pickle.UnpicklingError where all copies together are too large."""
+        """``values``, which are copied into another container. Raises pickle.UnpicklingError if all copies together are too large."""
         self.left -= len(values)
         if self.left < 0:
-            raise pickle.UnpicklingError("it copies more than it has")
+            raise pickle.UnpicklingError("it copies its contents too often")
         return values
 
     def load(self) -> Any:
@@ -96,7 +96,7 @@ class PickleReader(pickle._Unpickler):
 
     def _fill(self, target: Any, items: list[Any]) -> None:
         if not isinstance(target, dict) or len(items) % 2:
-            raise pickle.UnpicklingError("it sets entries of what is no dictionary")
+            raise pickle.UnpicklingError("it sets entries of an object that is not a dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[self.key(key)] = value
 
@@ -117,7 +117,7 @@ class PickleReader(pickle._Unpickler):
     def _add_items(self) -> None:
         items = self.pop_mark()
         if not isinstance(self.stack[-1], set):
-            raise pickle.UnpicklingError("it adds elements to what is no set")
+            raise pickle.UnpicklingError("it adds elements to an object that is not a set")
         self.stack[-1].update(map(self.key, items))
 
     def _frozen_set(self) -> None:
@@ -128,7 +128,7 @@ class PickleReader(pickle._Unpickler):
         arguments = self.stack.pop()
         name = self.stack[-1]
         if not isinstance(name, Name) or not isinstance(arguments, tuple):
-            raise pickle.UnpicklingError("it calls something that has no name")
+            raise pickle.UnpicklingError("it calls an object that is not a named function")
         self.stack[-1] = self.called(name, arguments)
 
     def _build(self) -> None:
@@ -137,7 +137,7 @@ class PickleReader(pickle._Unpickler):
 
     def _byte_array(self) -> None:
         (length,) = struct.unpack("<Q", self.read(8))
-        self.stack.append(self.read(min(length, sys.maxsize)))  # pickle's own takes the memory before it looks what is there
+        self.stack.append(self.read(min(length, sys.maxsize)))  # pickle's own version allocates before it checks the length
 
     dispatch |= {
         pickle.SETITEM[0]: _set_item, pickle.SETITEMS[0]: _set_items, pickle.DICT[0]: _dict, pickle.ADDITEMS[0]: _add_items,

@@ -1,7 +1,7 @@
-"""What a pickle would do, read off its opcodes without running any: so that a refusal can name it, before any reader is at risk.
+"""Scan a pickle's opcodes without executing any, to see what it would import and whether it is safe to read.
 
-A reader that refuses to call what it does not know can still be made to crash or to hang by what it does not call: a key nested a
-million deep, a name of a megabyte. Those are found here.
+A reader that calls nothing can still be made to crash or to hang, by a key nested a million deep or a name of a megabyte. The scan
+refuses those too.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 
 from cnet_deploy.errors import printable
 
-MAX_BYTES = 16 << 20  # of the pickle inside a zip container; weights lie beside it
-MAX_OPCODES = 150_000  # in all; a checkpoint of CondenseNet-182 with its optimizer has some 60,000
+MAX_BYTES = 16 << 20  # of the pickle inside a zip container; the weights are separate entries
+MAX_OPCODES = 150_000  # in total; a checkpoint of CondenseNet-182 with its optimizer has some 60,000
 MAX_DEPTH = 100
 MAX_NAME = 200
-MAX_LINE = 100_000  # the time to read a number from its digits grows with the square of them
+MAX_LINE = 100_000  # parsing a number takes time quadratic in its digits
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_STREAMS = 5  # magic number, protocol, system, object, keys of the storages
 _NAME = re.compile(r"[A-Za-z_][\w.<>]*")
@@ -37,8 +37,8 @@ _MARK = pickletools.markobject
 
 @dataclass
 class Findings:
-    """``wanted``: functions and classes, as ``module.name``, that are asked for beyond tensors. ``problem``: why it must not be given
-    to a reader; None if it may. ``whole``: whether it is a pickle from end to end, as far as it was looked at."""
+    """The result of a scan. ``wanted``: functions and classes (``module.name``) beyond those of tensors. ``problem``: why the pickle must
+    not be given to a reader, or None. ``whole``: whether the scanned part is a complete pickle."""
 
     wanted: list[str] = field(default_factory=list)
     problem: str | None = None
@@ -46,26 +46,26 @@ class Findings:
 
 
 def examine(data: bytes) -> Findings:
-    """Look through the pickles of a file: a bare one, torch's legacy container, torch's zip container."""
+    """Scan the pickles of a file: a bare pickle, torch's legacy container, or torch's zip container."""
     findings = Findings()
     try:
         stream = _Stream(_zipped_pickle(data) if data[:2] == b"PK" else data)
         counter = itertools.count(1)
         first = _Machine(findings, counter).run(stream)
-        # What follows a bare pickle is never read, but it tells what the file is.
+        # The rest of a bare pickle is never read, but it shows what the file is.
         with contextlib.nullcontext() if first == _LEGACY_MAGIC else contextlib.suppress(Exception):
             for _ in range(_LEGACY_STREAMS - 1):
                 _Machine(findings, counter).run(stream)
     except _Refused as error:
         findings.problem = str(error)
-    except Exception as error:  # a stream that is no pickle fails in ways that have no common base
+    except Exception as error:  # bytes that are no pickle can raise anything
         findings.problem, findings.whole = f"{type(error).__name__}: {error}", False
     findings.wanted = list(dict.fromkeys(findings.wanted))
     return findings
 
 
 def is_torchscript(data: bytes) -> bool:
-    """Whether it is an archive of torch.jit.save, which is a program and not a state dict."""
+    """Whether it is an archive of torch.jit.save, which holds a program instead of a state dict."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
@@ -82,19 +82,19 @@ class _Stream(io.BytesIO):
 
 
 class _Refused(Exception):
-    """Not a pickle that any reader should be given."""
+    """The pickle is not safe to read, for the reason given."""
 
 
 @dataclass(frozen=True)
 class _Item:
-    """Something on the stack: how deep it is nested, and its value where that is a string or a number."""
+    """An object on the stack: its nesting depth, and its value if it is a string or a number."""
 
     depth: int = 0
     value: object = None
 
 
 class _Machine:
-    """Pickle's stack machine with depths in the place of objects."""
+    """Pickle's stack machine that tracks nesting depths instead of objects."""
 
     def __init__(self, findings: Findings, counter: Iterator[int]) -> None:
         self.findings, self.counter = findings, counter
@@ -102,7 +102,7 @@ class _Machine:
         self.memo: dict[int, _Item] = {}
 
     def run(self, stream: io.BytesIO) -> object:
-        """Go through one pickle up to its STOP; the value that it ends with, where that is known."""
+        """Scan one pickle up to its STOP. Returns its final value if that is a string or a number."""
         for opcode, argument, _ in pickletools.genops(stream):
             if next(self.counter) > MAX_OPCODES:
                 raise _Refused(f"its pickle has more than {MAX_OPCODES} instructions")
@@ -128,7 +128,7 @@ class _Machine:
             self._general(opcode, argument)
 
     def _general(self, opcode: pickletools.OpcodeInfo, argument: object) -> None:
-        """Whatever takes some items and leaves some, as pickletools describes the opcode."""
+        """Handle any other opcode by pickletools' description of what it pops and pushes."""
         before = opcode.stack_before
         marked = _MARK in before
         popped: list[_Item] = []
@@ -141,7 +141,7 @@ class _Machine:
         if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
             self._note(str(argument).split(" ", 1) if argument is not None else [str(item.value) for item in reversed(popped)])
         depths = [item.depth for item in popped]
-        changed = depths.pop() if opcode.name in _CHANGERS else 0  # the container is what was popped last
+        changed = depths.pop() if opcode.name in _CHANGERS else 0  # the container was popped last
         depth = max(changed, max(depths, default=-1) + 1)
         if depth > MAX_DEPTH:
             raise _Refused(f"its pickle nests more than {MAX_DEPTH} containers")

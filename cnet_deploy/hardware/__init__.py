@@ -1,1 +1,1 @@
-"""The CPU, CUDA and TensorRT as they are on this machine. Nothing here knows networks."""
+"""The CPU, CUDA and TensorRT on this machine. Nothing here depends on networks."""

@@ -1,4 +1,4 @@
-"""What processor this is, as compilers and libraries name it; and how to be a good guest on it."""
+"""The processor's family and instruction sets, as compilers name them, and a setting for shared machines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def host_machine() -> str:
 
 
 def host_isas() -> tuple[str, ...]:
-    """The instruction sets that native libraries are compiled for and this processor has, the best first."""
+    """The instruction sets of this processor for which native libraries can be compiled, the best first."""
     machine = host_machine()
     if machine != "x86_64":
         return ("neon", "baseline") if machine == "aarch64" else ("baseline",)
@@ -32,8 +32,8 @@ def host_isas() -> tuple[str, ...]:
 
 
 def share_the_processor() -> None:
-    """Let OpenMP's idle threads sleep: on a busy machine their spinning makes a check take ten times as long.
+    """Let OpenMP's idle threads sleep. If they spin on a busy machine, a check can take ten times as long.
 
-    Must come before torch is imported. Not for measuring, where spinning is what a deployment would have.
+    Must be called before torch is imported. Not for measuring, since deployed programs have spinning threads.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

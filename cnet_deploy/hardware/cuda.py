@@ -1,7 +1,7 @@
-"""Device memory, streams, events and CUDA graphs, for every GPU session but torch's own.
+"""Device memory, streams, events and CUDA graphs, for all GPU sessions except torch's.
 
-Through pycuda where it is installed, else through cuda-python: the driver API and the device's primary context in both, so that TensorRT
-and onnxruntime work in the same one.
+Uses pycuda if it is installed, else cuda-python. Both use the driver API and the device's primary context, which TensorRT and
+onnxruntime share.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Array = npt.NDArray[Any]
 
 
 def why_no_device() -> str | None:
-    """One line why no CUDA device can be used here; None if one can.
+    """Why no CUDA device can be used here, in one line; None if one can.
 
-    Asks the driver's library itself, needs no package and never crashes: to be asked before TensorRT's runtime, which may.
+    Calls the driver's library directly, needs no package and never crashes. Call it before TensorRT's runtime, which may crash.
     """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return "there is no CUDA driver here (libcuda.so.1 can't be loaded): install the NVIDIA driver, or run it where a GPU is"
+        return "there is no CUDA driver here (libcuda.so.1 can't be loaded): install the NVIDIA driver, or use a machine with a GPU"
     count = ctypes.c_int(0)
     status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
     if status:
@@ -40,14 +40,14 @@ def why_no_device() -> str | None:
 
 
 class Graph:
-    """What was put on a stream once, to be put there again as a whole."""
+    """Recorded work of a stream that can be launched again as a whole."""
 
     def __init__(self, calls: Calls, handle: Any, stream: int) -> None:
         self._calls, self._stream = calls, stream
         self._handle: Any = handle
 
     def launch(self) -> None:
-        """Put it on the stream; returns at once."""
+        """Enqueue it on the stream; returns at once."""
         self._calls.graph_launch(self._handle, self._stream)
 
     def close(self) -> None:
@@ -58,9 +58,9 @@ class Graph:
 
 
 class Device:
-    """A CUDA device with a stream of its own; a context manager. Closing frees everything that was taken from it, in any state.
+    """A CUDA device with its own stream; a context manager. Closing frees everything that was allocated, in any state.
 
-    Raises Unavailable where no device is, where neither library is installed, and for every call that CUDA refuses.
+    Raises Unavailable without a device or without either library, and for every call that CUDA refuses.
     """
 
     def __init__(self, ordinal: int = 0) -> None:
@@ -72,7 +72,7 @@ class Device:
         self._taken: list[tuple[Callable[[Any], None], Any]] = []
         self._graphs: weakref.WeakSet[Graph] = weakref.WeakSet()
         self._free = weakref.finalize(self, _free, calls, self._taken, self._graphs)
-        self._free.atexit = False  # the end of the process frees everything, and the driver may be gone by then
+        self._free.atexit = False  # the end of the process frees everything, and the driver may already be unloaded
         try:
             self.stream: int = calls.stream()
             self._taken.append((calls.stream_destroy, self.stream))
@@ -95,18 +95,18 @@ class Device:
         self._free()
 
     def allocate(self, size: int) -> int:
-        """``size`` bytes of device memory: their address."""
+        """Allocate ``size`` bytes of device memory; returns the address."""
         self._alive()
         pointer = self._calls.allocate(size)
         self._taken.append((self._calls.release, pointer))
         return pointer
 
     def release(self, pointer: int) -> None:
-        """Free what ``allocate`` gave."""
+        """Free the memory at an address from ``allocate``."""
         self._give_back(self._calls.release, pointer)
 
     def pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-        """A page-locked array of the host, good until the device is closed."""
+        """A page-locked array on the host, valid until the device is closed."""
         self._alive()
         size = prod(shape) * np.dtype(dtype).itemsize
         address = self._calls.pin(size)
@@ -115,26 +115,26 @@ class Device:
         return array.view(dtype).reshape(shape)
 
     def unpin(self, host: Array) -> None:
-        """Free what ``pinned`` gave; the array must not be used any more."""
+        """Free an array from ``pinned``, which must not be used any more."""
         self._give_back(self._calls.unpin, host.ctypes.data)
 
     def upload(self, pointer: int, host: Array) -> None:
-        """Copy to the device, on the stream; returns at once from pinned memory."""
+        """Copy to the device on the stream. Returns at once if ``host`` is pinned."""
         self._alive()
         self._calls.copy_in(pointer, host.ctypes.data, host.nbytes, self.stream)
 
     def download(self, host: Array, pointer: int) -> None:
-        """Copy to the host, on the stream; the array is whole after ``synchronize``."""
+        """Copy to the host on the stream. The array is complete after ``synchronize``."""
         self._alive()
         self._calls.copy_out(host.ctypes.data, pointer, host.nbytes, self.stream)
 
     def synchronize(self) -> None:
-        """Return when all that was put on the stream is done."""
+        """Wait until all work on the stream is done."""
         self._alive()
         self._calls.synchronize(self.stream)
 
     def seconds(self, work: Callable[[], None], n: int) -> float:
-        """Seconds of the device's own clock that ``n`` calls of ``work`` take, which put something on the stream."""
+        """Seconds by the device's clock for the work that ``n`` calls of ``work`` enqueue on the stream."""
         self._alive()
         begin, end = self._events
         self._calls.record(begin, self.stream)
@@ -145,7 +145,7 @@ class Device:
         return self._calls.elapsed_ms(begin, end) / 1e3
 
     def capture(self, work: Callable[[], None]) -> Graph:
-        """What ``work`` puts on the stream, recorded instead of run."""
+        """Record what ``work`` enqueues on the stream as a Graph, without running it."""
         self._alive()
         self._calls.capture_begin(self.stream)
         try:
@@ -159,7 +159,7 @@ class Device:
         return graph
 
     def _give_back(self, free: Callable[[int], None], number: int) -> None:
-        if self._free.alive:  # else it was freed with the device
+        if self._free.alive:  # otherwise it was freed with the device
             self._calls.enter()
             self._taken.remove((free, number))
             free(number)
@@ -172,14 +172,14 @@ class Device:
 
 def _free(calls: Calls, taken: list[tuple[Callable[[Any], None], Any]], graphs: weakref.WeakSet[Graph]) -> None:
     if calls.process != os.getpid():
-        return  # a fork's copy: what it names is the parent's
+        return  # a copy after a fork: the memory belongs to the parent
     with contextlib.suppress(Unavailable):
         calls.enter()
     for graph in list(graphs):
         with contextlib.suppress(Unavailable):
             graph.close()
     while taken:
-        free, what = taken.pop()
+        free, handle = taken.pop()
         with contextlib.suppress(Unavailable):  # after an error of the device every call fails
-            free(what)
+            free(handle)
     calls.leave()

@@ -1,4 +1,4 @@
-"""The calls to a CUDA driver that device_memory.py needs, through pycuda and through cuda-python."""
+"""The CUDA driver calls that cuda.py needs, through pycuda or cuda-python."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def _refused(call: str, words: str) -> Unavailable:
 
 
 class _Pycuda:
-    """pycuda, whose objects own their handles: kept here by their numbers. What it lacks, graphs, comes straight from the driver.
+    """pycuda. Its objects own their handles, so they are kept here by number. Graphs, which it lacks, use the driver directly.
 
-    Addresses and handles of streams and events are numbers, sizes are bytes, in both libraries.
+    With both libraries addresses and handles of streams and events are numbers, and sizes are in bytes.
     """
 
     name = "pycuda"
@@ -41,7 +41,7 @@ class _Pycuda:
         self.version, self._driver, self.process = str(pycuda.VERSION_TEXT), driver, os.getpid()
         self._cuda = ctypes.CDLL("libcuda.so.1")
         self._objects: dict[int, Any] = {}
-        with self._telling("cuInit"):
+        with self._raising("cuInit"):
             driver.init()
             self._device = driver.Device(ordinal)
             self._context = self._device.retain_primary_context()
@@ -49,7 +49,7 @@ class _Pycuda:
         self.enter()
 
     @contextlib.contextmanager
-    def _telling(self, call: str) -> Iterator[None]:
+    def _raising(self, call: str) -> Iterator[None]:
         try:
             yield
         except self._driver.Error as error:
@@ -70,58 +70,58 @@ class _Pycuda:
 
     def enter(self) -> None:
         if threading.get_ident() not in self._threads:  # pycuda keeps a stack of contexts for each thread
-            with self._telling("cuCtxPushCurrent"):
+            with self._raising("cuCtxPushCurrent"):
                 self._context.push()
             self._threads.add(threading.get_ident())
 
     def leave(self) -> None:
         if threading.get_ident() in self._threads:
-            with self._telling("cuCtxPopCurrent"):
+            with self._raising("cuCtxPopCurrent"):
                 self._context.pop()
             self._threads.discard(threading.get_ident())
-        with self._telling("cuDevicePrimaryCtxRelease"):
+        with self._raising("cuDevicePrimaryCtxRelease"):
             self._context.detach()
 
     def allocate(self, size: int) -> int:
-        with self._telling("cuMemAlloc"):
+        with self._raising("cuMemAlloc"):
             memory = self._driver.mem_alloc(size)
         return self._keep(memory, int(memory))
 
     def release(self, pointer: int) -> None:
-        with self._telling("cuMemFree"):
+        with self._raising("cuMemFree"):
             self._objects.pop(pointer).free()
 
     def pin(self, size: int) -> int:
-        with self._telling("cuMemHostAlloc"):
+        with self._raising("cuMemHostAlloc"):
             array = self._driver.pagelocked_empty(size, np.uint8)
         return self._keep(array, array.ctypes.data)
 
     def unpin(self, address: int) -> None:
-        with self._telling("cuMemFreeHost"):
+        with self._raising("cuMemFreeHost"):
             self._objects.pop(address).base.free()
 
     def copy_in(self, pointer: int, address: int, size: int, stream: int) -> None:
-        with self._telling("cuMemcpyHtoDAsync"):
+        with self._raising("cuMemcpyHtoDAsync"):
             self._driver.memcpy_htod_async(pointer, _bytes_at(address, size), self._objects[stream])
 
     def copy_out(self, address: int, pointer: int, size: int, stream: int) -> None:
-        with self._telling("cuMemcpyDtoHAsync"):
+        with self._raising("cuMemcpyDtoHAsync"):
             self._driver.memcpy_dtoh_async(_bytes_at(address, size), pointer, self._objects[stream])
 
     def stream(self) -> int:
-        with self._telling("cuStreamCreate"):
+        with self._raising("cuStreamCreate"):
             stream = self._driver.Stream(_NON_BLOCKING)
         return self._keep(stream, int(stream.handle))
 
     def stream_destroy(self, stream: int) -> None:
-        self._objects.pop(stream)  # its destructor does it
+        self._objects.pop(stream)  # the destructor destroys the stream
 
     def synchronize(self, stream: int) -> None:
-        with self._telling("cuStreamSynchronize"):
+        with self._raising("cuStreamSynchronize"):
             self._objects[stream].synchronize()
 
     def event(self) -> int:
-        with self._telling("cuEventCreate"):
+        with self._raising("cuEventCreate"):
             event = self._driver.Event()
         return self._keep(event, int(event.handle))
 
@@ -129,11 +129,11 @@ class _Pycuda:
         self._objects.pop(event)
 
     def record(self, event: int, stream: int) -> None:
-        with self._telling("cuEventRecord"):
+        with self._raising("cuEventRecord"):
             self._objects[event].record(self._objects[stream])
 
     def elapsed_ms(self, begin: int, end: int) -> float:
-        with self._telling("cuEventElapsedTime"):
+        with self._raising("cuEventElapsedTime"):
             return float(self._objects[end].time_since(self._objects[begin]))
 
     def capture_begin(self, stream: int) -> None:
@@ -160,7 +160,7 @@ def _bytes_at(address: int, size: int) -> Array:
 
 
 class _CudaPython:
-    """cuda-python: functions that return (status, value …)."""
+    """cuda-python, whose functions return (status, value …)."""
 
     name = "cuda-python"
 
@@ -265,7 +265,7 @@ Calls = _Pycuda | _CudaPython
 
 
 def library(ordinal: int) -> Calls:
-    """pycuda if it can be imported, else cuda-python, on the device with this number. Raises Unavailable where neither is."""
+    """pycuda if it can be imported, else cuda-python, for the device with this number. Raises Unavailable if neither is installed."""
     reasons = []
     known: tuple[type[Calls], ...] = (_Pycuda, _CudaPython)
     for calls in known:

@@ -1,6 +1,6 @@
-"""What precision an engine really has, layer by layer: read from the built engine, or from the network where no device can open it.
+"""The actual precision of an engine's layers, read from the built engine, or from the network if no device can open it.
 
-An engine that was asked for in fp16 and came out in fp32 computes the right thing at half the speed: nothing but this tells.
+An engine that was requested in fp16 but built in fp32 gives correct outputs at half the speed. Only this check notices.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from cnet_deploy.errors import CheckFailed
 
-# Words of TensorRT's inspector, of all versions, in lower case -> ours; the first that is found in a text counts.
+# Words of TensorRT's inspector (all versions, lower case) -> our names; the first word that occurs in a text decides.
 _WORDS = (
     ("bfloat16", "bf16"), ("bf16", "bf16"), ("fp16", "fp16"), ("half", "fp16"), ("fp32", "fp32"), ("float", "fp32"), ("int8", "int8"),
 )  # fmt: skip
@@ -23,7 +23,7 @@ EXPECTED = {"fp32": "fp32", "tf32": "fp32", "fp16": "fp16", "bf16": "bf16"}
 
 
 class Layers:
-    """Layers counted by precision: all that compute, and of them those that multiply matrices (convolutions and the classifier)."""
+    """Layers counted by precision: ``all`` that compute, and those ``multiplying`` matrices (convolutions and the classifier)."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -42,42 +42,44 @@ class Layers:
         return {"precision_source": self.source, **counts}
 
     def check(self, precision: str) -> None:
-        """Raise CheckFailed unless what multiplies does so in ``precision`` ("fp32", "tf32", "fp16" or "bf16")."""
+        """Raise CheckFailed unless all multiplying layers are in ``precision`` ("fp32", "tf32", "fp16" or "bf16")."""
         wanted = EXPECTED[precision]
         other = {name: count for name, count in sorted(self.multiplying.items()) if name != wanted}
         if other or not self.multiplying[wanted]:
-            found = ", ".join(f"{count} in {name}" for name, count in other.items()) or "none that is told"
+            rest = ", ".join(f"{count} in {name}" for name, count in other.items()) or "and it lists no others"
             raise CheckFailed(
-                f"the engine is not {precision}: of its layers that multiply, {self.multiplying[wanted]} are in {wanted}, {found}; "
+                f"the engine is not {precision}: of its layers that multiply, {self.multiplying[wanted]} are in {wanted}, {rest}; "
                 "build it with a newer TensorRT, or in another precision"
             )
         if precision == "fp32" and self.tf32:
-            raise CheckFailed(f"the engine is not fp32: {self.tf32} layers multiply in TF32; ask for --precision tf32 if that will do")
+            raise CheckFailed(
+                f"the engine is not fp32: {self.tf32} layers multiply in TF32; give --precision tf32 if that is precise enough"
+            )
 
 
 def of_engine(text: str) -> Layers:
-    """From the inspector's JSON of an engine that was built with detailed verbosity (``get_engine_information``).
+    """Count layers in the inspector's JSON of an engine that was built with detailed verbosity (``get_engine_information``).
 
-    A layer has the narrowest type among its inputs and outputs, since one that casts computes on the narrow side.
+    A layer has the narrowest type among its inputs and outputs, since a layer that casts computes in the narrow type.
     """
-    found = Layers("engine")
+    counted = Layers("engine")
     layers = json.loads(text).get("Layers", [])
     for layer in layers:
-        if not isinstance(layer, dict):  # names alone: built without details
+        if not isinstance(layer, dict):  # only a name: built without details
             continue
         kind, tactic = str(layer.get("LayerType", "")).lower(), str(layer.get("TacticName", "")).lower()
         types = [known for words in _types(layer) if (known := _precision(words))]
         if not types or any(word in kind for word in _MOVE):
             continue
         multiplies = any(word in part for part in (kind, tactic) for word in _MULTIPLY)
-        found.add(min(types, key=_BITS.__getitem__), multiplies=multiplies)
-        found.tf32 += multiplies and "tf32" in tactic
-    return found
+        counted.add(min(types, key=_BITS.__getitem__), multiplies=multiplies)
+        counted.tf32 += multiplies and "tf32" in tactic
+    return counted
 
 
 def of_network(network: Any, module: Any) -> Layers:
-    """From a TensorRT network as it was parsed, whose types the engine keeps if it is strongly typed."""
-    found = Layers("network")
+    """Count layers in a parsed TensorRT network. A strongly typed engine keeps its types."""
+    counted = Layers("network")
     names = {module.DataType.FLOAT: "fp32", module.DataType.HALF: "fp16"}
     if hasattr(module.DataType, "BF16"):
         names[module.DataType.BF16] = "bf16"
@@ -86,8 +88,8 @@ def of_network(network: Any, module: Any) -> Layers:
         layer = network.get_layer(number)
         known = names.get(layer.get_output(0).dtype) if layer.num_outputs else None
         if known is not None and layer.type not in (kinds.CONSTANT, kinds.CAST, kinds.SHUFFLE):
-            found.add(known, multiplies=layer.type in (kinds.CONVOLUTION, kinds.MATRIX_MULTIPLY))
-    return found
+            counted.add(known, multiplies=layer.type in (kinds.CONVOLUTION, kinds.MATRIX_MULTIPLY))
+    return counted
 
 
 def _types(layer: dict[str, Any]) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""TensorRT by its two names: ``tensorrt`` 8.6 to 11, and ``tensorrt-rtx``. Which one is here, what it can do, how they differ.
+"""The two flavours of TensorRT, ``tensorrt`` 8.6 to 11 and ``tensorrt-rtx``: which one is installed and what it can do.
 
-What differs: 8.6 wants explicit batches asked for and has precision flags; 10 and later take the graph's own types (strongly typed); RTX
-builds without a device, and keeps no timing cache. Engines of one flavour and version are read by that one alone.
+Differences: 8.6 needs a flag for explicit batches and has precision flags; 10 and later use the types of the graph (strongly typed); RTX
+builds without a device and has no timing cache. An engine can only be read by the flavour and version that built it.
 """
 
 from __future__ import annotations
@@ -39,40 +39,40 @@ class Flavour:
 
     @property
     def strongly_typed(self) -> bool:
-        """Whether a network keeps the types of its graph, and there are no precision flags."""
+        """Whether a network keeps the types of its graph; then there are no precision flags."""
         return self.rtx or self.release >= (10,)
 
     @property
     def opsets(self) -> range:
-        """ONNX opsets that its parser reads."""
+        """The ONNX opsets that its parser reads."""
         return range(9, 18 if self.release < (10,) and not self.rtx else 25 if self.rtx or self.release >= (11,) else 21)
 
     @property
     def has_timing_cache(self) -> bool:
-        """Whether a timing cache makes the next build quicker."""
+        """Whether a timing cache makes later builds faster."""
         return not self.rtx
 
     def why_not_build(self) -> str | None:
         """Why no engine can be built here; None if one can."""
         if self.rtx:
-            return None  # compiles ahead of time, for cards that need not be here
+            return None  # builds for other GPUs, without a device
         reason = why_no_device()
-        return None if reason is None else f"{self.name} builds engines on the device that they are for, and {reason}"
+        return None if reason is None else f"{self.name} builds engines on the device that they are for, but {reason}"
 
     def why_not_run(self) -> str | None:
-        """Why no engine can be run here; None if one can. To be asked before a Runtime is made: 8.6's crashes without a driver."""
+        """Why no engine can be run here; None if one can. Call it before creating a Runtime, since 8.6's crashes without a driver."""
         return why_no_device()
 
     def require_precision(self, precision: str, opset: int) -> None:
-        """Raise Unavailable where this version can't read a graph of this opset."""
+        """Raise Unavailable if this version can't read a graph of this opset."""
         if opset not in self.opsets:
             raise Unavailable(
-                f"{self.name} {self.version} reads ONNX opsets to {self.opsets.stop - 1}, and {precision} needs {opset}; "
-                "take another precision, or --tensorrt-flavour tensorrt-rtx or a newer TensorRT"
+                f"{self.name} {self.version} reads ONNX opsets up to {self.opsets.stop - 1}, but {precision} needs {opset}; "
+                "use another precision, --tensorrt-flavour tensorrt-rtx or a newer TensorRT"
             )
 
     def logger(self) -> Any:
-        """What TensorRT says goes into ``errors`` of what this returns, and nowhere else."""
+        """A logger for TensorRT that collects error messages in its ``errors`` and prints nothing."""
         base: Any = self.module.ILogger
         severity = base.Severity
 
@@ -88,19 +88,19 @@ class Flavour:
         return Quiet()
 
     def capabilities(self) -> list[Any]:
-        """What an RTX engine can be compiled for at once: every card that this version knows, but Turing."""
+        """The compute capabilities to build an RTX engine for: all that this version knows, except Turing's."""
         known = self.module.ComputeCapability.__members__
         return [known[name] for name in sorted(known, key=lambda n: (len(n), n)) if name.startswith("SM") and name != _TURING]
 
 
 def find(name: str | None = None) -> Flavour:
-    """The flavour of this name; with None the one that can build here, ``tensorrt`` first.
+    """The flavour of this name; None takes the one that can build here, ``tensorrt`` first.
 
-    Raises InputRefused for an unknown name, Unavailable where it is not installed, is too old or can't be loaded, with how to get it.
+    Raises InputRefused for an unknown name, Unavailable if it is missing, too old or can't be loaded; the message says how to get it.
     """
     if name is not None:
         return _load(name)
-    found, reasons = [], []
+    loaded, reasons = [], []
     for known in FLAVOURS:
         try:
             flavour = _load(known)
@@ -109,22 +109,22 @@ def find(name: str | None = None) -> Flavour:
             continue
         if (reason := flavour.why_not_build()) is None:
             return flavour
-        found.append(flavour)
+        loaded.append(flavour)
         reasons.append(reason)
-    if found:
-        return found[0]
+    if loaded:
+        return loaded[0]
     raise Unavailable("; ".join(reasons))
 
 
 def _load(name: str) -> Flavour:
     if name not in FLAVOURS:
-        raise InputRefused(f"no TensorRT flavour is called {name!r}; expected one of {', '.join(FLAVOURS)}")
+        raise InputRefused(f"unknown TensorRT flavour {name!r}; expected one of {', '.join(FLAVOURS)}")
     try:
         module = importlib.import_module(FLAVOURS[name])
         version = str(module.__version__)
         release = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
         _ = module.Builder, module.OnnxParser
-    except Exception as error:  # a library that is not there is an ImportError, an OSError or an AttributeError, as the version has it
+    except Exception as error:  # a missing library raises ImportError, OSError or AttributeError, depending on the version
         raise_if_interrupted(error)
         raise Unavailable(f"{name} can't be loaded ({error}); {_HOW[name]}") from None
     if name == "tensorrt" and release < OLDEST:

@@ -1,4 +1,4 @@
-"""Batches of a dataset's images, prepared by threads ahead of whoever uses them, always in the same order."""
+"""Batches of a dataset's images, prepared ahead by threads, always in the same order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BATCHES_AHEAD = 2
 
 @dataclass(frozen=True)
 class Batch:
-    """uint8 ``pixels`` [N, 3, H, W] for each kind of preprocessing, ``labels`` [N], and why some images are not among them."""
+    """uint8 ``pixels`` [N, 3, H, W] for each kind of preprocessing, ``labels`` [N], and the reasons why images are missing."""
 
     pixels: tuple[Pixels, ...]
     labels: Labels
@@ -30,12 +30,12 @@ class Batch:
 
 
 def default_workers() -> int:
-    """As many threads as there are cores to run on, at most 8 (the reference's number)."""
+    """The number of available cores, at most 8 (the reference's number)."""
     return min(8, len(os.sched_getaffinity(0)))
 
 
 def in_order(make: Callable[[Item], Made], items: Sequence[Item], workers: int, ahead: int) -> Iterator[Made]:
-    """``map`` by ``workers`` threads that are at most ``ahead`` items before the caller; what ``make`` raises is raised in its turn."""
+    """``map`` with ``workers`` threads, at most ``ahead`` items ahead of the caller. An exception of ``make`` is raised at its item."""
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[Made]] = deque()
         try:
@@ -53,26 +53,27 @@ def in_order(make: Callable[[Item], Made], items: Sequence[Item], workers: int, 
 def batches(
     dataset: Dataset, kinds: Sequence[Preprocessing], indices: Sequence[int], size: int, workers: int | None = None
 ) -> Iterator[Batch]:
-    """The images of ``indices`` at the sizes that some networks read, ``size`` at a time; one that can't be read is left out and named."""
+    """The images of ``indices``, ``size`` at a time, for each kind of preprocessing. Unreadable images are left out and named."""
     if isinstance(dataset, ArrayDataset) and all(dataset.fits(kind) for kind in kinds):
         for start in range(0, len(indices), size):
             chosen = np.asarray(indices[start : start + size], np.int64)
             yield Batch((dataset.pixels[chosen],) * len(kinds), dataset.labels[chosen])
         return
 
-    def image(index: int) -> list[Pixels] | str:
+    def prepare(index: int) -> list[Pixels] | str:
         try:
             return [dataset.image(index, kind) for kind in kinds]
         except InputRefused as error:
             return str(error)
 
-    prepared = in_order(image, indices, workers or default_workers(), _BATCHES_AHEAD * size)
+    prepared = in_order(prepare, indices, workers or default_workers(), _BATCHES_AHEAD * size)
     for start in range(0, len(indices), size):
         part = indices[start : start + size]
         images = [next(prepared) for _ in part]
-        whole = [found for found in images if not isinstance(found, str)]
+        decoded = [image for image in images if not isinstance(image, str)]
         pixels = [
-            np.stack([found[n] for found in whole]) if whole else np.empty((0, 3, *kind.crop), np.uint8) for n, kind in enumerate(kinds)
+            np.stack([image[n] for image in decoded]) if decoded else np.empty((0, 3, *kind.crop), np.uint8) for n, kind in enumerate(kinds)
         ]
-        read = [index for index, found in zip(part, images, strict=True) if not isinstance(found, str)]
-        yield Batch(tuple(pixels), dataset.labels[np.asarray(read, np.int64)], tuple(found for found in images if isinstance(found, str)))
+        read = [index for index, image in zip(part, images, strict=True) if not isinstance(image, str)]
+        refused = tuple(reason for reason in images if isinstance(reason, str))
+        yield Batch(tuple(pixels), dataset.labels[np.asarray(read, np.int64)], refused)

@@ -1,6 +1,6 @@
-"""Pickles of plain containers and numpy arrays of bytes, such as CIFAR's Python version, read without running anything they name.
+"""Read CIFAR's Python version, pickles of plain containers and numpy arrays of bytes, without executing anything.
 
-What they may ask for is a short list of names, and each stands for an inert value here.
+Only a short list of names is accepted, and an inert value stands for each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cnet_deploy.files.pickle_reader import Name, PickleReader
 from cnet_deploy.files.pickle_scan import examine
 
 MAX_BYTES = 1 << 28
-# What numpy's arrays are pickled as, in its several versions.
+# The names in pickles of numpy arrays, in all versions.
 _ARRAY_PARTS = {
     "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype", "_codecs.encode",
     "numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer",
@@ -27,36 +27,34 @@ _ARRAY_PARTS = {
 
 
 def read_arrays(file: Path) -> dict[str, Any]:
-    """The dictionary in one of CIFAR's Python files, its arrays of bytes as numpy's. Raises InputRefused for any other pickle."""
+    """The dictionary in one of CIFAR's Python files, with numpy arrays of bytes. Raises InputRefused for any other pickle."""
     data = read_bytes(file, limit=MAX_BYTES)
-    found = examine(data)
-    if foreign := [name for name in found.wanted if name not in _ARRAY_PARTS]:
-        raise InputRefused(
-            f"{file}: its pickle wants {', '.join(foreign[:3])}, which can run code; expected CIFAR's arrays and lists alone"
-        )
-    if found.problem:
-        raise InputRefused(f"{file}: is truncated, damaged or none of CIFAR's Python files ({found.problem}); get it again")
+    findings = examine(data)
+    if foreign := [name for name in findings.wanted if name not in _ARRAY_PARTS]:
+        raise InputRefused(f"{file}: its pickle wants {', '.join(foreign[:3])}, which can run code; expected only CIFAR's arrays and lists")
+    if findings.problem:
+        raise InputRefused(f"{file}: is truncated, damaged or not one of CIFAR's Python files ({findings.problem}); get it again")
     try:
         reader = _ArrayReader(io.BytesIO(data), len(data))
         loaded = reader.load()
         if not isinstance(loaded, dict):
-            raise ValueError(f"it holds a {type(loaded).__name__}")
+            raise ValueError("it holds something other than a dictionary")
         return {key: _as_array(value, reader) if isinstance(value, _Array) else value for key, value in loaded.items()}
-    except Exception as error:  # what a damaged pickle makes its reader raise has no bound
+    except Exception as error:  # a damaged pickle can make its reader raise anything
         reason = f"{type(error).__name__}: {error}"
-        raise InputRefused(f"{file}: is truncated, damaged or none of CIFAR's Python files ({reason}); get it again") from None
+        raise InputRefused(f"{file}: is truncated, damaged or not one of CIFAR's Python files ({reason}); get it again") from None
 
 
 class _Array:
-    """What a pickled array is built from, until it is turned into one."""
+    """The parts of a pickled array."""
 
     def __init__(self, state: Any = None, code: Any = None) -> None:
         self.state, self.code = state, code
 
 
 class _ArrayReader(PickleReader):
-    """numpy's arrays as ``_Array``. All text that becomes bytes is no longer than the file: a pickle may name one text any number of
-    times."""
+    """Reads numpy arrays as ``_Array``. The total length of text that becomes bytes is limited to the file's size, since a pickle can
+    refer to the same text many times."""
 
     def __init__(self, file: io.BytesIO, size: int) -> None:
         super().__init__(file, "latin-1", size)
@@ -68,14 +66,14 @@ class _ArrayReader(PickleReader):
 
     def key(self, key: Any) -> Any:
         if type(key) is not str:
-            raise pickle.UnpicklingError(f"it has a key of {type(key).__name__}; expected text")
+            raise pickle.UnpicklingError("it has a key that is not text")
         return key
 
     def called(self, name: Name, arguments: tuple[Any, ...]) -> Any:
         if str(name) == "_codecs.encode":
             text, encoding = arguments
             if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-                raise ValueError("it encodes something else than Latin-1 text")
+                raise ValueError("it encodes something other than Latin-1 text")
             return self.encoded(text)
         if name.name == "_frombuffer":
             raw, dtype, shape, order = arguments
@@ -84,15 +82,15 @@ class _ArrayReader(PickleReader):
 
     def built(self, target: Any, state: Any) -> None:
         if not isinstance(target, _Array):
-            raise pickle.UnpicklingError("it sets attributes of what is no array")
+            raise pickle.UnpicklingError("it sets attributes of an object that is not an array")
         target.state = state
 
     def encoded(self, text: str) -> bytes:
-        """Text as the bytes that it stands for."""
+        """The bytes that a text stands for."""
         try:
             return bytes(self.copied(text).encode("latin-1"))
         except pickle.UnpicklingError:
-            raise ValueError("it makes more bytes than it has") from None
+            raise ValueError("its arrays are larger than the file") from None
 
 
 def _as_array(made: _Array, reader: _ArrayReader) -> npt.NDArray[np.uint8]:
@@ -101,8 +99,8 @@ def _as_array(made: _Array, reader: _ArrayReader) -> npt.NDArray[np.uint8]:
     if not isinstance(code, str) or code != "u1":
         raise ValueError(f"its array is of {printable(code, 20) if isinstance(code, str) else 'no known type'}; expected bytes (u1)")
     if not isinstance(shape, tuple) or not all(type(side) is int and side >= 0 for side in shape):
-        raise ValueError("its array's shape is no row of numbers")
+        raise ValueError("its array's shape is damaged")
     content = reader.encoded(raw) if isinstance(raw, str) else raw
     if not isinstance(content, (bytes, bytearray)):
-        raise ValueError(f"its array holds {type(raw).__name__}; expected bytes")
+        raise ValueError("its array holds something other than bytes")
     return np.frombuffer(content, np.uint8).reshape(shape, order="F" if by_columns else "C")

@@ -1,6 +1,6 @@
-"""Labelled datasets in the layouts in which they are published: CIFAR-10 and 100 (binary, Python), Fashion-MNIST (idx), class folders.
+"""Labelled datasets in their published layouts: CIFAR-10 and 100 (binary, Python), Fashion-MNIST (idx), class folders.
 
-Nothing in a file is executed; CIFAR's Python files are pickles, for which see array_pickles.
+Nothing in a file is executed; CIFAR's Python files are pickles (see cifar_pickle.py).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ LAYOUTS = (
 
 
 class Dataset(ABC):
-    """Images with labels [N] from 0 to ``classes`` - 1. ``statistics`` names whose mean and deviation are usual for it,
-    ``input_size`` (height, width) is that of the networks that read it."""
+    """Images with labels [N] from 0 to ``classes`` - 1. ``statistics`` names the usual mean and standard deviation, ``input_size``
+    (height, width) is that of the networks for it."""
 
     name: str
     labels: Labels
@@ -54,7 +54,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def image(self, index: int, preprocessing: Preprocessing) -> Pixels:
-        """RGB [3, H, W] at the size that the network reads. Raises InputRefused, with its name, for one that can't be read."""
+        """An image as RGB [3, H, W] at the network's input size. Raises InputRefused with its name if it can't be read."""
 
 
 class ArrayDataset(Dataset):
@@ -66,7 +66,7 @@ class ArrayDataset(Dataset):
         self.input_size = (pixels.shape[2], pixels.shape[3])
 
     def fits(self, preprocessing: Preprocessing) -> bool:
-        """Whether a network reads the images as they are."""
+        """Whether the images need no resizing for this preprocessing."""
         return self.input_size == preprocessing.crop and preprocessing.resize in (None, min(preprocessing.crop))
 
     def image(self, index: int, preprocessing: Preprocessing) -> Pixels:
@@ -79,7 +79,7 @@ class ArrayDataset(Dataset):
 
 
 class FolderDataset(Dataset):
-    """A folder of images for each class, named and numbered in the order of their names, as torchvision's ImageFolder has it."""
+    """A folder of images for each class. Classes are the folders in the order of their names, as in torchvision's ImageFolder."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -88,11 +88,11 @@ class FolderDataset(Dataset):
         self.files: list[Path] = []
         labels = []
         for label, name in enumerate(self.class_names):
-            found = sorted(p for p in (path / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-            if not found:
+            files = sorted(p for p in (path / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            if not files:
                 raise InputRefused(f"{path / name}: holds no images; expected {', '.join(IMAGE_SUFFIXES)} in every class's folder")
-            self.files += found
-            labels += [label] * len(found)
+            self.files += files
+            labels += [label] * len(files)
         if not self.files:
             raise InputRefused(f"{path}: holds no images; expected {LAYOUTS}")
         self.labels = np.asarray(labels, np.int64)
@@ -102,10 +102,11 @@ class FolderDataset(Dataset):
 
 
 def open_dataset(path: Path | str, split: Split = "val", classes: int | None = None) -> Dataset:
-    """The training or the test part of a dataset, by what lies in the folder (or one below it that has the official name).
+    """Open the training or the test part of a dataset. Its layout is recognised by the files in the folder, or in a subfolder with the
+    official name.
 
-    A CIFAR binary file may be named itself; ``classes`` tells which CIFAR it is of. A folder without ``train`` and ``val`` is a test
-    part by itself. Raises InputRefused for missing, truncated or damaged files, labels out of range, and a folder of none of these.
+    ``path`` may be a single CIFAR binary file; ``classes`` says whether it is of CIFAR-10 or 100. A folder without ``train`` and ``val``
+    is a test part. Raises InputRefused for missing, truncated or damaged files, labels out of range, and unknown layouts.
     """
     path = Path(path)
     try:
@@ -114,8 +115,8 @@ def open_dataset(path: Path | str, split: Split = "val", classes: int | None = N
         if not path.is_dir():
             raise InputRefused(f"{path}: no such folder; expected one with {LAYOUTS}")
         for folder in (path, *(path / name for name in _OFFICIAL)):
-            if folder.is_dir() and (found := _official(folder, split)):
-                return found
+            if folder.is_dir() and (dataset := _official(folder, split)):
+                return dataset
         inner = path / split
         if not inner.is_dir() and (split == "train" or (path / "train").is_dir()):
             raise InputRefused(f"{path}: has no folder {split}; expected {LAYOUTS}")
@@ -130,7 +131,7 @@ _OFFICIAL = ("cifar-10-batches-bin", "cifar-10-batches-py", "cifar-100-binary", 
 
 
 def _official(folder: Path, split: Split) -> Dataset | None:
-    """What the folder holds, by the names of its files; None if they are none of these."""
+    """The dataset in a folder, recognised by its files' names; None for an unknown layout."""
     names = {entry.name for entry in folder.iterdir()}
     ten, hundred = _CIFAR10_FILES[split], _CIFAR100_FILES[split]
     every = {name for part in _CIFAR10_FILES.values() for name in part}
@@ -171,22 +172,29 @@ def _python(name: str, files: Sequence[Path], meta: Path, count: int) -> Dataset
     key = "labels" if classes == 10 else "fine_labels"
     all_pixels, all_labels = [], []
     for file in files:
-        found = read_arrays(file)
-        data, labels = found.get("data"), found.get(key)
-        if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3 * 32 * 32 or not isinstance(labels, list):
-            shape = list(data.shape) if isinstance(data, np.ndarray) else type(data).__name__
-            raise InputRefused(f"{file}: has data {shape} and {key} of {type(labels).__name__}; expected [N, 3072] bytes and a list")
+        entries = read_arrays(file)
+        data, labels = entries.get("data"), entries.get(key)
+        if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3 * 32 * 32:
+            actual = f"bytes of shape {list(data.shape)}" if isinstance(data, np.ndarray) else "no array"
+            raise InputRefused(f"{file}: has {actual} under data; expected bytes of shape [N, 3072]")
+        if not isinstance(labels, list):
+            raise InputRefused(f"{file}: has no list under {key}; expected a label for each image")
         _require_count(file, len(data), count)
         if len(labels) != len(data):
             raise InputRefused(f"{file}: has {len(labels)} labels for {len(data)} images; expected one each")
         if wrong := [label for label in labels if type(label) is not int or not 0 <= label < classes]:
-            first = wrong[0] if type(wrong[0]) is int and abs(wrong[0]) < 1 << 63 else f"of {type(wrong[0]).__name__}"
-            raise InputRefused(f"{file}: has label {first}; expected 0 to {classes - 1}")
+            raise InputRefused(f"{file}: has {_described(wrong[0])}; expected 0 to {classes - 1}")
         all_pixels.append(data.reshape(-1, 3, 32, 32))
         all_labels.append(np.asarray(labels, np.int64))
     words = read_arrays(meta).get("label_names" if classes == 10 else "fine_label_names") if meta.is_file() else []
     names = [word for word in words if isinstance(word, str)] if isinstance(words, list) else []
     return _cifar(name, all_pixels, all_labels, classes, names)
+
+
+def _described(label: object) -> str:
+    if type(label) is not int:
+        return "a label that is not a whole number"
+    return f"label {label}" if abs(label) < 1 << 63 else "a label of too many digits"
 
 
 def _cifar(name: str, pixels: Sequence[Pixels], labels: Sequence[Labels], classes: int, names: Sequence[str]) -> Dataset:
@@ -195,16 +203,16 @@ def _cifar(name: str, pixels: Sequence[Pixels], labels: Sequence[Labels], classe
     return ArrayDataset(name, np.concatenate(pixels), np.concatenate(labels), names, statistics)
 
 
-def _require_count(file: Path, found: int, expected: int | None) -> None:
-    if expected is not None and found != expected:
-        raise InputRefused(f"{file}: holds {found} images; expected {expected}: the file is truncated or not the official one")
+def _require_count(file: Path, count: int, expected: int | None) -> None:
+    if expected is not None and count != expected:
+        raise InputRefused(f"{file}: holds {count} images; expected {expected}: the file is truncated or not the official one")
 
 
 _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
 def _idx(folder: Path, names: set[str], prefix: str) -> Dataset:
-    """Fashion-MNIST: 28x28 grey images, set in the middle of 32x32 black ones as is usual for networks that halve their maps."""
+    """Fashion-MNIST: 28x28 grey images, padded to 32x32 with black, as usual for networks that halve their maps."""
     arrays = []
     for what, dimensions in (("images", 3), ("labels", 1)):
         forms = [f"{prefix}-{what}{mark}idx{dimensions}-ubyte{packed}" for mark in "-." for packed in ("", ".gz")]
@@ -224,19 +232,19 @@ def _idx(folder: Path, names: set[str], prefix: str) -> Dataset:
 
 
 def _idx_array(file: Path, dimensions: int) -> Pixels:
-    """Two zero bytes, the type (8: unsigned bytes), the number of dimensions, each as four bytes with the highest first, the data."""
+    """Read an idx file: two zero bytes, type (8: unsigned bytes), number of dimensions, each as four bytes (big-endian), data."""
     data = read_bytes(file, _MAX_IDX)
     if data[:2] == b"\x1f\x8b":
         unpacker = zlib.decompressobj(wbits=31)
         try:
             data = unpacker.decompress(data, _MAX_IDX + 1)
         except zlib.error as error:
-            raise InputRefused(f"{file}: is no whole gzip file ({error}); get it again") from None
+            raise InputRefused(f"{file}: is no complete gzip file ({error}); get it again") from None
         if len(data) > _MAX_IDX:
             raise InputRefused(f"{file}: unpacks to more than {_MAX_IDX} bytes; expected Fashion-MNIST's file")
         if not unpacker.eof or unpacker.unused_data:
             raise InputRefused(
-                f"{file}: is no whole gzip file ({'something follows it' if unpacker.eof else 'its end is missing'}); get it again"
+                f"{file}: is no complete gzip file ({'it has extra data' if unpacker.eof else 'its end is missing'}); get it again"
             )
     start = 4 + 4 * dimensions
     if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) < start:
@@ -246,5 +254,5 @@ def _idx_array(file: Path, dimensions: int) -> Pixels:
     for side in shape:
         size *= side
     if len(data) - start != size or not size:
-        raise InputRefused(f"{file}: has {len(data) - start} bytes of data; expected {size} ({'x'.join(map(str, shape))}), and some")
+        raise InputRefused(f"{file}: has {len(data) - start} bytes of data; expected {size or 'some'} ({'x'.join(map(str, shape))})")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)

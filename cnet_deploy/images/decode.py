@@ -1,4 +1,4 @@
-"""Images as arrays: CIFAR's official binary files, image files and folders of them."""
+"""Decode images to arrays: CIFAR's official binary files, image files and folders of them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 Pixels = npt.NDArray[np.uint8]
 MAX_IMAGES = 10_000
 MAX_PIXELS = 1 << 25  # of an image after resizing
-MAX_DECODED = 1 << 28  # bytes of an image as it is decoded and as RGB: some 67 megapixels, 33 where it has transparency
+MAX_DECODED = 1 << 28  # bytes of a decoded image plus its RGB copy: some 67 megapixels, or 33 with transparency
 _PLANES = 3 * 32 * 32
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")  # of these alone: some of the decoder's others start programs
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")  # only these: some of Pillow's other decoders start programs
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
 
 
 @dataclass(frozen=True)
 class Images:
-    """``pixels`` uint8 [N, 3, H, W] at the network's input size, RGB; ``labels`` [N] where the source has them."""
+    """``pixels`` uint8 [N, 3, H, W], RGB, at the network's input size; ``labels`` [N], or None if the source has none."""
 
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64] | None
@@ -49,7 +49,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Source:
-    """An image that is not read yet: its name, what reads it as RGB [3, H, W], and its label where the file has one."""
+    """An image that is not read yet: its name, a function that reads it as RGB [3, H, W], and its label if the file has one."""
 
     name: str
     read: Callable[[], Pixels]
@@ -57,23 +57,25 @@ class Source:
 
 
 def walk_images(path: Path | str, preprocessing: Preprocessing, classes: int, most: int | None = None) -> list[Source]:
-    """What a path stands for: the images of a CIFAR binary file (``.bin``, named FILE#0, FILE#1 …), an image file, or all image files in a
-    folder and the folders in it, by their names.
+    """The images of a path: those of a CIFAR binary file (``.bin``; named FILE#0, FILE#1 …), a single image file, or all image files in a
+    folder and its subfolders, sorted by name.
 
-    ``read`` gives pixels at the network's input size, and raises InputRefused for an image that can't be read. Raises InputRefused for a
-    folder without images, a binary file that the network can't read, labels that it does not have, and more than ``most`` images.
+    Their ``read`` returns pixels at the network's input size, and raises InputRefused for an image that can't be read. Raises InputRefused
+    for a folder without images, a binary file of another image size, labels beyond ``classes``, and more than ``most`` images.
     """
     path = Path(path)
     if path.suffix == ".bin":
         if preprocessing.crop != (32, 32):
-            raise InputRefused(f"{path}: CIFAR's images are 32x32, but the network reads {preprocessing.crop}; give images of its kind")
+            raise InputRefused(
+                f"{path}: CIFAR's images are 32x32, but the network reads {'x'.join(map(str, preprocessing.crop))}; give image files"
+            )
         pixels, labels = cifar_records(path, classes)
         sources = [Source(f"{path}#{n}", partial(pixels.__getitem__, n), int(label)) for n, label in enumerate(labels)]
     elif path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
             raise InputRefused(
-                f"{path}: holds no images; expected {', '.join(IMAGE_SUFFIXES)} (a CIFAR .bin file is given by its own name)"
+                f"{path}: holds no images; expected {', '.join(IMAGE_SUFFIXES)} (for a CIFAR .bin file give the file itself)"
             )
         sources = [Source(str(file), partial(read_image, file, preprocessing)) for file in files]
     else:
@@ -84,9 +86,9 @@ def walk_images(path: Path | str, preprocessing: Preprocessing, classes: int, mo
 
 
 def read_images(path: Path | str, preprocessing: Preprocessing, classes: int) -> Images:
-    """All images that a path stands for (see ``walk_images``), with their labels where it has them.
+    """All images of a path (see ``walk_images``), with their labels if the file has them.
 
-    Raises InputRefused for what can't be read, for more than 10,000 images, and for labels the network does not have.
+    Raises InputRefused for images that can't be read, for more than 10,000 images, and for labels beyond ``classes``.
     """
     sources = walk_images(path, preprocessing, classes, MAX_IMAGES)
     labels = [source.label for source in sources if source.label is not None]
@@ -95,7 +97,7 @@ def read_images(path: Path | str, preprocessing: Preprocessing, classes: int) ->
 
 def cifar_records(path: Path, classes: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Pixels [N, 3, 32, 32] and labels [N] of a binary file: records of label bytes (CIFAR-10: one; CIFAR-100: coarse, fine) and 3,072
-    pixel bytes (red, green, blue plane). Raises InputRefused for what is no whole number of records, and for a label out of range."""
+    pixel bytes (red, green, blue plane). Raises InputRefused for an incomplete record, and for a label out of range."""
     data = read_bytes(path)
     header = 2 if classes == 100 else 1
     if len(data) % (header + _PLANES):
@@ -110,9 +112,9 @@ def cifar_records(path: Path, classes: int) -> tuple[npt.NDArray[np.uint8], npt.
 
 
 def read_image(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """The middle of an image file, RGB [3, H, W] at the network's input size: its shorter side resized, then cropped.
+    """An image file as RGB [3, H, W] at the network's input size: the shorter side is resized, then the centre is cropped.
 
-    Raises InputRefused for what is no image, and for one too large to be decoded safely.
+    Raises InputRefused for a file that is no image, and for an image too large to be decoded safely.
     """
     with opened_image(path) as image:
         return resized(image, preprocessing)
@@ -120,8 +122,8 @@ def read_image(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uint8
 
 @contextlib.contextmanager
 def opened_image(path: Path) -> Iterator[Image.Image]:
-    """An image file, open to be decoded; whatever its decoder raises becomes InputRefused."""
-    from PIL import Image
+    """An open image file. Exceptions of its decoder become InputRefused."""
+    from PIL import Image, UnidentifiedImageError
 
     data = read_bytes(path)
     try:
@@ -130,8 +132,9 @@ def opened_image(path: Path) -> Iterator[Image.Image]:
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 _check_size(image)
                 yield image
-    except Exception as error:  # what decoders raise on damaged images has no common base
-        raise InputRefused(f"{path}: is no image that can be read ({error}); expected a whole {', '.join(_FORMATS)} file") from None
+    except Exception as error:  # decoders can raise anything on damaged images
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+        raise InputRefused(f"{path}: is no readable image ({reason}); expected a complete {', '.join(_FORMATS)} file") from None
 
 
 def _check_size(image: Image.Image) -> None:
@@ -142,22 +145,22 @@ def _check_size(image: Image.Image) -> None:
 
 
 def resized(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """An image as RGB [3, H, W] at the network's input size: its shorter side resized, the middle cropped (reference: main.py).
+    """An image as RGB [3, H, W] at the network's input size: the shorter side is resized, then the centre is cropped (reference: main.py).
 
-    Raises ValueError where resizing would make it enormous.
+    Raises ValueError if the resized image would be too large.
     """
     from PIL import Image
 
     height, width = preprocessing.crop
     short, wanted = min(image.size), preprocessing.resize or min(height, width)
     scale = max(height / image.height, width / image.width)
-    # As torchvision does it (the longer side rounded down, the crop's place to the even pixel), unless that is too small for the crop.
+    # As torchvision does it (the longer side rounded down, the crop's offset to even), unless that is too small for the crop.
     if scale * short <= wanted:
         size = (max(width, wanted * image.width // short), max(height, wanted * image.height // short))
     else:
         size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
     if size[0] * size[1] > MAX_PIXELS:
-        raise ValueError(f"{image.width}x{image.height} pixels would be {size[0]}x{size[1]} when resized")
+        raise ValueError(f"{image.width}x{image.height} pixels would become {size[0]}x{size[1]} when resized, which is too large")
     whole = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
     left, top = round((whole.width - width) / 2), round((whole.height - height) / 2)
     return np.asarray(whole.crop((left, top, left + width, top + height))).transpose(2, 0, 1)

@@ -1,1 +1,1 @@
-"""Networks: their shape in plain numbers, and in torch. No file is read or written here."""
+"""Networks: their architecture as plain numbers, and as torch modules. Nothing here reads or writes files."""

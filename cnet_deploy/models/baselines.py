@@ -1,6 +1,6 @@
 """The other rows of the paper's inference-time table: VGG-16, ResNet-18 and MobileNet 1.0-224, for ImageNet.
 
-Built from their papers, with torchvision's parameter names for the first two. They are here to be measured: their weights are random.
+Built from their papers, with torchvision's parameter names for the first two. They are only measured, so their weights are random.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The networks: the family in both its forms, and the other rows of the paper's inference-time table."""
+"""Build networks: the family in both forms, and the other networks of the paper's inference-time table."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _KINDS: dict[str, type[DenselyConnected]] = {model.kind: model for model in (Con
 
 
 def build(architecture: Architecture, form: Form = "group-conv") -> DenselyConnected:
-    """The network of an Architecture, in evaluation mode, with torch's own initial weights and indices that are all zero."""
+    """The network of an Architecture, in evaluation mode, with torch's default initial weights. All indices are zero."""
     return _KINDS[architecture.kind](architecture, form).eval()
 
 
 def build_random(architecture: Architecture, seed: int = 0) -> DenselyConnected:
-    """A group-conv network with random weights and random, valid indices: for measuring and testing, it recognises nothing."""
+    """A group-conv network with random weights and random, valid indices, for measuring and testing."""
     model = build(architecture)
     initialise(model, seed)
     random = np.random.default_rng(seed)
@@ -45,7 +45,7 @@ def build_random(architecture: Architecture, seed: int = 0) -> DenselyConnected:
             per_group = module.index.numel() // module.groups
             picks = [np.sort(random.permutation(channels)[:per_group]) for _ in range(module.groups)]
             module.index.copy_(torch.from_numpy(np.concatenate(picks)))
-            # As conversion leaves it: a channel's norm is the same in every group that reads it.
+            # As after conversion: a channel's batch norm is the same in every group that reads it.
             for values in (module.norm.weight.data, module.norm.bias.data, module.norm.running_mean, module.norm.running_var):
                 if values is not None:
                     values.copy_(values[module.index % values.numel()])
@@ -60,7 +60,7 @@ def build_named(name: str, seed: int = 0) -> nn.Module:
     if name in NAMED:
         return build_random(NAMED[name], seed)
     if name not in BASELINES:
-        raise InputRefused(f"no model is called {name!r}; expected one of {', '.join(NAMES)}")
+        raise InputRefused(f"unknown network {name!r}; expected one of {', '.join(NAMES)}")
     model = BASELINES[name]()
     initialise(model, seed)
     return model.eval()

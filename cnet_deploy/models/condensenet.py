@@ -1,4 +1,4 @@
-"""CondenseNet in training form and in group-conv form, and the skeleton that the family shares."""
+"""CondenseNet in training form and in group-conv form, and the base class of the family."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cnet_deploy.models.layers import IndexedGroupConv, IndexedLinear, LearnedGr
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model's weights come from: SHA-256 of the file first read, its name without folders, and its form there."""
+    """The origin of a model's weights: the SHA-256 of the original file, its name without folders, and the model's form in it."""
 
     digest: str
     name: str
@@ -24,9 +24,9 @@ class Source:
 
 
 class DenselyConnected(nn.Module):
-    """The family's skeleton: stem, dense blocks, transitions, final norm, whole-map average and classifier.
+    """The base class of the family: stem, dense blocks, transitions, final norm, global average pooling and classifier.
 
-    Parameter names are the reference's. The last map is averaged whole and transitions floor, so other input sizes work.
+    Parameter names are the reference's. Global pooling, and transitions that round down, allow other input sizes.
     """
 
     kind: ClassVar[Kind]
@@ -39,7 +39,7 @@ class DenselyConnected(nn.Module):
         self.form: Form = form
         self.source: Source | None = None
         self.preprocessing = Preprocessing.of(architecture.input_size, architecture.classes)
-        self.class_names: tuple[str, ...] = ()  # one for each class, or none where nobody told
+        self.class_names: tuple[str, ...] = ()  # one for each class; empty if not known
         self.features = nn.Sequential()
         self.features.add_module(
             "init_conv",
@@ -71,7 +71,7 @@ class DenselyConnected(nn.Module):
 
 
 class DenseLayer(nn.Module):
-    """1x1 then 3x3 convolution, whose output is appended to the input (reference: models/condensenet.py, _DenseLayer)."""
+    """1x1, then 3x3 convolution; the output is appended to the input (reference: models/condensenet.py, _DenseLayer)."""
 
     def __init__(self, architecture: Architecture, layer: DenseLayerShape, form: Form) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class DenseLayer(nn.Module):
 
 
 class Transition(nn.Module):
-    """A 1x1 convolution, where the kind has one, and 2x2 average pooling."""
+    """A 1x1 convolution, if the kind of network has one, and 2x2 average pooling."""
 
     def __init__(self, conv: nn.Module | None) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class CondenseNet(DenselyConnected):
 
 
 def pointwise(architecture: Architecture, conv: PointwiseShape, form: Form) -> nn.Module:
-    """The module of a 1x1 convolution in the wanted form."""
+    """The module of a 1x1 convolution in the given form."""
     if not architecture.learned:
         return NormReluConv(conv.in_channels, conv.out_channels, 1, architecture.group_1x1)
     if form == "training":
@@ -111,9 +111,9 @@ def pointwise(architecture: Architecture, conv: PointwiseShape, form: Form) -> n
 
 
 def initialise(model: nn.Module, seed: int) -> None:
-    """Random weights that keep the signal's scale (He et al., 2015), and batch-norm statistics that are not trivial; no subnormals.
+    """Random weights that preserve the scale of activations (He et al., 2015), and non-trivial batch-norm statistics; no subnormals.
 
-    For measuring and testing: such a network computes what a trained one does, but recognises nothing.
+    For measuring and testing: the network does the same computation as a trained one.
     """
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():

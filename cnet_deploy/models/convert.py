@@ -17,20 +17,19 @@ from cnet_deploy.models.pruning import read_layer, require_finished
 
 log = logging.getLogger(__name__)
 
-DEFAULT_KEEP = 0.5  # the reference halves the classifier's inputs, and the published figures count it so
+DEFAULT_KEEP = 0.5  # the reference halves the classifier's inputs, and the published counts include that
 
 
 def convert(model: DenselyConnected, *, classifier_keep: float = DEFAULT_KEEP) -> DenselyConnected:
-    """The group-conv form of a finished training-form model; the model itself is left as it was.
+    """The group-conv form of a model in training form, which is not changed.
 
-    Requires that pruning has finished in every layer. Ensures that every kept weight is the same number, bit for bit, and that
-    each group's inputs stand in ascending order, as the reference has them. ``classifier_keep`` is the share of features that
-    the classifier goes on reading: those with the largest summed absolute weight (0.5 in the reference, 1.0 keeps it whole).
-    A model that is in group-conv form already is returned as it is (see ``require_classifier_keep``).
-    Raises InputRefused where pruning is unfinished.
+    Pruning must be finished in every layer. Kept weights are unchanged, bit for bit, and each group's inputs are in ascending order, as
+    in the reference. ``classifier_keep`` is the share of features that the classifier keeps: those with the largest summed absolute
+    weights (0.5 in the reference; 1.0 keeps all). A model that is already in group-conv form is returned unchanged (see
+    ``require_classifier_keep``). Raises InputRefused if pruning is unfinished.
     """
     if not isinstance(model, DenselyConnected):
-        raise InputRefused(f"can't convert a {type(model).__name__}; expected a model of `load`")
+        raise InputRefused(f"can't convert a {type(model).__name__}; expected a model from `load`")
     if model.form == "group-conv":
         return model
     arch = replace(model.architecture, classifier_keep=classifier_keep)
@@ -55,18 +54,18 @@ def convert(model: DenselyConnected, *, classifier_keep: float = DEFAULT_KEEP) -
 
 
 def require_classifier_keep(model: DenselyConnected, wanted: float) -> None:
-    """Raise InputRefused if a converted model's classifier can't have the wanted keep: what was cut is not in the file."""
+    """Raise InputRefused if a converted model's classifier keeps another share of features than ``wanted``; it can't be changed later."""
     arch = model.architecture
     if arch.kept_features != replace(arch, classifier_keep=wanted).kept_features:
         origin = f", {model.source.name}" if model.source and model.source.form == "training" else ""
         raise InputRefused(
-            f"is in group-conv form already, with a classifier keep of {arch.classifier_keep:g}; "
+            f"is already in group-conv form, with a classifier keep of {arch.classifier_keep:g}; "
             f"{wanted:g} needs the training checkpoint{origin}"
         )
 
 
 def _convert_pointwise(origin: LearnedGroupConv, target: IndexedGroupConv) -> None:
-    """Gather what each group kept. Output k of group i stands at row i + k * G in the training form."""
+    """Gather the weights that each group kept. Output k of group i is row i + k * G in the training form."""
     groups = target.groups
     kept = origin._mask[:groups, :, 0, 0].bool()
     index = kept.nonzero()[:, 1]  # row-major, so group after group, ascending within each
@@ -85,7 +84,7 @@ def _gather_norm(origin: nn.BatchNorm2d, target: nn.BatchNorm2d, index: Tensor) 
 def _convert_classifier(origin: nn.Linear, target: IndexedLinear) -> None:
     kept = target.index.numel()
     order = origin.weight.abs().sum(0).sort(stable=True)[1]
-    # The whole classifier keeps its order, so that nothing is gathered; a part stands by importance, as in the reference.
+    # A whole classifier keeps its order, which needs no gather; a part is ordered by importance, as in the reference.
     index = torch.arange(kept) if kept == origin.in_features else order[origin.in_features - kept :]
     target.index.copy_(index)
     target.linear.weight.copy_(origin.weight[:, index])

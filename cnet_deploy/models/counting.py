@@ -1,4 +1,4 @@
-"""Counting what any network costs by running it once on shapes alone: for the baselines, and to check the closed forms."""
+"""Count the operations of any network by running it once on torch's meta device. For the baselines, and to check the formulas."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 @dataclass
 class Count:
-    """Operations of one image by kind. Several conventions add them differently, so they are kept apart.
+    """Operations for one image by kind (conventions differ in which they add up), and learned parameters.
 
-    Multiply-adds of convolutions and of linear layers, elements of ReLUs, kernel area times outputs of poolings, biases of linear
-    layers; and learned parameters.
+    Multiply-adds of convolutions and of linear layers, elements of ReLUs, kernel area times outputs of poolings, biases of linear layers.
     """
 
     conv_macs: int = 0
@@ -31,12 +30,12 @@ class Count:
 
     @property
     def flops(self) -> int:
-        """The count of CondenseNet's reference (utils.py, measure_model)."""
+        """FLOPs as the reference counts them (utils.py, measure_model)."""
         return self.macs + self.relu_elements + self.pool_ops + self.linear_biases
 
 
 def count(model: nn.Module, input_size: tuple[int, int]) -> Count:
-    """Count one image of ``input_size`` (height, width). The model is moved to torch's meta device and is of no use afterwards."""
+    """Count one image of ``input_size`` (height, width). The model is moved to the meta device and can't be used afterwards."""
     total = Count(params=sum(p.numel() for p in model.parameters()))
     handles = [module.register_forward_hook(_Hook(total)) for module in model.modules() if not list(module.children())]
     try:

@@ -1,4 +1,4 @@
-"""The reference's two DenseNets: plain group convolutions, and learned group convolutions; transitions with convolutions."""
+"""The reference's two DenseNets, with plain and with learned group convolutions. Their transitions have 1x1 convolutions."""
 
 from __future__ import annotations
 

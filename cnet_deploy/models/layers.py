@@ -1,4 +1,4 @@
-"""Layers of the family, with the parameter names of the reference (layers.py), so that its state dicts load as they are."""
+"""Layers of the family, with the parameter names of the reference (layers.py), so that its state dicts can be loaded directly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class NormReluConv(nn.Sequential):
 
 
 class LearnedGroupConv(nn.Module):
-    """Training form of the 1x1: a dense convolution under a mask (paper, section 3.1).
+    """Training form of the 1x1: a dense convolution with a mask (paper, section 3.1).
 
     Row r of the weight belongs to group r mod G. ``_count``, ``_stage`` and ``_mask`` are the reference's buffers. ``dropout`` is the
     share of the convolution's inputs that training sets to zero.
@@ -69,7 +69,7 @@ class IndexedGroupConv(nn.Module):
 
 
 class IndexedLinear(nn.Module):
-    """A classifier that reads the features in ``index`` only (the reference's ``CondenseLinear``)."""
+    """A classifier that reads only the features in ``index`` (the reference's ``CondenseLinear``)."""
 
     index: Tensor
 

@@ -1,7 +1,7 @@
-"""The state of pruning in a training checkpoint: what each learned group convolution still reads, and whether it is done.
+"""The state of pruning in a training checkpoint: the inputs that each learned group convolution still reads, and whether it is finished.
 
-G, C and the progress of training stand nowhere in a checkpoint of the reference; masks and counters are all there is
-(reference: layers.py, LearnedGroupConv). Rows of a mask are outputs: row r belongs to group r mod G.
+Checkpoints of the reference don't record G, C and the progress of training; they are inferred from masks and counters (reference:
+layers.py, LearnedGroupConv). Rows of a mask are outputs: row r belongs to group r mod G.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class LayerPruning:
-    """One learned group convolution: its mask [out, in], and the reference's counters where the file has them.
+    """One learned group convolution: its mask [out, in], and the reference's counters (None if the file lacks them).
 
-    ``stage`` is the condensation stage that training reached, ``count`` how many inputs each group has lost.
+    ``stage`` is the condensation stage that training reached, ``count`` the number of inputs that each group has lost.
     """
 
     name: str
@@ -39,7 +39,7 @@ class LayerPruning:
 
     @property
     def uncounted(self) -> bool:
-        """Whether channels were dropped and the counters don't say so: they are missing, or were reset."""
+        """Whether the counters are missing, or are 0 although channels were dropped."""
         return self.stage is None or self.count is None or (not self.stage and not bool(self.mask.all()))
 
     @property
@@ -50,18 +50,18 @@ class LayerPruning:
 
     @property
     def condense_factor(self) -> int | None:
-        """C = stage * in_channels / count; None at stage 0 and where counters are missing.
+        """C = stage * in_channels / count; None at stage 0 and without counters.
 
-        Raises InputRefused if the counters give no whole C.
+        Raises InputRefused if that is not a whole number.
         """
         if not self.stage or self.count is None:
             return None
         dropped = self.stage * self.in_channels
         factor = round(dropped / self.count) if self.count > 0 else 0
-        # Counters saved in bf16 are rounded to 8 bits; the mask is what decides in the end.
+        # Counters saved in bf16 are rounded to 8 bits; the mask decides in the end.
         if not factor or abs(dropped / factor - self.count) > self.count / 256:
             raise InputRefused(
-                f"{self.name}: counters say stage {self.stage} with {self.count} of {self.in_channels} channels dropped; "
+                f"{self.name}: its counters have stage {self.stage} with {self.count} of {self.in_channels} channels dropped; "
                 "expected stage * channels / dropped to be a whole number (the condense factor)"
             )
         return factor
@@ -76,7 +76,7 @@ class LayerPruning:
         """The smallest number of rows after which the mask repeats."""
         period = rest = int(self.mask.shape[0])
         factor = 2
-        # Where two numbers of rows are periods, so is their common divisor: a few tries are enough, whatever the mask.
+        # If two numbers of rows are periods, so is their greatest common divisor, so trying prime factors is enough.
         while rest > 1:
             factor = factor if factor * factor <= rest else rest
             if rest % factor:
@@ -88,7 +88,7 @@ class LayerPruning:
         return period
 
     def describe(self, condense_factor: int | None) -> str:
-        """One clause for people: how many channels survive, and how far training came."""
+        """A clause for messages: how many channels survive, and the stage that training reached."""
         low, high = self.survivors
         kept = f"{low}" if low == high else f"{low} to {high}"
         text = f"{kept} of {self.in_channels} input channels survive per group"
@@ -102,7 +102,7 @@ class LayerPruning:
 def read_layer(name: str, tensors: Mapping[str, Any]) -> LayerPruning:
     """The state of the layer ``name`` (its ``_mask``, ``_stage``, ``_count`` in ``tensors``).
 
-    Raises InputRefused for a mask that is not 0/1 or differs within a kernel, and for counters that are no whole numbers.
+    Raises InputRefused for a mask that is not 0/1 or differs within a kernel, and for counters that are not whole numbers.
     """
     raw = np.asarray(tensors[f"{name}._mask"])
     if raw.ndim != 4 or 0 in raw.shape or raw.shape[0] > MAX_OUTPUTS:
@@ -120,37 +120,36 @@ def read_layer(name: str, tensors: Mapping[str, Any]) -> LayerPruning:
 
 
 def infer_groups(layers: Sequence[LayerPruning]) -> int | None:
-    """G: the smallest period of rows that every mask has; None where the masks show no period (pruning not begun, damage)."""
+    """G: the smallest number of rows after which every mask repeats; None if they don't (pruning has not begun, or damage)."""
     own = [layer.period for layer in layers]
     common = math.lcm(*own)
     if any(layer.mask.shape[0] % common for layer in layers):
         return None
-    # Masks that all outputs share are what an untouched mask looks like, and a period that no layer repeats is none.
+    # Before pruning all rows are equal, so a period of 1 means nothing; nor does a period that no layer repeats.
     untouched = common == 1 and any(layer.mask.all() for layer in layers)
     unrepeated = all(layer.mask.shape[0] == common for layer in layers)
-    # A layer may have a shorter period by chance; where most have, it is the others that are damaged.
+    # A layer may have a shorter period by chance; if most have one, the other layers are damaged.
     damaged = sum(period < common and not layer.mask.all() for period, layer in zip(own, layers, strict=True)) > own.count(common)
     return None if untouched or unrepeated or damaged else common
 
 
 def infer_condense_factor(layers: Sequence[LayerPruning]) -> int | None:
-    """C as the counters of the layers that have begun have it; None if none has. Raises InputRefused if they disagree."""
+    """C from the counters of all layers at stage 1 or later; None without such layers. Raises InputRefused if they disagree."""
     factors: dict[int, str] = {}
     for layer in layers:
         if factor := layer.condense_factor:
             factors.setdefault(factor, layer.name)
     if len(factors) > 1:
-        found = ", ".join(f"C={factor} in {name}" for factor, name in sorted(factors.items()))
-        raise InputRefused(f"the layers' counters disagree on the condense factor: {found}; pruning is unfinished or the file is damaged")
+        listed = ", ".join(f"C={factor} in {name}" for factor, name in sorted(factors.items()))
+        raise InputRefused(f"the layers' counters disagree on the condense factor: {listed}; pruning is unfinished or the file is damaged")
     return next(iter(factors), None)
 
 
 def require_finished(layers: Sequence[LayerPruning], groups: int, condense_factor: int) -> None:
-    """Refuse unless every layer is pruned to the end: the counters at stage C-1, exactly in/C channels kept by each group.
+    """Check that every layer is pruned to the end: its counters at stage C-1, and exactly in/C channels kept by each group.
 
-    Counters at stage 0 or missing tell nothing, and the mask decides.
-    Raises PruningUnfinished with the layer, how many channels survive and which stage training reached; InputRefused for a mask that
-    differs within a group.
+    If counters are missing or at stage 0, the mask alone decides. Raises PruningUnfinished with the layer, the number of channels that
+    survive and the stage that training reached; InputRefused for a mask that differs within a group.
     """
     for layer in layers:
         if not layer.groups_agree(groups):

@@ -1,1 +1,1 @@
-"""The lowered network in numpy: what every exporter reads."""
+"""The lowered network in numpy, which every exporter reads."""

@@ -1,15 +1,15 @@
-"""Programs that compute the same by other means: what a runtime does best is not what the network was made of.
+"""Equivalent forms of a Program. Which one is fastest depends on the runtime.
 
 Three forms, chosen for each dense block:
 
-- ``gather``: as lowered. A gather, a grouped 1x1, a reorder.
-- ``dense``: a dense 1x1 with zeros, so that nothing is gathered and nothing reordered; G times its multiply-adds at C = G.
-- ``absorbed``: the 1x1 stays grouped, and its reorder goes into what is beside it where that is exact and costs no multiply-add; the gather
-  before the 1x1 grows where the 3x3 is grouped, but to no more than its groups times as much.
+- ``gather``: as lowered: a gather, a grouped 1x1, a reorder.
+- ``dense``: a dense 1x1 with zeros instead; no gather and no reorder, but G times the multiply-adds at C = G.
+- ``absorbed``: the 1x1 stays grouped, and its reorder is merged into the adjacent layers if that is exact and costs no multiply-adds. If
+  the 3x3 is grouped, the gather before the 1x1 grows, at most by a factor of the 3x3's groups.
 
-A transition belongs to the block before it and the classifier to the last: in ``dense`` and ``absorbed`` form it reads all features, with
-zeros for those that the gather left out, which is the one thing that ``absorbed`` computes more. A transition's absorbed reorder changes
-which channel is which in the map behind it: the tables of the next block name other numbers then, whatever its form is.
+A transition has the form of the block before it, and the classifier that of the last block. In ``dense`` and ``absorbed`` form the
+classifier reads all features, with zero weights for those that the gather left out; nothing else in ``absorbed`` adds multiply-adds. An
+absorbed reorder of a transition permutes the channels of its output, so the tables of the next block change, in any form.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ FORMS = ("gather", "dense", "absorbed")
 
 
 def blocks(program: Program) -> tuple[str, ...]:
-    """The names of the dense blocks in the order in which they run: ``denseblock_1`` and so on."""
+    """The names of the dense blocks in the order in which they run: ``denseblock_1`` etc."""
     return tuple(dict.fromkeys(_block(layer) for layer in program.body if isinstance(layer, DenseLayer)))
 
 
 def rewrite(program: Program, forms: str | Mapping[str, str]) -> Program:
-    """The Program with its blocks in these forms: one for all, or one for each block that is named; the others stay as they are.
+    """The Program with its blocks in ``forms``: one form for all blocks, or a mapping from block to form (others stay ``gather``).
 
     Raises InputRefused for an unknown form or block.
     """
     wanted = _wanted(blocks(program), forms)
     body: list[DenseLayer | Transition] = []
-    form, moved = "gather", np.arange(0)  # channel c of the map lies at moved[c] now, those beyond where they were
+    form, moved = "gather", np.arange(0)  # channel c of the map is now at moved[c]; channels beyond its end did not move
     for number, layer in enumerate(program.body):
         if isinstance(layer, DenseLayer):
             form = wanted[_block(layer)]
@@ -68,9 +68,9 @@ def rewrite(program: Program, forms: str | Mapping[str, str]) -> Program:
 
 
 def dense_pointwise(program: Program) -> Program:
-    """Every grouped 1x1 as a dense one with zeros: no gather before it, no shuffle after it, G times its multiply-adds at C = G.
+    """Write every grouped 1x1 as a dense one with zeros: no gather before it, no shuffle after it, G times its multiply-adds at C = G.
 
-    A gather stays where groups apply different norms to one channel, which no converted network does; the classifier's stays too.
+    A gather stays if groups apply different norms to one channel (no converted network does). The classifier's gather stays too.
     """
     return replace(program, body=rewrite(program, "dense").body)
 
@@ -82,7 +82,7 @@ def _block(layer: DenseLayer) -> str:
 def _wanted(names: tuple[str, ...], forms: str | Mapping[str, str]) -> dict[str, str]:
     given = dict.fromkeys(names, forms) if isinstance(forms, str) else forms
     if unknown := [form for form in given.values() if form not in FORMS]:
-        raise InputRefused(f"no form of a block is called {unknown[0]!r}; expected one of {', '.join(FORMS)}")
+        raise InputRefused(f"unknown form {unknown[0]!r} of a block; expected one of {', '.join(FORMS)}")
     if foreign := [name for name in given if name not in names]:
         raise InputRefused(f"no dense block is called {foreign[0]!r}; expected some of {', '.join(names)}")
     return {name: given.get(name, "gather") for name in names}
@@ -119,16 +119,16 @@ def _dense_head(head: Head) -> Head:
 
 
 def _absorbed(layer: DenseLayer) -> DenseLayer:
-    """A layer without reorder, unless its gather would grow to more than the 3x3's groups times as much.
+    """The layer without a reorder, unless its gather would grow by more than a factor of the 3x3's groups.
 
-    A group of the 1x1 is split into one for each group of the 3x3 that reads of it, over the same inputs, and these are ordered as the 3x3
-    wants them; what is left of the reorder lies within a group of the 3x3, in its columns.
+    Each group of the 1x1 is split into one group, over the same inputs, for each group of the 3x3 that reads it. These are put in the
+    3x3's order. The rest of the reorder is within a group of the 3x3 and permutes its columns.
     """
     conv = _rows_in_order(_without_gather(layer.pointwise))
     rows, parts = conv.order.size, layer.groups
     if _is_all(conv.order, rows):
         return replace(layer, pointwise=conv)
-    group, part = conv.order // (rows // conv.groups), np.arange(rows) // (rows // parts)  # of each channel: whose row, who reads it
+    group, part = conv.order // (rows // conv.groups), np.arange(rows) // (rows // parts)  # of each channel: the 1x1's and the 3x3's group
     counts = np.zeros((parts, conv.groups), np.int64)
     np.add.at(counts, (part, group), 1)
     size = int(np.gcd.reduce(counts, axis=None))
@@ -148,7 +148,7 @@ def _absorbed(layer: DenseLayer) -> DenseLayer:
 
 
 def _rows_in_order(layer: Pointwise) -> Pointwise:
-    """Without reorder where that keeps every row in its group."""
+    """The layer without its reorder, if that keeps every row in its group."""
     outputs = layer.order.size // layer.groups
     if not np.array_equal(layer.order // outputs, np.arange(layer.order.size) // outputs):
         return layer
@@ -156,7 +156,7 @@ def _rows_in_order(layer: Pointwise) -> Pointwise:
 
 
 def _without_gather(layer: Pointwise) -> Pointwise:
-    """Without gather where there is one group, which reads all channels once, in whatever order."""
+    """The layer without its gather, if it has one group that reads every channel once, in any order."""
     if layer.groups != 1 or not _is_all(np.sort(layer.index), layer.in_channels):
         return layer
     back = np.argsort(layer.index)
@@ -164,7 +164,7 @@ def _without_gather(layer: Pointwise) -> Pointwise:
 
 
 def _may_move(order: Indices, behind: tuple[DenseLayer | Transition, ...]) -> bool:
-    """Whether the channels of a map may come in another order: whether no layer that reads it would have to gather for that alone."""
+    """Whether the channels of a map may be permuted without forcing any layer that reads it to gather."""
     if not _is_all(np.sort(order), order.size):
         return False
     for layer in behind:
@@ -177,7 +177,7 @@ def _may_move(order: Indices, behind: tuple[DenseLayer | Transition, ...]) -> bo
 
 
 def _located(layer: Pointwise, moved: Indices) -> Pointwise:
-    """The layer over a map whose channels have moved."""
+    """The layer with its index adapted to a map whose channels have moved."""
     if not moved.size:
         return layer
     gathers = not _is_all(layer.index, layer.in_channels)
@@ -192,7 +192,7 @@ def _relabelled(pool: Pool, place: Indices) -> Pool:
 
 
 def _places(moved: Indices, channels: int) -> Indices:
-    """Where each channel of a map of so many lies."""
+    """The position of each of a map's channels."""
     return np.concatenate([moved, np.arange(moved.size, channels)])
 
 

@@ -1,4 +1,4 @@
-"""Model -> Program: the last room that knows torch."""
+"""Model -> Program. Everything after this step works without torch."""
 
 from __future__ import annotations
 

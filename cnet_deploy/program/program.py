@@ -1,6 +1,6 @@
-"""The Program: a lowered network, in numpy alone. Second batch norms are folded, shuffles and gathers are index tables.
+"""The Program: a lowered network in numpy. Second batch norms are folded; shuffles and gathers are index tables.
 
-A Program is what every exporter reads. ``run`` computes it slowly in numpy and is the tests' yardstick.
+Every exporter reads a Program. ``run`` computes it slowly in numpy, as the reference for tests.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Stem:
 class Pointwise:
     """Gather, scale and shift, ReLU, grouped 1x1 convolution, reorder.
 
-    ``index`` [width] names which of the ``in_channels`` of the block's map each gathered channel is, group after group. ``scale`` and
-    ``shift`` [width] are the first batch norm, which the ReLU keeps apart from the convolution. ``weight`` [out, width / groups] and
-    ``bias`` [out] have what follows folded in. Channel j of the result is row ``order[j]`` of the convolution.
+    ``index`` [width] has the input channel (of ``in_channels``) of each gathered channel, group after group. ``scale`` and ``shift``
+    [width] are the first batch norm; because of the ReLU it can't be folded into the convolution. ``weight`` [out, width / groups] and
+    ``bias`` [out] include the batch norm that follows, if any. Channel j of the result is row ``order[j]`` of the convolution.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Pointwise:
 
 @dataclass(frozen=True, eq=False)
 class DenseLayer:
-    """A Pointwise whose bias holds the second batch norm, ReLU, grouped 3x3 convolution, appended to the block's map.
+    """A Pointwise that includes the second batch norm, ReLU, and a grouped 3x3 convolution whose output is appended to the block's map.
 
     ``weight`` [growth, pointwise out / groups, 3, 3].
     """
@@ -63,7 +63,7 @@ class DenseLayer:
 
 @dataclass(frozen=True, eq=False)
 class Transition:
-    """A Pointwise or none, then 2x2 average pooling with stride 2 that drops an odd last row or column."""
+    """An optional Pointwise, then 2x2 average pooling with stride 2 that drops an odd last row or column."""
 
     name: str
     pointwise: Pointwise | None
@@ -71,7 +71,7 @@ class Transition:
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Scale and shift [features], ReLU, average of the whole map."""
+    """Scale and shift [features], ReLU, average over the whole map."""
 
     name: str
     scale: Floats
@@ -91,7 +91,7 @@ class Head:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A lowered network and what an artifact must say of it. Arrays are float32 or int64 and must not be changed."""
+    """A lowered network and the metadata for its artifacts. Arrays are float32 or int64 and must not be changed."""
 
     architecture: Architecture
     stem: Stem
@@ -103,7 +103,7 @@ class Program:
     class_names: tuple[str, ...] = ()
 
     def run(self, batch: Array) -> Array:
-        """[N, 3, H, W] -> logits [N, classes], in the precision of ``batch``. Slow: a yardstick, not a backend."""
+        """[N, 3, H, W] -> logits [N, classes], in the precision of ``batch``. Slow: a reference for tests, not a backend."""
         x = convolve(batch, self.stem.weight, self.stem.stride)
         for layer in self.body:
             if isinstance(layer, DenseLayer):

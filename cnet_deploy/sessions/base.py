@@ -1,4 +1,4 @@
-"""What every backend is: its description, and the session that it opens, an artifact on a device, ready to run a batch."""
+"""The base classes of backends: the declaration of a backend, and sessions, which are artifacts opened on a device."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.models.architecture import Architecture, Form
 
 Floats = npt.NDArray[np.float32]
-# What only a backend that opens models takes: see checkpoints/load.py.
+# Options that only backends for models take: see checkpoints/load.py.
 LOADING_OPTIONS = ("groups", "condense_factor", "input_size", "stem_stride")
-_KEPT = 4  # batch sizes whose buffers on a device are kept
+_KEPT = 4  # number of batch sizes whose device buffers are kept
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a part after a dot in a backend's name stands for: options of its session, options of the export for it.
+    """The meaning of a part after a dot in a backend's name: options of its session, and of the export for it.
 
-    ``rounds_to_tf32``: whether float32 products are rounded to TF32 then, on a GPU.
+    ``rounds_to_tf32``: whether float32 products are then rounded to TF32 on a GPU.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -38,9 +38,9 @@ class Part:
 
 
 class Probe(NamedTuple):
-    """One line of `doctor`: what is tried, on which device, with which options of the session and of the export.
+    """A check of `doctor`: its name, the device, the options of the session and of the export.
 
-    ``packages`` are the distributions that it comes in, where they are others than the backend's.
+    ``packages`` are the distributions that it needs, if they differ from the backend's.
     """
 
     name: str
@@ -52,14 +52,14 @@ class Probe(NamedTuple):
 
 @dataclass(frozen=True)
 class Backend:
-    """A backend as a module of this package declares it: ``BACKEND = Backend(…)``. The module's name is the backend's.
+    """The declaration of a backend: ``BACKEND = Backend(…)`` in a module of this package. The module's name is the backend's.
 
-    ``suffixes`` are those of the files that it opens; ``devices`` where it runs, the first unless another is asked for. ``packages`` are
-    the distributions that it comes in, any one of which will do (those in ``exclusive`` overwrite each other's files), and ``remedy`` how
-    to get it. ``parts`` may follow its name after dots, to be measured under that name. ``table`` has for each device the parts with which
-    `bench` measures it where no backends are asked for: ("", "compile") is the backend itself and one variant. ``opens_models``: it opens
-    checkpoints and models, which have no manifest. ``per_batch``: its artifacts are made for the batch that they are measured with.
-    ``probes`` is what `doctor` tries; empty: the backend itself on each device.
+    ``suffixes`` are those of the files that it opens; ``devices`` are those on which it runs, the default first. ``packages`` are the
+    distributions that provide it, any one of which is enough (those in ``exclusive`` overwrite each other's files); ``remedy`` says how to
+    get it. ``parts`` may follow its name after dots and select a variant. ``table`` has for each device the variants that `bench` measures
+    by default: ("", "compile") is the backend itself and one variant. ``opens_models``: it opens checkpoints and models, which have no
+    manifest. ``per_batch``: for `bench` its artifacts are exported for the measured batch size. ``probes`` are the checks of `doctor`; if
+    empty, the backend itself on each device.
     """
 
     suffixes: tuple[str, ...]
@@ -75,7 +75,7 @@ class Backend:
 
 
 class Binding(ABC):
-    """One batch bound to a session's buffers, so that host, device and transfer time can be told apart.
+    """One batch bound to a session's buffers, so that host, device and transfer times can be measured separately.
 
     Call ``upload``, then ``enqueue`` and ``wait`` as often as wanted, then ``download`` and ``result``.
     """
@@ -85,10 +85,10 @@ class Binding(ABC):
 
     @abstractmethod
     def enqueue(self) -> None:
-        """Start one inference; on a CPU, do it."""
+        """Start one inference. On a CPU it is complete when this returns."""
 
     def wait(self) -> None:
-        """Return when all that was enqueued is done. Nothing to do on a CPU."""
+        """Wait until all enqueued inferences are done. Nothing to do on a CPU."""
 
     def download(self) -> None:
         """Copy the logits to the host. Nothing to do on a CPU."""
@@ -98,12 +98,12 @@ class Binding(ABC):
         """The logits [N, classes] of the last inference."""
 
     def device_seconds(self, n: int) -> float | None:  # noqa: ARG002
-        """Seconds that ``n`` inferences take on the device's own clock; None on a CPU."""
+        """Seconds that ``n`` inferences take by the device's clock; None on a CPU."""
         return None
 
 
 class DeviceBinding(Binding):
-    """A batch in a device's memory, with page-locked memory of the host on either side; ``start`` is what a backend adds."""
+    """A batch in a device's memory, with page-locked buffers on the host. Backends implement ``start``."""
 
     def __init__(self, device: Device, batch: Floats, classes: int) -> None:
         self.device, self._ran, self._taken = device, False, ExitStack()
@@ -113,10 +113,10 @@ class DeviceBinding(Binding):
 
     @abstractmethod
     def start(self) -> None:
-        """Put one inference on the device's stream."""
+        """Enqueue one inference on the device's stream."""
 
     def put(self, batch: Floats) -> None:
-        """Another batch of the same size, for the next upload."""
+        """Replace the batch by another of the same size, for the next upload."""
         np.copyto(self._images, batch)
 
     def upload(self) -> None:
@@ -135,14 +135,14 @@ class DeviceBinding(Binding):
     def result(self) -> Floats:
         if not self._ran:
             raise RuntimeError("result() before enqueue()")
-        self.device.synchronize()  # a download returns at once
+        self.device.synchronize()  # downloads are asynchronous
         return self._logits.copy()
 
     def device_seconds(self, n: int) -> float:
         return self.device.seconds(self.enqueue, n)
 
     def release(self) -> None:
-        """Free the memory before the device is closed, which does so too. May be called again."""
+        """Free the memory now instead of when the device is closed. May be called again."""
         self._taken.close()
 
     def _pinned(self, shape: tuple[int, ...]) -> Floats:
@@ -159,9 +159,9 @@ class DeviceBinding(Binding):
 class Session(ABC):
     """An open artifact; a context manager.
 
-    ``input_shape`` is (N, 3, H, W) with N None where the batch is free, from ``least_batch`` to ``largest_batch`` (None: any);
-    ``threads`` None means the backend's own choice.
-    ``architecture``, ``preprocessing`` and ``manifest`` are None for networks that are not of the family.
+    ``input_shape`` is (N, 3, H, W). N is None for a free batch size, from ``least_batch`` to ``largest_batch`` (None: any).
+    ``threads`` None means the backend's default. ``architecture``, ``preprocessing`` and ``manifest`` are None if they are not known, as
+    for networks that are not of the family.
     """
 
     backend: str
@@ -180,11 +180,11 @@ class Session(ABC):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """One for each class, or none where nobody told."""
+        """The name of each class; empty if they are not known."""
         return self.manifest.class_names if self.manifest is not None else ()
 
     def run(self, batch: Floats) -> Floats:
-        """float32 [N, 3, H, W] -> float32 logits [N, classes]. An artifact of bounded batch runs as often as N needs.
+        """float32 [N, 3, H, W] -> float32 logits [N, classes]. If the artifact's batch size is limited, N is split into several runs.
 
         Raises InputRefused for another shape or dtype.
         """
@@ -203,28 +203,28 @@ class Session(ABC):
         return (self.least_batch, self.largest_batch) if size is None else (size, size)
 
     def first_opening(self) -> dict[str, Any]:
-        """What only an opened artifact tells of itself, for the manifest of one that was never opened. Raises CheckFailed for a lie."""
+        """Details for the manifest that are known only once the artifact is open. Raises CheckFailed if they contradict the manifest."""
         return {}
 
     @abstractmethod
     def bind(self, batch: Floats) -> Binding:
-        """Bind a batch whose N the artifact takes as it is."""
+        """Bind a batch whose size the artifact accepts."""
 
     def close(self) -> None:
-        """Free what the session holds; called when the ``with`` block ends. May be called again."""
+        """Free the session's resources; called at the end of a ``with`` block. May be called again."""
         self.closed = True
 
     def check(self, batch: Any, *, exact: bool = False) -> Floats:
-        """The batch, contiguous. Raises InputRefused for a shape or dtype that the session does not take, or once it is closed.
+        """The batch as a contiguous array. Raises InputRefused for another shape or dtype, or if the session is closed.
 
-        ``exact`` asks for the artifact's own N too, where that is fixed.
+        ``exact``: N must be one that the artifact accepts.
         """
         if self.closed:
             raise InputRefused("the session was closed; open it again to run another batch")
         size, *expected = self.input_shape
         least, most = self._bounds()
         if exact and isinstance(batch, np.ndarray) and batch.ndim and not least <= len(batch) <= (most or len(batch)) and len(batch):
-            expected_size = f"{size}, the artifact's fixed batch" if size is not None else f"{least} to {most}, the artifact's own"
+            expected_size = f"{size}, the artifact's fixed batch" if size is not None else f"{least} to {most}, the artifact's range"
             raise InputRefused(f"batch has {len(batch)} images; expected {expected_size}")
         if (
             not isinstance(batch, np.ndarray)
@@ -233,15 +233,15 @@ class Session(ABC):
             or list(batch.shape[1:]) != expected
             or not len(batch)
         ):
-            found = f"{batch.dtype} {list(batch.shape)}" if isinstance(batch, np.ndarray) else type(batch).__name__
-            raise InputRefused(f"batch is {found}; expected float32 [N, {', '.join(map(str, expected))}]")
+            actual = f"{batch.dtype} {list(batch.shape)}" if isinstance(batch, np.ndarray) else "not a numpy array"
+            raise InputRefused(f"batch is {actual}; expected float32 [N, {', '.join(map(str, expected))}]")
         return np.ascontiguousarray(batch)
 
     def _once(self, batch: Floats) -> Floats:
         if self.device == "cpu":
             return _inferred(self.bind(batch))
-        with self.__dict__.setdefault("_turn", threading.Lock()):  # who runs a batch of one size shares its buffers
-            kept: dict[int, DeviceBinding] = self.__dict__.setdefault("_kept", {})  # buffers on a device are dear: `run` keeps some
+        with self.__dict__.setdefault("_turn", threading.Lock()):  # threads share the buffers of a batch size
+            kept: dict[int, DeviceBinding] = self.__dict__.setdefault("_kept", {})  # allocating device buffers is slow
             if len(batch) in kept:
                 kept[len(batch)].put(batch)
                 return _inferred(kept[len(batch)])

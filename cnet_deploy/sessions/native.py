@@ -1,4 +1,4 @@
-"""Native libraries through their C interface (exporters/native/cpp/cnet.h), which this calls with ctypes."""
+"""Run native libraries through their C interface (exporters/native/cpp/cnet.h), with ctypes."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ _INTERFACE: dict[str, list[Any]] = {
 
 
 class NativeSession(Session):
-    """One library, one handle. Runs release the interpreter's lock; of several threads, one runs and the others wait.
+    """A loaded library with one handle. Runs release the interpreter's lock; if several threads run it, they take turns.
 
-    The library is code that opening it executes, so its manifest must be there and give its SHA-256, and exactly the bytes whose
-    digest was checked are loaded. ``isa`` forces one of the instruction sets that it carries, else the best is taken.
+    Opening a library executes its code. Its manifest must therefore be present and have its SHA-256, and exactly the bytes whose digest
+    was checked are loaded. ``isa`` selects one of the library's instruction sets; None takes the best.
     """
 
     backend = "native"
@@ -71,15 +71,15 @@ class NativeSession(Session):
             raise Unavailable(f"native on {device!r}: native libraries run on the CPU; expected device 'cpu'")
         if threads is not None and threads > MAX_THREADS:
             raise InputRefused(f"threads is {threads}; expected at most {MAX_THREADS}")
-        path, found = pair.path, pair.require_manifest("a library")
-        machine = found.details.get("machine")
-        if found.target != "native" or not isinstance(machine, str):
+        path, manifest = pair.path, pair.require_manifest("a library")
+        machine = manifest.details.get("machine")
+        if manifest.target != "native" or not isinstance(machine, str):
             raise InputRefused(f"{path}: its manifest describes no native library; export the model again")
         if machine != host_machine():
             raise Unavailable(
-                f"{path}: is built for {printable(machine)}, and this is {host_machine()}; run it there, or export for this machine"
+                f"{path}: is built for {printable(machine)}, but this machine is {host_machine()}; run it there, or export for this machine"
             )
-        self.manifest = found
+        self.manifest = manifest
         try:
             self._open(pair.data, threads or 0, isa)
         except CnetDeployError as error:
@@ -89,7 +89,7 @@ class NativeSession(Session):
         library = _Library(data)
         handle = _POINTER()
         self._close = weakref.finalize(self, library.close, handle)
-        self._close.atexit = False  # a daemon thread may be inside still, and the end of the process frees everything
+        self._close.atexit = False  # a daemon thread may still be running it, and the end of the process frees everything
         self._process = os.getpid()
         self._calls, self._handle, self._turn = library.calls, handle, threading.Lock()
         try:
@@ -110,15 +110,15 @@ class NativeSession(Session):
         version, text = ctypes.c_uint32(), ctypes.c_char_p()
         _check(self._calls.cnet_version(ctypes.byref(version)))
         if version.value != API_VERSION:
-            raise InputRefused(f"speaks version {version.value} of the interface; expected {API_VERSION}: export the model again")
+            raise InputRefused(f"has version {version.value} of the interface; expected {API_VERSION}: export the model again")
         _check(self._calls.cnet_describe(ctypes.byref(text)))
         try:
-            said = json.loads(text.value or b"")
-            self.architecture = Architecture.from_dict(said["architecture"])
-            self.preprocessing = Preprocessing.from_dict(said["preprocessing"])
-            self.precision = str(said["precision"])
+            metadata = json.loads(text.value or b"")
+            self.architecture = Architecture.from_dict(metadata["architecture"])
+            self.preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
+            self.precision = str(metadata["precision"])
         except (ValueError, KeyError, TypeError) as error:
-            raise InputRefused(f"does not describe itself as this tool's libraries do ({error}); export the model again") from None
+            raise InputRefused(f"its description is not that of a library of this tool ({error}); export the model again") from None
         own = self.manifest
         if own is None or (own.architecture, own.precision) != (self.architecture, self.precision):
             raise InputRefused("its manifest describes another network than the library itself; export the model again")
@@ -129,8 +129,8 @@ class NativeSession(Session):
         return _NativeBinding(self, self.check(batch))
 
     def infer(self, arguments: tuple[int, ...]) -> None:
-        """Run a batch that was checked; ``arguments`` are those of cnet_run. Raises InputRefused once the session is closed."""
-        if self._process != os.getpid():  # before the lock, which may have been copied in another thread's hands
+        """Run a checked batch; ``arguments`` are those of cnet_run. Raises InputRefused if the session is closed."""
+        if self._process != os.getpid():  # before the lock, which another thread may have held during the fork
             _check(_FORKED)
         with self._turn:
             if self.closed:
@@ -142,7 +142,7 @@ class NativeSession(Session):
         if self._process != os.getpid():
             super().close()
             return
-        with self._turn:  # not under a run in another thread
+        with self._turn:  # not during a run in another thread
             super().close()
             self._close()
 
@@ -161,14 +161,14 @@ class _NativeBinding(Binding):
 
 
 def open_file(pair: Pair, *, device: str, threads: int | None, isa: str | None = None) -> NativeSession:
-    """A session over a library of `export --native`."""
+    """Open a session on a library of `export --native`."""
     return NativeSession(pair, device=device, threads=threads, isa=isa)
 
 
 class _Library:
-    """The bytes as a library, from a file of our own, so that nobody can put others in their place in between.
+    """A library loaded from its checked bytes, through a private file that nobody else can replace.
 
-    The file stays open as long as the library: the loader takes two libraries for one if the names that they are loaded by are equal.
+    The file stays open as long as the library, since the loader identifies libraries by the path that they are loaded from.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -178,7 +178,7 @@ class _Library:
                 getattr(self.calls, function).argtypes = arguments
         except AttributeError:
             self._stack.close()
-            raise InputRefused(f"is no library of this tool (it has no {function}); export the model again") from None
+            raise InputRefused(f"is no library of this tool (it has no function {function}); export the model again") from None
 
     def close(self, handle: Any) -> None:
         """Destroy the handle, if there is one, and unload the library."""
@@ -188,7 +188,7 @@ class _Library:
 
 
 def _loaded(data: bytes) -> tuple[contextlib.ExitStack, Any]:
-    """The library, and what unloads it. From memory; from a folder of our own where the system forbids that."""
+    """The library and a stack that unloads it. Loaded from memory, or from a private folder if the system forbids that."""
     reason = ""
     for copy in (_in_memory, _in_a_folder):
         with contextlib.ExitStack() as stack:
@@ -196,7 +196,9 @@ def _loaded(data: bytes) -> tuple[contextlib.ExitStack, Any]:
                 name = copy(data, stack)
             except (AttributeError, OSError) as error:
                 if copy is _in_a_folder:
-                    raise Unavailable(f"can't be copied to {tempfile.gettempdir()} to be loaded: {error}; set TMPDIR") from None
+                    raise Unavailable(
+                        f"can't be copied to {tempfile.gettempdir()}, from where it is loaded: {error}; set TMPDIR to another folder"
+                    ) from None
                 continue
             try:
                 library = ctypes.CDLL(name)

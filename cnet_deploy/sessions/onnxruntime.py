@@ -1,4 +1,4 @@
-"""ONNX files in onnxruntime."""
+"""Run ONNX files with onnxruntime, on the CPU or on CUDA."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "t
 _PRECISIONS = ("fp32", "fp16", "bf16")
 _SILENT = 4
 _CHECK = (
-    "look whether the driver is new enough for the CUDA that onnxruntime-gpu was built for, and whether its libraries are there "
-    "(pip install torch brings them)"
+    "check that the driver is new enough for the CUDA version of onnxruntime-gpu, and that CUDA's libraries are installed "
+    "(pip install torch installs them)"
 )
 _BOTH = "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files"
 _ALONE = "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu alone"
-# No folder that weights could lie in: an artifact is one file, and its digest covers no other.
+# A path that is no folder, so that no weights are loaded from other files: the artifact's digest covers one file only.
 _NO_FOLDER = ("session.model_external_initializers_file_folder_path", "/dev/null/one-file-only")
 
 
 class OnnxruntimeSession(Session):
     """One ONNX file with one image input and one output of logits.
 
-    On CUDA by onnxruntime's own kernels or, with ``provider`` "tensorrt", by TensorRT's; never partly on the CPU. Float32 products are
-    rounded to TF32 only if ``tf32`` says so. TensorRT's provider has no such option: it rounds unless NVIDIA_TF32_OVERRIDE=0 stood in the
-    environment when the process began, and ``precision`` then says "tf32".
+    On CUDA it uses onnxruntime's kernels or, with ``provider`` "tensorrt", TensorRT's, but never partly the CPU. Float32 products are
+    rounded to TF32 only with ``tf32``. TensorRT's provider has no such option: it rounds (``precision`` is then "tf32") unless
+    NVIDIA_TF32_OVERRIDE=0 was set when the process started.
     """
 
     backend = "onnxruntime"
@@ -80,7 +80,7 @@ class OnnxruntimeSession(Session):
         self.manifest = pair.manifest
         self.threads, self.device = threads, device
         self.precision = self.manifest.precision if self.manifest is not None and self.manifest.precision in _PRECISIONS else "fp32"
-        # An engine of TensorRT's provider is always built with TF32 allowed; the driver alone can forbid it.
+        # TensorRT's provider always builds engines with TF32 allowed; only the driver can forbid it.
         if self.precision == "fp32" and (tf32 or (provider == "tensorrt" and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0")):
             self.precision = "tf32"
         self._path, self._opened, self.bindings = pair.path, ExitStack(), weakref.WeakSet[_CudaBinding]()
@@ -100,7 +100,7 @@ class OnnxruntimeSession(Session):
                     ort.preload_dlls()
             stream = {"device_id": ordinal or "0", "user_compute_stream": str(self.cuda.stream)}
             own = {**stream, "use_tf32": str(int(tf32))}
-            # TensorRT's provider takes what it can of the graph and leaves the rest to CUDA's.
+            # TensorRT's provider runs what it can of the graph; CUDA's runs the rest.
             providers = [(wanted, stream), (_PROVIDERS["cuda"], own)] if provider == "tensorrt" else [(wanted, own)]
         try:
             self._load(pair.data, options, providers)
@@ -114,18 +114,18 @@ class OnnxruntimeSession(Session):
         with naming(path):
             require_one_file(data)
         try:
-            # The bytes whose digest was checked, so that the file can't be swapped in between.
+            # From the checked bytes, since the file could have been replaced meanwhile.
             self._session = _runtime().InferenceSession(data, options, providers=providers, enable_fallback=0)
-        except Exception as error:  # onnxruntime's own exceptions share no base but this
+        except Exception as error:  # onnxruntime's exceptions have no other common base
             if "fallback" in str(error).lower():
                 raise Unavailable(
-                    f"{path}: onnxruntime can't run all of it by {wanted}: either that can't be loaded ({_advice()}), or it lacks "
+                    f"{path}: onnxruntime can't run all of it with {wanted}: either that can't be loaded ({_advice()}), or it lacks "
                     "an operator in this precision (export the model in another)"
                 ) from None
             if self.cuda is not None and re.search("cud|cublas|tensorrt|memory", str(error), re.IGNORECASE):
                 raise _explained(path, "load", error) from None
             raise InputRefused(f"{path}: onnxruntime can't load it: {_first_line(error)}; export the model again") from None
-        # It falls back to the CPU without an exception where the provider's libraries can't be loaded.
+        # It falls back to the CPU without an exception if the provider's libraries can't be loaded.
         if self._session.get_providers()[0] != wanted:
             raise Unavailable(f"onnxruntime fell back to {self._session.get_providers()[0]} from {wanted}; {_advice()}")
         try:
@@ -160,7 +160,7 @@ class OnnxruntimeSession(Session):
         return _OnnxruntimeBinding(self, checked) if self.cuda is None else _CudaBinding(self, self.cuda, checked)
 
     def bound(self, pointers: tuple[int, ...], size: int) -> Callable[[], None]:
-        """One inference of ``size`` images that lie in the first device buffer, into the second; it returns once that is enqueued."""
+        """A function that enqueues one inference of ``size`` images in the first device buffer, with the logits in the second."""
         session, binding = self._session, self._session.io_binding()
         ordinal = int(self.device.partition(":")[2] or 0)
         binding.bind_input(self._input, "cuda", ordinal, np.float32, (size, *self.input_shape[1:]), pointers[0])
@@ -171,25 +171,27 @@ class OnnxruntimeSession(Session):
         def run() -> None:
             try:
                 session.run_with_iobinding(binding, options)
-            except Exception as error:  # as above
+            except Exception as error:  # no other common base
                 raise _explained(self._path, "run", error) from None
 
         return run
 
     def infer(self, batch: Floats) -> Floats:
-        """One inference of a batch that was checked. Raises InputRefused for a graph that fails or gives something else than logits."""
+        """Run a checked batch. Raises InputRefused if the graph fails or its output has another shape or type than logits."""
         try:
             logits: Floats = self._session.run([self._output], {self._input: batch})[0]
-        except Exception as error:  # as above
+        except Exception as error:  # no other common base
             raise InputRefused(f"{self._path}: onnxruntime can't run it: {_first_line(error)}; export the model again") from None
         if logits.shape != (len(batch), self.classes) or logits.dtype != batch.dtype:
-            raise InputRefused(f"{self._path}: gave {logits.dtype} {list(logits.shape)}; expected float32 {[len(batch), self.classes]}")
+            raise InputRefused(
+                f"{self._path}: its output is {logits.dtype} {list(logits.shape)}; expected float32 {[len(batch), self.classes]}"
+            )
         return logits
 
     def close(self) -> None:
         if not self.closed:
             super().close()
-            for binding in list(self.bindings):  # they hold onnxruntime's session, which needs the device's stream until it is gone
+            for binding in list(self.bindings):  # they refer to onnxruntime's session, which must be freed before the stream
                 binding.release()
             self._session = None
             self._opened.close()
@@ -234,15 +236,15 @@ class _CudaBinding(DeviceBinding):
 
 
 def open_file(pair: Pair, *, device: str, threads: int | None, **options: Any) -> Session:
-    """A session over an ONNX file; ``options`` are OnnxruntimeSession's."""
+    """Open a session on an ONNX file; ``options`` are those of OnnxruntimeSession."""
     return OnnxruntimeSession(pair, device=device, threads=threads, **options)
 
 
 def _require_provider(wanted: str) -> None:
-    """Raise Unavailable where this onnxruntime was built without the provider, with what to install."""
+    """Raise Unavailable if this onnxruntime was built without the provider; the message says what to install."""
     ort = _runtime()
     if wanted not in ort.get_available_providers():
-        why = _BOTH if _both_installed() else "it is built without"
+        why = _BOTH if _both_installed() else "it was built without it"
         raise Unavailable(f"onnxruntime {ort.__version__} has no {wanted}: {why}; {_ALONE}")
 
 
@@ -255,7 +257,7 @@ def _both_installed() -> bool:
 
 
 def _explained(path: Path, what: str, error: Exception) -> Unavailable:
-    """onnxruntime's words for what failed on the device."""
+    """onnxruntime's error on the device as Unavailable."""
     if re.search("out of memory|failed to allocate|ALLOC_FAILED", str(error), re.IGNORECASE):
         return Unavailable(f"{path}: onnxruntime ran out of the device's memory; use a smaller batch, or free the device's memory")
     return Unavailable(f"{path}: onnxruntime can't {what} it on the device: {_first_line(error)}; try device 'cpu'")
@@ -273,13 +275,13 @@ def _first_line(error: Exception) -> str:
 
 
 def _runtime() -> Any:
-    """The module onnxruntime. Raises Unavailable where it can't be imported."""
+    """The module onnxruntime. Raises Unavailable if it can't be imported."""
     try:
         with deferred_interrupts():
             import onnxruntime
     except ImportError as error:
         raise_if_interrupted(error)
         raise Unavailable(
-            f"onnxruntime can't be imported ({error}); install one of the extras: cnet-deploy[cpu], or cnet-deploy[gpu], never both"
+            f"onnxruntime can't be imported ({error}); install one of the extras cnet-deploy[cpu] and cnet-deploy[gpu], but not both"
         ) from None
     return onnxruntime

@@ -1,4 +1,4 @@
-"""ONNX files in OpenVINO: the other fast runtime for a CPU, to compare with."""
+"""Run ONNX files with OpenVINO on the CPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
 class OpenvinoSession(Session):
-    """One ONNX file with one image input and one output of logits. ``precision`` is what it computes in, whatever the file holds."""
+    """One ONNX file with one image input and one output of logits. It computes in ``precision``, whatever the precision of the file."""
 
     backend = "openvino"
 
@@ -45,7 +45,7 @@ class OpenvinoSession(Session):
             core = openvino.Core()
             model = core.read_model(pair.data)
             if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.input().partial_shape) != 4:
-                raise InputRefused("expected an image in and logits out")
+                raise InputRefused("expected one image input and one output of logits")
             batch, _, height, width = model.input().partial_shape
             self.input_shape = (batch.get_length() if batch.is_static else None, 3, height.get_length(), width.get_length())
             self.classes = model.output().partial_shape[1].get_length()
@@ -82,12 +82,12 @@ class _OpenvinoBinding(Binding):
 
 
 def open_file(pair: Pair, *, device: str, threads: int | None, precision: str = "fp32") -> Session:
-    """A session over an ONNX file."""
+    """Open a session on an ONNX file."""
     return OpenvinoSession(pair, device=device, threads=threads, precision=precision)
 
 
 def _runtime() -> Any:
-    """The module openvino. Raises Unavailable where it can't be imported."""
+    """The module openvino. Raises Unavailable if it can't be imported."""
     try:
         with deferred_interrupts():
             import openvino

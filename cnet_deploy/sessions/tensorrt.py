@@ -1,4 +1,4 @@
-"""TensorRT engines on a CUDA device: one runner for 8.6 to 11 and for RTX."""
+"""Run TensorRT engines on a CUDA device, with TensorRT 8.6 to 11 and with RTX."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ BACKEND = Backend(
 
 
 class TensorrtSession(Session):
-    """One engine, one device, one stream. ``cudagraph`` records each binding's inference once and replays it.
+    """One engine on one device with one stream. ``cudagraph`` records each binding's inference once and replays it.
 
-    An engine is code that opening it executes (NVIDIA's own words), so its manifest must be there and give its SHA-256, and exactly the
-    bytes whose digest was checked are deserialised; code for the host stays forbidden. Closing frees everything that was taken.
+    Opening an engine executes code in it, according to NVIDIA. Its manifest must therefore be present and have its SHA-256, and exactly the
+    bytes whose digest was checked are deserialised; host code stays forbidden. Closing frees everything that was allocated.
     """
 
     backend = "tensorrt"
@@ -48,14 +48,14 @@ class TensorrtSession(Session):
         kind, _, ordinal = device.partition(":")
         if kind != "cuda" or not (ordinal or "0").isdecimal():
             raise Unavailable(f"tensorrt on {device!r}: engines run on CUDA devices; expected cuda or cuda:N")
-        path, found = pair.path, pair.require_manifest("an engine")
-        if found.target != "tensorrt":
+        path, manifest = pair.path, pair.require_manifest("an engine")
+        if manifest.target != "tensorrt":
             raise InputRefused(f"{path}: its manifest describes no TensorRT engine; export the model again")
-        self.manifest, self.device, self.precision, self.cudagraph = found, device, found.precision, cudagraph
-        self.architecture, self.preprocessing = found.architecture, found.preprocessing
+        self.manifest, self.device, self.precision, self.cudagraph = manifest, device, manifest.precision, cudagraph
+        self.architecture, self.preprocessing = manifest.architecture, manifest.preprocessing
         try:
             flavour = self._flavour()
-            with ExitStack() as opened:  # closed again where what follows fails
+            with ExitStack() as opened:  # closes the device if opening the engine fails
                 self.cuda = opened.enter_context(Device(int(ordinal or 0)))
                 self._require_device()
                 self._open(flavour, pair.data)
@@ -64,14 +64,16 @@ class TensorrtSession(Session):
             raise type(error)(f"{path}: {error}") from None
 
     def _flavour(self) -> tensorrt_flavours.Flavour:
-        """The TensorRT that made the engine. Raises Unavailable where another one is here, or no driver."""
+        """The TensorRT that built the engine. Raises Unavailable for another version, and without a driver."""
         assert self.manifest is not None
-        name, version = (str(self.manifest.details.get(key)) for key in ("flavour", "version"))
+        name, version = (self.manifest.details.get(key) for key in ("flavour", "version"))
+        if not isinstance(name, str) or not isinstance(version, str):
+            raise InputRefused("its manifest does not name the TensorRT that built it; export the model again")
         flavour = tensorrt_flavours.find(name)
         if flavour.version != version:
             raise Unavailable(
-                f"was built by {name} {printable(version, 40)}, which alone reads it, and {flavour.version} is here; install that version, "
-                "or export the model again"
+                f"was built by {name} {printable(version, 40)}, and only that version reads it, but {flavour.version} is installed; "
+                "install that version, or export the model again"
             )
         if reason := flavour.why_not_run():
             raise Unavailable(f"can't be run here: {reason}")
@@ -84,7 +86,7 @@ class TensorrtSession(Session):
         known = [str(one) for one in details.get("compute_capabilities") or [details.get("compute_capability")]]
         if here not in known:
             raise Unavailable(
-                f"is built for compute capability {printable(', '.join(known), 100)}, and {self.cuda.name} has {here}; "
+                f"is built for compute capability {printable(', '.join(known), 100)}, but {self.cuda.name} has {here}; "
                 "export the model again on this device"
             )
 
@@ -95,7 +97,7 @@ class TensorrtSession(Session):
         runtime.engine_host_code_allowed = False
         self._engine: Any = runtime.deserialize_cuda_engine(data)
         if self._engine is None:
-            raise InputRefused(f"{flavour.name} {flavour.version} can't read it: {self.said()}; export the model again")
+            raise InputRefused(f"{flavour.name} {flavour.version} can't read it: {self.last_errors()}; export the model again")
         engine = self._engine
         names = {engine.get_tensor_name(number): number for number in range(engine.num_io_tensors)}
         if set(names) != {INPUT, OUTPUT}:
@@ -114,23 +116,23 @@ class TensorrtSession(Session):
         self._bindings: weakref.WeakSet[_TensorrtBinding] = weakref.WeakSet()
 
     def first_opening(self) -> dict[str, Any]:
-        """The built engine's layers by precision. Raises CheckFailed if they are not in the precision that the manifest tells."""
+        """The engine's layers by precision. Raises CheckFailed if they are not in the manifest's precision."""
         inspector = self._engine.create_engine_inspector()
         layers = of_engine(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
         layers.check(self.precision)
         return layers.to_dict()
 
-    def said(self) -> str:
-        """TensorRT's last errors, once each."""
-        words = "; ".join(dict.fromkeys(self._log.errors)) or "no reason given"
+    def last_errors(self) -> str:
+        """TensorRT's error messages since the last call, without duplicates."""
+        messages = "; ".join(dict.fromkeys(self._log.errors)) or "no reason given"
         self._log.errors.clear()
-        return printable(words, 400)
+        return printable(messages, 400)
 
     def bind(self, batch: Floats) -> Binding:
         batch = self.check(batch, exact=True)
         context = self._engine.create_execution_context()
         if context is None:
-            raise Unavailable(f"no execution context for a batch of {len(batch)}: {self.said()}; use a smaller batch")
+            raise Unavailable(f"no execution context for a batch of {len(batch)}: {self.last_errors()}; use a smaller batch")
         binding = _TensorrtBinding(self, context, batch)
         self._bindings.add(binding)
         return binding
@@ -151,12 +153,12 @@ class _TensorrtBinding(DeviceBinding):
         self._graph: Graph | None = None
         try:
             if not context.set_input_shape(INPUT, batch.shape):
-                raise InputRefused(f"the engine takes no batch of shape {list(batch.shape)}: {session.said()}")
+                raise InputRefused(f"the engine takes no batch of shape {list(batch.shape)}: {session.last_errors()}")
             for name, pointer in zip((INPUT, OUTPUT), self.pointers, strict=True):
                 context.set_tensor_address(name, pointer)
             if session.cudagraph:
                 self.upload()
-                self.start()  # what is made at the first run must not be recorded
+                self.start()  # allocations of the first run must not be recorded
                 self.wait()
                 self._graph = self.device.capture(self.start)
         except BaseException:
@@ -167,7 +169,7 @@ class _TensorrtBinding(DeviceBinding):
         if self._graph is not None:
             self._graph.launch()
         elif not self._context.execute_async_v3(self.device.stream):
-            raise Unavailable(f"TensorRT could not run the engine: {self._session.said()}")
+            raise Unavailable(f"TensorRT could not run the engine: {self._session.last_errors()}")
 
     def release(self) -> None:
         if self._graph is not None:
@@ -178,5 +180,5 @@ class _TensorrtBinding(DeviceBinding):
 
 
 def open_file(pair: Pair, *, device: str, threads: int | None, cudagraph: bool = False) -> Session:  # noqa: ARG001
-    """A session over an engine of `export --tensorrt`; ``threads`` are the CPU's business."""
+    """Open a session on an engine of `export --tensorrt`; ``threads`` is ignored."""
     return TensorrtSession(pair, device=device, cudagraph=cudagraph)

@@ -1,4 +1,4 @@
-"""The reference's training recipe, so that the checkpoints this tool deploys can be made, resumed and measured with it."""
+"""Training by the reference's recipe: makes, resumes and measures the checkpoints that this tool deploys."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Checkpoints of a training run in the reference's format and places (reference: main.py, save_checkpoint, load_checkpoint).
+"""Checkpoints of a training run in the reference's format and folders (reference: main.py, save_checkpoint, load_checkpoint).
 
-    SAVEDIR/save_models/checkpoint_NNN.pth.tar   epoch, model, state_dict, best_prec1, optimizer, and a line of JSON of ours
+    SAVEDIR/save_models/checkpoint_NNN.pth.tar   epoch, model, state_dict, best_prec1, optimizer, and this tool's metadata as JSON
     SAVEDIR/save_models/latest.txt               the path of the last one
     SAVEDIR/save_models/model_best.pth.tar       a copy of the best one
 
-Every file takes its name when it is whole. ``best_prec1`` is the best top-1 accuracy in percent (the reference keeps the largest error
-there, by mistake). The JSON has what tensors don't tell, and a digest, so that damage is seen even where the file can be read.
+Files are written atomically. ``best_prec1`` is the best top-1 accuracy in percent (the reference stores the largest error there, by
+mistake). The JSON has what tensors don't tell, and a digest that detects damage even if the file can be read.
 """
 
 from __future__ import annotations
@@ -34,29 +34,30 @@ from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.training.recipe import MODELS
 
 _NAME = re.compile(r"checkpoint_(\d{3,6})\.pth\.tar")
-KEPT = 2  # with ``no_save_model``: the last checkpoint and the one before it
+KEPT = 2  # checkpoints kept with ``no_save_model``
 
 
 @dataclass(frozen=True)
 class State:
-    """What a checkpoint holds: the epoch that was done (from 0), tensors by name, the optimiser's state, and what the run told."""
+    """The contents of a checkpoint: the last epoch done (from 0), tensors by name, the optimiser's state, and ``training``, the metadata
+    of the run."""
 
     path: Path
     epoch: int
     best_prec1: float
     tensors: dict[str, Tensor]
     optimizer: dict[str, Any]
-    told: dict[str, Any]
+    training: dict[str, Any]
 
 
 class Checkpoints:
-    """The checkpoints in ``savedir`` of one run. ``no_save_model``: keep the best and the last two only."""
+    """The checkpoints of one run in ``savedir``. ``no_save_model``: keep only the best and the last two."""
 
     def __init__(self, savedir: Path, no_save_model: bool = False) -> None:
         self.folder, self.no_save_model = savedir / "save_models", no_save_model
 
     def prepare(self) -> None:
-        """Make the folder. Raises OutputRefused where that can't be done, or where something stands at its files' names."""
+        """Create the folder. Raises OutputRefused if that fails, or if its files can't be written."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -71,9 +72,9 @@ class Checkpoints:
         epoch: int,
         best_prec1: float,
         is_best: bool,
-        told: Mapping[str, Any],
+        training: Mapping[str, Any],
     ) -> Path:
-        """Write a checkpoint, then its name into latest.txt, and a copy if it is the best so far."""
+        """Write a checkpoint, its path into latest.txt, and a copy if it is the best so far."""
         path = self.folder / f"checkpoint_{epoch:03d}.pth.tar"
         tensors = OrderedDict((name, value.detach().cpu().contiguous()) for name, value in model.state_dict().items())
         state = {
@@ -84,35 +85,35 @@ class Checkpoints:
             "optimizer": _on_cpu(optimizer.state_dict()),
         }
         for group in state["optimizer"]["param_groups"]:
-            group["fused"] = None  # a choice of this run, not of whoever reads it
-        own = json.loads(own_metadata(model, training=dict(told), tensors_sha256=_digest(tensors, state["optimizer"])))
+            group["fused"] = None  # the reader of the checkpoint chooses for itself
+        own = json.loads(own_metadata(model, training=dict(training), tensors_sha256=_digest(tensors, state["optimizer"])))
         buffer = io.BytesIO()
-        # The legacy container: the torch of the reference's day reads no other.
+        # The legacy container, the only one that the reference's torch reads.
         torch.save({**state, METADATA_KEY: json.dumps(own, sort_keys=True)}, buffer, _use_new_zipfile_serialization=False)
         _write(path, buffer.getvalue())
         _write(self.folder / "latest.txt", str(path).encode())
         if is_best:
             _write(self.folder / "model_best.pth.tar", buffer.getvalue())
         if self.no_save_model:
-            for old in self.found()[KEPT:]:
+            for old in self.numbered()[KEPT:]:
                 old.unlink(missing_ok=True)
         return path
 
-    def found(self) -> list[Path]:
-        """All numbered checkpoints, the last first."""
+    def numbered(self) -> list[Path]:
+        """All numbered checkpoints, the latest first."""
         if not self.folder.is_dir():
             return []
-        numbered = [(int(match[1]), entry) for entry in self.folder.iterdir() if (match := _NAME.fullmatch(entry.name))]
-        return [entry for _, entry in sorted(numbered, reverse=True)]
+        entries = [(int(match[1]), entry) for entry in self.folder.iterdir() if (match := _NAME.fullmatch(entry.name))]
+        return [entry for _, entry in sorted(entries, reverse=True)]
 
-    def latest(self, model: str, say: Callable[[str], None]) -> State | None:
-        """The last whole checkpoint, None where there is none at all; ``say`` is told of each damaged one that is passed over.
+    def latest(self, model: str, notify: Callable[[str], None]) -> State | None:
+        """The latest valid checkpoint; None if there are no checkpoints. ``notify`` gets a line for each damaged one that is skipped.
 
-        Raises InputRefused where all are damaged, and for one of another model.
+        Raises InputRefused if all are damaged, and for a checkpoint of another model.
         """
-        candidates = self.found()
+        candidates = self.numbered()
         pointer = self.folder / "latest.txt"
-        with contextlib.suppress(InputRefused):  # it is a hint
+        with contextlib.suppress(InputRefused):  # the pointer is only a hint
             words = read_bytes(pointer, 1 << 16).decode("utf-8", "replace").splitlines()[:1]
             named = self.folder / Path(words[0]).name if words else pointer
             candidates.sort(key=lambda path: path != named)
@@ -120,18 +121,19 @@ class Checkpoints:
             try:
                 state = read(path)
             except InputRefused as error:
-                say(f"{error}; falling back to the checkpoint before it")
+                notify(f"{error}; falling back to the checkpoint before it")
                 continue
-            if (found := state.told.get("model")) != model:
-                raise InputRefused(f"{path}: is of model {found!r}; expected {model!r}: give another --savedir, or train that one")
+            if (kind := state.training.get("model")) != model:
+                stored = repr(kind) if isinstance(kind, str) else "of an unknown kind"
+                raise InputRefused(f"{path}: is of model {stored}; expected {model!r}: give another --savedir, or train that model")
             return state
         if candidates:
-            raise InputRefused(f"{self.folder}: none of its {len(candidates)} checkpoints is whole; move them away to start anew")
+            raise InputRefused(f"{self.folder}: all of its {len(candidates)} checkpoints are damaged; move them away to start anew")
         return None
 
 
 def read(path: Path) -> State:
-    """A checkpoint to train on from, the reference's or ours; nothing in it is executed. Raises InputRefused for one that is not whole."""
+    """Read a checkpoint to resume from, the reference's or this tool's. Nothing in it is executed. Raises InputRefused if it is damaged."""
     data = read_bytes(path)
     try:
         findings = examine(data)
@@ -140,19 +142,18 @@ def read(path: Path) -> State:
         loaded = _as_torch(read_pickled(data))
         epoch, best, optimizer = loaded["epoch"], loaded["best_prec1"], loaded["optimizer"]
         tensors = {name.removeprefix("module."): value for name, value in loaded["state_dict"].items()}
-        told = {}
+        training = {}
         if METADATA_KEY in loaded:
             own = json.loads(loaded[METADATA_KEY])
-            told = dict(own["training"])
+            training = dict(own["training"])
             if own["tensors_sha256"] != _digest(tensors, optimizer):
                 raise ValueError("its tensors are not those that were saved")
         if type(epoch) is not int or epoch < 0 or not isinstance(best, (int, float, Tensor)):
-            raise ValueError(f"epoch {epoch!r}, best_prec1 {best!r}")
-        return State(path, epoch, float(best), tensors, optimizer, {**told, "model": loaded["model"]})
-    # What a damaged file makes its reader raise has no bound.
-    except Exception as error:
+            raise ValueError("its epoch or best_prec1 is no such number")
+        return State(path, epoch, float(best), tensors, optimizer, {**training, "model": loaded["model"]})
+    except Exception as error:  # a damaged file can raise anything
         reason = str(error).splitlines()[0][:120] if str(error) else ""
-        raise InputRefused(f"{path}: is damaged or no checkpoint to train on from ({type(error).__name__}: {reason})") from None
+        raise InputRefused(f"{path}: is damaged, or is no checkpoint to resume from ({type(error).__name__}: {reason})") from None
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -169,10 +170,10 @@ def _on_cpu(value: Any) -> Any:
 
 
 def _as_torch(value: Any, name: str = "a tensor") -> Any:
-    """The same with torch's tensors in the place of stored ones, to the bit."""
+    """``value`` with StoredTensors replaced by torch tensors, equal to the bit."""
     if isinstance(value, StoredTensor):
         numbers = torch.from_numpy(value.bits(name)).view(getattr(torch, value.dtype))
-        # In memory of torch's own, and in the order in which they lay: how kernels round depends on both.
+        # In torch's own memory and with the stored strides: the rounding of kernels depends on both.
         made = torch.empty_strided(value.shape, value.strides, dtype=numbers.dtype) if value.dense else torch.empty_like(numbers)
         return made.copy_(numbers)
     if isinstance(value, dict):
@@ -182,9 +183,9 @@ def _as_torch(value: Any, name: str = "a tensor") -> Any:
 
 def _digest(tensors: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> str:
     """SHA-256 of the weights, buffers and momenta, in order."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     momenta = [entry.get("momentum_buffer") for _, entry in sorted(optimizer.get("state", {}).items())]
     for tensor in (*tensors.values(), *momenta):
         if tensor is not None:
-            found.update(tensor.contiguous().numpy().tobytes())
-    return found.hexdigest()
+            sha256.update(tensor.contiguous().numpy().tobytes())
+    return sha256.hexdigest()

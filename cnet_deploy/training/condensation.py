@@ -1,6 +1,6 @@
-"""What training adds to a learned group convolution: the group lasso, and dropping the weakest inputs of each group (paper, section 3.1).
+"""Training of learned group convolutions: the group lasso, and dropping the weakest inputs of each group (paper, section 3.1).
 
-Row r of a 1x1's weight [out, in] belongs to group r mod G, so that ``weight.view(out / G, G, in)`` has the groups in its middle.
+Row r of a 1x1's weight [out, in] belongs to group r mod G, so the groups are the middle axis of ``weight.view(out / G, G, in)``.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.layers import LearnedGroupConv
 
-_FLOOR = 1e-6  # of a squared norm: the root has no slope at 0 (reference: layers.py, lasso_loss)
+_FLOOR = 1e-6  # of a squared norm: the root has no gradient at 0 (reference: layers.py, lasso_loss)
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far condensation came: connections of the learned group convolutions that live, of all."""
+class Condensed:
+    """The progress of condensation: ``live`` of ``total`` connections of the learned group convolutions are left."""
 
     stage: int
     stages: int
@@ -28,13 +28,13 @@ class Progress:
     total: int
 
     def summary(self) -> str:
-        """One line for people."""
+        """One line of text."""
         share = self.live / self.total if self.total else 1.0
         return f"condensation stage {self.stage} of {self.stages}: {self.live:,} of {self.total:,} connections live ({share:.1%})"
 
 
 class Condensation:
-    """The learned group convolutions of a model in training, and what is done to all of them together."""
+    """The learned group convolutions of a model in training, and the operations on all of them."""
 
     def __init__(self, model: DenselyConnected) -> None:
         self.architecture: Architecture = model.architecture
@@ -43,21 +43,21 @@ class Condensation:
         self.refresh()
 
     def refresh(self) -> None:
-        """Look at the layers' counters again, after others were loaded: to ask a GPU for them at every step would take its time."""
+        """Read the layers' counters again after a state dict was loaded. They are cached because reading them from a GPU takes time."""
         last = self.architecture.condense_factor - 1
         self.stage = min((int(layer._stage) for layer in self.layers), default=last)
 
     @property
-    def progress(self) -> Progress:
-        """The stage that every layer reached, and the connections that live."""
+    def progress(self) -> Condensed:
+        """The stage that every layer has reached, and the connections left."""
         live = sum(int(layer._mask.sum()) for layer in self.layers)
-        return Progress(self.stage, self.architecture.condense_factor - 1, live, sum(layer._mask.numel() for layer in self.layers))
+        return Condensed(self.stage, self.architecture.condense_factor - 1, live, sum(layer._mask.numel() for layer in self.layers))
 
     @torch.no_grad()
     def reach(self, stage: int) -> bool:
         """Drop inputs until each group has lost stage / C of them, those with the least summed magnitude first (paper, equation 1).
 
-        What was dropped stays so. Returns whether anything was dropped.
+        Dropped inputs stay dropped. Returns whether anything was dropped.
         """
         if stage <= self.stage:
             return False
@@ -70,15 +70,15 @@ class Condensation:
 
     @property
     def finished(self) -> bool:
-        """Whether the last stage is reached: nothing is left to be learned about the groups, and the lasso has done its work."""
+        """Whether the last stage is reached: the groups are final, and the lasso is no longer needed."""
         return self.stage >= self.architecture.condense_factor - 1
 
     @torch.no_grad()
     def add_lasso_gradient(self, weight: float) -> Tensor | None:
-        """Add ``weight`` times the group lasso's gradient to the weights' own; the lasso's value, unweighted, before the step.
+        """Add ``weight`` times the group lasso's gradient to the weights' gradients. Returns the unweighted lasso; None without layers.
 
-        The lasso is the sum, over groups and inputs, of the norm of the weights that join them (paper, equation 2). Its gradient is
-        w / norm, which is cheaper to add than to have automatic differentiation find. None without layers.
+        The lasso is the sum, over groups and inputs, of the norm of the weights between them (paper, equation 2). Its gradient is w / norm,
+        which is cheaper to add here than by automatic differentiation.
         """
         total: Tensor | None = None
         for layer in self.layers:
@@ -99,9 +99,9 @@ class Condensation:
 
 @torch.no_grad()
 def drop(layer: LearnedGroupConv, groups: int, dropped: int) -> None:
-    """Let each group of a layer read ``dropped`` of its inputs less than all (reference: layers.py, _dropping).
+    """Drop the ``dropped`` weakest inputs of each group of a layer (reference: layers.py, _dropping).
 
-    Inputs are ordered by the summed magnitude of the weights that join them to the group; those that were dropped before come first.
+    Inputs are ordered by the summed magnitude of the weights between them and the group; those dropped before come first.
     """
     weight = layer.conv.weight
     mask = layer._mask.view(-1, groups, weight.shape[1])
@@ -113,8 +113,8 @@ def drop(layer: LearnedGroupConv, groups: int, dropped: int) -> None:
 
 
 def initialise(model: nn.Module) -> None:
-    """The reference's initial weights, from torch's own generator: normal with variance 2 / (kernel area * outputs), norms that do
-    nothing, a classifier without bias (reference: models/condensenet.py)."""
+    """The reference's initial weights, from torch's generator: normal with variance 2 / (kernel area * outputs), batch norms of gain 1 and
+    shift 0, classifier biases of 0 (reference: models/condensenet.py)."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             kernel = module.kernel_size[0] * module.kernel_size[1]

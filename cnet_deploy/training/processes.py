@@ -18,7 +18,7 @@ _BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
 class Peers:
-    """This process among its peers; ``rank`` 0 leads: it alone decides, speaks and writes."""
+    """This process and the others that train the same model. ``rank`` 0 leads: only it decides, prints and writes."""
 
     def __init__(self, device: torch.device, rank: int = 0, processes: int = 1) -> None:
         self.device, self.rank, self.processes = device, rank, processes
@@ -28,18 +28,18 @@ class Peers:
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model whose gradients are the mean of all peers'. The leader's weights and buffers become everyone's now."""
+        """The model wrapped so that gradients are averaged over all peers. The leader's weights and buffers are copied to all."""
         if self.processes == 1:
             return model
         on_gpu = self.device.type == "cuda"
-        # DistributedDataParallel never gives its group back, and a gloo thread that lets go of a Python tensor while the interpreter
-        # ends aborts the process. In a group of its own it moves only tensors that Python never saw; ours ends in time.
+        # DistributedDataParallel never releases its group, and a gloo thread that frees a Python tensor while the interpreter exits
+        # aborts the process. In a group of its own it handles only tensors that Python never saw; the other group ends in time.
         devices, group = ([self.device], None) if on_gpu else (None, dist.new_group())
-        # Buffers are shared where they matter (dropping, evaluation): masks are as large as the weights.
+        # Buffers are shared only when needed (dropping, evaluation), since masks are as large as the weights.
         return nn.parallel.DistributedDataParallel(model, device_ids=devices, process_group=group, broadcast_buffers=False)
 
     def share(self, tensors: Iterable[Tensor]) -> None:
-        """Give everyone the leader's values."""
+        """Copy the leader's values to all peers."""
         if self.processes > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
@@ -50,8 +50,8 @@ class Peers:
             dist.all_reduce(values)
         return values
 
-    def told(self, value: Any) -> Any:
-        """The leader's value, whatever it is (plain containers and tensors)."""
+    def from_leader(self, value: Any) -> Any:
+        """The leader's ``value`` (plain containers and tensors), on every peer."""
         if self.processes == 1:
             return value
         box = [value]
@@ -61,10 +61,10 @@ class Peers:
 
 @contextlib.contextmanager
 def gathered(device: str | None = None) -> Iterator[Peers]:
-    """The peers that torchrun started, over NCCL on GPUs and gloo on CPUs; alone without torchrun.
+    """The processes that torchrun started, connected over NCCL on GPUs and gloo on CPUs; without torchrun this process alone.
 
-    ``device`` is "cpu" or "cuda", None for the better that is here. Raises Unavailable for a device that is not here, InputRefused for
-    half of torchrun's variables.
+    ``device`` is "cpu" or "cuda"; None takes CUDA if there is a device. Raises Unavailable for a missing device, InputRefused if only
+    some of torchrun's variables are set.
     """
     if device == "cuda" and (reason := why_no_device()):
         raise Unavailable(f"no CUDA device can be used: {reason}; leave --device out to train on the CPU")
@@ -84,6 +84,6 @@ def gathered(device: str | None = None) -> Iterator[Peers]:
     dist.init_process_group("nccl" if kind == "cuda" else "gloo", rank=rank, world_size=processes)
     try:
         yield Peers(place, rank, processes)
-        dist.barrier()  # who leaves while another still talks takes its connections along
+        dist.barrier()  # a process that exits early would break the others' connections
     finally:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""A whole training run: data, model, resuming, epochs, checkpoints, journal, and the converted model's errors at the end."""
+"""A complete training run: data, model, resuming, epochs, checkpoints, journal, and the converted model's errors at the end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.convert import convert
 from cnet_deploy.svg import require_matplotlib
 from cnet_deploy.training.checkpoints import Checkpoints, State
-from cnet_deploy.training.condensation import Progress, initialise
+from cnet_deploy.training.condensation import Condensed, initialise
 from cnet_deploy.training.journal import Journal
 from cnet_deploy.training.processes import Peers, gathered
 from cnet_deploy.training.recipe import Recipe, architecture_of
@@ -29,17 +29,18 @@ from cnet_deploy.training.samples import Samples
 from cnet_deploy.training.trainer import Score, Trainer, timed
 from cnet_deploy.version import __version__
 
-Say = Callable[[str], None]
-Told = Callable[[str, float], None]
+Notify = Callable[[str], None]  # gets lines of text
+Progress = Callable[[str, float], None]  # gets a line of text and the share that is done (0 to 1)
 
 
-def _nothing(*_: Any) -> None:
-    """Tell nobody."""
+def _ignore(*_: Any) -> None:
+    """Do nothing."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run left: the last checkpoint, the errors of the last epoch, and those of the model as converted, where it can be."""
+    """The result of a run: the last and the best checkpoint, the errors of the last epoch, and those of the converted model (None if it
+    can't be converted)."""
 
     checkpoint: Path
     best: Path
@@ -48,7 +49,7 @@ class Trained:
     converted: Score | None
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Lines of text."""
         text = f"{self.checkpoint}: top-1 error {self.score.top1_error:.2f} % on {self.score.images:,} test images"
         text += f", converted {self.converted.top1_error:.2f} %" if self.converted else ""
         return [text, f"{self.best}: the best so far, {100 - self.best_prec1:.2f} %"]
@@ -65,17 +66,17 @@ def train(
     workers: int | None = None,
     device: str | None = None,
     print_freq: int = 10,
-    say: Say = _nothing,
-    told: Told = _nothing,
+    notify: Notify = _ignore,
+    progress: Progress = _ignore,
     input_size: tuple[int, int] | None = None,
     **shape: Any,
 ) -> Trained | None:
-    """Train a model on the dataset in ``data`` by a recipe; checkpoints, log.jsonl and curves.svg go to ``savedir``.
+    """Train a model on the dataset in ``data`` by a recipe; checkpoints, log.jsonl and curves.svg are written to ``savedir``.
 
-    ``shape``: stages, growth and whatever else ``architecture_of`` takes. ``resume``: go on from the last whole checkpoint in
-    ``savedir``, if there is one. Under torchrun all its processes train together, and all but the first return None; else one does.
-    Raises InputRefused for data or checkpoints that can't be used, CheckFailed if the loss stops being finite, Unavailable for a device
-    that is not here, and before anything else where matplotlib is missing: a run doesn't go on without its curves.
+    ``shape``: stages, growth and the other arguments of ``architecture_of``. ``resume``: continue from the last valid checkpoint in
+    ``savedir``, if there is one. ``print_freq``: steps between calls of ``progress``. Under torchrun all processes train together, and all
+    but the first return None. Raises InputRefused for data or checkpoints that can't be used, CheckFailed if the loss is no longer finite,
+    Unavailable for a missing device, and before anything else if matplotlib is missing, since a run draws its curves.
     """
     require_matplotlib()
     data, savedir = Path(data), Path(savedir)
@@ -87,8 +88,8 @@ def train(
     if not arch.learned and (recipe.dropout_rate or recipe.group_lasso_lambda):
         raise InputRefused("a plain DenseNet has no learned groups; expected no dropout rate and no group lasso")
     with gathered(device) as peers:
-        speaking, telling = (say, told) if peers.leads else (_nothing, _nothing)
-        run = _Run(arch, recipe, peers, training, test, Checkpoints(savedir, no_save_model), savedir, model, workers, speaking, telling)
+        notify, progress = (notify, progress) if peers.leads else (_ignore, _ignore)
+        run = _Run(arch, recipe, peers, training, test, Checkpoints(savedir, no_save_model), savedir, model, workers, notify, progress)
         try:
             return run.go(resume, print_freq)
         finally:
@@ -98,15 +99,14 @@ def train(
 class _Run:
     def __init__(
         self, arch: Architecture, recipe: Recipe, peers: Peers, training: Dataset, test: Dataset, checkpoints: Checkpoints, savedir: Path,
-        name: str, workers: int | None, say: Say, told: Told,
+        name: str, workers: int | None, notify: Notify, progress: Progress,
     ) -> None:  # fmt: skip
         self.recipe, self.peers, self.training, self.test, self.checkpoints = recipe, peers, training, test, checkpoints
-        self.name, self.say, self.told = name, say, told
+        self.name, self.notify, self.progress = name, notify, progress
         torch.manual_seed(recipe.seed)
         model = build(arch, "training" if arch.learned else "group-conv")
         initialise(model)
         model.preprocessing = Preprocessing.of(arch.input_size, arch.classes, training.statistics)
-        # Windows of padded images for what is stored at the network's size, crops of any size for the rest.
         self.samples = Samples(
             training, model.preprocessing, recipe.batch_size, recipe.seed, peers.rank, peers.processes, workers
         )  # fmt: skip
@@ -128,35 +128,36 @@ class _Run:
         return model
 
     def go(self, resume: bool, print_freq: int) -> Trained | None:
-        """All epochs that are left."""
+        """Train the remaining epochs."""
         best, first = 0.0, 0
         if self.peers.leads:
             self.checkpoints.prepare()
             self.journal.claim()
         if resume:
             best, first = self._resume()
-        elif self.peers.told(self.checkpoints.found() if self.peers.leads else []):
-            raise InputRefused(f"{self.checkpoints.folder}: holds a run's checkpoints; give --resume to go on, or another --savedir")
+        elif self.peers.from_leader(self.checkpoints.numbered() if self.peers.leads else []):
+            raise InputRefused(
+                f"{self.checkpoints.folder}: has checkpoints of another run; give --resume to continue it, or another --savedir"
+            )
         if self.peers.leads:
             self.journal.begin(first)
             self.journal.write(
                 "start", tool=f"cnet-deploy {__version__}", model=self.name, architecture=self.model.architecture.to_dict(),
                 recipe=self.recipe.to_dict(), dataset=self.training.name, test_images=len(self.test), first_epoch=first, **self.conditions,
             )  # fmt: skip
-        self.say(self.model.architecture.summary())
+        self.notify(self.model.architecture.summary())
         score, path = None, None
         try:
             for epoch in range(first, self.recipe.epochs):
                 score, best, path = self._epoch(epoch, best, print_freq)
         except KeyboardInterrupt:
-            kept = (
-                f"{self.checkpoints.found()[0]} is whole: --resume goes on from it" if self.checkpoints.found() else "no epoch was done yet"
-            )
+            written = self.checkpoints.numbered()
+            kept = f"--resume continues from {written[0]}" if written else "no epoch was finished"
             raise Interrupted(f"interrupted; {kept}") from None
         if score is None:
-            self.say(f"nothing is left to do: all {self.recipe.epochs} epochs are done")
+            self.notify(f"nothing is left to do: all {self.recipe.epochs} epochs are done")
             score = self.trainer.validate(self.test)
-            path = self.checkpoints.found()[0]
+            path = self.checkpoints.numbered()[0]
         converted = self._converted()
         if not self.peers.leads:
             return None
@@ -169,12 +170,12 @@ class _Run:
 
         def on_step(step: int, rate: float) -> None:
             if step % print_freq == 0 or step == steps - 1:
-                self.told(f"epoch {epoch + 1}/{recipe.epochs}, lr {rate:.4f}", (epoch + (step + 1) / steps) / recipe.epochs)
+                self.progress(f"epoch {epoch + 1}/{recipe.epochs}, lr {rate:.4f}", (epoch + (step + 1) / steps) / recipe.epochs)
 
-        def on_stage(step: int, found: Progress) -> None:
-            self.say(f"epoch {epoch}, step {step}: {found.summary()}")
+        def on_stage(step: int, condensed: Condensed) -> None:
+            self.notify(f"epoch {epoch}, step {step}: {condensed.summary()}")
             if self.peers.leads:
-                self.journal.write("stage", epoch=epoch, step=step, stage=found.stage, live=found.live, total=found.total)
+                self.journal.write("stage", epoch=epoch, step=step, stage=condensed.stage, live=condensed.live, total=condensed.total)
 
         with timed() as clock:
             trained = self.trainer.epoch(epoch, self.samples, on_step=on_step, on_stage=on_stage)
@@ -184,26 +185,26 @@ class _Run:
         is_best, best = top1 > best, max(best, top1)
         path = None
         if self.peers.leads:
-            told = {"recipe": recipe.to_dict(), "conditions": self.conditions, "class_names": list(self.training.class_names)}
-            path = self.checkpoints.save(self.model, self.trainer.optimizer, epoch, best, is_best, told)
-            progress = self.trainer.condensation.progress
+            about = {"recipe": recipe.to_dict(), "conditions": self.conditions, "class_names": list(self.training.class_names)}
+            path = self.checkpoints.save(self.model, self.trainer.optimizer, epoch, best, is_best, about)
+            condensed = self.trainer.condensation.progress
             self.journal.write(
                 "epoch", epoch=epoch, lr=self.trainer.rate(epoch, 0, steps), train=trained.to_dict(), test=score.to_dict(),
-                seconds=round(seconds, 3), images_per_second=round(trained.images / seconds, 1), stage=progress.stage,
-                live=progress.live, total=progress.total, checkpoint=path.name,
+                seconds=round(seconds, 3), images_per_second=round(trained.images / seconds, 1), stage=condensed.stage,
+                live=condensed.live, total=condensed.total, checkpoint=path.name,
             )  # fmt: skip
             self.journal.draw()
-        self.say(
+        self.notify(
             f"epoch {epoch}: loss {trained.loss:.4f}, top-1 error {trained.top1_error:.2f} % trained, {score.top1_error:.2f} % tested "
             f"(top-5 {score.top5_error:.2f} %), {trained.images / seconds:,.0f} images/s"
         )
         return score, best, path
 
     def _resume(self) -> tuple[float, int]:
-        """Take over the leader's last whole checkpoint; the best accuracy so far and the first epoch to do."""
-        state: State | None = self.peers.told(self.checkpoints.latest(self.name, self.say) if self.peers.leads else None)
+        """Load the leader's last valid checkpoint. Returns the best accuracy so far and the first epoch to train."""
+        state: State | None = self.peers.from_leader(self.checkpoints.latest(self.name, self.notify) if self.peers.leads else None)
         if state is None:
-            self.say(f"{self.checkpoints.folder}: has no checkpoint; starting anew")
+            self.notify(f"{self.checkpoints.folder}: has no checkpoint; starting anew")
             return 0.0, 0
         with naming(state.path):
             arch = self.model.architecture
@@ -214,13 +215,13 @@ class _Run:
             shapes = {name: value.shape for name, value in self.model.state_dict().items()}
             self.model.load_state_dict({name: value.reshape(shapes[name]) for name, value in state.tensors.items()}, strict=False)
             _load_momenta(self.trainer.optimizer, state.optimizer, self.recipe)
-        self.say(f"{state.path}: going on after epoch {state.epoch}")
-        if changes := _changes(state.told, self.recipe, self.conditions):
-            self.say(f"this does not continue bit for bit what an uninterrupted run would have done: {'; '.join(changes)}")
+        self.notify(f"{state.path}: going on after epoch {state.epoch}")
+        if changes := _changes(state.training, self.recipe, self.conditions):
+            self.notify(f"the result will differ from that of an uninterrupted run: {'; '.join(changes)}")
         return state.best_prec1, state.epoch + 1
 
     def _converted(self) -> Score | None:
-        """The errors of the group-conv form, where there is one to be had (reference: main.py, the end of main)."""
+        """The errors of the group-conv form; None if the model can't be converted (reference: main.py, the end of main)."""
         if not self.model.architecture.learned:
             return None
         try:
@@ -228,7 +229,7 @@ class _Run:
         except PruningUnfinished:
             return None
         score = self.trainer.validate(self.test, converted.to(self.peers.device))
-        self.say(f"converted: top-1 error {score.top1_error:.2f} % (top-5 {score.top5_error:.2f} %)")
+        self.notify(f"converted: top-1 error {score.top1_error:.2f} % (top-5 {score.top5_error:.2f} %)")
         return score
 
 
@@ -242,17 +243,19 @@ def _load_momenta(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], re
         optimizer.load_state_dict(dict(state))
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise InputRefused(
-            f"the optimiser's state is of another model ({type(error).__name__}: {error}); expected momentum for each weight"
+            f"the optimiser's state belongs to another model ({type(error).__name__}: {error}); expected momentum for each weight"
         ) from None
     for group in optimizer.param_groups:
         group.update(momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0, fused=True)
 
 
-def _changes(told: Mapping[str, Any], recipe: Recipe, conditions: Mapping[str, Any]) -> list[str]:
-    """What differs from the run that wrote a checkpoint; a checkpoint of the reference doesn't tell."""
-    if "recipe" not in told or "conditions" not in told:
-        return ["the checkpoint does not tell how it was made, and the order of the images was another program's"]
-    before = {**told["recipe"], **told["conditions"]}
+def _changes(training: Mapping[str, Any], recipe: Recipe, conditions: Mapping[str, Any]) -> list[str]:
+    """Differences to the run that wrote a checkpoint (``training``: its metadata, missing in the reference's checkpoints)."""
+    if "recipe" not in training or "conditions" not in training:
+        return ["the checkpoint does not record its recipe, and another program chose the order of the images"]
+    before = {**training["recipe"], **training["conditions"]}
     after = {**recipe.to_dict(), **conditions}
-    changes = [f"{name} was {before.get(name)} and is {value}" for name, value in after.items() if before.get(name) != value]
-    return changes + ([] if conditions["device"] == "cpu" else ["a GPU's kernels do not add in the same order every time"])
+    changes = [
+        f"{name} was {before.get(name, 'not recorded')} and is {value}" for name, value in after.items() if before.get(name) != value
+    ]
+    return changes + ([] if conditions["device"] == "cpu" else ["a GPU's kernels do not always add in the same order"])

@@ -1,6 +1,6 @@
-"""What a training epoch sees: every image once, in an order and with changes that the seed, the epoch and the step decide alone.
+"""The images of a training epoch: each once. Order and augmentation depend only on the seed, the epoch and the step.
 
-So a run that is resumed goes on as it would have done, and the number of threads makes no difference.
+So a resumed run continues as it would have done, and the number of threads makes no difference.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from cnet_deploy.images.preprocessing import Preprocessing
 if TYPE_CHECKING:
     import PIL.Image
 
-PADDING = 4  # pixels on each side, from which a window of the image's size is taken (reference: main.py, RandomCrop)
+PADDING = 4  # pixels on each side before an image is cropped to its size (reference: main.py, RandomCrop)
 AREA, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # of a crop of ImageNet's images (torchvision's RandomResizedCrop)
 
 
 class Samples:
     """One process's share of the training images: of every batch, the images ``rank``, ``rank`` + ``processes`` …
 
-    Shares are equally large, so that the mean of the processes' gradients is that of the batch; at most ``processes`` - 1 images at the
-    end of an epoch are left out for it, and a last share of a single image, which batch norm could not use. Raises InputRefused for a
-    batch that can't be shared so, and where there are too few images for one.
+    Shares have equal size, so that the mean of the processes' gradients is that of the batch. For this at most ``processes`` - 1 images
+    at the end of an epoch are left out, and a last share of a single image, which batch norm can't use. Raises InputRefused for a batch
+    that can't be divided equally, and for too few images.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Samples:
             yield np.stack([next(images) for _ in part]), self.dataset.labels[part]
 
     def _shifted(self, indices: Labels, epoch: int, step: int) -> tuple[Pixels, Labels]:
-        """Small images: a window of the padded image, and its mirror image in half the cases."""
+        """Small images: a crop of the padded image, mirrored in half the cases."""
         assert isinstance(self.dataset, ArrayDataset)
         random = np.random.default_rng([self.seed, epoch, step, self.rank])
         return shifted(self.dataset.pixels[indices], random), self.dataset.labels[indices]
@@ -83,7 +83,7 @@ class Samples:
 
 
 def shifted(pixels: Pixels, random: np.random.Generator) -> Pixels:
-    """Crops of images [N, 3, H, W] padded with black, as large as they were, each mirrored in half the cases (reference: main.py)."""
+    """Pad images [N, 3, H, W] with black, crop them to their old size, mirror each with probability 1/2 (reference: main.py)."""
     count, _, height, width = pixels.shape
     padded = np.pad(pixels, ((0, 0), (0, 0), (PADDING, PADDING), (PADDING, PADDING)))
     windows = sliding_window_view(padded, (height, width), axis=(2, 3))
@@ -95,8 +95,8 @@ def shifted(pixels: Pixels, random: np.random.Generator) -> Pixels:
 
 
 def cropped(image: PIL.Image.Image, size: tuple[int, int], random: np.random.Generator) -> Pixels:
-    """A crop of 8 to 100 % of an image's area and 3:4 to 4:3 in shape, resized to ``size`` [3, H, W], mirrored in half the cases
-    (Szegedy et al., 2015; reference: main.py, RandomSizedCrop). Where no such crop fits in ten tries, the middle."""
+    """A crop of 8 to 100 % of an image's area with aspect ratio 3:4 to 4:3, resized to ``size`` [3, H, W], mirrored with probability 1/2
+    (Szegedy et al., 2015; reference: main.py, RandomSizedCrop). If no such crop fits in ten tries, the centre is taken."""
     from PIL import Image as Pillow
 
     left, top, width, height = _place(image.width, image.height, random)

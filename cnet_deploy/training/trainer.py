@@ -1,4 +1,4 @@
-"""One epoch of training and one pass over the test images, on one process or several."""
+"""One epoch of training and one pass over the test images, in one process or several."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cnet_deploy.images.datasets import Dataset, Labels, Pixels
 from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.layers import LearnedGroupConv
-from cnet_deploy.training.condensation import Condensation, Progress
+from cnet_deploy.training.condensation import Condensation, Condensed
 from cnet_deploy.training.processes import Peers
 from cnet_deploy.training.recipe import Recipe, stage_at
 from cnet_deploy.training.samples import Samples
@@ -27,7 +27,7 @@ from cnet_deploy.training.samples import Samples
 
 @dataclass(frozen=True)
 class Score:
-    """Mean cross entropy, and the share of images in percent whose class is not the first, or not among the first five."""
+    """Mean cross entropy, and top-1 and top-5 error in percent."""
 
     loss: float
     top1_error: float
@@ -40,7 +40,7 @@ class Score:
 
 
 class Trainer:
-    """A model with its optimiser on its device; ``model`` is the plain module, whatever it is wrapped in for a step."""
+    """A model with its optimiser on its device. ``model`` is the plain module, without DistributedDataParallel and torch.compile."""
 
     def __init__(self, model: DenselyConnected, recipe: Recipe, peers: Peers, preprocessing: Preprocessing) -> None:
         self.recipe, self.peers, self.preprocessing = recipe, peers, preprocessing
@@ -48,13 +48,13 @@ class Trainer:
         self.format = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.model: DenselyConnected = model.to(device=peers.device, memory_format=self.format)  # type: ignore[call-overload]
         for parameter in self.model.parameters():
-            if parameter.shape[2:] == (1, 1):  # has one layout in both formats: that which its gradient comes in
+            if parameter.shape[2:] == (1, 1):  # both formats are the same here; use the strides of the gradient
                 parameter.data = parameter.data.flatten().view(parameter.shape)
-        # The same average, whose gradient is written out: that of the adaptive one is a view that slows the norm before it.
+        # The same average, but faster: the gradient of adaptive pooling is an expanded view, which slows the batch norm before it.
         self.model.features.pool_last = nn.AvgPool2d(model.architecture.final_size)
         for name, module in self.model.named_modules():
             if isinstance(module, nn.ReLU):
-                module.inplace = True  # its input is a norm's output, which nothing else reads
+                module.inplace = True  # nothing else reads its input
             if isinstance(module, LearnedGroupConv) and name.endswith("conv_1"):
                 module.dropout = recipe.dropout_rate
         self.condensation = Condensation(self.model)
@@ -69,14 +69,14 @@ class Trainer:
         )
 
     def epoch(
-        self, number: int, samples: Samples, *, on_step: Callable[[int, float], None], on_stage: Callable[[int, Progress], None]
+        self, number: int, samples: Samples, *, on_step: Callable[[int, float], None], on_stage: Callable[[int, Condensed], None]
     ) -> Score:
-        """Train on every image once. ``on_step`` is told the step and the learning rate, ``on_stage`` the step and the state
-        whenever inputs were dropped.
+        """Train on every image once. ``on_step`` gets the step and the learning rate; ``on_stage`` gets the step and the progress of
+        condensation whenever inputs were dropped.
 
-        Raises CheckFailed when the loss is not finite any more.
+        Raises CheckFailed if the loss is no longer finite.
         """
-        torch.manual_seed(_seed(self.recipe.seed, number, self.peers.rank))  # dropout's; so that a resumed epoch is the same
+        torch.manual_seed(_seed(self.recipe.seed, number, self.peers.rank))  # for dropout, so that a resumed epoch is the same
         self.condensation.refresh()
         self.model.train()
         sums = torch.zeros(4, dtype=torch.float64, device=self.peers.device)
@@ -97,11 +97,11 @@ class Trainer:
         return score
 
     def rate(self, epoch: int, step: int, steps: int) -> float:
-        """The learning rate of a step of ``steps`` in an epoch."""
+        """The learning rate of step ``step`` of ``steps`` in an epoch."""
         return self.recipe.learning_rate(epoch, step, steps, max(self.preprocessing.crop) <= 64)
 
     def step(self, pixels: Pixels, labels: Labels) -> Tensor:
-        """One step of the optimiser; the sums of loss, of wrong answers at the first place and among the first five, and of images."""
+        """One step of the optimiser. Returns the batch's sums as ``tally`` does."""
         truth = torch.from_numpy(labels).to(self.peers.device, non_blocking=True)
         with self._autocast():
             logits = self.running(self.normalised(pixels))
@@ -114,13 +114,13 @@ class Trainer:
         return tally(logits.detach(), truth, loss.detach())
 
     def validate(self, dataset: Dataset, model: nn.Module | None = None) -> Score:
-        """Loss and errors on a dataset, each image counted once however many processes share it.
+        """Loss and errors on a dataset. Each image is counted once, also with several processes.
 
-        ``model`` None is the one in training. Raises InputRefused for an image that can't be read.
+        ``model`` None is the model in training. Raises InputRefused for an image that can't be read.
         """
         if model is None:
             model = self.model
-            self.peers.share(model.buffers())  # the leader's are those that are saved
+            self.peers.share(model.buffers())  # the leader's buffers are the ones in the checkpoint
         training = model.training
         model.eval()
         sums = torch.zeros(4, dtype=torch.float64, device=self.peers.device)
@@ -138,12 +138,12 @@ class Trainer:
         return self._score(sums)
 
     def normalised(self, pixels: Pixels) -> Tensor:
-        """What ``Preprocessing.apply`` does, on the device and in two passes."""
-        found = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.peers.device, non_blocking=True)
-        return found.to(memory_format=self.format).float().sub_(self._mean).div_(self._std)
+        """``Preprocessing.apply`` on the device."""
+        images = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.peers.device, non_blocking=True)
+        return images.to(memory_format=self.format).float().sub_(self._mean).div_(self._std)
 
     def _condense(self, stage: int) -> bool:
-        """Bring every layer to a stage. The leader decides what is dropped, so that all masks are the same to the last bit."""
+        """Bring every layer to a stage. The leader's masks are copied to all processes, so that they are equal."""
         changed = self.condensation.reach(stage)
         if changed:
             self.peers.share(self.condensation.buffers())
@@ -159,13 +159,13 @@ class Trainer:
 
 @contextlib.contextmanager
 def timed() -> Iterator[Callable[[], float]]:
-    """Seconds since the block began, whenever it is asked."""
+    """Yields a function that returns the seconds since the block began."""
     start = time.perf_counter()
     yield lambda: time.perf_counter() - start
 
 
 def tally(logits: Tensor, truth: Tensor, loss: Tensor) -> Tensor:
-    """Sums over a batch [4]: loss, images whose class is not the first answer, or not among the first five, images."""
+    """Sums over a batch [4]: loss, top-1 errors, top-5 errors, images."""
     best = logits.float().topk(min(5, logits.shape[1]), dim=1).indices
     hits = best == truth[:, None]
     count = float(len(truth))
@@ -175,7 +175,7 @@ def tally(logits: Tensor, truth: Tensor, loss: Tensor) -> Tensor:
 
 def _require_finite(values: Tensor, epoch: int) -> None:
     if not bool(torch.isfinite(values).all()):
-        raise CheckFailed(f"the loss is not finite any more in epoch {epoch}; lower --lr, and --resume from the last checkpoint")
+        raise CheckFailed(f"the loss is no longer finite in epoch {epoch}; lower --lr, and --resume from the last checkpoint")
 
 
 def _seed(seed: int, epoch: int, rank: int) -> int:

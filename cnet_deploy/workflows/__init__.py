@@ -1,1 +1,1 @@
-"""One file a verb: each strings the rooms below together, and knows no terminal."""
+"""What the commands do, one file per verb. Nothing here reads options or prints."""

@@ -1,4 +1,4 @@
-"""Images -> class names, by anything that opens as a session."""
+"""Images -> class names, with anything that opens as a session."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cnet_deploy.sessions.base import Session
 
 @dataclass(frozen=True)
 class Guess:
-    """A class, its name where that is known, and its share of the softmax, 0 to 1."""
+    """A class, its name if it is known, and its softmax probability, 0 to 1."""
 
     label: int
     name: str | None
@@ -28,13 +28,13 @@ class Guess:
 
     @property
     def words(self) -> str:
-        """The name, or the number of a class whose name nobody told."""
+        """The class's name, or its number if the name is not known."""
         return self.name or f"class {self.label}"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a network takes an image for: its best ``guesses``, the likeliest first; or the ``problem`` why there are none."""
+    """The classification of one image: the best ``guesses``, most likely first, or the ``problem`` that prevented it."""
 
     image: str
     guesses: tuple[Guess, ...] = ()
@@ -64,12 +64,13 @@ def classify(
     sha256: str | None = None,
     **overrides: Any,
 ) -> Iterator[Answer]:
-    """The ``top`` likeliest classes of each image, by a checkpoint, a model or an artifact, as the images are read.
+    """Classify images with a checkpoint, a model or an artifact. Yields one Answer per image, as the images are read.
 
-    ``images`` are image files, folders of them, and CIFAR's binary files, whose images are called ``FILE#0``, ``FILE#1`` … Each is
-    prepared as ``path`` says, or as ``steps`` do. Names of classes are those in ``labels`` (see ``labels.read_labels``), else those that
-    the model carries. ``backend``, ``device``, ``threads``, ``sha256``: see ``open_session``; ``overrides``: see ``checkpoint.load``.
-    Raises InputRefused for a model, labels or images that can't be used; an image that can't be read is an Answer with its problem.
+    ``images`` are image files, folders of them, or CIFAR binary files, whose images are named ``FILE#0``, ``FILE#1`` … They are
+    preprocessed as the model's metadata says; ``steps`` overrides that. An Answer has the ``top`` most likely classes. Their names come
+    from the file ``labels`` (see ``images.class_names.read_labels``), else from the model. ``backend``, ``device``, ``threads``,
+    ``sha256``: see ``open_session``; ``overrides``: see ``checkpoints.load``. Raises InputRefused for a model, labels or images that
+    can't be used; an image that can't be read gives an Answer with a ``problem``.
     """
     named = [Path(image) for image in ([images] if isinstance(images, (str, Path)) else images)]
     if backend is not None:
@@ -83,7 +84,7 @@ def classify(
             try:
                 waiting.append((source.name, source.read()))
             except InputRefused as error:
-                yield from _answers(session, preprocessing, waiting, names, top)  # in the order of the images
+                yield from _answers(session, preprocessing, waiting, names, top)  # keeps the order of the images
                 waiting = []
                 yield Answer(source.name, problem=str(error))
             if len(waiting) == batch:
@@ -100,7 +101,7 @@ def _answers(
     logits = session.run(preprocessing.apply(np.stack([pixels for _, pixels in images]))).astype(np.float64)
     for (name, _), row in zip(images, logits, strict=True):
         if not np.isfinite(row).all():
-            yield Answer(name, problem=f"{name}: the network's answer is not finite; verify the artifact against its model")
+            yield Answer(name, problem=f"{name}: the network's output is not finite; verify the artifact against its model")
             continue
         shares = np.exp(row - row.max())
         shares /= shares.sum()

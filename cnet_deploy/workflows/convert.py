@@ -1,4 +1,4 @@
-"""A checkpoint's file -> the file of its group-conv form, with what that changed in figures."""
+"""Checkpoint file -> file in group-conv form, with a comparison of the two."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from cnet_deploy.workflows.verify import TOLERANCES, Batch, Comparison, compare
 class Converted:
     """A conversion that was verified and written.
 
-    ``before`` and ``after`` are the costs of both forms as they are executed. ``faithful`` compares the group-conv form with the
-    training form, classifier whole; ``cut`` compares the classifier as it was kept with the whole one (None where nothing was cut).
+    ``before`` and ``after`` are the costs of the training form and of the group-conv form. ``faithful`` compares the outputs of the two
+    with the whole classifier. ``cut`` compares the reduced classifier with the whole one (None if the classifier was kept whole).
     """
 
     path: Path
@@ -38,7 +38,7 @@ class Converted:
     cut: Comparison | None
 
     def summary(self) -> str:
-        """Several lines for people."""
+        """Several lines of text."""
         arch = self.model.architecture
         lines = [arch.summary()]
         if self.faithful is None:
@@ -69,19 +69,19 @@ def convert_file(
     sha256: str | None = None,
     overrides: dict[str, Any] | None = None,
 ) -> Converted:
-    """Convert a training checkpoint and write the group-conv form; say what that changed on ``images`` (or on random inputs).
+    """Convert a training checkpoint, compare both forms on ``images`` (default: random inputs), and write the group-conv form.
 
-    ``labels`` is a file of the classes' names (see labels.py), ``sha256`` the digest that the checkpoint must have.
-    A file in group-conv form already is rewritten as it is. ``out`` None writes ``.safetensors`` beside the file.
-    Raises CheckFailed if the converted network computes something else than the training form; InputRefused and OutputRefused as
-    ``checkpoint.load``, ``convert`` and ``checkpoint.save`` do.
+    ``labels`` is a file with the classes' names (see images/class_names.py), ``sha256`` the digest that the checkpoint must have.
+    A file that is already in group-conv form is rewritten unchanged. ``out`` None writes a ``.safetensors`` file beside the checkpoint.
+    Raises CheckFailed if the outputs of the two forms differ; InputRefused and OutputRefused as ``checkpoints.load``, ``convert`` and
+    ``checkpoints.save`` do.
     """
     out = default_output(path, ".safetensors") if out is None else Path(out)
     check_output(out, source=path)
     model = named_by(load(path, sha256=sha256, **(overrides or {})), labels)
     data = read_images(images, model.preprocessing, model.architecture.classes) if images is not None else None
     with naming(path):
-        converted = group_conv_form(model, classifier_keep, say=lambda _: None)
+        converted = group_conv_form(model, classifier_keep, notify=lambda _: None)
     faithful, cut = None, None
     if model.form == "training":
         whole = convert(model, classifier_keep=1.0)
@@ -94,7 +94,7 @@ def convert_file(
 
 
 def _side_by_side(ours: DenselyConnected, theirs: DenselyConnected, data: Images | None) -> Comparison:
-    """Compare two models on images, or on as much noise as a few seconds allow."""
+    """Compare two models on images, or on as many random inputs as run in a few seconds."""
     if data is None:
         height, width = theirs.architecture.input_size
         count = min(64, max(1, 400_000 // (height * width)))

@@ -1,6 +1,6 @@
-"""What works on this machine, shown by doing it: a tiny network, exported for each backend and run in a process of its own.
+"""Find out what works on this machine by trying it: a tiny network is exported for each backend and run in a separate process.
 
-A library that is missing, too old or crashes is a line that says what to install, and never the end of the diagnosis.
+A library that is missing, too old or crashes gives a line that says what to install; the other backends are still tried.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from cnet_deploy.hardware.cuda import why_no_device
 from cnet_deploy.sessions import backends, names, open_session
 from cnet_deploy.sessions.base import Probe
 
-SECONDS = 180.0  # after which a probe is given up
+SECONDS = 180.0  # time limit of a probe
 _CUDA_LIBRARIES = ("pycuda", "cuda-python")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: whether something works here; if not, why and what to do. ``builds`` is for what can build artifacts that it can't run."""
+    """Whether something works here; if not, why and what to do. ``builds``: artifacts can be built here but not run."""
 
     name: str
     works: bool
@@ -35,7 +35,7 @@ class Finding:
     reason: str | None = None
 
     def words(self) -> str:
-        """For people."""
+        """One line of text."""
         state = "works" if self.works else "builds only" if self.builds else "no"
         return printable(" ".join(filter(None, (f"{self.name:<30}", f"{state:<12}", self.version, self.reason and f"- {self.reason}"))))
 
@@ -45,20 +45,20 @@ class Finding:
 
 
 def known_names() -> tuple[str, ...]:
-    """What can be asked for by name: the backends."""
+    """The names that ``diagnose`` accepts: those of the backends."""
     return names()
 
 
 def probes(name: str) -> tuple[Probe, ...]:
-    """What is tried of a backend: what it asks for itself, else a session on each of its devices."""
-    described = backends()[name]
-    return described.probes or tuple(Probe(name if device == "cpu" else f"{name} on {device}", device) for device in described.devices)
+    """The probes of a backend: its own if it declares some, else a session on each of its devices."""
+    spec = backends()[name]
+    return spec.probes or tuple(Probe(name if device == "cpu" else f"{name} on {device}", device) for device in spec.devices)
 
 
 def diagnose(wanted: Sequence[str] = (), report: Callable[[Finding], None] = lambda _: None) -> list[Finding]:
-    """Try every backend, or the ``wanted`` ones, on every device that it knows; ``report`` gets each finding as it comes.
+    """Try every backend, or only the ``wanted`` ones, on each of its devices. ``report`` gets each finding as soon as it is there.
 
-    Raises InputRefused for a name that no backend has.
+    Raises InputRefused for an unknown name.
     """
     if unknown := [name for name in wanted if name not in known_names()]:
         raise InputRefused(f"no backend is called {', '.join(unknown)}; expected some of {', '.join(known_names())}")
@@ -81,13 +81,13 @@ def diagnose(wanted: Sequence[str] = (), report: Callable[[Finding], None] = lam
 
 
 def missing(findings: Sequence[Finding], wanted: Sequence[str]) -> list[str]:
-    """Those of the ``wanted`` backends that work on no device, or whose installation is broken."""
+    """The ``wanted`` backends that work on no device, or whose installation is broken."""
     works = {finding.name for finding in findings if finding.works}
     return [name for name in wanted if not works.intersection(probe.name for probe in probes(name)) or _conflict(name) is not None]
 
 
 def _conflict(name: str) -> Finding | None:
-    """The finding that several distributions of a backend overwrite each other's files; None where they don't."""
+    """A finding if two packages of a backend are installed that overwrite each other's files, else None."""
     exclusive = backends()[name].exclusive
     if len(exclusive) < 2 or not all(_version(package) for package in exclusive):
         return None
@@ -96,7 +96,7 @@ def _conflict(name: str) -> Finding | None:
 
 
 def _surroundings() -> list[Finding]:
-    """The GPU with its driver, and the library for its memory."""
+    """The GPU with its driver and the CUDA binding in use."""
     reason = why_no_device()
     if reason is not None:
         libraries = [f"{name} {version}" for name in _CUDA_LIBRARIES if (version := _version(name))]
@@ -113,23 +113,23 @@ def _surroundings() -> list[Finding]:
 
 
 def _probed(backend: str, probe: Probe, folder: Path) -> Finding:
-    """What comes of one probe, in a process of its own."""
-    described, name = backends()[backend], probe.name
-    version = next((version for package in probe.packages or described.packages if (version := _version(package))), None)
+    """Run one probe in a separate process."""
+    spec, name = backends()[backend], probe.name
+    version = next((version for package in probe.packages or spec.packages if (version := _version(package))), None)
     command = [sys.executable, "-m", "cnet_deploy.workflows.doctor", backend, name, str(folder)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        reason = f"did not answer within {SECONDS:.0f} s; try it again, or reinstall: {described.remedy}"
+        reason = f"did not answer within {SECONDS:.0f} s; try it again, or reinstall: {spec.remedy}"
         return Finding(name, False, version, reason=reason)
     if done.returncode < 0:
-        return Finding(name, False, version, reason=f"crashed (signal {-done.returncode}); reinstall it: {described.remedy}")
+        return Finding(name, False, version, reason=f"crashed (signal {-done.returncode}); reinstall it: {spec.remedy}")
     try:
         answer = json.loads(done.stdout.strip().splitlines()[-1])
         return Finding(name, answer["works"], version, answer["builds"], answer["reason"])
     except (ValueError, KeyError, IndexError, TypeError):
         last = (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
-        return Finding(name, False, version, reason=f"{printable(last, 200)}; reinstall it: {described.remedy}")
+        return Finding(name, False, version, reason=f"{printable(last, 200)}; reinstall it: {spec.remedy}")
 
 
 def _version(package: str) -> str | None:
@@ -140,13 +140,13 @@ def _version(package: str) -> str | None:
 
 
 def _probe(backend: str, name: str, folder: Path) -> dict[str, Any]:
-    """What a process of its own does: export, open, run, compare with the yardstick."""
+    """The work of the separate process: export, open, run, compare with ``Program.run``."""
     answer: dict[str, Any] = {"works": False, "builds": False, "reason": None}
     try:
         _run(backend, next(probe for probe in probes(backend) if probe.name == name), folder, answer)
     except CnetDeployError as error:
         answer["reason"] = str(error)
-    except Exception as error:  # whatever a broken library raises is what has to be reported
+    except Exception as error:  # a broken library may raise anything
         answer["reason"] = f"{type(error).__name__}: {error}; reinstall it: {backends()[backend].remedy}"
     return answer
 
@@ -162,17 +162,17 @@ def _run(backend: str, probe: Probe, folder: Path, answer: dict[str, Any]) -> No
     from cnet_deploy.models.build import build_random
     from cnet_deploy.program.lower import lower
 
-    described = backends()[backend]
+    spec = backends()[backend]
     model = build_random(Architecture((1, 1, 1), (8, 8, 8), classes=10, stem_stride=1, input_size=(32, 32), classifier_keep=0.5))
     program = lower(model)
     batch = np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32)
-    suffix = described.suffixes[0]
+    suffix = spec.suffixes[0]
     path = folder / f"{probe.name.replace(' ', '-')}{suffix}"
     if (target := target_by_suffix(suffix)) is None:
         save(model, path)
     else:
         written = exporter(target)(program, path, **probe.export)
-        # What only this backend runs was built by it; other files say nothing of the backend.
+        # Only a file that no other backend runs shows that this backend can build.
         answer["builds"] = sum(suffix in other.suffixes for other in backends().values()) == 1
         manifest = describe(
             path, target, written.precision, details=written.details, libraries=written.libraries, architecture=model.architecture,
@@ -183,7 +183,7 @@ def _run(backend: str, probe: Probe, folder: Path, answer: dict[str, Any]) -> No
         logits, expected = session.run(batch), program.run(batch)
     if not np.abs(logits - expected).max() <= 1e-3 * np.abs(expected).max():
         difference = np.abs(logits - expected).max()
-        answer["reason"] = f"computes something else than it should (by {difference:.2g}); reinstall it: {described.remedy}"
+        answer["reason"] = f"its outputs are wrong by up to {difference:.2g}; reinstall it: {spec.remedy}"
     else:
         answer["works"] = True
 

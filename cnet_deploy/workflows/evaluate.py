@@ -1,4 +1,4 @@
-"""Top-1 and top-5 error of anything that opens as a session, on a labelled dataset, several files side by side."""
+"""Top-1 and top-5 error on a labelled dataset, of one or several files side by side."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from cnet_deploy.sessions.base import Session
 Z = 1.959963984540054  # of the normal distribution: 95 % lie between -Z and Z
 NAMED = 10  # corrupt images that a message names
 Interval = tuple[float, float]
+Progress = Callable[[str, float], None]  # a line of text, and the share of the work that is done (0 to 1)
 
 
 @dataclass(frozen=True)
 class FileResult:
-    """What one file answered: images whose class was its first answer (``right1``), or among its first five (``right5``), the images
-    whose logits were not finite (counted as wrong), and the seconds that inference alone took."""
+    """The counts of one file: images whose label was the top answer (``right1``) or among the top five (``right5``), and images whose
+    logits were not finite (counted as wrong). ``seconds`` is the time of inference alone."""
 
     path: str
     backend: str
@@ -70,7 +71,7 @@ class FileResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All files on the same images; ``refused`` says of each image that could not be read why, and it counts nowhere."""
+    """The results of all files on the same images. ``refused`` says why an image could not be read; such images are not counted."""
 
     dataset: str
     split: str
@@ -95,10 +96,10 @@ class Evaluation:
         }
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Several lines of text."""
         lines = [f"{self.dataset} ({self.split}): {self.images:,} images, {self.classes} classes"]
         if self.refused:
-            lines.append(f"not counted, for they can't be read: {len(self.refused)} images; {'; '.join(self.refused[:NAMED])}")
+            lines.append(f"not counted, because they can't be read: {len(self.refused)} images; {'; '.join(self.refused[:NAMED])}")
         width = max(len(file.path) for file in self.files)
         for file in self.files:
             (low, high), (low5, high5) = (wilson(self.images - right, self.images) for right in (file.right1, file.right5))
@@ -115,7 +116,7 @@ class Evaluation:
 
 
 def wilson(wrong: int, images: int) -> Interval:
-    """The 95 % interval of an error rate in percent (Wilson, 1927): it stays in 0 to 100 and holds for rates near 0.
+    """The 95 % interval of an error rate in percent (Wilson, 1927). It stays within 0 to 100 and is valid for rates near 0.
 
     >>> [round(side, 2) for side in wilson(1308, 10_000)]
     [12.43, 13.76]
@@ -127,7 +128,8 @@ def wilson(wrong: int, images: int) -> Interval:
 
 
 def difference(first: FileResult, other: FileResult) -> tuple[float, Interval]:
-    """How many points more top-1 error the other has on the same images, and the 95 % interval (Bonett and Price, 2012: paired shares)."""
+    """The top-1 error of ``other`` minus that of ``first`` on the same images, in points, and its 95 % interval (Bonett and Price, 2012:
+    paired proportions)."""
     images = first.images
     lost, won = int((first.correct & ~other.correct).sum()), int((~first.correct & other.correct).sum())
     a, b = (lost + 1) / (images + 2), (won + 1) / (images + 2)
@@ -147,16 +149,17 @@ def evaluate(
     workers: int | None = None,
     steps: Overrides = NO_OVERRIDES,
     skip_corrupt: int = 0,
-    told: Callable[[str, float], None] = lambda text, share: None,  # noqa: ARG005
+    progress: Progress = lambda text, share: None,  # noqa: ARG005
     **overrides: Any,
 ) -> Evaluation:
-    """Run all files on all images of a dataset, each preprocessed as its file says; ``data``: see ``datasets.open_dataset``.
+    """Run all files on all images of a dataset (``data``: see ``images.datasets.open_dataset``).
 
-    ``backend``, ``device``, ``threads``: see ``open_session``. ``steps`` wins over what the files say. ``overrides`` are for
-    checkpoints that can't tell them (see ``checkpoint.load``). Errors are in percent, their 95 % intervals Wilson's (1927).
-    Raises InputRefused for files and data that can't be used or don't fit each other, and for more than ``skip_corrupt`` images
-    that can't be read; Unavailable for a backend that is not here.
+    Images are preprocessed as each file's metadata says; ``steps`` overrides that. ``backend``, ``device``, ``threads``: see
+    ``open_session``; ``overrides``: see ``checkpoints.load``. ``progress`` gets a line of text and the share that is done. Errors are in
+    percent, their 95 % intervals Wilson's (1927). Raises InputRefused for files and data that can't be used or don't fit each other, and
+    for more than ``skip_corrupt`` images that can't be read; Unavailable for a backend that is not installed.
     """
+    progress = overrides.pop("told", progress)  # its name until 0.1.0
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if backend is not None:
         resolve_backend(backend)
@@ -169,18 +172,18 @@ def evaluate(
                 raise InputRefused(
                     f"{data}: has {dataset.classes} classes ({names} …), but {path} tells {session.classes} apart; expected the same"
                 )
-        wanted = []
+        preprocessings = []
         for path, session in zip(paths, sessions, strict=True):
             with naming(path):
-                wanted.append(steps.apply_to(session.preprocessing, session.input_shape[2:]))
-        tallies = [_Tally(str(path), session, found) for path, session, found in zip(paths, sessions, wanted, strict=True)]
-        refused = _run(tallies, dataset, batch, workers, skip_corrupt, told)
+                preprocessings.append(steps.apply_to(session.preprocessing, session.input_shape[2:]))
+        tallies = [_Tally(str(path), session, own) for path, session, own in zip(paths, sessions, preprocessings, strict=True)]
+        refused = _run(tallies, dataset, batch, workers, skip_corrupt, progress)
     images = len(dataset) - len(refused)
     return Evaluation(dataset.name, split, images, dataset.classes, tuple(tally.result() for tally in tallies), tuple(refused))
 
 
 class _Tally:
-    """A session and what it has answered so far."""
+    """A session and its answers so far."""
 
     def __init__(self, path: str, session: Session, preprocessing: Preprocessing) -> None:
         self.path, self.session, self.preprocessing = path, session, preprocessing
@@ -208,8 +211,8 @@ class _Tally:
 
 
 def ranked(logits: Floats, labels: Labels) -> tuple[Labels, Labels, npt.NDArray[np.bool_]]:
-    """Of logits [N, classes] and labels [N]: each row's first answer, the place of its label (0: first; of equal logits the lower class
-    comes first), and whether the row is finite."""
+    """For logits [N, classes] and labels [N]: the top class of each row, the rank of its label (0: first; among equal logits the lower
+    class comes first), and whether the row is finite."""
     finite = np.logical_and.reduce(np.isfinite(logits), axis=1)
     own = logits[np.arange(len(labels)), labels][:, None]
     earlier = np.arange(logits.shape[1])[None] < labels[:, None]
@@ -217,19 +220,17 @@ def ranked(logits: Floats, labels: Labels) -> tuple[Labels, Labels, npt.NDArray[
     return logits.argmax(axis=1), place, finite
 
 
-def _run(
-    tallies: Sequence[_Tally], dataset: Dataset, size: int, workers: int | None, skip_corrupt: int, told: Callable[[str, float], None]
-) -> list[str]:
-    """All images through all sessions; why some could not be read."""
+def _run(tallies: Sequence[_Tally], dataset: Dataset, size: int, workers: int | None, skip_corrupt: int, progress: Progress) -> list[str]:
+    """Run all images through all sessions. Returns why some could not be read."""
     kinds = list(dict.fromkeys(tally.preprocessing for tally in tallies))
     refused: list[str] = []
     done = 0
     for batch in _named(batches(dataset, kinds, range(len(dataset)), size, workers), refused):
         done += len(batch.labels) + len(batch.refused)
-        if len(refused) <= skip_corrupt and len(batch.labels):  # else they are only counted on, so that all can be named
+        if len(refused) <= skip_corrupt and len(batch.labels):  # beyond that, go on only to count and name the unreadable ones
             for tally in tallies:
                 tally.take(batch.pixels[kinds.index(tally.preprocessing)], batch.labels)
-        told(f"{done:,} of {len(dataset):,} images", done / len(dataset))
+        progress(f"{done:,} of {len(dataset):,} images", done / len(dataset))
     if len(refused) > skip_corrupt:
         more = f" and {len(refused) - NAMED} more" if len(refused) > NAMED else ""
         raise InputRefused(
@@ -241,7 +242,7 @@ def _run(
     return refused
 
 
-def _named(found: Iterator[Batch], refused: list[str]) -> Iterator[Batch]:
-    for batch in found:
+def _named(prepared: Iterator[Batch], refused: list[str]) -> Iterator[Batch]:
+    for batch in prepared:
         refused += batch.refused
         yield batch

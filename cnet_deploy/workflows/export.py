@@ -1,4 +1,4 @@
-"""Model -> verified artifact: convert if need be, lower, export, verify. The file gets its name only after it was verified."""
+"""Model -> verified artifact: convert if necessary, lower, export, verify. The file is renamed only after it was verified."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from cnet_deploy.program.program import Program
 from cnet_deploy.sessions import open_session
 from cnet_deploy.sessions.base import Session
 from cnet_deploy.sessions.torch.session import TorchSession
-from cnet_deploy.workflows.prepare import Say, default_output, exportable, input_of, open_model, output_of
+from cnet_deploy.workflows.prepare import Notify, default_output, exportable, input_of, open_model, output_of
 from cnet_deploy.workflows.publish import publish, serving_of
 from cnet_deploy.workflows.verify import TOLERANCES, Comparison, compare_all
 
 log = logging.getLogger(__name__)
 Forms = str | Mapping[str, str]
-_NO_FORMS = "only CondenseNet, DenseNet and their kin have forms to choose from; leave --form out"
+_NO_FORMS = "only networks of the CondenseNet family have forms to choose from; leave --form out"
 
 
 @dataclass(frozen=True)
 class Exported:
-    """An artifact that was written: its path, its manifest, how it compared with its model.
+    """An artifact that was written: its path, its manifest, and the comparisons with its model.
 
-    ``comparisons`` is empty, and ``unverified`` says why, for an artifact that can't be run on this machine. ``notes`` are the exporter's
+    For an artifact that can't be run on this machine ``comparisons`` is empty and ``unverified`` says why. ``notes`` are the exporter's
     lines about what was built.
     """
 
@@ -52,7 +52,7 @@ class Exported:
     notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """For people: how it compared, what was built, what was written."""
+        """Lines of text: the comparisons, what was built, what was written."""
         compared = [comparison.summary() for comparison in self.comparisons]
         return [*compared, *self.notes, f"wrote {self.path} ({self.manifest.bytes:,} bytes) and {self.path.name}.json"]
 
@@ -68,22 +68,23 @@ def export(
     tolerance: float | None = None,
     sha256: str | None = None,
     overrides: dict[str, Any] | None = None,
-    say: Say = lambda _: None,
+    notify: Notify = lambda _: None,
     form: Forms | Callable[[Program], Forms] = "gather",
     **options: Any,
 ) -> Exported:
-    """Export a model, the file it is in, or a named network to ``target`` ("onnx", "native", "tensorrt" …), and verify the artifact.
+    """Export a model, a file or a named network to ``target`` ("onnx", "native", "tensorrt" …), and verify the artifact.
 
-    A model in training form is converted first, keeping ``classifier_keep`` of the classifier (None: the reference's half), and ``say``
-    gets a line about it. The artifact is compared with the model on fresh random inputs and on ``images``, unless it can't be run here:
-    then the manifest says so, and carries a self-check that the first opening runs. ``form`` is one of program.forms.FORMS for all dense
-    blocks, one for each block, or a function that chooses for the Program. ``labels`` is a file of the classes' names (see
-    images/class_names.py), ``sha256`` the digest that the model's file must have. ``options`` are the target's own (see ``write`` in its
-    module); ``overrides`` are those of ``checkpoints.load``. ``out`` None puts the artifact beside the model's file. Raises CheckFailed if
-    the outputs differ beyond ``tolerance`` (relative to the largest logit): then no file is written, and one that was there is kept;
-    InputRefused and OutputRefused as the steps do.
+    A model in training form is converted first, keeping ``classifier_keep`` of the classifier's inputs (None: half, as the reference).
+    ``notify`` gets lines of text about such steps. The artifact is compared with the model on fresh random inputs and on ``images``. If it
+    can't be run here, the manifest says so and carries a self-check that runs when the artifact is first opened. ``form`` is one of
+    program.forms.FORMS for all dense blocks, a mapping from block to form, or a function that chooses for the Program. ``labels`` is a
+    file with the classes' names (see images/class_names.py), ``sha256`` the digest that the model's file must have. ``options`` are the
+    target's own (see ``write`` in its module); ``overrides`` are those of ``checkpoints.load``. ``out`` None puts the artifact beside the
+    model's file. Raises CheckFailed if the outputs differ beyond ``tolerance`` (relative to the largest logit): then no file is written
+    and an existing one is kept; InputRefused and OutputRefused as the steps do.
     """
     form = options.pop("lowering", form)  # its name until 0.1.0
+    notify = options.pop("say", notify)  # likewise
     write = exporter(target)
     if unknown := sorted(set(options) - options_of(target)):
         raise InputRefused(f"{target} has no option {', '.join(unknown)}; expected some of {', '.join(sorted(options_of(target)))}")
@@ -91,17 +92,17 @@ def export(
     out = output_of(source, target, out)
     check_output(out, source=source)
     if not isinstance(model, nn.Module):
-        model = open_model(model, {**(overrides or {}), "sha256": sha256}, say)
+        model = open_model(model, {**(overrides or {}), "sha256": sha256}, notify)
     size, classes, data = input_of(model, images)
     with naming(source):
-        model = exportable(model, classifier_keep, labels, say)
+        model = exportable(model, classifier_keep, labels, notify)
     with atomic_pair(out, source=source) as (temporary, beside), _evaluating(model):
         network, chosen = _lowered(model, form)
         log.info("exporting to %s: %s", target, {**options, "form": chosen})
         written = write(network, temporary, **options)
         manifest = _describe(model, target, temporary, written, chosen)
         with TorchSession(model, size, classes) as reference:
-            manifest, comparisons = _verify(temporary, manifest, written, reference, data, tolerance, say)
+            manifest, comparisons = _verify(temporary, manifest, written, reference, data, tolerance, notify)
         if failed := next((c for c in comparisons if not c.passed), None):
             raise CheckFailed(
                 f"{out}: the artifact's outputs differ from the model's beyond the tolerance; nothing was written. {failed.summary()}"
@@ -111,7 +112,7 @@ def export(
 
 
 def _describe(model: nn.Module, target: str, file: Path, written: Written, form: Forms) -> Manifest:
-    """The manifest of what was written, as far as it is known before anybody ran it."""
+    """The manifest of what was written, without the results of verification."""
     details = {**written.details, **({} if form == "gather" else {"form": form})}
     about: dict[str, Any] = {}
     if isinstance(model, DenselyConnected):
@@ -123,15 +124,15 @@ def _describe(model: nn.Module, target: str, file: Path, written: Written, form:
 
 
 def _verify(
-    file: Path, manifest: Manifest, written: Written, reference: Session, data: Images | None, tolerance: float | None, say: Say
+    file: Path, manifest: Manifest, written: Written, reference: Session, data: Images | None, tolerance: float | None, notify: Notify
 ) -> tuple[Manifest, list[Comparison]]:  # fmt: skip
-    """The manifest with how the artifact compares with the model; where it can't be run, with a self-check instead."""
+    """Compare the artifact with the model and add the result to the manifest; add a self-check if it can't be run here."""
     if written.unverifiable is not None:
-        say(f"not verified: {written.unverifiable}; the first opening where it can be run does so, by the manifest's self-check")
+        notify(f"not verified: {written.unverifiable}; the first opening where it can be run does so, by the manifest's self-check")
         allowed = TOLERANCES[written.precision] if tolerance is None else tolerance
         details = {**manifest.details, "verified": False, "reason": written.unverifiable}
         return replace(manifest, details=details, proof=self_check.make(reference.run, reference.input_shape[1:], allowed)), []
-    path = manifest_path(file)  # the file has a temporary name still, and a session reads its manifest beside it
+    path = manifest_path(file)  # the file still has its temporary name, and a session reads the manifest beside it
     try:
         path.write_text(manifest.to_json(), encoding="utf-8")
         with open_session(file) as session:
@@ -142,7 +143,7 @@ def _verify(
 
 
 def export_repository(model: Path | str, target: str, folder: Path | str, **options: Any) -> tuple[Exported, Repository]:
-    """``export`` straight into a model repository of NVIDIA Triton Inference Server (artifacts/triton.py), named after the model's file.
+    """``export`` into a model repository of NVIDIA Triton Inference Server (artifacts/triton.py), under the name of the model's file.
 
     Raises InputRefused for a target that Triton does not serve, and as ``export`` and ``publish`` do.
     """
@@ -151,12 +152,12 @@ def export_repository(model: Path | str, target: str, folder: Path | str, **opti
         try:
             done = export(model, target, Path(place) / default_output(model, target_of(target).suffix).name, **options)
         except OutputRefused as error:
-            raise OutputRefused(f"{error} (it was to be made there first: TMPDIR names another folder)") from None
+            raise OutputRefused(f"{error} (the artifact is first written there; set TMPDIR to use another folder)") from None
         return done, publish(folder, done.path)
 
 
 def _lowered(model: nn.Module, form: Forms | Callable[[Program], Forms]) -> tuple[Program | nn.Module, Forms]:
-    """What is exported, and the forms of its blocks."""
+    """The network to export (a Program for the family) and the forms of its blocks."""
     if isinstance(model, DenselyConnected):
         program = lower(model)
         chosen = form(program) if callable(form) else form
@@ -168,7 +169,7 @@ def _lowered(model: nn.Module, form: Forms | Callable[[Program], Forms]) -> tupl
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and the caller's mode again afterwards."""
+    """Put the model into evaluation mode, and back into the caller's mode afterwards."""
     training = model.training
     try:
         model.eval()

@@ -1,4 +1,4 @@
-"""What a file is, without running it: architecture, form, the state of pruning layer by layer, digest."""
+"""Describe a file without running it: architecture, form, the state of pruning layer by layer, digest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cnet_deploy.models.architecture import Architecture
 
 @dataclass(frozen=True)
 class LayerState:
-    """One learned group convolution: how many of its input channels each group still reads, and the reference's counters."""
+    """One learned group convolution: the fewest and the most input channels that a group still reads, and the reference's counters."""
 
     name: str
     in_channels: int
@@ -28,7 +28,7 @@ class LayerState:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found. ``problem`` says why the file could not be used as it is; None if it can.
+    """The description of a file. ``problem`` says why it can't be used as it is; None if it can.
 
     ``operators`` counts an artifact's nodes by operator; ``layers`` is empty for anything but the training form.
     """
@@ -53,7 +53,7 @@ class Inspection:
         return values
 
     def summary(self) -> str:
-        """Several lines for people."""
+        """Several lines of text."""
         lines = [f"{self.path}: {self.container}, {self.bytes:,} bytes, sha256 {self.sha256}"]
         lines.append(f"form: {self.form or 'not of the family'}")
         if self.architecture:
@@ -73,13 +73,13 @@ class Inspection:
             lines.append(f"  {layer.name}: {kept} of {layer.in_channels} channels per group, stage {stage}, {state}")
         if self.problem:
             lines.append(f"can't be used as it is: {self.problem}")
-        return "\n".join(map(printable, lines))  # a file's own words must not forge lines or steer the terminal
+        return "\n".join(map(printable, lines))  # text from a file must not forge lines or control the terminal
 
 
 def inspect(path: Path | str, *, sha256: str | None = None, **overrides: Any) -> Inspection:
-    """Look into a checkpoint, a model or an ONNX file; nothing in it is executed and no network is built.
+    """Describe a checkpoint, a model or an artifact. Nothing in it is executed and no network is built.
 
-    ``overrides``: see ``checkpoint.load``. Raises InputRefused for a file that can't be read, is damaged or not of the family; a
+    ``overrides``: see ``checkpoints.load``. Raises InputRefused for a file that can't be read, is damaged or not of the family. A
     checkpoint whose pruning is unfinished is described, with ``problem`` set.
     """
     path = Path(path)
@@ -130,24 +130,24 @@ def _inspect_checkpoint(path: Path, overrides: dict[str, Any]) -> Inspection:
 
 
 def _inspect_by_manifest(pair: Pair) -> Inspection:
-    """A library or an engine by its manifest alone: to ask it itself would be to run it."""
-    path, data, found = pair.path, pair.data, pair.manifest
-    if found is None:
+    """Describe a library or an engine by its manifest alone, since looking inside would mean running it."""
+    path, data, manifest = pair.path, pair.data, pair.manifest
+    if manifest is None:
         raise InputRefused(f"{path}: has no manifest {manifest_path(path).name} beside it; expected the pair that `export` wrote")
-    details: dict[str, Any] = {"source_sha256": found.source_sha256, **found.details}
-    if found.preprocessing is not None:
-        details["preprocessing"] = found.preprocessing.to_dict()
-    if found.class_names:
-        details["class_names"] = list(found.class_names)
-    details["manifest"] = {"precision": found.precision, "verification": list(found.verification)}
-    form = "group-conv" if found.architecture else None
-    known = targets().get(found.target)
-    container = known.container if known is not None and known.container else found.target
-    return Inspection(str(path), container, len(data), found.sha256, form, found.architecture, details=details)
+    details: dict[str, Any] = {"source_sha256": manifest.source_sha256, **manifest.details}
+    if manifest.preprocessing is not None:
+        details["preprocessing"] = manifest.preprocessing.to_dict()
+    if manifest.class_names:
+        details["class_names"] = list(manifest.class_names)
+    details["manifest"] = {"precision": manifest.precision, "verification": list(manifest.verification)}
+    form = "group-conv" if manifest.architecture else None
+    target = targets().get(manifest.target)
+    container = target.container if target is not None and target.container else manifest.target
+    return Inspection(str(path), container, len(data), manifest.sha256, form, manifest.architecture, details=details)
 
 
 def _inspect_inside(pair: Pair, container: str, inside: Inside) -> Inspection:
-    """An artifact that can be read without being run."""
+    """Describe an artifact that can be read without being run."""
     details = dict(inside.details)
     if inside.class_names:
         details["class_names"] = list(inside.class_names)

@@ -1,4 +1,4 @@
-"""A picture of which inputs each learned group reads, layer by layer, as SVG."""
+"""Draw which inputs each learned group reads, layer by layer, as SVG."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from cnet_deploy.files import atomic_output
 from cnet_deploy.svg import COLOURS, QUIET
 
 WIDTH, LEFT, RIGHT, HEADING = 960, 12, 12, 16
-ROW, GAP = 5, 10  # pixels of a group, and between two layers
+ROW, GAP = 5, 10  # pixels: height of a group, space between two layers
 MAX_DASHES = 400_000  # CondenseNet-182 has some 100,000
 
 
 @dataclass(frozen=True)
 class Connections:
-    """Which inputs [G, in] each group of a 1x1 convolution reads."""
+    """The inputs that each group of a 1x1 convolution reads: ``reads`` [G, in]."""
 
     name: str
     reads: npt.NDArray[np.bool_]
 
     @property
     def dashes(self) -> int:
-        """Runs of channels that are read, of all groups, and a line for each group."""
+        """Number of shapes to draw: a line for each group and a dash for each run of channels that it reads."""
         return len(self.reads) + int(self.reads[:, 0].sum()) + int((self.reads[:, 1:] & ~self.reads[:, :-1]).sum())
 
     @property
     def title(self) -> str:
-        """What the layer keeps, for people."""
+        """One line of text: what the layer keeps."""
         kept = int(self.reads.sum())
         unread = int((~self.reads.any(axis=0)).sum())
         words = f"{self.name}: {kept:,} of {self.reads.size:,} inputs of groups kept ({kept / self.reads.size:.0%})"
@@ -47,27 +47,27 @@ class Connections:
 def plot(path: Path | str, output: Path | str, *, sha256: str | None = None, **overrides: Any) -> None:
     """Draw the groups of a checkpoint or a model into an SVG file: a line for each group, a dash where it reads a channel.
 
-    A line is as long as the layer has inputs, so that the growth of a dense block can be seen. ``overrides``: see ``checkpoint.load``.
-    Raises InputRefused for a file that can't be read or has no learned groups, OutputRefused where the picture can't be written,
-    Unavailable where matplotlib is missing.
+    The length of a line is the layer's number of inputs, which shows how a dense block grows. ``overrides``: see ``checkpoints.load``.
+    Raises InputRefused for a file that can't be read or has no learned groups, OutputRefused if the picture can't be written,
+    Unavailable if matplotlib is missing.
     """
     read = read_tensors(path, sha256)
     with naming(path):
         layers = list(connections(read, overrides))
         if not layers:
-            raise InputRefused("has no learned groups to be drawn; expected a CondenseNet, or a DenseNet with learned group convolutions")
+            raise InputRefused("has no learned groups to draw; expected a CondenseNet, or a DenseNet with learned group convolutions")
         if (dashes := sum(layer.dashes for layer in layers)) > MAX_DASHES:
-            raise InputRefused(f"its groups would be {dashes} lines and dashes to be drawn; expected at most {MAX_DASHES}")
+            raise InputRefused(f"its groups take {dashes} lines and dashes to draw; expected at most {MAX_DASHES}")
     with atomic_output(output, source=path) as temporary:
         temporary.write_text(draw(Path(path).name, layers), encoding="utf-8")
 
 
 def connections(read: Contents, overrides: dict[str, Any]) -> Iterator[Connections]:
-    """The groups of every learned group convolution, in the order in which they run; unfinished pruning as far as it came."""
+    """The groups of every learned group convolution, in the order in which they run; unfinished pruning is shown as it is."""
     arch = None
     try:
         arch = architecture_of(read, **overrides)
-    except PruningUnfinished:  # then the masks tell as much as there is
+    except PruningUnfinished:  # the masks can still be drawn
         if infer_form(read.tensors) != "training":
             raise
     if infer_form(read.tensors) == "training":
@@ -82,7 +82,7 @@ def connections(read: Contents, overrides: dict[str, Any]) -> Iterator[Connectio
 
 
 def draw(title: str, layers: list[Connections]) -> str:
-    """The picture as text."""
+    """The picture as SVG text."""
     step = (WIDTH - LEFT - RIGHT) / max(layer.reads.shape[1] for layer in layers)
     height = HEADING + 12 + sum(len(layer.reads) * ROW + HEADING + GAP for layer in layers)
     with drawing.canvas("groups", WIDTH, height) as canvas:

@@ -1,4 +1,4 @@
-"""What several workflows begin with: open a file or a name, convert it if need be, name its classes, decide where the output goes."""
+"""First steps of several workflows: open a file or a named network, convert it if necessary, name its classes, choose the output path."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from cnet_deploy.models.build import NAMES, build_named
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.convert import DEFAULT_KEEP, convert, require_classifier_keep
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]  # gets lines of text about what is done
 
 
 def default_output(source: Path | str, suffix: str) -> Path:
-    """The artifact beside its model.
+    """The path beside ``source`` with another suffix.
 
     >>> default_output("dir/model.pth.tar", ".onnx").as_posix()
     'dir/model.onnx'
@@ -41,7 +41,7 @@ def default_output(source: Path | str, suffix: str) -> Path:
 
 
 def named_by(model: DenselyConnected, labels: Path | str | None) -> DenselyConnected:
-    """The model with its classes named by a file of labels; None leaves the names that it has. The weights are shared."""
+    """The model with class names from the file ``labels`` (None: the names that it has). The weights are shared."""
     if labels is None:
         return model
     named = copy.copy(model)
@@ -49,14 +49,14 @@ def named_by(model: DenselyConnected, labels: Path | str | None) -> DenselyConne
     return named
 
 
-def group_conv_form(model: DenselyConnected, keep: float | None, say: Say) -> DenselyConnected:
-    """The model converted, if it is not yet, keeping ``keep`` of the classifier's inputs (None: the reference's half, or what is there).
+def group_conv_form(model: DenselyConnected, keep: float | None, notify: Notify) -> DenselyConnected:
+    """The model in group-conv form. ``keep`` is the share of the classifier's inputs to keep (None: half, or what a converted model has).
 
-    Raises InputRefused as ``convert`` does, and for a converted model that does not have what is to be kept.
+    Raises InputRefused as ``convert`` does, and for a converted model whose classifier has another share.
     """
     if model.form == "training":
         keep = DEFAULT_KEEP if keep is None else keep
-        say(f"the model is in training form: converting it first, keeping {keep:g} of the classifier's inputs")
+        notify(f"the model is in training form: converting it first, keeping {keep:g} of the classifier's inputs")
         return convert(model, classifier_keep=keep)
     if keep is not None:
         require_classifier_keep(model, keep)
@@ -64,23 +64,23 @@ def group_conv_form(model: DenselyConnected, keep: float | None, say: Say) -> De
 
 
 def output_of(source: Path | None, target: str, out: Path | str | None) -> Path:
-    """Where an artifact goes: ``out``, or beside the model's file. Raises InputRefused for another suffix than the target's."""
+    """The path of an artifact: ``out``, or beside the model's file. Raises InputRefused if its suffix is not the target's."""
     suffix = target_of(target).suffix
     if out is None:
         if source is None:
-            raise InputRefused("out is needed for a model that is in memory; expected the path to write to")
+            raise InputRefused("a model in memory has no default path; expected out, the path to write to")
         out = default_output(source, suffix)
     if Path(out).suffix != suffix:
         raise InputRefused(f"{out}: unknown suffix for the target {target}; expected {suffix}")
     return Path(out)
 
 
-def open_model(model: Path | str, overrides: dict[str, Any], say: Say) -> nn.Module:
-    """A file's model; or, where no such file is, the network of that name."""
+def open_model(model: Path | str, overrides: dict[str, Any], notify: Notify) -> nn.Module:
+    """The model in a file; if there is no such file, the network of that name with random weights."""
     if str(model) in NAMES and not exists(model):
         if overrides.get("sha256"):
             raise InputRefused(f"{model}: is the name of a network, which has no digest; expected no --sha256")
-        say(f"{model} is the name of a network: its weights are random, good for measuring alone")
+        notify(f"{model} is the name of a network: its weights are random, so it is useful only for measuring")
         return build_named(str(model))
     if not exists(model) and not Path(model).suffix:
         raise InputRefused(f"{model}: no such file, and no network of that name; expected a checkpoint or one of {', '.join(NAMES)}")
@@ -88,23 +88,25 @@ def open_model(model: Path | str, overrides: dict[str, Any], say: Say) -> nn.Mod
 
 
 def input_of(model: nn.Module, images: Path | str | None) -> tuple[tuple[int, int], int, Images | None]:
-    """Input size, classes and the images to check on of what can be exported; anything else is refused."""
+    """Input size, number of classes and the ``images`` to check on. Raises InputRefused for a model that can't be exported."""
     if not isinstance(model, (DenselyConnected, *BASELINES.values())):
-        raise InputRefused(f"can't export a {type(model).__name__}; expected a model of `load` or `convert`, or one of the paper's table")
+        raise InputRefused(
+            f"can't export a {type(model).__name__}; expected a model from `load` or `convert`, or a network of the paper's table"
+        )
     if other := next((str(p.dtype) for p in model.parameters() if p.dtype != torch.float32), None):
         raise InputRefused(f"the model's weights are {other}; expected torch.float32: call model.float() first")
     if isinstance(model, DenselyConnected):
         arch = model.architecture
         return arch.input_size, arch.classes, None if images is None else read_images(images, model.preprocessing, arch.classes)
     if images is not None:
-        raise InputRefused("this network has no preprocessing of its own, so real images can't be fed to it; leave --images out")
+        raise InputRefused("this network records no preprocessing for real images; leave --images out")
     return INPUT_SIZE, CLASSES, None
 
 
-def exportable(model: nn.Module, classifier_keep: float | None, labels: Path | str | None, say: Say) -> nn.Module:
-    """What is lowered: a network of the family converted, and with the names of its classes."""
+def exportable(model: nn.Module, classifier_keep: float | None, labels: Path | str | None, notify: Notify) -> nn.Module:
+    """The model to export: a network of the family is converted and gets the names of its classes."""
     if isinstance(model, DenselyConnected):
-        return named_by(group_conv_form(model, classifier_keep, say), labels)
+        return named_by(group_conv_form(model, classifier_keep, notify), labels)
     if labels is not None:
-        raise InputRefused("this network carries no names of classes; leave --labels out, and give them to `run`")
+        raise InputRefused("an artifact of this network can't hold class names; leave --labels out here, and give it to `run`")
     return model

@@ -14,10 +14,10 @@ from cnet_deploy.exporters.base import Serving
 def publish(
     folder: Path | str, artifact: Path | str, *, name: str | None = None, max_batch: int | None = None
 ) -> Repository:  # fmt: skip
-    """Put an artifact into a model repository of NVIDIA Triton Inference Server as the model's next version: see ``write_repository``.
+    """Put an artifact into a model repository of NVIDIA Triton Inference Server as the model's next version (see ``write_repository``).
 
-    Raises InputRefused for an artifact that Triton does not serve or that has no manifest, and Unavailable or InputRefused where this very
-    artifact can't be served.
+    Raises InputRefused for an artifact without a manifest or of a kind that Triton does not serve, and Unavailable or InputRefused if
+    this particular artifact can't be served.
     """
     manifest = read_manifest(artifact)
     if manifest is None:
@@ -32,7 +32,7 @@ def publish(
 
 
 def serving_of(target: str) -> Serving:
-    """How Triton runs a target's artifacts. Raises InputRefused for one that it does not serve."""
+    """How Triton runs a target's artifacts. Raises InputRefused for a target that it does not serve."""
     serving = target_of(target).serving
     if serving is None:
         served = " or ".join(f"--{name}" for name, described in targets().items() if described.serving)

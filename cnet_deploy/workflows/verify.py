@@ -1,4 +1,4 @@
-"""Outputs of two sessions side by side."""
+"""Compare the outputs of two sessions."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.sessions import backend_of, backends, open_session
 from cnet_deploy.sessions.base import Session
 
-# The largest difference of two logits, relative to the largest logit, that rounding of this precision explains with room to spare.
 log = logging.getLogger(__name__)
 
+# Largest difference of two logits, relative to the largest logit. Rounding in each precision stays well below it.
 TOLERANCES = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 3e-2}
 
-SWAPPED = "what is compared with it is a training checkpoint; expected them the other way round: the artifact, then its model"
+SWAPPED = "is compared with a training checkpoint; expected the artifact first, then its model"
 
 Labels = npt.NDArray[np.int64]
 Batch = tuple[Floats, Labels | None]
@@ -35,11 +35,11 @@ Run = Callable[[Floats], Floats]
 
 @dataclass(frozen=True)
 class Comparison:
-    """How the logits of an artifact differ from those of its reference, on ``images`` inputs of one kind (``inputs``).
+    """How the logits of an artifact differ from those of its model, on ``images`` inputs of one kind (``inputs``).
 
-    ``max_error`` and ``mean_error`` are absolute, ``scale`` is the reference's largest absolute logit, ``cosine`` is over all
-    logits, ``agreement`` is the share of inputs with the same top-1 class. ``top1`` and ``reference_top1`` are the shares of inputs
-    whose top-1 is right, where labels are known.
+    ``max_error`` and ``mean_error`` are absolute, ``scale`` is the model's largest absolute logit, ``cosine`` is over all logits,
+    ``agreement`` is the share of inputs with the same top-1 class. ``top1`` and ``reference_top1`` are the top-1 accuracies of the
+    artifact and the model, if labels are known.
     """
 
     inputs: str
@@ -60,12 +60,12 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values."""
-        # JSON has no word for what is not finite.
+        # JSON has no NaN and no infinity.
         figures = {key: str(v) if isinstance(v, float) and not np.isfinite(v) else v for key, v in asdict(self).items()}
         return {**figures, "passed": self.passed}
 
     def summary(self) -> str:
-        """One line for people."""
+        """One line of text."""
         text = (
             f"{self.inputs}: max error {self.max_error:.2e} and mean {self.mean_error:.2e} on logits up to {self.scale:.3g} "
             f"(tolerance {self.tolerance * self.scale:.2e}), cosine {self.cosine:.9f}, top-1 agreement {self.agreement:.2%}"
@@ -76,7 +76,7 @@ class Comparison:
 
 
 def compare(run: Run, reference: Run, batches: Iterable[Batch], *, inputs: str, tolerance: float) -> Comparison:
-    """Run both on the same batches and put their logits side by side. Raises InputRefused where their shapes differ."""
+    """Run both on the same batches and compare their logits. Raises InputRefused if their shapes differ."""
     ours, theirs, labels = [], [], []
     for batch, truth in batches:
         ours.append(run(batch).astype(np.float64))
@@ -99,14 +99,14 @@ def compare(run: Run, reference: Run, batches: Iterable[Batch], *, inputs: str, 
 
 
 def compare_all(session: Session, reference: Session, images: Images | None = None, tolerance: float | None = None) -> list[Comparison]:
-    """Compare on fresh random inputs at batch 1 and more, and on ``images`` if given (preprocessed as the reference's model says).
+    """Compare on fresh random inputs of several batch sizes, and on ``images`` if given (preprocessed as the model's metadata says).
 
-    ``tolerance`` is relative to the largest logit; None is that of the session's precision. Raises InputRefused where input sizes differ.
+    ``tolerance`` is relative to the largest logit (None: that of the session's precision). Raises InputRefused if input sizes differ.
     """
     tolerance = TOLERANCES[session.precision] if tolerance is None else tolerance
     if session.input_shape[1:] != reference.input_shape[1:]:
         raise InputRefused(
-            f"the artifact reads {session.input_shape[1:]} and the model {reference.input_shape[1:]}; expected the same input size"
+            f"the artifact reads images of {_size(session)} and the model of {_size(reference)}; expected the same input size"
         )
     seed = secrets.randbits(32)
     noise = random_batches(session.input_shape, seed)
@@ -117,8 +117,12 @@ def compare_all(session: Session, reference: Session, images: Images | None = No
     return comparisons
 
 
+def _size(session: Session) -> str:
+    return "x".join(map(str, session.input_shape[2:]))
+
+
 def random_batches(shape: tuple[int | None, int, int, int], seed: int) -> Iterator[tuple[Floats, None]]:
-    """Normal noise [N, 3, H, W] for an input ``shape``: a batch of one, then a batch of three (or two batches of the fixed size)."""
+    """Normal noise [N, 3, H, W] for an input ``shape``: batches of one and of three, or two batches of the fixed size."""
     random = np.random.default_rng(seed)
     for size in (1, 3) if shape[0] is None else (shape[0], shape[0]):
         yield random.standard_normal((size, *shape[1:]), np.float32), None
@@ -135,20 +139,20 @@ def verify(
 ) -> list[Comparison]:
     """Compare an artifact with the model it came from. A model in training form is converted first, as the artifact was.
 
-    ``sha256`` pins the artifact; ``overrides``: see ``checkpoint.load``. Raises InputRefused for files that can't be
-    opened or don't fit each other; a difference beyond the tolerance is for the caller to see in ``Comparison.passed``.
+    ``sha256`` is the digest that the artifact must have; ``overrides``: see ``checkpoints.load``. Raises InputRefused for files that
+    can't be opened or don't fit each other. A difference beyond the tolerance raises nothing: see ``Comparison.passed``.
     """
     with open_session(artifact, sha256=sha256) as session, _open_reference(model, session, overrides) as reference:
         data = None
         if images is not None:
             if reference.preprocessing is None:
-                raise InputRefused(f"{model}: says nothing of preprocessing, so real images can't be fed to it; leave --images out")
+                raise InputRefused(f"{model}: does not say how images are preprocessed; leave --images out")
             data = read_images(images, reference.preprocessing, reference.classes)
         return compare_all(session, reference, data, tolerance)
 
 
 def _open_reference(model: Path | str, session: Session, overrides: dict[str, Any]) -> Session:
-    """The model as the artifact has it: what tensors can't tell is taken from the artifact, the training form is converted."""
+    """The model in the form of the artifact: the training form is converted. What tensors don't tell is taken from the artifact."""
     if not backends()[backend_of(model)].opens_models:
         if session.form == "training":
             raise InputRefused(f"{model}: {SWAPPED}")
@@ -168,7 +172,7 @@ def _open_reference(model: Path | str, session: Session, overrides: dict[str, An
 
 
 def _load_as(model: Path | str, own: Architecture | None, overrides: dict[str, Any]) -> DenselyConnected:
-    """Load, with the artifact's G and C where the checkpoint doesn't tell its own: only then, for else they are to be compared."""
+    """Load the model. The artifact's G and C are used only if the checkpoint doesn't tell its own; else they would hide a difference."""
     from cnet_deploy.checkpoints.load import load
 
     try:

@@ -150,7 +150,7 @@ def whole_run(folder: Path) -> int:
     """How many epochs a training run has done; whatever has its final name is whole."""
     strangers = {entry.name for entry in folder.iterdir()} - {"save_models", "log.jsonl", "curves.svg"}
     assert all(TEMPORARY.fullmatch(name) for name in strangers), strangers
-    done = checkpoints.Checkpoints(folder).found()
+    done = checkpoints.Checkpoints(folder).numbered()
     for path in (*done, *(folder / "save_models").glob("model_best.pth.tar")):
         checkpoints.read(path)
     names = {entry.name for entry in (folder / "save_models").glob("*")} - {path.name for path in done}

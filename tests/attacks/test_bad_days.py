@@ -61,7 +61,7 @@ def test_training_is_stopped(number: signal.Signals, forks: Forks, place: Path, 
     assert done.code in STOPPED[number], done
     assert whole_run(place) >= 1
     if done.code > 0:
-        assert "is whole: --resume goes on from it" in one_line(done.stderr.splitlines(keepends=True)[-1])
+        assert "--resume continues from" in one_line(done.stderr.splitlines(keepends=True)[-1])
 
 
 ENDS = [("stdin", "closed"), ("stdout", "closed"), ("stderr", "closed"), ("stdout", "/dev/full"), ("stderr", "/dev/full")]

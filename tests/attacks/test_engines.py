@@ -77,12 +77,12 @@ def test_a_swapped_engine(folder: Path, picture: Path, engine: Made, command: st
     [
         ({"target": "native"}, "describes no TensorRT engine", 4),
         ({"target": "onnx"}, "describes no TensorRT engine", 4),
-        ({"flavour": "os.system"}, "no TensorRT flavour is called", 4),
-        ({"flavour": "../../x"}, "no TensorRT flavour is called", 4),
-        ({"flavour": None}, "no TensorRT flavour is called", 4),
-        ({"version": "0.0.0"}, "was built by tensorrt-rtx 0.0.0, which alone reads it", 5),
-        ({"version": "\x1b[31m" * 100}, "which alone reads it", 5),
-        ({"version": []}, "which alone reads it", 5),
+        ({"flavour": "os.system"}, "unknown TensorRT flavour", 4),
+        ({"flavour": "../../x"}, "unknown TensorRT flavour", 4),
+        ({"flavour": None}, "does not name the TensorRT that built it", 4),
+        ({"version": "0.0.0"}, "was built by tensorrt-rtx 0.0.0, and only that version reads it", 5),
+        ({"version": "\x1b[31m" * 100}, "and only that version reads it", 5),
+        ({"version": []}, "does not name the TensorRT that built it", 4),
     ],
     ids=str,
 )
@@ -176,5 +176,5 @@ def test_an_honest_proof_is_believed_and_written_down(folder: Path, unverified: 
 
 @pytest.mark.parametrize("name", ["os", "tensorrt_rtx.os", "", "__main__", "tensorrt; import os"])
 def test_flavours_that_a_manifest_may_not_name(name: str) -> None:
-    with pytest.raises(cd.CnetDeployError, match="no TensorRT flavour is called"):
+    with pytest.raises(cd.CnetDeployError, match="unknown TensorRT flavour"):
         find(name)

@@ -129,7 +129,7 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\
 @pytest.mark.parametrize("content", [POSTSCRIPT, b"GIF87a\x01\0\x01\0\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x01D\0;"], ids=["PostScript", "GIF"])
 def test_formats_that_nobody_asked_for(tmp_path: Path, content: bytes) -> None:
     """The decoder's own choice goes by content, and PostScript would start an interpreter."""
-    convert_on(written(tmp_path, content, "image.png"), tmp_path, says=("is no image that can be read",))
+    convert_on(written(tmp_path, content, "image.png"), tmp_path, says=("is no readable image",))
 
 
 def test_an_image_of_more_memory_than_it_is_worth(tmp_path: Path) -> None:

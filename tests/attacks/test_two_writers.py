@@ -132,6 +132,6 @@ def test_one_of_two_training_runs_is_refused(writers: int, forks: Forks, small_d
     lost = [done for done in ends if done.code]
     assert all(done.code == 4 for done in lost), lost
     # One that came when the first had ended found its checkpoints, or had nothing left to do.
-    assert all("another run is training there" in done.stderr or "holds a run's checkpoints" in done.stderr for done in lost)
+    assert all("another run is training there" in done.stderr or "has checkpoints of another run" in done.stderr for done in lost)
     assert sum("nothing is left to do" not in done.stderr for done in won) == 1
     assert forks.run(*line, "--resume").code == 0

@@ -283,7 +283,7 @@ def test_the_root_of_an_archive_is_called_as_it_likes(root: str) -> None:
     [
         (lambda data: rezipped(data, compression=zipfile.ZIP_DEFLATED), "compressed or encrypted"),
         (lambda data: rezipped(data, more=(("other/data.pkl", b"N."),)), "2 entries data.pkl"),
-        (lambda data: rezipped(data, more=(("archive/data/0", bytes(8)),)), "several entries of one name"),
+        (lambda data: rezipped(data, more=(("archive/data/0", bytes(8)),)), "several entries with the same name"),
         (lambda data: rezipped(data).replace(b"little", b"biggie"), "CRC|byte order"),
         (lambda data: rezipped(data, "x/").replace(b"x/data/0", b"x/data/1"), "no entry"),
     ],

@@ -162,8 +162,8 @@ def lie(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda own: own["architecture"].update(growth=[8, 16, 64]), "the metadata says"),
-        (lambda own: own["architecture"].update(group_1x1=8), "the metadata says"),
+        (lambda own: own["architecture"].update(growth=[8, 16, 64]), "the metadata describes"),
+        (lambda own: own["architecture"].update(group_1x1=8), "the metadata describes"),
         (lambda own: own["architecture"].update(stages=[4, 4]), "as many of each"),
         (lambda own: own["architecture"].update(depth=3), 'architecture has an unknown entry "depth"'),
         (lambda own: own.pop("architecture"), "its metadata is damaged: it has no architecture; convert the checkpoint again"),

@@ -105,7 +105,7 @@ def test_input_size_and_stride_follow_from_stages_and_classes_together(
     assert (both.input_size, both.stem_stride) == ((96, 80), 1)
 
 
-# ---- G and C that can't be told --------------------------------------------------------------------------------------
+# ---- G and C that can't be inferred ----------------------------------------------------------------------------------
 
 
 def without(state: State, *endings: str) -> State:
@@ -144,7 +144,7 @@ def test_masks_without_a_period() -> None:
     state = state_of(TINY)
     mask = state["features.denseblock_1.denselayer_1.conv_1._mask"]
     mask[0, :2] = 1 - mask[0, :2]
-    with pytest.raises(InputRefused, match="repeat with no period"):
+    with pytest.raises(InputRefused, match="rows do not repeat"):
         infer_architecture(state)
 
 
@@ -173,9 +173,9 @@ def poke(name: str, value: float) -> Callable[[State], None]:
         ("training", drop("features.norm_last.running_var"), "missing: features.norm_last.running_var"),
         ("training", drop("features.denseblock_3.denselayer_2.conv_1._mask"), "missing: features.denseblock_3.denselayer_2.conv_1._mask"),
         ("training", drop("features.denseblock_1.denselayer_1.conv_1.norm.weight"), "numbered up to"),
-        ("training", put("aux.weight", 3), "does not have: aux.weight"),
+        ("training", put("aux.weight", 3), "has no tensors aux.weight"),
         ("training", put(f"{FIRST}.conv_2.conv.weight", 8, 1, 3, 3), "depthwise variant"),
-        ("training", put(f"{FIRST}.conv_2.pointwise.weight", 8, 8, 1, 1), "does not have"),
+        ("training", put(f"{FIRST}.conv_2.pointwise.weight", 8, 8, 1, 1), "has no tensors"),
         ("training", put("classifier.weight", 10, 7), "has shape"),
         ("training", put("features.init_conv.weight", 12, 3, 3, 3), "has shape"),
         ("training", put(f"{FIRST}.conv_2.conv.weight", 9, 8, 3, 3), "multiple of growth"),

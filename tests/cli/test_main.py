@@ -250,13 +250,13 @@ def test_refusals_name_the_file_at_hand(checkpoint_path: Path, onnx_path: Path, 
     for command in (["convert", model, "-o", tmp_path / "n.safetensors"], ["export", model, "--onnx"]):
         done = run(*command, "--classifier-keep", 1.0)
         assert done.exit_code == 4
-        assert done.stderr.startswith(f"Error: {model}: is in group-conv form already")
+        assert done.stderr.startswith(f"Error: {model}: is already in group-conv form")
         assert "needs the training checkpoint, reference-cifar10.pth.tar" in done.stderr
     for command in ("convert", "export"):
         done = run(command, onnx_path, *(["--onnx", "-o", tmp_path / "x.onnx"] if command == "export" else []))
         assert done.exit_code == 4 and f"{onnx_path}: is an artifact" in done.stderr
     swapped = run("verify", checkpoint_path, onnx_path)
-    assert swapped.exit_code == 4 and "the other way round" in swapped.stderr
+    assert swapped.exit_code == 4 and "expected the artifact first" in swapped.stderr
     unused = run("verify", onnx_path, onnx_path, "--input-size", 64)
     assert unused.exit_code == 4 and "expected no input_size" in unused.stderr
     unknown = run("export", "vgg16", "--onnx", "-o", tmp_path / "x.onnx")

@@ -51,8 +51,8 @@ def test_layers_are_counted() -> None:
         ((HALF,), "bf16", "the engine is not bf16"),
         ((HALF,), "fp32", "the engine is not fp32"),
         ((FLOAT, TF32), "fp32", "1 layers multiply in TF32"),
-        (("names", "alone"), "fp16", "0 are in fp16, none that is told"),
-        ((), "fp32", "none that is told"),
+        (("names", "alone"), "fp16", "0 are in fp16, and it lists no others"),
+        ((), "fp32", "and it lists no others"),
     ],
 )
 def test_an_engine_of_another_precision_fails(layers: tuple[Any, ...], precision: str, words: str) -> None:

@@ -99,8 +99,8 @@ def test_corrupt_images_are_named_and_left_out(folder: Path) -> None:
     assert [[int(image[0, 0, 0]) for image in batch.pixels[0]] for batch in found] == [[0, 2, 3], [4, 101, 102], [103, 104]]
     assert [[len(pixels) for pixels in batch.pixels] for batch in found] == [[3, 3], [3, 3], [2, 2]]
     assert [len(batch.refused) for batch in found] == [1, 1, 0]
-    assert f"{folder / 'a' / '1.png'}: is no image that can be read" in found[0].refused[0]
-    assert f"{folder / 'b' / '0.png'}: is no image that can be read" in found[1].refused[0]
+    assert f"{folder / 'a' / '1.png'}: is no readable image" in found[0].refused[0]
+    assert f"{folder / 'b' / '0.png'}: is no readable image" in found[1].refused[0]
 
 
 def test_a_batch_of_corrupt_images_alone(folder: Path) -> None:

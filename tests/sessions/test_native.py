@@ -253,7 +253,7 @@ def test_without_files_in_memory(pair: Path, monkeypatch: pytest.MonkeyPatch) ->
     with cd.open_session(pair) as session:
         assert session.run(images()).shape == (2, 10)
     monkeypatch.setattr(tempfile, "tempdir", str(pair.with_name("missing")))
-    with pytest.raises(Unavailable, match="can't be copied to .*missing to be loaded: .*; set TMPDIR"):
+    with pytest.raises(Unavailable, match="can't be copied to .*missing, from where it is loaded: .*; set TMPDIR"):
         cd.open_session(pair)
 
 
@@ -274,7 +274,7 @@ def test_a_manifest_that_lies(pair: Path, changes: dict[str, Any], message: str)
 
 def test_a_library_for_another_machine(pair: Path) -> None:
     change_manifest(pair, details={"machine": "aarch64", "isas": ["neon"]})
-    with pytest.raises(Unavailable, match="is built for aarch64, and this is x86_64"):
+    with pytest.raises(Unavailable, match="is built for aarch64, but this machine is x86_64"):
         cd.open_session(pair)
 
 

@@ -75,7 +75,7 @@ def test_a_build_without_the_provider_is_explained(onnx_path: Path, provider: st
     with pytest.raises(Unavailable) as caught:
         cd.open_session(onnx_path, device="cuda", provider=provider)
     assert caught.value.exit_code == 5
-    assert f"has no {missing}ExecutionProvider: it is built without; pip uninstall -y onnxruntime" in str(caught.value)
+    assert f"has no {missing}ExecutionProvider: it was built without it; pip uninstall -y onnxruntime" in str(caught.value)
     assert str(caught.value).endswith("then pip install onnxruntime-gpu alone")
 
 

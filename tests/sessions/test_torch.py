@@ -280,5 +280,5 @@ def test_out_of_memory_is_explained(converted: DenselyConnected, options: dict[s
 
 @pytest.mark.gpu
 def test_a_device_that_is_not_here(tiny: DenselyConnected) -> None:
-    with pytest.raises(Unavailable, match="cuda:99 is not here; expected cuda:0 to cuda:"):
+    with pytest.raises(Unavailable, match="there is no cuda:99; expected cuda:0 to cuda:"):
         session(tiny, device="cuda:99")

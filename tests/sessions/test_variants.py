@@ -45,8 +45,8 @@ def test_every_part_is_known() -> None:
         ("torch.", "torch has no ''; expected torch alone or with some of compile, cudagraph"),
         ("torch.provider", "torch has no 'provider'; expected torch alone or with some of compile, cudagraph, channels_last, tf32"),
         ("native.fp16", "native has no 'fp16'; expected native alone or with some of bf16"),
-        ("torch.compile.compile", "'compile' is there twice"),
-        ("tensorrt.fp16.cudagraph.fp16", "'fp16' is there twice"),
+        ("torch.compile.compile", "it has 'compile' twice"),
+        ("tensorrt.fp16.cudagraph.fp16", "it has 'fp16' twice"),
         ("tensorrt.fp32.fp16", "fp32 and fp16 are two precisions; expected one"),
     ],
 )

@@ -68,9 +68,9 @@ def test_an_untrained_checkpoint_tells_its_groups(tmp_path: Path) -> None:
 
 
 def test_what_is_kept(tmp_path: Path) -> None:
-    assert [path.name for path in saved(tmp_path / "all", 4).found()] == [f"checkpoint_00{n}.pth.tar" for n in (3, 2, 1, 0)]
+    assert [path.name for path in saved(tmp_path / "all", 4).numbered()] == [f"checkpoint_00{n}.pth.tar" for n in (3, 2, 1, 0)]
     few = saved(tmp_path / "few", 4, no_save_model=True)
-    assert [path.name for path in few.found()] == ["checkpoint_003.pth.tar", "checkpoint_002.pth.tar"]
+    assert [path.name for path in few.numbered()] == ["checkpoint_003.pth.tar", "checkpoint_002.pth.tar"]
     assert (few.folder / "model_best.pth.tar").is_file()
     assert not [entry for entry in few.folder.iterdir() if ".tmp" in entry.name]
 
@@ -87,7 +87,7 @@ def damaged(data: bytes, how: str) -> bytes:
 @pytest.mark.parametrize("how", ["empty", "cut", "cut by a byte", "zeros", "one bit", "text"])
 def test_the_one_before_is_taken_for_a_damaged_one(tmp_path: Path, how: str) -> None:
     checkpoints = saved(tmp_path, 3)
-    last = checkpoints.found()[0]
+    last = checkpoints.numbered()[0]
     last.write_bytes(damaged(last.read_bytes(), how))
     said: list[str] = []
     state = checkpoints.latest("condensenet", said.append)
@@ -97,9 +97,9 @@ def test_the_one_before_is_taken_for_a_damaged_one(tmp_path: Path, how: str) -> 
 
 def test_all_damaged_is_an_error_and_none_is_a_beginning(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 2)
-    for path in checkpoints.found():
+    for path in checkpoints.numbered():
         path.write_bytes(b"x")
-    with pytest.raises(InputRefused, match="none of its 2 checkpoints is whole"):
+    with pytest.raises(InputRefused, match="all of its 2 checkpoints are damaged"):
         checkpoints.latest("condensenet", lambda text: None)
     assert Checkpoints(tmp_path / "none").latest("condensenet", lambda text: None) is None
 
@@ -120,7 +120,7 @@ def test_what_latest_txt_says_is_a_hint(tmp_path: Path, pointer: str) -> None:
 
 def test_the_reference_s_own_checkpoint_is_read(checkpoint_path: Path) -> None:
     state = read(checkpoint_path)
-    assert state.epoch == 21 and state.best_prec1 == pytest.approx(87.07) and state.told == {"model": "condensenet"}
+    assert state.epoch == 21 and state.best_prec1 == pytest.approx(87.07) and state.training == {"model": "condensenet"}
     assert len(state.optimizer["state"]) == len([name for name in state.tensors if name.endswith((".weight", ".bias"))])
 
 
@@ -132,6 +132,6 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     path, buffer = tmp_path / "checkpoint_000.pth.tar", io.BytesIO()
     pickle.dump({"epoch": Bomb()}, buffer)
     path.write_bytes(buffer.getvalue())
-    with pytest.raises(InputRefused, match="no checkpoint to train on from"):
+    with pytest.raises(InputRefused, match="no checkpoint to resume from"):
         read(path)
     assert not (tmp_path / "ran").exists()

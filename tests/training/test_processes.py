@@ -58,7 +58,7 @@ def test_half_of_torchrun_s_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_process_alone_is_its_own_leader() -> None:
     with gathered("cpu") as peers:
-        assert peers.leads and peers.processes == 1 and peers.told("x") == "x"
+        assert peers.leads and peers.processes == 1 and peers.from_leader("x") == "x"
         values = torch.ones(3)
         assert peers.total(values) is values
 

@@ -77,19 +77,19 @@ def test_a_resumed_run_ends_bit_for_bit_where_it_would_have(whole: Path, tmp_pat
     for epoch in range(kept):
         name = f"checkpoint_{epoch:03d}.pth.tar"
         (tmp_path / "save_models" / name).write_bytes((whole / "save_models" / name).read_bytes())
-    said: list[str] = []
-    train(small_dataset, tmp_path, RECIPE, resume=True, say=said.append, **SHAPE)
+    lines: list[str] = []
+    train(small_dataset, tmp_path, RECIPE, resume=True, notify=lines.append, **SHAPE)
     assert same(tensors(tmp_path), tensors(whole))
-    assert any(f"going on after epoch {kept - 1}" in text for text in said) and not any("bit for bit" in text for text in said)
+    assert any(f"going on after epoch {kept - 1}" in text for text in lines) and not any("differ from" in text for text in lines)
 
 
 def test_a_damaged_last_checkpoint_costs_an_epoch_and_no_more(whole: Path, tmp_path: Path, small_dataset: Path) -> None:
     train(small_dataset, tmp_path, RECIPE, **SHAPE)
     last = tmp_path / "save_models" / "checkpoint_003.pth.tar"
     last.write_bytes(last.read_bytes()[:5000])
-    said: list[str] = []
-    train(small_dataset, tmp_path, RECIPE, resume=True, say=said.append, **SHAPE)
-    assert any("checkpoint_003.pth.tar" in text and "falling back to the checkpoint before it" in text for text in said)
+    lines: list[str] = []
+    train(small_dataset, tmp_path, RECIPE, resume=True, notify=lines.append, **SHAPE)
+    assert any("checkpoint_003.pth.tar" in text and "falling back to the checkpoint before it" in text for text in lines)
     assert same(tensors(tmp_path), tensors(whole))
     epochs = [event["epoch"] for event in read_log(tmp_path / "log.jsonl") if event["event"] == "epoch"]
     assert epochs == [0, 1, 2, 3, 3]
@@ -102,20 +102,20 @@ def test_a_resumed_run_says_where_it_is_another(
     (tmp_path / "save_models").mkdir()
     name = "save_models/checkpoint_002.pth.tar"
     (tmp_path / name).write_bytes((whole / name).read_bytes())
-    said: list[str] = []
-    train(small_dataset, tmp_path, Recipe(**{**RECIPE.to_dict(), **change}), resume=True, say=said.append, **SHAPE)
-    assert any("does not continue bit for bit" in text and words in text for text in said)
+    lines: list[str] = []
+    train(small_dataset, tmp_path, Recipe(**{**RECIPE.to_dict(), **change}), resume=True, notify=lines.append, **SHAPE)
+    assert any("will differ from that of an uninterrupted run" in text and words in text for text in lines)
 
 
 def test_the_reference_s_checkpoint_is_trained_on(checkpoint_path: Path, tmp_path: Path, images_path: Path, small_dataset: Path) -> None:
     """The real one, an epoch further: its momenta too, and the rate that its schedule would have."""
     (tmp_path / "save_models").mkdir()
     (tmp_path / "save_models" / "checkpoint_021.pth.tar").write_bytes(checkpoint_path.read_bytes())
-    said: list[str] = []
+    lines: list[str] = []
     recipe = Recipe(epochs=23, batch_size=48, lr=1e-4)
-    done = train(small_dataset, tmp_path, recipe, resume=True, say=said.append, stages=(4, 4, 4), growth=(8, 16, 32))
+    done = train(small_dataset, tmp_path, recipe, resume=True, notify=lines.append, stages=(4, 4, 4), growth=(8, 16, 32))
     assert done is not None and done.checkpoint.name == "checkpoint_022.pth.tar"
-    assert any("does not tell how it was made" in text for text in said)
+    assert any("does not record its recipe" in text for text in lines)
     before, after = read(checkpoint_path).tensors, read(done.checkpoint).tensors
     assert all(torch.equal(before[name], after[name]) for name in before if name.endswith("._mask"))
     assert not torch.equal(before["classifier.weight"], after["classifier.weight"])
@@ -125,13 +125,13 @@ def test_a_finished_run_has_nothing_left(whole: Path, tmp_path: Path, small_data
     (tmp_path / "save_models").mkdir()
     for name in ("checkpoint_003.pth.tar", "model_best.pth.tar"):
         (tmp_path / "save_models" / name).write_bytes((whole / "save_models" / name).read_bytes())
-    said: list[str] = []
-    done = train(small_dataset, tmp_path, RECIPE, resume=True, say=said.append, **SHAPE)
-    assert done is not None and "nothing is left to do: all 4 epochs are done" in said
+    lines: list[str] = []
+    done = train(small_dataset, tmp_path, RECIPE, resume=True, notify=lines.append, **SHAPE)
+    assert done is not None and "nothing is left to do: all 4 epochs are done" in lines
 
 
 def test_another_s_run_is_not_written_over(whole: Path, small_dataset: Path) -> None:
-    with pytest.raises(InputRefused, match="holds a run's checkpoints; give --resume to go on, or another --savedir"):
+    with pytest.raises(InputRefused, match="has checkpoints of another run; give --resume to continue it, or another --savedir"):
         train(small_dataset, whole, RECIPE, **SHAPE)
     with pytest.raises(InputRefused, match=r"checkpoint_003.pth.tar: is of another network; give the options"):
         train(small_dataset, whole, RECIPE, resume=True, stages=(2, 1), growth=(8, 8))

@@ -135,5 +135,5 @@ def test_training_learns_and_stages_come_when_they_should(images_path: Any) -> N
 def test_a_loss_that_is_not_finite_ends_the_run(images_path: Any) -> None:
     found = trainer(lr=1e30)
     samples = Samples(open_dataset(images_path), found.preprocessing, 50, seed=0)
-    with pytest.raises(CheckFailed, match="not finite any more in epoch 0; lower --lr"):
+    with pytest.raises(CheckFailed, match="no longer finite in epoch 0; lower --lr"):
         found.epoch(0, samples, on_step=quietly, on_stage=quietly)

@@ -56,7 +56,14 @@ def test_three_forms_side_by_side(files: list[Path], images_path: Path) -> None:
     assert points == pytest.approx(-0.6) and low < -0.6 < high
 
 
-def test_the_command_says_it_for_people_and_for_programs(files: list[Path], images_path: Path) -> None:
+@pytest.mark.parametrize("keyword", ["progress", "told"])  # the second is its name until 0.1.0
+def test_progress(keyword: str, files: list[Path], images_path: Path) -> None:
+    steps: list[tuple[str, float]] = []
+    evaluate(files[1], images_path, batch=250, **{keyword: lambda text, share: steps.append((text, share))})
+    assert steps == [("250 of 500 images", 0.5), ("500 of 500 images", 1.0)]
+
+
+def test_the_command_prints_text_and_json(files: list[Path], images_path: Path) -> None:
     code, output = command(*files[:2], "--data", images_path)
     assert code == 0 and "top-1 error 10.60 % (8.20 to 13.61)" in output and "-0.60 points" in output and "500 images" in output
     code, output = command(files[2], "--data", images_path, "--json", "--batch", "7")
@@ -118,7 +125,7 @@ def test_corrupt_images_are_named_and_counted(tmp_path: Path, files: list[Path])
     assert (
         code == 0
         and "18 images, 10 classes" in output
-        and "not counted, for they can't be read: 2 images" in output
+        and "not counted, because they can't be read: 2 images" in output
         and "class3/1.png" in output
     )
     for path in data.rglob("*.png"):
@@ -180,7 +187,7 @@ def test_checkpoints_that_can_not_tell_their_groups(tmp_path: Path, images_path:
     assert command(path, "--data", images_path, "--groups", "4", "--condense-factor", "4")[0] == 0
     cd.export(build_random(TINY), "onnx", tmp_path / "m.onnx")
     code, output = command(tmp_path / "m.onnx", "--data", images_path, "--groups", "4")
-    assert code == 4 and "is an artifact, of which nothing is inferred; expected no groups" in output
+    assert code == 4 and "is an artifact, whose architecture is fixed; expected no groups" in output
 
 
 def test_a_backend_by_name(files: list[Path], images_path: Path) -> None:

@@ -20,9 +20,9 @@ from tests.builders import TINY, save_checkpoint, state_dict, training_model
 
 
 def test_export_writes_a_verified_artifact_and_its_manifest(checkpoint_path: Path, images_path: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    done = cd.export(checkpoint_path, "onnx", tmp_path / "m.onnx", images=images_path, say=said.append)
-    assert said == ["the model is in training form: converting it first, keeping 0.5 of the classifier's inputs"]
+    lines: list[str] = []
+    done = cd.export(checkpoint_path, "onnx", tmp_path / "m.onnx", images=images_path, notify=lines.append)
+    assert lines == ["the model is in training form: converting it first, keeping 0.5 of the classifier's inputs"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "m.onnx.json"]
     manifest = Manifest.from_json(manifest_path(done.path).read_text())
     data = done.path.read_bytes()
@@ -34,6 +34,12 @@ def test_export_writes_a_verified_artifact_and_its_manifest(checkpoint_path: Pat
     assert random["passed"] and real["passed"]
     assert (random["images"], real["images"]) == (4, 500)
     assert real["top1"] == real["reference_top1"] == pytest.approx(0.9)
+
+
+def test_notify_has_an_older_name(checkpoint_path: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    cd.export(checkpoint_path, "onnx", tmp_path / "m.onnx", say=lines.append)
+    assert len(lines) == 1
 
 
 def test_the_same_checkpoint_gives_the_same_bytes_and_no_path(checkpoint_path: Path, tmp_path: Path) -> None:
@@ -146,7 +152,7 @@ def test_what_is_no_model_of_the_family(tmp_path: Path, converted: DenselyConnec
 def test_unknown_target(converted: DenselyConnected, tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match="expected one of onnx"):
         cd.export(converted, "tflite", tmp_path / "m.tflite")
-    with pytest.raises(InputRefused, match="out is needed"):
+    with pytest.raises(InputRefused, match="a model in memory has no default path"):
         cd.export(converted, "onnx")
 
 

@@ -75,5 +75,5 @@ def test_onnx_is_inspected_without_a_runtime(onnx_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize("content", [b"\x00", b"text", b"\x08\x08"])
 def test_what_is_no_onnx(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.onnx").write_bytes(content)
-    with pytest.raises(InputRefused, match="is no ONNX model"):
+    with pytest.raises(InputRefused, match="is no readable ONNX model"):
         cd.inspect(tmp_path / "m.onnx")

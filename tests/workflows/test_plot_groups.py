@@ -91,7 +91,7 @@ def test_unfinished_pruning_is_drawn_as_far_as_it_came(tmp_path: Path, stage: in
 
 def test_what_can_not_be_drawn(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path / "c.pth.tar", state_dict(training_model(TINY_DENSENET)))
-    with pytest.raises(InputRefused, match="has no learned groups to be drawn"):
+    with pytest.raises(InputRefused, match="has no learned groups to draw"):
         plot(path, tmp_path / "g.svg")
     path = save_checkpoint(tmp_path / "d.pth.tar", state_dict(training_model(TINY)))
     with pytest.raises(OutputRefused, match="is the input itself"):

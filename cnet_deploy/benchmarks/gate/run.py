@@ -1,6 +1,6 @@
-"""The latency gate: is head slower than base? Fresh processes round by round; ``rule.py`` decides.
+"""The latency gate: is head slower than base? It runs fresh processes round by round; ``measure/rule.py`` decides.
 
-``gate`` compares two artifacts or models, or one that two installations run; ``gate_baseline`` one with what was stored.
+``gate`` compares two artifacts or models, or two installations with one model; ``gate_baseline`` compares a model with a stored baseline.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cnet_deploy.benchmarks.gate.baseline import find_baseline
-from cnet_deploy.benchmarks.gate.sides import Say, Side, interpreter, make_side, require_file
+from cnet_deploy.benchmarks.gate.sides import Notify, Side, interpreter, make_side, require_file
 from cnet_deploy.benchmarks.measure.cells import worker
 from cnet_deploy.benchmarks.measure.environment import environment
 from cnet_deploy.benchmarks.measure.rounds import Result, Settings, take_turn
@@ -29,7 +29,7 @@ MAX_ROUNDS = 64
 
 @dataclass(frozen=True)
 class Round:
-    """One process of each side. ``order`` is AB where base came first, BA where head did, - where they were not measured together."""
+    """One process of each side. ``order`` is AB if base ran first, BA if head did, - if they were not measured together."""
 
     order: str
     base: tuple[float, ...]
@@ -43,8 +43,8 @@ class Round:
 
 @dataclass
 class Outcome:
-    """What a gate found. ``rounds`` are empty where the self-test failed; ``changes`` are of figures that don't flicker, and ``compared``
-    says of them "no change", or why there was nothing to compare."""
+    """The result of a gate. ``rounds`` is empty if the self-test failed. ``changes`` are those of counts that do not vary from run to run;
+    ``compared`` summarises them, or says why they could not be compared."""
 
     base: str
     head: str
@@ -70,7 +70,7 @@ class Outcome:
 
     @property
     def verdict(self) -> Verdict:
-        """A figure that grew is a regression whatever the clock says; without rounds there is nothing to conclude."""
+        """A count that grew is a regression by itself; without rounds the verdict is inconclusive."""
         if self.worse:
             return Verdict.REGRESSION
         return self.decision.verdict if self.decision else Verdict.INCONCLUSIVE
@@ -83,33 +83,34 @@ class Outcome:
 def gate(
     base: str, head: str, *, backend: str | None = None, threads: int | None = None, tolerance: float = 0.05, max_rounds: int = MAX_ROUNDS,
     settings: Settings = SETTINGS, base_python: str | None = None, head_python: str | None = None, allow_changes: bool = False,
-    device: str = "cpu", say: Say = lambda _: None,
+    device: str = "cpu", notify: Notify = lambda _: None,
 ) -> Outcome:  # fmt: skip
-    """Gate ``head`` against ``base``: files or named networks, each run by an interpreter that has cnet-deploy (None: this one).
+    """Compare ``head`` with ``base``: files or named networks, each run by an interpreter that has cnet-deploy (None: this one).
 
-    A model that the backend does not open is exported for it first, by that side's own installation. Raises Unavailable where either side
-    is missing or can't be run, and where both interpreters load the same installation; InputRefused for a file that is refused.
+    A model that the backend can't open is exported for it first, by that side's installation. ``notify`` gets lines of text. Raises
+    Unavailable if either side is missing or can't be run, and if both interpreters load the same installation; InputRefused for a file
+    that is refused.
     """
-    apart = base_python is not None or head_python is not None
+    two_pythons = base_python is not None or head_python is not None
     with tempfile.TemporaryDirectory(prefix="cnet-deploy-gate-") as folder:
         sides = [
-            make_side(name, model, backend, threads, interpreter(python), Path(folder), say, device)
+            make_side(name, model, backend, threads, interpreter(python), Path(folder), notify, device)
             for name, model, python in (("base", base, base_python), ("head", head, head_python))
         ]
         a, b = sides
         chosen = (a.cell.backend, b.cell.backend)
         outcome = Outcome(base, head, chosen, a.cell.threads, tolerance, settings, allow_changes=allow_changes, device=device)
-        _compare(outcome, a.figures, b.figures, say)
-        # Before minutes are spent on the one, the other must open too.
+        _compare(outcome, a.figures, b.figures, notify)
+        # Both must open before minutes are spent on measuring one.
         _require_one_batch(*(_open(side, outcome) for side in sides))
-        if apart:
+        if two_pythons:
             _require_two_installations(outcome)
 
         def itself(number: int) -> None:
-            outcome.self_rounds.append(_round(number, a, a, outcome, say, "self-test"))
+            outcome.self_rounds.append(_round(number, a, a, outcome, notify, "self-test"))
 
         def together(number: int) -> None:
-            outcome.rounds.append(_round(number, a, b, outcome, say, "round"))
+            outcome.rounds.append(_round(number, a, b, outcome, notify, "round"))
 
         def quiet() -> bool:
             outcome.self_test = self_test(*_columns(outcome.self_rounds), tolerance)
@@ -127,11 +128,11 @@ def gate(
 
 def gate_baseline(
     baseline: Path, head: str, *, backend: str | None = None, threads: int | None = None, tolerance: float = 0.05,
-    max_rounds: int = MAX_ROUNDS, new_artifact: bool = False, allow_changes: bool = False, say: Say = lambda _: None,
+    max_rounds: int = MAX_ROUNDS, new_artifact: bool = False, allow_changes: bool = False, notify: Notify = lambda _: None,
 ) -> Outcome:  # fmt: skip
-    """Gate ``head`` against rounds that ``bench --save-baseline`` stored, measured in the same way.
+    """Compare ``head`` with rounds that ``bench --save-baseline`` stored, measured in the same way.
 
-    Raises Unavailable where the two can't be compared (see ``find_baseline``).
+    Raises Unavailable if the two can't be compared (see ``find_baseline``).
     """
     if not is_named(head):
         require_file("head", head)
@@ -144,14 +145,14 @@ def gate_baseline(
     outcome = Outcome(name, head, chosen, stored.threads, tolerance, settings, allow_changes=allow_changes, device=stored.device)
     outcome.self_test = self_test(stored.medians, stored.medians, tolerance, paired=False)
     with tempfile.TemporaryDirectory(prefix="cnet-deploy-gate-") as folder:
-        side = make_side("head", head, stored.backend, stored.threads, sys.executable, Path(folder), say, stored.device, stored.batch)
-        _compare(outcome, stored.figures, side.model_figures, say)
+        side = make_side("head", head, stored.backend, stored.threads, sys.executable, Path(folder), notify, stored.device, stored.batch)
+        _compare(outcome, stored.figures, side.model_figures, notify)
         _require_one_batch(stored.batch, _open(side, outcome))
         if not outcome.self_test.passed:
             return outcome
 
         def measure(number: int) -> None:
-            say(f"round {number + 1}")
+            notify(f"round {number + 1}")
             outcome.rounds.append(Round("-", (statistics.median(stored.medians),), _turn(side, outcome)))
 
         def decided() -> bool:
@@ -166,9 +167,9 @@ def _columns(rounds: list[Round]) -> tuple[list[float], list[float]]:
     return [part.medians[0] for part in rounds], [part.medians[1] for part in rounds]
 
 
-def _round(number: int, base: Side, head: Side, outcome: Outcome, say: Say, what: str) -> Round:
-    """One process of each, in turns first: what the machine does to the second comes to both alike."""
-    say(f"{what} {number + 1}")
+def _round(number: int, base: Side, head: Side, outcome: Outcome, notify: Notify, what: str) -> Round:
+    """One process of each side, in alternating order, so that neither is always the second."""
+    notify(f"{what} {number + 1}")
     if number % 2:
         second = _turn(head, outcome)
         return Round("BA", _turn(base, outcome), second)
@@ -184,7 +185,7 @@ def _turn(side: Side, outcome: Outcome) -> tuple[float, ...]:
 
 
 def _open(side: Side, outcome: Outcome) -> int:
-    """Open it once, which tells whose code runs it, or why it can't be run. How many images it takes an inference."""
+    """Open a side once, and record its installation. Returns its images per inference. Raises its error if it can't be run."""
     with worker(side.cell, side.python) as held:
         opened = held.open()
     side.check(opened.get("error"), opened.get("exit_code"))
@@ -192,22 +193,22 @@ def _open(side: Side, outcome: Outcome) -> int:
     return int(opened["batch"])
 
 
-def _compare(outcome: Outcome, base: Figures | None, head: Figures | None, say: Say) -> None:
+def _compare(outcome: Outcome, base: Figures | None, head: Figures | None, notify: Notify) -> None:
     if base is None or head is None:
-        outcome.compared = "not compared: a network that its backend builds has none"
+        outcome.compared = "not compared: a network that its backend builds has no file to count them in"
     elif base.format != head.format:
         outcome.compared = f"not compared: {base.format} and {head.format} are counted in different ways"
     else:
         outcome.changes = changes(base, head)
         outcome.compared = f"{len(outcome.changes)} changed" if outcome.changes else "no change"
     for change in outcome.changes:
-        say(str(change))
+        notify(str(change))
 
 
 def _require_one_batch(base: int, head: int) -> None:
     if base != head:
         raise Unavailable(
-            f"cannot compare: base takes {base} images an inference and head {head}; export both with the same batch, or with a free one"
+            f"cannot compare: base takes {base} images per inference and head {head}; export both with the same batch, or a free one"
         )
 
 
@@ -215,5 +216,5 @@ def _require_two_installations(outcome: Outcome) -> None:
     if len(set(outcome.installations.values())) == 1:
         raise Unavailable(
             f"both interpreters load cnet-deploy {outcome.installations['base']}, so there is nothing to compare; install the two "
-            "revisions apart (not editable, PYTHONPATH unset)"
+            "revisions in separate environments (not editable, PYTHONPATH unset)"
         )

@@ -1,4 +1,4 @@
-"""Base and head: what was named, exported by its own installation where its backend does not open it, and the cell that comes of it."""
+"""Base and head of a gate: each is exported by its own installation if its backend can't open it, and becomes a cell."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from cnet_deploy.exporters import targets
 from cnet_deploy.files import check_input, exists
 from cnet_deploy.sessions import resolve_backend
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]  # gets lines of text
 
 
 @dataclass(frozen=True)
 class Side:
-    """Base or head: what was named, the interpreter that runs it, and the cell that came of it.
+    """Base or head: the given model, the interpreter that runs it, and its cell.
 
-    ``figures`` are of the artifact that runs, None for a network that the backend builds itself; ``model_figures`` of the file that was
-    named.
+    ``figures`` are those of the artifact that is run (None for a network that the backend builds itself), ``model_figures`` those of the
+    given file.
     """
 
     name: str
@@ -38,18 +38,18 @@ class Side:
     model_figures: Figures | None = None
 
     def check(self, error: str | None, exit_code: int | None) -> None:
-        """Raise what its process told: InputRefused or Unavailable, in the words of what was named."""
+        """Raise its process's error as InputRefused or Unavailable, with the name of the given model."""
         if error is not None:
-            named = error.replace(self.cell.model, self.model)
-            raise (InputRefused if exit_code == InputRefused.exit_code else Unavailable)(f"{self.name}: {named}")
+            message = error.replace(self.cell.model, self.model)
+            raise (InputRefused if exit_code == InputRefused.exit_code else Unavailable)(f"{self.name}: {message}")
 
 
 def make_side(
-    name: str, model: str, backend: str | None, threads: int | None, python: str, folder: Path, say: Say, device: str, batch: int = 1
+    name: str, model: str, backend: str | None, threads: int | None, python: str, folder: Path, notify: Notify, device: str, batch: int = 1
 ) -> Side:
-    """A file or named network, ready to run ``batch`` images an inference; what is made for it lies in ``folder``.
+    """A file or named network, ready to run ``batch`` images per inference. Files made for it are written to ``folder``.
 
-    Raises Unavailable where it is missing, or can't be exported or run; InputRefused for a file or backend that is refused.
+    Raises Unavailable if it is missing, or can't be exported or run; InputRefused for a file or backend that is refused.
     """
     if not is_named(model):
         require_file(name, model)
@@ -58,7 +58,7 @@ def make_side(
             resolve_backend(backend)
         chosen = backends_of(model, (backend,) if backend else (), device)[-1]
     label, target = Path(model).name, target_for(chosen, model)
-    # A copy: what is opened again for every round must not be another file by then.
+    # A copy, since the file is opened again in every round and may change meanwhile.
     path = model if is_named(model) else str(copied(model, folder / name))
     try:
         given = None if is_named(model) else figures_of(path)
@@ -66,7 +66,7 @@ def make_side(
         raise InputRefused(f"{name}: {str(error).replace(path, model)}") from None
     if target is not None:
         source, path = path, str(folder / f"{name}{targets()[target].suffix}")
-        say(f"{name}: exporting {model} for {chosen}")
+        notify(f"{name}: exporting {model} for {chosen}")
         _export(name, model, source, target, path, python, folder, export_options(chosen, batch))
     elif is_named(model):
         path = NAMED + model
@@ -75,22 +75,22 @@ def make_side(
 
 
 def interpreter(python: str | None) -> str:
-    """A path that holds in every folder; a virtual environment's own link must not be followed."""
+    """The interpreter's path, valid in any folder (None: this one). Links are not followed, or a virtual environment would be lost."""
     if python is None:
         return sys.executable
     return str(Path(python).absolute()) if os.sep in python else python
 
 
 def require_file(name: str, model: str) -> None:
-    """Raise Unavailable for a file that is missing, InputRefused for one that can't be read."""
+    """Raise Unavailable for a missing file, InputRefused for one that can't be read."""
     if not exists(model):
-        raise Unavailable(f"{name}: {model}: no such file, and no network of that name; nothing was compared, and that is no pass")
+        raise Unavailable(f"{name}: {model}: no such file, and no network of that name; nothing was compared, so the gate did not pass")
     with naming(name):
         check_input(model)
 
 
 def _export(name: str, model: str, source: str, target: str, path: str, python: str, folder: Path, options: dict[str, Any]) -> None:
-    """By the side's own installation, from a folder where no other can be found."""
+    """Export with the side's own installation, from a folder in which Python finds no other."""
     command = [python, "-m", "cnet_deploy", "export", source, f"--{target}", "-o", path]
     for key, value in options.items():
         command += [f"--{key}", value if isinstance(value, str) else ":".join(map(str, value))]
@@ -99,8 +99,8 @@ def _export(name: str, model: str, source: str, target: str, path: str, python: 
     except OSError as error:
         raise Unavailable(f"{name}: {python}: can't be run ({error.strerror}); expected a Python that has cnet-deploy installed") from None
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         refused = done.returncode == InputRefused.exit_code
         raise (InputRefused if refused else Unavailable)(
-            f"{name}: {model} can't be exported for --{target}: {said.removeprefix('Error: ').replace(source, model)}"
+            f"{name}: {model} can't be exported for --{target}: {reason.removeprefix('Error: ').replace(source, model)}"
         )

@@ -1,4 +1,4 @@
-"""A gate's outcome for people and for machines: the verdict in a line, the rounds in a table, JSON, Markdown, annotations."""
+"""Report a gate's outcome: the verdict in one line, the rounds in a table, JSON, Markdown, annotations."""
 
 from __future__ import annotations
 
@@ -28,42 +28,42 @@ _LEVELS = {Verdict.PASS.value: "notice", Verdict.REGRESSION.value: "error", Verd
 
 @dataclass(frozen=True)
 class Places:
-    """Where a verdict is put besides standard output: JSON is replaced, a summary is appended to, as CI's summary page asks for."""
+    """Where a verdict is written besides standard output. The JSON file is replaced; the summary is appended to, as CI requires."""
 
     json: Path | None = None
     summary: Path | None = None
 
     def check(self, inputs: Sequence[Path | str]) -> None:
-        """Refuse places that can't be written to, that are an input or its manifest, or each other. Raises OutputRefused."""
+        """Raise OutputRefused for paths that can't be written to, that are an input or its manifest, or that are the same."""
         taken: list[Path | str] = [*inputs, *map(manifest_path, inputs)]
         for path, suffix in ((self.json, ".json"), (self.summary, "")):
             if path is not None:
                 if is_any(path, taken) or not path.name.endswith(suffix):
-                    expected = "a name that ends in .json" if suffix else "a name of its own"
+                    expected = "a name that ends in .json" if suffix else "another name"
                     raise OutputRefused(
-                        f"{path}: a verdict is not written there; expected {expected}, and neither a model's nor a baseline's"
+                        f"{path}: the verdict can't be written there; expected {expected}, and no file of a model or a baseline"
                     )
                 check_output(path)
                 taken.append(path)
 
 
 def run(models: Sequence[str], baseline: Path | None, places: Places, *, quiet: bool = False, **options: Any) -> Outcome:
-    """Gate (see ``gate`` and ``gate_baseline``), and tell the verdict on standard output, in ``places``, and to GitHub where that listens.
+    """Run the gate (see ``gate``, ``gate_baseline``), and report the verdict on standard output, in ``places``, and as a GitHub annotation.
 
-    Raises CheckFailed for a regression, Inconclusive where nothing can be said, and what the gate raises where nothing could be measured,
-    after that has been told in the same places.
+    After the report it raises CheckFailed for a regression, Inconclusive for an inconclusive verdict, and the gate's own error if nothing
+    could be measured.
     """
     places.check([*models, *([] if baseline is None else [baseline])])
     try:
         outcome = gate_baseline(baseline, models[0], **options) if baseline is not None else gate(models[0], models[-1], **options)
     except CnetDeployError as error:
-        _tell(NOT_MEASURED, f"{NOT_MEASURED}: {error}", {"exit_code": error.exit_code, "reason": str(error)}, [], places)
+        _report(NOT_MEASURED, f"{NOT_MEASURED}: {error}", {"exit_code": error.exit_code, "reason": str(error)}, [], places)
         raise
     if (outcome.rounds or outcome.self_rounds) and not quiet:
         show(_table(outcome))
-    _tell(outcome.verdict.value, verdict(outcome), to_dict(outcome), _markdown(outcome), places)
+    _report(outcome.verdict.value, verdict(outcome), to_dict(outcome), _markdown(outcome), places)
     if outcome.verdict is Verdict.REGRESSION:
-        raise CheckFailed("the gate did not pass: find what changed in head, or allow it (--tolerance, --allow-changes)")
+        raise CheckFailed("the gate did not pass: find what changed in head, or allow the change (--tolerance, --allow-changes)")
     if outcome.verdict is Verdict.INCONCLUSIVE:
         most = options.get("max_rounds", MAX_ROUNDS)
         raise Inconclusive(
@@ -74,7 +74,7 @@ def run(models: Sequence[str], baseline: Path | None, places: Places, *, quiet: 
 
 
 def verdict(outcome: Outcome) -> str:
-    """One line.
+    """The verdict in one line.
 
     ``pass: head takes 0.6 % more time than base (99 % bounds: 1.1 % less, 0.8 % more; tolerance 5.0 %; 8 rounds): surely within …``
     """
@@ -89,14 +89,14 @@ def verdict(outcome: Outcome) -> str:
         )
     elif quiet is not None:
         parts.append(
-            f"this machine can't tell {_share(outcome.tolerance)}: base against itself scatters by {_share(quiet.half_width)} either way "
-            f"(99 %) in {quiet.rounds} rounds, and at most {_share(quiet.limit)} is good enough"
+            f"this machine is too noisy for a tolerance of {_share(outcome.tolerance)}: base against itself varies by "
+            f"±{_share(quiet.half_width)} (99 %) in {quiet.rounds} rounds; expected at most {_share(quiet.limit)}"
         )
     return " ".join(parts)
 
 
 def to_dict(outcome: Outcome) -> dict[str, Any]:
-    """Everything, raw samples included, JSON-ready. Times in seconds."""
+    """The whole outcome with its raw samples, JSON-ready. Times are in seconds."""
     decision, quiet = outcome.decision, outcome.self_test
     return {
         "exit_code": outcome.exit_code,
@@ -127,7 +127,7 @@ def _share(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _tell(word: str, line: str, values: dict[str, Any], lines: list[str], places: Places) -> None:
+def _report(word: str, line: str, values: dict[str, Any], lines: list[str], places: Places) -> None:
     line = printable(line, 4000)
     text = line
     if os.environ.get("GITHUB_ACTIONS") == "true":
@@ -150,7 +150,7 @@ def _tell(word: str, line: str, values: dict[str, Any], lines: list[str], places
 
 
 def _escaped(text: str) -> str:
-    """As GitHub's workflow commands want it: these three would end the command or change the text."""
+    """The text escaped for GitHub's workflow commands, in which these three characters have a meaning."""
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
@@ -174,7 +174,7 @@ def _row(what: str, number: int, part: Round) -> tuple[str, ...]:
 
 
 def _markdown(outcome: Outcome) -> list[str]:
-    """What stands under the verdict on a summary page."""
+    """The lines under the verdict on a summary page."""
     lines = [f"- base: `{_code(outcome.base)}` on {outcome.backends[0]} {_code(outcome.installations.get('base', ''))}".rstrip()]
     lines.append(f"- head: `{_code(outcome.head)}` on {outcome.backends[1]} {_code(outcome.installations.get('head', ''))}".rstrip())
     lines += [f"- {change}" for change in outcome.changes] or [f"- operators, multiply-adds, parameters, bytes: {outcome.compared}"]

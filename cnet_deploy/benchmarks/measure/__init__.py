@@ -1,1 +1,1 @@
-"""Measuring: one cell in a process of its own, rounds in which cells take turns, statistics, and the rule that decides."""
+"""Measuring: cells in separate processes, rounds in which they take turns, statistics, and the decision rule of the gate."""

@@ -1,4 +1,4 @@
-"""Interleaved measurement: one worker process per cell, one measuring at a time, the rest blocked on a pipe.
+"""Interleaved measurement: one worker process per cell. Only one measures at a time; the others are blocked on a pipe.
 
 Samples of one process are correlated and machines drift, so cells are compared within rounds (see ``ratio``).
 """
@@ -21,13 +21,13 @@ from cnet_deploy.files.strict_json import Count, Duration, Samples, Seconds, Who
 
 @dataclass
 class Result:
-    """A cell's raw samples in seconds, round by round; or why there are none.
+    """A cell's raw samples in seconds, round by round; or the ``error`` that prevented them, with its ``exit_code``.
 
-    ``batch`` is how many images an inference takes: the cell's, unless the artifact has a fixed one. ``cold_seconds`` are from the start of
-    a process to its first result, ``open_seconds`` the opening alone, one of each per process; ``warmup`` is what the first process did
-    from its first inference on, before anything counted. ``peak_bytes`` is the most memory that a process held. ``device_rounds`` and
-    ``transfer_rounds`` are an inference's time by the device's own clock, and the transfers', round by round; empty on a CPU.
-    ``exit_code`` is the error's.
+    ``batch`` is the number of images per inference: the cell's, or the artifact's if that is fixed. ``cold_seconds`` is the time from the
+    start of a process to its first result, ``open_seconds`` that of opening alone, one of each per process. ``warmup`` has the samples of
+    the first process before measuring began, the first inference included. ``peak_bytes`` is the peak memory of a process.
+    ``device_rounds`` and ``transfer_rounds`` are the times of an inference by the device's clock and of the transfers, round by round;
+    empty on a CPU.
     """
 
     cell: Cell
@@ -48,22 +48,22 @@ class Result:
 
     @property
     def summary(self) -> Summary | None:
-        """Of all samples; None where nothing was measured."""
+        """The summary of all samples; None if nothing was measured."""
         return summarise(self.samples)
 
     @property
     def median(self) -> float | None:
-        """Seconds; None where nothing was measured. On a device inputs lie there already."""
+        """Seconds of an inference; None if nothing was measured. On a GPU the inputs are already on the device."""
         return statistics.median(self.samples) if self.rounds else None
 
     @property
     def device_median(self) -> float | None:
-        """Seconds of an inference by the device's own clock: the median over rounds; None on a CPU."""
+        """Seconds of an inference by the device's clock: the median over rounds; None on a CPU."""
         return statistics.median(self.device_rounds) if self.device_rounds else None
 
     @property
     def transfer_median(self) -> float | None:
-        """Seconds that the batch takes to the device and the logits back: the median over rounds; None on a CPU."""
+        """Seconds to upload the batch and to download the logits: the median over rounds; None on a CPU."""
         return statistics.median(self.transfer_rounds) if self.transfer_rounds else None
 
     @property
@@ -73,11 +73,11 @@ class Result:
 
     @property
     def images_per_second(self) -> float | None:
-        """Throughput: the batch over its median time; None where nothing was measured."""
+        """Throughput: the batch size over the median time; None if nothing was measured."""
         return self.batch / self.median if self.median else None
 
     def opened(self, answer: dict[str, Any]) -> bool:
-        """Take over the answer of a worker that opened; False if it says that it could not."""
+        """Store the worker's answer to opening; False if that failed."""
         if self._failed(answer):
             return False
         self.batch = answer["batch"]
@@ -88,7 +88,7 @@ class Result:
         return True
 
     def measured(self, answer: dict[str, Any], *, counts: bool) -> bool:
-        """Take over the answer of a turn; what does not count is warm-up. False if it says that it failed."""
+        """Store the answer of a turn (``counts`` False: of the warm-up); False if it failed."""
         if self._failed(answer):
             return False
         if len(self.cold_seconds) == 1 and not self.rounds:
@@ -103,7 +103,7 @@ class Result:
 
     def _failed(self, answer: dict[str, Any]) -> bool:
         error, self.exit_code = answer.get("error"), answer.get("exit_code")
-        # In the user's words: the file that failed may be a copy or an export of the one that was named.
+        # By the name that the user gave: the file that failed may be a copy or an export.
         self.error = None if error is None else error.replace(self.cell.model, self.cell.label)
         return self.error is not None
 
@@ -111,10 +111,10 @@ class Result:
 @closed
 @dataclass(frozen=True)
 class Settings:
-    """How long is measured: ``rounds`` turns of every cell, each of ``seconds`` and at least ``least`` inferences.
+    """How long to measure: ``rounds`` turns of every cell, each of ``seconds`` and at least ``least`` inferences.
 
-    Before its first turn a process warms up for ``warmup`` seconds, and before each for ``rewarm``, since others had the caches meanwhile.
-    ``fresh`` gives every turn a process of its own, as the gate does: slower, and good to be compared with at another time.
+    A process warms up for ``warmup`` seconds before its first turn, and for ``rewarm`` before each, since others used the caches meanwhile.
+    ``fresh`` runs every turn in a new process, as the gate does: slower, but comparable with later measurements.
     """
 
     rounds: Count = 10
@@ -125,19 +125,19 @@ class Settings:
     fresh: bool = False
 
     def turn(self) -> dict[str, Any]:
-        """The command of a turn that counts."""
+        """The command for a turn that counts."""
         return {"warmup": self.warmup if self.fresh else self.rewarm, "seconds": self.seconds, "least": self.least}
 
 
 def ratio(result: Result, base: Result) -> float | None:
-    """How many times as long as ``base`` an image takes: the median over rounds of the ratio of the round's medians."""
+    """The time per image relative to ``base``: the median over rounds of the ratio of the round's medians."""
     both = [(a, b) for a, b in zip(result.rounds, base.rounds, strict=False) if a and b]
     pairs = [(statistics.median(a) / result.batch, statistics.median(b) / base.batch) for a, b in both]
     return statistics.median(a / b for a, b in pairs) if pairs else None
 
 
 def measure(cells: Sequence[Cell], settings: Settings, progress: Callable[[str], None] = lambda _: None) -> list[Result]:
-    """Measure all cells, interleaved, in a new order each round. A cell that fails keeps its error and the rest goes on.
+    """Measure all cells, interleaved, in a new order each round. A cell that fails keeps its error and the others go on.
 
     ``progress`` is called with a cell's label before each of its turns: one to open, one to warm up, one per round.
     """
@@ -152,10 +152,10 @@ def proceed(
     progress: Callable[[str], None] = lambda _: None,
     keep: Callable[[], None] = lambda: None,
 ) -> None:
-    """``measure`` for results that may hold some rounds already; they are changed in place.
+    """``measure`` for results that may have some rounds already; they are changed in place.
 
-    A round that was cut off, so that not every cell had it, is measured anew, since ratios are taken within rounds. Results with an error
-    stay as they are. ``keep`` is called after every turn, while nothing is being measured.
+    An incomplete round, which not every cell has, is measured again, since ratios are taken within rounds. Results with an error are not
+    changed. ``keep`` is called after every turn, while nothing is being measured.
     """
     alive = [result for result in results if result.error is None]
     done = rounds_of(results, settings)
@@ -167,7 +167,7 @@ def proceed(
 
 
 def rounds_of(results: Sequence[Result], settings: Settings) -> int:
-    """How many rounds all cells have had that did not fail."""
+    """The number of rounds that all cells without an error have."""
     return min((len(result.rounds) for result in results if result.error is None), default=settings.rounds)
 
 
@@ -178,7 +178,7 @@ def _in_lasting_processes(
         workers: list[tuple[Result, Worker]] = []
         for result in results:
             progress(f"open {_name(result)}")
-            time.sleep(SETTLE_SECONDS)  # before a start too: its time is told
+            time.sleep(SETTLE_SECONDS)  # before a start too, since its time is reported
             held = stack.enter_context(worker(result.cell))
             workers.append((result, held))
             result.opened(held.open())
@@ -205,7 +205,7 @@ def _in_fresh_processes(
 
 
 def take_turn(result: Result, settings: Settings, python: str = sys.executable) -> None:
-    """One turn of a cell in a process of its own, added to its result."""
+    """Measure one turn of a cell in a new process, and add it to the result."""
     time.sleep(SETTLE_SECONDS)
     with worker(result.cell, python) as held:
         if result.opened(held.open()):
@@ -213,7 +213,7 @@ def take_turn(result: Result, settings: Settings, python: str = sys.executable) 
 
 
 def steps(cells: int, settings: Settings, done: int = 0) -> int:
-    """How often ``measure`` calls ``progress`` for so many cells, of which ``done`` rounds were measured before."""
+    """How often ``measure`` calls ``progress`` for this number of cells; ``done`` rounds were measured before."""
     if done >= settings.rounds:
         return 0
     return cells * (settings.rounds - done + (0 if settings.fresh else 2))

@@ -1,10 +1,10 @@
-"""When is head slower than base? The decision rule of the gate: numbers in, a verdict out; no clock and no process in sight.
+"""The gate's decision rule: is head slower than base? It takes numbers and returns a verdict, without clocks or processes.
 
-Samples of one process are correlated, and machines drift: the unit is therefore a round, one fresh process of each side, one right after
-the other; of each the median is kept, and d = ln(head / base) is the round's figure. The estimate is exp(median d), its bounds come from a
-bootstrap over rounds. Few rounds or much noise give no verdict rather than a wrong one. The bootstrap of a median is too narrow for few
-rounds (at 8, the truth lies outside a 99 % bound in 2.5 % of cases), so a bound is never nearer than the exact one of order statistics,
-which holds for any distribution (David and Nagaraja, Order Statistics, 7.1).
+Samples of one process are correlated, and machines drift. The unit is therefore a round: a fresh process of each side, one right after
+the other. The median of each is kept, and the round's value is d = ln(head / base). The estimate is exp(median d); its bounds come from a
+bootstrap over rounds. With few rounds or much noise the verdict is inconclusive. The bootstrap of a median is too narrow for few rounds (at
+8, the true value lies outside a 99 % bound in 2.5 % of cases), so a bound is never tighter than the exact one from order statistics, which
+holds for any distribution (David and Nagaraja, Order Statistics, 7.1).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import numpy.typing as npt
 LEAST_ROUNDS = 8
 RESAMPLES = 4000
 ONE_SIDED = 0.01  # each bound holds with 99 %
-TWO_SIDED = 0.005  # so that the interval between both bounds does
+TWO_SIDED = 0.005  # the interval between two such bounds holds with 99 %
 
 Floats = npt.NDArray[np.float64]
 Seconds = Sequence[float]
 
 
 class Verdict(Enum):
-    """What a gate says; ``value`` is what stands in files."""
+    """The verdict of a gate; ``value`` is its name in files."""
 
     PASS = "pass"
     REGRESSION = "regression"
@@ -36,9 +36,9 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Decision:
-    """A verdict and its grounds. All ratios are head's time over base's: 1.03 is 3 % slower.
+    """A verdict and the reasons for it. All ratios are head's time over base's: 1.03 is 3 % slower.
 
-    ``lower`` and ``upper`` are one-sided 99 % bounds of ``estimate``; ``reason`` is a phrase for people.
+    ``lower`` and ``upper`` are one-sided 99 % bounds of ``estimate``; ``reason`` is a phrase for the report.
     """
 
     verdict: Verdict
@@ -51,7 +51,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class SelfTest:
-    """Base against itself: ``half_width`` of the 99 % interval of their ratio, which is 1 in truth, after ``rounds`` rounds."""
+    """Base against itself: half the width of the 99 % interval of their ratio (whose true value is 1) after ``rounds`` rounds."""
 
     half_width: float
     limit: float
@@ -59,21 +59,21 @@ class SelfTest:
 
     @property
     def passed(self) -> bool:
-        """Whether the machine is quiet enough for the tolerance: half of it must not be exceeded."""
+        """Whether the machine is quiet enough: the half width must be at most half the tolerance (``limit``)."""
         return self.rounds >= LEAST_ROUNDS and self.half_width <= self.limit
 
 
 def decide(base: Seconds, head: Seconds, tolerance: float, *, paired: bool = True) -> Decision:
-    """The verdict on the medians of rounds, in seconds; ``tolerance`` 0.05 allows head 5 % more.
+    """The verdict on the rounds' medians, in seconds; ``tolerance`` 0.05 allows head to take 5 % more time.
 
     Regression only if the estimate is beyond the tolerance and the lower bound beyond half of it; pass only if the upper bound is within
-    the tolerance. ``paired`` False is for two sides that were measured at different times: they are resampled apart.
+    the tolerance. ``paired`` False is for sides that were measured at different times: they are resampled independently.
     """
     rounds = min(len(base), len(head))
     estimate = _estimate(base, head, paired=paired)
     lower, upper = _bounds(base, head, ONE_SIDED, paired=paired)
     if rounds < LEAST_ROUNDS:
-        verdict, reason = Verdict.INCONCLUSIVE, f"{rounds} rounds are too few, {LEAST_ROUNDS} are the least"
+        verdict, reason = Verdict.INCONCLUSIVE, f"{rounds} rounds are too few; expected at least {LEAST_ROUNDS}"
     elif estimate > 1 + tolerance and lower > 1 + tolerance / 2:
         verdict, reason = Verdict.REGRESSION, "beyond the tolerance, and surely beyond half of it"
     elif upper < 1 + tolerance:
@@ -84,7 +84,7 @@ def decide(base: Seconds, head: Seconds, tolerance: float, *, paired: bool = Tru
 
 
 def self_test(first: Seconds, second: Seconds, tolerance: float, *, paired: bool = True) -> SelfTest:
-    """How far rounds of base against itself scatter, beside half the tolerance."""
+    """The spread of rounds of base against itself, with half the tolerance as its limit."""
     low, high = _bounds(first, second, TWO_SIDED, paired=paired)
     return SelfTest((high - low) / 2, tolerance / 2, min(len(first), len(second)))
 
@@ -92,7 +92,7 @@ def self_test(first: Seconds, second: Seconds, tolerance: float, *, paired: bool
 def adaptively(measure: Callable[[int], None], enough: Callable[[], bool], most: int) -> None:
     """Measure rounds until they are ``enough``: 8 first, then twice as many, up to ``most``. ``measure`` takes the round's number, from 0.
 
-    Doubling keeps the looks at the data few: each look is another chance of a wrong verdict.
+    The number is doubled because every look at the data is another chance of a wrong verdict.
     """
     done, goal = 0, LEAST_ROUNDS
     while done < most:
@@ -110,7 +110,7 @@ def _estimate(base: Seconds, head: Seconds, *, paired: bool) -> float:
 
 
 def _bounds(base: Seconds, head: Seconds, error: float, *, paired: bool) -> tuple[float, float]:
-    """Bounds of the ratio, each of which misses the truth in at most ``error`` of all cases."""
+    """Bounds of the ratio; each is wrong in at most a share ``error`` of all cases."""
     medians = _resampled(base, head, paired=paired)
     low, high = (float(np.quantile(medians, q)) for q in (error, 1 - error))
     if paired:
@@ -121,7 +121,7 @@ def _bounds(base: Seconds, head: Seconds, error: float, *, paired: bool) -> tupl
 
 
 def exact_rank(count: int, error: float) -> int:
-    """How many of the smallest of ``count`` values may be left out for the next to lie below the median but for ``error`` of all cases.
+    """The rank (from 0) of the largest of ``count`` sorted values that is still a lower bound of the median with probability 1 - ``error``.
 
     At most r values lie below the median with the binomial probability sum C(n, k) / 2^n, k <= r.
 
@@ -136,7 +136,7 @@ def exact_rank(count: int, error: float) -> int:
 
 
 def _resampled(base: Seconds, head: Seconds, *, paired: bool) -> Floats:
-    """Bootstrap: the median of ln(head / base) over as many rounds, drawn with replacement, many times. The same rounds give the same."""
+    """Bootstrap: the medians of ln(head / base) over rounds drawn with replacement. The random draws are the same in every call."""
     before, after = np.log(base), np.log(head)
     random = np.random.default_rng(0)
     draws = random.integers(0, len(after), (RESAMPLES, len(after)))

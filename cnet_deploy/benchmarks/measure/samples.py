@@ -1,4 +1,4 @@
-"""What samples say: the median, percentiles where there are samples enough for them, and how much they scatter."""
+"""Summarise samples: the median, percentiles if there are enough samples for them, and the spread."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-UNSTABLE = 0.025  # coefficient of variation above which trtexec too speaks of unstable times
+UNSTABLE = 0.025  # coefficient of variation above which times are unstable, as in trtexec
 PERCENTILES = (0.90, 0.95, 0.99)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Seconds of ``count`` samples. A percentile is None where too few samples support it (see ``support``)."""
+    """Seconds of ``count`` samples. A percentile is None if there are too few samples for it (see ``support``)."""
 
     count: int
     least: float
@@ -35,7 +35,7 @@ class Summary:
 def support(share: float) -> int:
     """The least number of samples of which one lies beyond this percentile with 95 % confidence: ln 0.05 / ln share.
 
-    Fewer say nothing of it: their greatest may lie before it. (Wilks, Determination of sample sizes for setting tolerance limits, 1941.)
+    The maximum of fewer samples may be below it (Wilks, Determination of sample sizes for setting tolerance limits, 1941).
 
     >>> [support(share) for share in PERCENTILES]
     [29, 59, 299]
@@ -44,14 +44,14 @@ def support(share: float) -> int:
 
 
 def percentile(samples: Sequence[float], share: float) -> float | None:
-    """The value that this share of the samples does not exceed; None where fewer than ``support`` were taken."""
+    """The value that this share of the samples does not exceed; None for fewer than ``support`` samples."""
     if len(samples) < support(share):
         return None
     return float(np.quantile(samples, share, method="inverted_cdf"))
 
 
 def summarise(samples: Sequence[float]) -> Summary | None:
-    """The summary of all samples; None where there are none.
+    """The summary of all samples; None without samples.
 
     ``variation`` is the coefficient of variation: standard deviation over mean, 0 for a single sample.
     """
@@ -64,7 +64,7 @@ def summarise(samples: Sequence[float]) -> Summary | None:
 
 
 def milliseconds(seconds: float | None) -> str:
-    """Four digits that mean something: ``0.1234``, ``12.34``; empty for None.
+    """Seconds as milliseconds with three or four significant digits; empty for None.
 
     >>> [milliseconds(seconds) for seconds in (0.0001234, 0.01234, 0.1234, None)]
     ['0.123', '12.34', '123.4', '']

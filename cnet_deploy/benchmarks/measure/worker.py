@@ -1,8 +1,8 @@
-"""One cell in a process of its own, driven by lines of JSON on its standard input: the measuring instrument.
+"""Measure one cell in a separate process, controlled by lines of JSON on standard input.
 
-Between commands it is blocked on the pipe, so that it takes nothing from the process that measures. The gate runs this very file with the
-Python of another installation, perhaps of another version: so it is a script that stands alone, and asks of ``cnet_deploy`` no more
-than ``open_session``, ``open_named`` and the errors.
+Between commands the process is blocked on the pipe, so that it does not disturb other measurements. The gate runs this file with the Python
+of another installation, possibly of another version. It is therefore a standalone script that uses only ``open_session``, ``open_named``
+and the errors of ``cnet_deploy``.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-NAMED = "name:"  # before the name of a network, where a cell's model is no file
-BROKEN = 5  # the exit code for what no error class speaks for
+NAMED = "name:"  # prefix of a cell's model if it is the name of a network instead of a file
+BROKEN = 5  # the exit code of exceptions that have none
 
 Answer = dict[str, Any]
 
 
 def main() -> None:
-    """Answer one line of JSON per line of JSON until the input ends."""
+    """Answer each line of JSON with a line of JSON until the input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a library prints must not stand among the answers
+    os.dup2(2, 1)  # keeps what libraries print out of the answers
     cell: OpenCell | None = None
     for line in sys.stdin:
         command = json.loads(line)
@@ -33,14 +33,13 @@ def main() -> None:
                 _answer(answers, cell.opened)
             else:
                 _answer(answers, cell.measure(**command))
-        # A cell that fails is a figure that is missing, never the end of the run: the parent shows what it was.
-        except Exception as error:
+        except Exception as error:  # the parent reports it and goes on with the other cells
             code = getattr(error, "exit_code", None)
             _answer(answers, {"error": str(error) if code else f"{type(error).__name__}: {error}", "exit_code": code or BROKEN})
 
 
 class OpenCell:
-    """A session with a batch bound to it, which has run once. ``opened`` tells what that took and who did it."""
+    """A session with a bound batch that has run once. ``opened`` has the times of that and the installation."""
 
     def __init__(self, model: str, backend: str, threads: int, batch: int, options: Answer, device: str = "cpu") -> None:
         import numpy as np
@@ -68,9 +67,9 @@ class OpenCell:
         }
 
     def measure(self, warmup: float, seconds: float, least: int) -> Answer:
-        """Seconds of each inference for ``seconds``, at least ``least`` of them; those of the ``warmup`` seconds before stand apart.
+        """Seconds of each inference during ``seconds``, at least ``least`` of them; those during ``warmup`` seconds before are separate.
 
-        On a device also what an inference takes by the device's own clock, and what the batch takes there and the logits back.
+        On a GPU also the inference time by the device's clock, and the times to upload the batch and to download the logits.
         """
         warm = self._repeat(warmup, 1) if warmup > 0 else []
         samples = self._repeat(seconds, least)
@@ -106,9 +105,9 @@ class OpenCell:
 
 
 def peak_bytes() -> int | None:
-    """The most memory that this process has held at once; None where the system does not tell.
+    """The peak memory of this process in bytes; None if the system does not report it.
 
-    Not ``getrusage``, which counts the memory of the process that started this one too.
+    ``getrusage`` is not used because it includes the memory of the parent process.
     """
     try:
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
@@ -123,7 +122,7 @@ def _open(model: str, backend: str, threads: int, device: str, options: Answer) 
     if model.startswith(NAMED):
         from cnet_deploy.sessions.torch import open_named
 
-        # Revisions that know no other device don't know the word either.
+        # Older revisions run on the CPU only and don't have the keyword.
         where: Answer = {} if device == "cpu" else {"device": device}
         return open_named(model.removeprefix(NAMED), threads=threads, **where, **options)
     from cnet_deploy.sessions import open_session
@@ -143,6 +142,6 @@ def _answer(stream: IO[str], answer: Answer) -> None:
 
 
 if __name__ == "__main__":
-    # A script finds its own folder first on the path, and there modules that are not meant to be found by these names.
+    # Python puts the script's folder first on the path, where its modules would hide others of the same names.
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
     main()

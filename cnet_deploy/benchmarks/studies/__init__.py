@@ -1,1 +1,1 @@
-"""Studies of their own, run as ``python -m``: runtimes side by side, the harness's own cost, a training step."""
+"""Separate studies, run as ``python -m``: runtimes side by side, the cost of the harness, a training step."""

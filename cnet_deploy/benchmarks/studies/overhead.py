@@ -1,6 +1,6 @@
-"""What the harness costs: its loop beside a bare one over the same session, in one process and in turns.
+"""The cost of the harness: its loop and a bare loop over the same session, in one process and in turns.
 
-``python -m cnet_deploy.benchmarks.studies.overhead RESULTS.json``. The bar is 2 % of what is measured, on the quickest cell there is.
+``python -m cnet_deploy.benchmarks.studies.overhead RESULTS.json``. The limit is 2 % of the measured time, on the fastest cell.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TURN_SECONDS = 0.1
 
 
 def overhead(cell: OpenCell, count: int, rounds: int = ROUNDS) -> dict[str, Any]:
-    """Seconds of ``count`` inferences by a bare loop and by the harness, round by round, and the median of their ratios."""
+    """Seconds of ``count`` inferences with a bare loop and with the harness, round by round, and the median of their ratios."""
     bare: list[float] = []
     harness: list[float] = []
     sides: tuple[tuple[list[float], Callable[[OpenCell, int], None]], ...] = ((bare, _bare), (harness, _harness))
@@ -40,7 +40,7 @@ def overhead(cell: OpenCell, count: int, rounds: int = ROUNDS) -> dict[str, Any]
             loop(cell, count)
             if number:  # the first round warms up
                 times.append(time.perf_counter() - start)
-    ratio = statistics.median(ours / theirs for ours, theirs in zip(harness, bare, strict=True))
+    ratio = statistics.median(a / b for a, b in zip(harness, bare, strict=True))
     return {"inferences": count, "bare_seconds": bare, "harness_seconds": harness, "ratio": ratio}
 
 
@@ -55,8 +55,8 @@ def _harness(cell: OpenCell, count: int) -> None:
     cell.measure(warmup=0.0, seconds=0.0, least=count)
 
 
-def main(output: Path, say: Callable[[str], None] = print) -> None:
-    """Every network on every runtime, one thread."""
+def main(output: Path, notify: Callable[[str], None] = print) -> None:
+    """Measure every network on every runtime, with one thread."""
     check_output(output)
     results = []
     with tempfile.TemporaryDirectory(prefix="cnet-deploy-overhead-") as folder:
@@ -66,10 +66,10 @@ def main(output: Path, say: Callable[[str], None] = print) -> None:
                 deployment.export(build_random(architecture), "native" if backend == "native" else "onnx", path)
                 cell = OpenCell(path, backend, 1, 1, {})
                 count = max(3, round(TURN_SECONDS / statistics.median(cell.measure(0.2, 0.1, 3)["samples"])))
-                found = overhead(cell, count)
+                times = overhead(cell, count)
                 cell.session.close()
-                results.append({"network": name, "backend": backend, **found})
-                say(f"{name} on {backend}, {count} inferences a turn: the harness takes {found['ratio'] - 1:+.2%}")
+                results.append({"network": name, "backend": backend, **times})
+                notify(f"{name} on {backend}, {count} inferences per turn: the harness takes {times['ratio'] - 1:+.2%}")
     report = {"cnet_deploy_overhead": FORMAT_VERSION, "environment": environment(), "results": results}
     write_text(output, json.dumps(report, indent=1) + "\n")
 

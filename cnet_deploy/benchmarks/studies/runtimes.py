@@ -1,10 +1,10 @@
-"""The native library beside its peers, and beside what the processor can do.
+"""Compare the native library with other runtimes, and with the peak performance of the processor.
 
 ``python -m cnet_deploy.benchmarks.studies.runtimes RESULTS.json CLASSIFY.C``: the second file is examples/native/classify.c,
 for the time of a whole process.
 
-Every group of cells is one interleaved run. Ratios are of 10th percentiles: what a runtime does when the machine lets it. onnxruntime
-and OpenVINO get the network as it is and with dense 1x1 convolutions (rewriting.py), and the better of the two counts.
+Every group of cells is one interleaved run. Ratios are of 10th percentiles, the speed of a runtime on an undisturbed machine. onnxruntime
+and OpenVINO run the network as it is and with dense 1x1 convolutions (program/forms.py), and the faster of the two counts.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ IMAGENET = ("condensenet-74-g4", "condensenet-74-g8")
 SETTINGS = Settings(rounds=20, seconds=0.2)
 OURS = "native"
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]  # gets lines of text
 
 
 class Suite:
-    """The artifacts of all networks in a folder, and the figures as they come."""
+    """The artifacts of all networks in a folder, and the results so far."""
 
-    def __init__(self, folder: Path, say: Say, settings: Settings = SETTINGS) -> None:
-        self.folder, self.say, self.settings = folder, say, settings
+    def __init__(self, folder: Path, notify: Notify, settings: Settings = SETTINGS) -> None:
+        self.folder, self.notify, self.settings = folder, notify, settings
         self.results: list[dict[str, Any]] = []
 
     def artifacts(self, name: str) -> dict[str, str]:
-        """Paths of a network's forms: native, native-bf16, onnx, onnx-dense."""
+        """Paths of a network's artifacts: native, native-bf16, onnx, onnx-dense."""
         paths = {key: str(self.folder / f"{name}-{key}{suffix}") for key, suffix in _FORMS.items()}
         if not Path(paths["onnx"]).exists():
             model = build_random(NAMED[name])
@@ -67,23 +67,25 @@ class Suite:
         return paths
 
     def run(self, what: str, cells: Sequence[Cell], *, ours: str = OURS, **facts: Any) -> dict[str, Any]:
-        """Measure cells against each other; keep and tell how many times as fast ``ours`` is as the best of the rest."""
-        found = {result.cell.label: result for result in measure(cells, self.settings)}
-        entry: dict[str, Any] = {"what": what, **facts, "cells": [_entry(result) for result in found.values()]}
-        lines = [f"{label}: {p10 * 1e3:.3f} ms" if (p10 := _p10(result)) else f"{label}: {result.error}" for label, result in found.items()]
-        rivals = {label: p10 for label, result in found.items() if not label.startswith((OURS, "torch")) and (p10 := _p10(result))}
-        if (own := _p10(found[ours])) and rivals:
+        """Measure cells together; record and report how many times as fast ``ours`` is as the best of the others."""
+        results = {result.cell.label: result for result in measure(cells, self.settings)}
+        entry: dict[str, Any] = {"what": what, **facts, "cells": [_entry(result) for result in results.values()]}
+        lines = [
+            f"{label}: {p10 * 1e3:.3f} ms" if (p10 := _p10(result)) else f"{label}: {result.error}" for label, result in results.items()
+        ]
+        rivals = {label: p10 for label, result in results.items() if not label.startswith((OURS, "torch")) and (p10 := _p10(result))}
+        if (own := _p10(results[ours])) and rivals:
             best = min(rivals, key=lambda label: rivals[label])
             entry |= {"best_peer": best, "times_as_fast": rivals[best] / own}
             lines.append(f"native is {rivals[best] / own:.2f} times as fast as {best}")
         self.results.append(entry)
-        self.say(f"{what}\n  " + "\n  ".join(lines))
+        self.notify(f"{what}\n  " + "\n  ".join(lines))
         return entry
 
     # ---- latency ---------------------------------------------------------------------------------------------------
 
     def fp32(self, name: str, threads: int, *, compiled: bool, batch: int = 1) -> None:
-        """Native fp32 and its peers."""
+        """Native fp32 and the other runtimes."""
         forms = self.artifacts(name)
         cells = [Cell(OURS, forms["native"], "native", threads, batch)]
         for backend in ("onnxruntime", "openvino"):
@@ -96,7 +98,7 @@ class Suite:
         self.run(f"{name}, fp32, batch {batch}, {threads} thread(s)", cells, network=name, threads=threads, precision="fp32", batch=batch)
 
     def bf16(self, name: str, threads: int) -> None:
-        """Native bf16 beside OpenVINO's."""
+        """Native bf16 and OpenVINO's."""
         forms = self.artifacts(name)
         cells = [Cell("native bf16", forms["native-bf16"], "native", threads)]
         cells += [
@@ -109,7 +111,7 @@ class Suite:
     # ---- against the processor -------------------------------------------------------------------------------------
 
     def utilisation(self, name: str, isa: str, threads: int) -> None:
-        """The best run's share of the multiply-adds that the processor can do with these instructions, measured before and after."""
+        """The best run's share of the processor's peak multiply-adds with these instructions, measured before and after."""
         path = self.artifacts(name)["native"]
         peak = _peak(isa, self.folder)
         before = max(peak(threads, 0.2) for _ in range(3))
@@ -117,16 +119,16 @@ class Suite:
         most = max(before, *(peak(threads, 0.2) for _ in range(3)))
         if not result.samples:
             self.results.append({"what": "utilisation", "network": name, "isa": isa, "threads": threads, "cells": [_entry(result)]})
-            self.say(f"{name}, {isa}, {threads} thread(s): {result.error}")
+            self.notify(f"{name}, {isa}, {threads} thread(s): {result.error}")
             return
         best = min(result.samples)
         share = NAMED[name].macs / best / 1e9 / most
         facts = {"network": name, "isa": isa, "threads": threads, "peak_gmacs": most, "best_seconds": best, "share_of_peak": share}
         self.results.append({"what": "utilisation", **facts, "cells": [_entry(result)]})
-        self.say(f"{name}, {isa}, {threads} thread(s): best {best * 1e3:.3f} ms, {share:.1%} of {most:.0f} GMAC/s")
+        self.notify(f"{name}, {isa}, {threads} thread(s): best {best * 1e3:.3f} ms, {share:.1%} of {most:.0f} GMAC/s")
 
     def busy_core(self, name: str) -> None:
-        """All threads while another process keeps the last core busy: the 99th percentile beside the median."""
+        """All threads while another process keeps the last core busy: the median and the 99th percentile."""
         cores = sorted(os.sched_getaffinity(0))
         cell = Cell(OURS, self.artifacts(name)["native"], "native", min(len(cores), MAX_THREADS))
         load = subprocess.Popen(
@@ -139,32 +141,34 @@ class Suite:
             load.wait()
         if not result.samples:
             self.results.append({"what": "busy core", "network": name, "cells": [_entry(result)]})
-            self.say(f"{name}, one core busy: {result.error}")
+            self.notify(f"{name}, one core busy: {result.error}")
             return
         median, p99 = (float(np.percentile(result.samples, q)) for q in (50, 99))
         self.results.append({"what": "busy core", "network": name, "median": median, "p99": p99, "cells": [_entry(result)]})
-        self.say(f"{name}, one of {len(cores)} cores busy: median {median * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms, {p99 / median:.1f} times")
+        self.notify(
+            f"{name}, one of {len(cores)} cores busy: median {median * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms, {p99 / median:.1f} times"
+        )
 
     def process(self, name: str, program: Path) -> None:
-        """A whole C process from start to end (examples/native), twenty times: its time and its peak memory."""
+        """Time and peak memory of a whole C process (examples/native), twenty times."""
         forms, arch = self.artifacts(name), NAMED[name]
         binary, image = self.folder / f"classify-{name}", self.folder / "image.ppm"
         subprocess.run(["cc", "-O2", "-I", INCLUDE, program, forms["native"], "-o", binary], check=True)
         _write_image(image, arch)
         seconds, kilobytes = [], []
         for _ in range(20):
-            found = subprocess.run(
+            words = subprocess.run(
                 [sys.executable, "-c", _TIMED, str(binary), str(image)], capture_output=True, text=True, check=True
             ).stdout.split()
-            seconds.append(float(found[0]))
-            kilobytes.append(int(found[1]))
+            seconds.append(float(words[0]))
+            kilobytes.append(int(words[1]))
         facts = {"network": name, "seconds": seconds, "peak_kilobytes": kilobytes}
         self.results.append({"what": "process", **facts})
-        self.say(f"{name}, a whole process in C: median {np.median(seconds) * 1e3:.1f} ms, peak memory {max(kilobytes) / 1024:.1f} MiB")
+        self.notify(f"{name}, a whole process in C: median {np.median(seconds) * 1e3:.1f} ms, peak memory {max(kilobytes) / 1024:.1f} MiB")
 
 
 _FORMS = {"native": ".so", "native-bf16": ".so", "onnx": ".onnx", "onnx-dense": ".onnx"}
-# In a small process of its own: memory that a large parent leaves behind at fork counts as the child's.
+# In a small separate process, since the memory of the forking parent would count as the child's.
 _TIMED = """
 import os, sys, time
 start = time.perf_counter()
@@ -191,7 +195,7 @@ def _write_image(path: Path, arch: Architecture) -> None:
 
 
 def _peak(isa: str, folder: Path) -> Callable[[int, float], float]:
-    """``peak(threads, seconds)`` in billions of multiply-adds a second, with an instruction set's vectors."""
+    """A function ``peak(threads, seconds)``: billions of multiply-adds per second with an instruction set's vectors."""
     compiler, out = find_compiler(host_machine()), folder / f"peak-{isa}.so"
     source = Path(__file__).with_name("peak.cpp")
     subprocess.run(
@@ -202,13 +206,13 @@ def _peak(isa: str, folder: Path) -> Callable[[int, float], float]:
     return lambda threads, seconds: float(peak(threads, seconds))
 
 
-def main(output: Path, program: Path, say: Say = print) -> None:
-    """The whole suite: some twenty minutes. ``program`` is examples/native/classify.c."""
+def main(output: Path, program: Path, notify: Notify = print) -> None:
+    """Run the whole suite, which takes about twenty minutes. ``program`` is examples/native/classify.c."""
     check_output(output)
     cores = min(len(os.sched_getaffinity(0)), MAX_THREADS)
     fast = [isa for isa in host_isas() if isa in ("avx512", "avx2", "neon")]
     with tempfile.TemporaryDirectory(prefix="cnet-deploy-peers-") as folder:
-        suite = Suite(Path(folder), say)
+        suite = Suite(Path(folder), notify)
         for name in IMAGENET:
             for threads in sorted({1, cores}):
                 suite.fp32(name, threads, compiled=True)

@@ -1,4 +1,4 @@
-"""Benchmarks that are run as ``python -m``, outside the command line: their arguments are all paths, and their errors its errors."""
+"""Run a study as ``python -m``. Its arguments are paths; errors and exit codes are those of the command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cnet_deploy.errors import CnetDeployError
 
 
 def run(main: Callable[..., None], usage: str) -> None:
-    """Call ``main`` with a path for each word of ``usage`` after the module's name; end the process as the command line would."""
+    """Call ``main`` with one path for each word of ``usage`` after the module's name; exit as the command line would."""
     if len(sys.argv) != len(usage.split()):
         print(f"usage: python -m {usage}", file=sys.stderr)
         sys.exit(2)

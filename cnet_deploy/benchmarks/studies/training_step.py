@@ -1,8 +1,8 @@
-"""A training step beside the original's own layers, in one process and in turns; and how long dropping takes.
+"""A training step of this package and of the reference's layers, in one process and in turns; and the time that dropping takes.
 
-``python -m cnet_deploy.benchmarks.studies.training_step RESULTS.json ORIGINAL``, where ORIGINAL is a checkout of
-github.com/ShichenLiu/CondenseNet, whose ``layers.py`` and ``models`` are run as they are. Both sides start from the same weights and see
-the same batch. The bars: a step of ours takes no longer, and dropping takes milliseconds on CondenseNet-74.
+``python -m cnet_deploy.benchmarks.studies.training_step RESULTS.json REFERENCE``, where REFERENCE is a checkout of
+github.com/ShichenLiu/CondenseNet. Its ``layers.py`` and ``models`` are run unchanged. Both sides start with the same weights and get the
+same batch. The limits: our step is not slower, and dropping takes milliseconds on CondenseNet-74.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ Step = Callable[[], object]
 
 
 @contextmanager
-def original_models(folder: Path) -> Iterator[Any]:
-    """The original's modules ``models`` and ``layers``. Raises InputRefused where they are not in the folder."""
+def reference_models(folder: Path) -> Iterator[Any]:
+    """The reference's modules ``models`` and ``layers``. Raises InputRefused if they are not in the folder."""
     if not (folder / "layers.py").is_file() or not (folder / "models" / "condensenet.py").is_file():
         raise InputRefused(f"{folder}: has no layers.py and models/condensenet.py; expected a checkout of ShichenLiu/CondenseNet")
     sys.path.insert(0, str(folder))
@@ -62,13 +62,13 @@ def original_models(folder: Path) -> Iterator[Any]:
         sys.path.remove(str(folder))
 
 
-def original_step(original: Any, model: nn.Module, recipe: Recipe, images: Callable[[], Tensor], labels: Tensor) -> Step:
-    """A step as the original's main.py takes it, with autocast where the recipe has it: progress, lasso by the layers, SGD, errors.
+def reference_step(reference: Any, model: nn.Module, recipe: Recipe, images: Callable[[], Tensor], labels: Tensor) -> Step:
+    """A step as in the reference's main.py, with autocast if the recipe has it: progress, lasso by the layers, SGD, errors.
 
-    ``images`` prepares a batch, and errors are counted, as ours are: what differs is the layers, the lasso and the update.
+    ``images`` prepares a batch, and errors are counted, as in our step; only the layers, the lasso and the update differ.
     """
     optimizer = torch.optim.SGD(model.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True)
-    learned = [module for module in model.modules() if isinstance(module, original.layers.LearnedGroupConv)]
+    learned = [module for module in model.modules() if isinstance(module, reference.layers.LearnedGroupConv)]
     model.train()
 
     def step() -> None:
@@ -99,15 +99,15 @@ def in_turns(ours: Step, theirs: Step, count: int, rounds: int) -> dict[str, Any
     return {"ours_seconds": times["ours"], "original_seconds": times["original"], "ratio": ratio}
 
 
-def compare(original: Any, arch: Architecture, recipe: Recipe, count: int, rounds: int) -> dict[str, Any]:
-    """Both sides with the same weights on the same batch of noise."""
+def compare(reference: Any, arch: Architecture, recipe: Recipe, count: int, rounds: int) -> dict[str, Any]:
+    """Time both sides with the same weights on the same batch of noise."""
     options = {
         "stages": list(arch.stages), "growth": list(arch.growth), "bottleneck": arch.bottleneck, "group_1x1": arch.group_1x1,
         "group_3x3": arch.group_3x3, "condense_factor": arch.condense_factor, "dropout_rate": 0.0, "num_classes": arch.classes,
         "data": "cifar10" if arch.stem_stride == 1 else "imagenet",
     }  # fmt: skip
     torch.manual_seed(0)
-    theirs = original.models.condensenet(SimpleNamespace(**options))
+    theirs = reference.models.condensenet(SimpleNamespace(**options))
     model = build(arch, "training")
     model.load_state_dict(theirs.state_dict())
     trainer = Trainer(model, recipe, Peers(torch.device("cpu")), Preprocessing.of(arch.input_size, arch.classes))
@@ -116,12 +116,12 @@ def compare(original: Any, arch: Architecture, recipe: Recipe, count: int, round
     pixels = random.integers(0, 256, (recipe.batch_size, 3, *arch.input_size), np.uint8)
     labels = random.integers(0, arch.classes, recipe.batch_size)
     theirs.to(memory_format=trainer.format)
-    step = original_step(original, theirs, recipe, lambda: trainer.normalised(pixels), torch.from_numpy(labels))
+    step = reference_step(reference, theirs, recipe, lambda: trainer.normalised(pixels), torch.from_numpy(labels))
     return in_turns(lambda: trainer.step(pixels, labels), step, count, rounds)
 
 
 def dropping(arch: Architecture, rounds: int = 21) -> list[float]:
-    """Seconds of every stage's dropping on a fresh network, all layers together."""
+    """Seconds that each stage's dropping takes on a new network, over all layers."""
     seconds = []
     for _ in range(rounds):
         model = build(arch, "training")
@@ -134,21 +134,21 @@ def dropping(arch: Architecture, rounds: int = 21) -> list[float]:
     return seconds
 
 
-def main(output: Path, folder: Path, say: Callable[[str], None] = print) -> None:
-    """All cases, then dropping."""
+def main(output: Path, folder: Path, notify: Callable[[str], None] = print) -> None:
+    """Measure all cases, then dropping."""
     check_output(output)
     results = []
-    with original_models(folder) as original:
+    with reference_models(folder) as reference:
         for name, arch, recipe, count, rounds in CASES:
-            found = compare(original, arch, recipe, count, rounds)
-            results.append({"case": name, "recipe": recipe.to_dict(), **found})
-            say(f"{name}: {statistics.median(found['ours_seconds']) * 1e3:.1f} ms a step, {found['ratio']:.3f} of the original's")
+            times = compare(reference, arch, recipe, count, rounds)
+            results.append({"case": name, "recipe": recipe.to_dict(), **times})
+            notify(f"{name}: {statistics.median(times['ours_seconds']) * 1e3:.1f} ms a step, {times['ratio']:.3f} of the reference's")
     drops = {name: dropping(NAMED[name]) for name in ("condensenet-74-g4", "condensenet-74-g8")}
     for name, seconds in drops.items():
-        say(f"{name}: a stage's dropping takes {statistics.median(seconds) * 1e3:.1f} ms, {max(seconds) * 1e3:.1f} at most")
+        notify(f"{name}: a stage's dropping takes {statistics.median(seconds) * 1e3:.1f} ms, {max(seconds) * 1e3:.1f} at most")
     report = {"cnet_deploy_training": FORMAT_VERSION, "environment": environment(), "steps": results, "dropping_seconds": drops}
     write_text(output, json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    run(main, "cnet_deploy.benchmarks.studies.training_step RESULTS.json ORIGINAL")
+    run(main, "cnet_deploy.benchmarks.studies.training_step RESULTS.json REFERENCE")

@@ -1,4 +1,4 @@
-"""What every container of weights is."""
+"""The declaration of a container of weights."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Format:
-    """A container as a module of this package declares it.
+    """A container of weights; each module of this package declares one.
 
-    ``recognises`` looks at the first bytes. ``read`` gives the object that was saved, its tensors as StoredTensor, and the container's own
-    metadata. ``pickled``: its object is a pickle, which ``pickle_scan.examine`` must have passed first. Files with one of ``suffixes`` are
-    of this format whatever they begin with.
+    ``recognises`` checks the first bytes. ``read`` returns the saved object, its tensors as StoredTensor, and the container's metadata.
+    ``pickled``: the object is a pickle, which must be scanned with ``pickle_scan.examine`` first. Files with one of ``suffixes`` have this
+    format regardless of their first bytes.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""torch's container since 1.6: a zip archive with a pickle and a file for each storage."""
+"""torch's container since version 1.6: a zip archive with a pickle and one file per storage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _recognises(data: bytes) -> bool:
 
 
 class _Zip:
-    """torch's zip container: ``ROOT/data.pkl`` and a file for each storage, ``ROOT/data/KEY``, all of them stored as they are."""
+    """torch's zip container: ``ROOT/data.pkl`` and one file per storage, ``ROOT/data/KEY``, all uncompressed."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.storages = data, dict[str, Storage]()
@@ -28,21 +28,21 @@ class _Zip:
             entries = archive.infolist()
         self.entries = {entry.filename: entry for entry in entries}
         if len(self.entries) != len(entries):
-            raise ValueError("the archive has several entries of one name")
+            raise ValueError("the archive has several entries with the same name")
         self.pickle = next(name for name in self.entries if name.rpartition("/")[2] == "data.pkl")
         self.root = self.pickle.removesuffix("data.pkl")
 
     def read(self) -> Any:
         order = f"{self.root}byteorder"
         if order in self.entries and bytes(self.content(order)) != b"little":
-            raise ValueError("its numbers are in another byte order; expected little-endian ones")
+            raise ValueError("its byte order is not little-endian; expected numbers as torch.save stores them")
         return TensorReader(io.BytesIO(self.content(self.pickle)), self.storage).load()
 
     def storage(self, saved: tuple[Any, ...]) -> Storage:
-        """The storage of ``saved``: its class, key, place and number of elements."""
+        """The storage for a persistent id: ``saved`` has its class, key, device and number of elements."""
         kind, key, _, count = saved
         if not isinstance(key, str) or type(count) is not int:
-            raise ValueError("it refers to a storage that has no name")
+            raise ValueError("it has a reference to a storage without a name")
         dtype, size = storage_type(kind)
         name = f"{self.root}data/{key}"
 
@@ -65,7 +65,7 @@ class _Zip:
         signature, _, _, _, _, _, _, _, _, name_length, extra = _LOCAL_HEADER.unpack_from(self.data, begin)
         begin += _LOCAL_HEADER.size + name_length + extra
         if signature != b"PK\x03\x04" or begin + entry.file_size > len(self.data):
-            raise ValueError(f"{name} is not whole")
+            raise ValueError(f"{name} is truncated")
         return memoryview(self.data)[begin : begin + entry.file_size]
 
 

@@ -1,4 +1,4 @@
-"""ONNX files: emitted from the Program for the family, through ``torch.onnx.export`` for the paper's other networks."""
+"""ONNX files: written from the Program for the family, and with ``torch.onnx.export`` for the paper's other networks."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ TARGET = Target(
             choices=("fp32", "fp16", "bf16"),
         ),
         Option("batch", "batch", "N fixes the batch size, else it is free"),
-        Option("opset", "number", "its opset [default: 17; for bf16 22]", bounds=(17, 22)),
+        Option("opset", "number", "its opset [default: 17, or 22 for bf16]", bounds=(17, 22)),
     ),
     serving=Serving("onnxruntime_onnx", "onnxruntime", "model.onnx"),
 )
-_NO_BF16 = "onnxruntime has no bf16 convolution for processors"
+_NO_BF16 = "onnxruntime has no bf16 convolution for CPUs"
 
 
 def write(
@@ -38,8 +38,8 @@ def write(
 ) -> Written:
     """Write one ONNX file, weights included. ``batch`` None leaves the batch dynamic. The same network gives the same bytes.
 
-    ``precision`` is that of weights and layers; the image and the logits are float32 in any. Raises InputRefused for an opset, batch or
-    precision that can't be.
+    ``precision`` is that of weights and layers; images and logits are always float32. Raises InputRefused for an impossible opset, batch or
+    precision.
     """
     with deferred_interrupts():
         import onnx
@@ -63,7 +63,7 @@ def write(
 
 
 def inspect(data: bytes) -> Inside:
-    """What the file's bytes tell. Raises InputRefused for bytes that are no ONNX model, or one that keeps weights in other files."""
+    """Describe a file. Raises InputRefused for bytes that are no ONNX model, or a model that keeps weights in other files."""
     from cnet_deploy.exporters.onnx.count import count
 
     return count(data)

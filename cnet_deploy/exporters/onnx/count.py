@@ -1,4 +1,4 @@
-"""What an ONNX file holds, counted in its graph: operators, multiply-adds, parameters."""
+"""Count an ONNX file's operators, multiply-adds and parameters in its graph."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def count(data: bytes) -> Inside:
 
 
 def _multiply_adds(model: onnx.ModelProto, weights: Mapping[str, tuple[int, ...]]) -> int:
-    """Of all convolutions and matrix products with weights, for one image: outputs times the weights that each reads."""
+    """The multiply-adds for one image of all convolutions and matrix products with weights: outputs times the weights that each reads."""
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     shapes = {
         value.name: [_size(dim) for dim in value.type.tensor_type.shape.dim]
@@ -58,5 +58,5 @@ def _multiply_adds(model: onnx.ModelProto, weights: Mapping[str, tuple[int, ...]
 
 
 def _size(dim: Any) -> int:
-    """0 where it is not fixed, as the batch may be."""
+    """The size of a dimension; 0 if it is dynamic."""
     return int(dim.dim_value)

@@ -1,7 +1,7 @@
-"""Program -> ONNX ModelProto. Every node and weight is named after the layer it came from.
+"""Program -> ONNX ModelProto. Every node and weight is named after its layer.
 
-Channel counts are static and only the batch may be dynamic (a dynamic Reshape makes TensorRT lose the channel count, so there is
-none): gathers and shuffles are both Gather with a constant table.
+Channel counts are static and only the batch may be dynamic. There is no Reshape, since a dynamic Reshape makes TensorRT lose the channel
+count: gathers and shuffles are both Gather with a constant table.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": Tensor
 
 
 def default_opset(precision: str) -> int:
-    """The lowest opset, for the most runtimes, in which a network of this precision can be written."""
+    """The lowest opset for a network of this precision, which most runtimes read."""
     return BF16_OPSET if precision == "bf16" else OPSETS.start
 
 
 def build_graph(program: Program, *, opset: int | None = None, batch: int | None = None, precision: str = "fp32") -> onnx.ModelProto:
     """The ONNX model of a Program: float32 ``input`` [batch, 3, H, W] -> float32 ``logits`` [batch, classes].
 
-    ``batch`` None leaves it dynamic; ``opset`` None takes the lowest. Between its ends the network is in ``precision``, weights included.
-    The same Program gives the same bytes. Raises InputRefused for an opset out of 17 to 22 (22 for bf16), a batch under 1, an unknown
-    precision, and for weights that fp16 can't hold.
+    ``batch`` None leaves it dynamic; ``opset`` None takes the lowest. Layers and weights are in ``precision``. The same Program gives the
+    same bytes. Raises InputRefused for an opset outside 17 to 22 (22 for bf16), a batch below 1, an unknown precision, and for weights that
+    fp16 can't hold.
     """
     if precision not in PRECISIONS:
         raise InputRefused(f"precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
@@ -45,7 +45,7 @@ def build_graph(program: Program, *, opset: int | None = None, batch: int | None
     if opset < default_opset(precision):
         raise InputRefused(f"opset {opset} has no convolution in {precision}; expected {default_opset(precision)}")
     if batch is not None and (type(batch) is not int or batch < 1):
-        raise InputRefused(f"batch {batch!r}; expected at least 1, or none for a dynamic batch")
+        raise InputRefused(f"batch {batch!r}; expected at least 1, or leave it out for a dynamic batch")
     arch = program.architecture
     graph = _Graph(precision)
     x = graph.cast(INPUT, "input", precision)
@@ -69,7 +69,7 @@ def build_graph(program: Program, *, opset: int | None = None, batch: int | None
         producer_version=__version__,
         opset_imports=[helper.make_opsetid("", opset)],
     )
-    model.ir_version = helper.find_min_ir_version_for(model.opset_import)  # the oldest, so that older runtimes read it too
+    model.ir_version = helper.find_min_ir_version_for(model.opset_import)  # the lowest, for older runtimes
     stated = OnnxMetadata(arch, program.preprocessing, program.class_names)
     for key, value in entries_of(stated, program.source_digest).items():
         model.metadata_props.add(key=key, value=value)
@@ -78,7 +78,7 @@ def build_graph(program: Program, *, opset: int | None = None, batch: int | None
 
 
 class _Graph:
-    """Nodes and constants as they are collected; a node's name is its layer's, and so is its output's."""
+    """Collects nodes and constants. A node and its output are named after the layer."""
 
     def __init__(self, precision: str) -> None:
         self.precision = precision
@@ -95,11 +95,11 @@ class _Graph:
         return name
 
     def cast(self, x: str, name: str, precision: str, output: str | None = None) -> str:
-        """``x`` in another precision; nothing is emitted in a network of fp32."""
+        """``x`` in another precision; no node in an fp32 network."""
         return x if self.precision == "fp32" else self.node("Cast", name, [x], output, to=_TYPES[precision])
 
     def filled(self, value: float, size: int) -> str:
-        """A vector of one value, shared by all that need it."""
+        """A constant vector of one value, shared by all nodes."""
         name = f"{'ones' if value else 'zeros'}_{size}"
         if name not in self._shared:
             self._shared.add(name)
@@ -114,7 +114,7 @@ class _Graph:
 
 def _dense_layer(graph: _Graph, x: str, layer: DenseLayer) -> str:
     rows = _rows(graph, x, layer.pointwise)
-    rows = graph.node("Relu", f"{layer.name}.conv_2.relu", [rows])  # before the reorder, where runtimes fuse it into the 1x1
+    rows = graph.node("Relu", f"{layer.name}.conv_2.relu", [rows])  # before the reorder, so that runtimes fuse it into the 1x1
     middle = _reorder(graph, rows, layer.pointwise)
     weight = graph.constant(f"{layer.name}.conv_2.weight", layer.weight)
     new = graph.node("Conv", f"{layer.name}.conv_2", [middle, weight], group=layer.groups, kernel_shape=[3, 3], pads=[1] * 4)
@@ -142,14 +142,14 @@ def _reorder(graph: _Graph, rows: str, layer: Pointwise) -> str:
 
 
 def _gather(graph: _Graph, x: str, name: str, index: npt.NDArray[np.int64], channels: int) -> str:
-    """Pick channels of ``x``, which has ``channels``; nothing is emitted where that leaves all as they are."""
+    """Pick channels of ``x``, which has ``channels``; no node if the index keeps all in order."""
     if np.array_equal(index, np.arange(channels)):
         return x
     return graph.node("Gather", name, [x, graph.constant(name, index)], axis=1)
 
 
 def _affine(graph: _Graph, x: str, name: str, scale: npt.NDArray[np.float32], shift: npt.NDArray[np.float32]) -> str:
-    """Scale and shift as a batch norm of mean 0 and variance 1: one node, which every runtime knows, and exact with epsilon 0."""
+    """Scale and shift as a batch norm with mean 0 and variance 1: a single node that every runtime supports, exact with epsilon 0."""
     size = scale.size
     parts = [
         graph.constant(f"{name}.scale", scale),

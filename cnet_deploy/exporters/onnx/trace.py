@@ -20,7 +20,7 @@ _DTYPES = {"fp16": torch.float16}
 
 
 class _Inside(nn.Module):
-    """A network in another precision between float32 ends."""
+    """A network in another precision with float32 input and output."""
 
     def __init__(self, network: nn.Module, precision: str) -> None:
         super().__init__()
@@ -33,10 +33,10 @@ class _Inside(nn.Module):
 
 
 def trace(network: nn.Module, *, opset: int | None = None, batch: int | None = None, precision: str = "fp32") -> onnx.ModelProto:
-    """float32 ``input`` [batch, 3, 224, 224] -> float32 ``logits`` [batch, 1000], in ``precision`` between them.
+    """The ONNX model of a network: float32 ``input`` [batch, 3, 224, 224] -> float32 ``logits`` [batch, 1000], in ``precision`` between.
 
-    Without the stack traces and local paths that torch leaves in the file. Raises InputRefused for an opset out of 18 to 22, and for
-    another precision than fp32 and fp16.
+    Stack traces and local paths, which torch writes into the file, are removed. Raises InputRefused for an opset outside 18 to 22, and for
+    a precision other than fp32 and fp16.
     """
     if precision != "fp32" and precision not in _DTYPES:  # torch 2.13 mixes bf16 with float32 weights when it folds a norm
         raise InputRefused(f"precision {precision!r}; expected fp32 or fp16 for a network that is exported through torch")
@@ -44,7 +44,7 @@ def trace(network: nn.Module, *, opset: int | None = None, batch: int | None = N
     if not OPSET <= opset < OPSETS.stop:
         raise InputRefused(f"opset {opset}; expected {OPSET} to {OPSETS.stop - 1} for a network that is exported through torch")
     network = network.eval() if precision == "fp32" else _Inside(network, precision).eval()
-    # A dynamic dimension is traced from an example of at least two: torch takes 0 and 1 for constants.
+    # For a dynamic batch the example has two images: torch treats sizes 0 and 1 as constants.
     example = torch.zeros(batch or 2, 3, *INPUT_SIZE)
     dynamic = None if batch else ({0: torch.export.Dim("batch")},)
     logger = logging.getLogger("torch.onnx")

@@ -1,4 +1,4 @@
-"""Models in torch itself: checkpoints in either form, and the paper's networks by name."""
+"""Run models with torch: checkpoints in either form, and the paper's networks by name."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ BACKEND = Backend(
 
 
 def from_module(model: DenselyConnected, *, threads: int | None = None) -> TorchSession:
-    """A session over a model of the family that is in memory."""
+    """A session on a model of the family in memory."""
     from cnet_deploy.sessions.torch.session import TorchSession
 
     return TorchSession(model, model.architecture.input_size, model.architecture.classes, threads=threads)
 
 
 def open_named(name: str, *, threads: int | None, device: str = "cpu", **options: Any) -> TorchSession:
-    """A session over a network of the paper, with random weights. Raises InputRefused for an unknown name."""
+    """A session on a network of the paper with random weights. Raises InputRefused for an unknown name."""
     from cnet_deploy.models.architecture import CLASSES, INPUT_SIZE
     from cnet_deploy.models.build import build_named
     from cnet_deploy.models.condensenet import DenselyConnected
@@ -51,7 +51,7 @@ def open_named(name: str, *, threads: int | None, device: str = "cpu", **options
 
 
 def open_file(pair: Pair, *, device: str, threads: int | None, **options: Any) -> Session:
-    """A session over a checkpoint of the family, in the form in which it is stored; ``options`` are ``load``'s and TorchSession's."""
+    """Open a session on a checkpoint, in the form in which it is stored; ``options`` are those of ``load`` and TorchSession."""
     from cnet_deploy.checkpoints.load import load
     from cnet_deploy.sessions.torch.session import TorchSession
 

@@ -1,4 +1,4 @@
-"""A device of CUDA under a torch session: whether it is here, and a binding whose memory lies on it."""
+"""CUDA for torch sessions: a check that the device exists, and bindings in its memory."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from cnet_deploy.sessions.torch.tf32 import set_tf32, tf32, tf32_settings
 if TYPE_CHECKING:
     from cnet_deploy.sessions.torch.session import TorchSession
 
-_WARM_UP = 3  # inferences before one is recorded: libraries choose their kernels in the first
+_WARM_UP = 3  # inferences before one is recorded, since libraries choose their kernels in the first
 
 
 def require_device(device: str) -> None:
-    """Raise Unavailable for a device that is not here, with what to install."""
+    """Raise Unavailable for a missing device; the message says what to install."""
     if device == "cpu":
         return
     if not (asked := re.fullmatch(r"cuda(?::(0|[1-9][0-9]*))?", device)):
@@ -32,18 +32,18 @@ def require_device(device: str) -> None:
     if torch.version.cuda is None:
         raise Unavailable(f"this torch ({torch.__version__}) was built without CUDA; install a build with it (pytorch.org/get-started)")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of an old driver: it is told below
-        found = torch.cuda.is_available()
-        set_tf32(*tf32_settings())  # some versions warn once of the old names
-    if not found:
+        warnings.simplefilter("ignore")  # about an old driver, which is reported below
+        available = torch.cuda.is_available()
+        set_tf32(*tf32_settings())  # some versions warn once about the old names
+    if not available:
         raise Unavailable(f"torch {torch.__version__} finds no CUDA device: {why_no_device() or 'its CUDA is newer than the driver'}")
     if int(asked[1] or 0) >= torch.cuda.device_count():
-        raise Unavailable(f"{device} is not here; expected cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+        raise Unavailable(f"there is no {device}; expected cuda:0 to cuda:{torch.cuda.device_count() - 1}")
 
 
 @contextlib.contextmanager
-def telling(device: str) -> Iterator[None]:
-    """Raise Unavailable in place of torch's several errors for want of memory, when what they hold is free again."""
+def explained_errors(device: str) -> Iterator[None]:
+    """Turn torch's various out-of-memory errors into Unavailable, after the memory that they hold was freed."""
     try:
         yield
     except RuntimeError as error:
@@ -55,12 +55,12 @@ def telling(device: str) -> Iterator[None]:
 
 
 class CudaBinding(Binding):
-    """Page-locked host memory and fixed device memory: what is enqueued reads what was uploaded last."""
+    """A batch in page-locked host memory and fixed device memory. Inferences read what was uploaded last."""
 
     def __init__(self, session: TorchSession, batch: Floats) -> None:
         self._session, self._ran = session, False
         self._host = torch.empty(batch.shape, dtype=torch.float32, pin_memory=True)
-        self._answer = torch.empty((len(batch), session.classes), dtype=torch.float32, pin_memory=True)
+        self._output = torch.empty((len(batch), session.classes), dtype=torch.float32, pin_memory=True)
         self.put(batch)
         self._stream = _stream(session.device)
         with self._on_the_stream():
@@ -70,7 +70,7 @@ class CudaBinding(Binding):
         if session.compiled or session.cudagraph:
             self.upload()
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # they are off on purpose
+                warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # TF32 is off on purpose
                 for _ in range(_WARM_UP):
                     self.enqueue()
             self._stream.synchronize()
@@ -83,7 +83,7 @@ class CudaBinding(Binding):
         session.bindings.add(self)
 
     def put(self, batch: Floats) -> None:
-        """Another batch of the same size, for the next upload."""
+        """Replace the batch by another of the same size, for the next upload."""
         self._host.numpy()[...] = batch
 
     def upload(self) -> None:
@@ -95,7 +95,7 @@ class CudaBinding(Binding):
             if self._graph is not None:
                 self._graph.replay()
             else:
-                with telling(self._session.device):
+                with explained_errors(self._session.device):
                     self._logits = self._run()
         self._ran = True
 
@@ -105,13 +105,13 @@ class CudaBinding(Binding):
     def download(self) -> None:
         if self._logits is not None:
             with self._on_the_stream():
-                self._answer.copy_(self._logits, non_blocking=True)
+                self._output.copy_(self._logits, non_blocking=True)
 
     def result(self) -> Floats:
         if not self._ran:
             raise RuntimeError("result() before enqueue()")
         self._stream.synchronize()
-        logits: Floats = self._answer.numpy().copy()
+        logits: Floats = self._output.numpy().copy()
         return logits
 
     def device_seconds(self, n: int) -> float:
@@ -124,7 +124,7 @@ class CudaBinding(Binding):
         return float(begin.elapsed_time(end)) / 1e3
 
     def release(self) -> None:
-        """Free what lies on the device: a graph reads the session's weights, which are gone once it is closed."""
+        """Free the memory on the device. A graph must not outlive the session's weights."""
         with contextlib.suppress(RuntimeError):
             self._stream.synchronize()
         self._graph = self._logits = None
@@ -144,5 +144,5 @@ class CudaBinding(Binding):
 
 @functools.cache
 def _stream(device: str) -> torch.cuda.Stream:
-    """One for all bindings: the libraries keep working memory for each stream, for good."""
+    """One stream for all bindings, since the libraries keep working memory for each stream until the process ends."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""A torch module as a session, on a CPU or a CUDA device."""
+"""A session on a torch module, on a CPU or a CUDA device."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import nn
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.sessions.base import Binding, Floats, Session
-from cnet_deploy.sessions.torch.cuda import CudaBinding, require_device, telling
+from cnet_deploy.sessions.torch.cuda import CudaBinding, explained_errors, require_device
 
 _OWN_CHOICE = torch.get_num_threads()
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_KEPT = 4  # batch sizes whose buffers and graphs `run` keeps
+_KEPT = 4  # number of batch sizes whose buffers and graphs `run` keeps
 
 
 class TorchSession(Session):
-    """A module run eagerly, or ``compiled`` and frozen (weights as constants), without gradients.
+    """A module that is run eagerly, or ``compiled`` and frozen (weights as constants), without gradients.
 
-    ``precision`` is that of weights and layers ("tf32": float32 whose products may be TF32, on CUDA), ``channels_last`` their memory
-    format; images and logits stay float32. ``cudagraph`` records each binding's inference once and replays it. The caller's module is
-    not changed. ``threads`` is set for the whole process: torch has one pool.
+    ``precision`` is that of weights and layers ("tf32": float32 with products in TF32, on CUDA), ``channels_last`` their memory format;
+    images and logits stay float32. ``cudagraph`` records each binding's inference once and replays it. The caller's module is not changed.
+    ``threads`` is set for the whole process, since torch has one thread pool.
     """
 
     backend = "torch"
@@ -45,10 +45,10 @@ class TorchSession(Session):
         if compiled or device != "cpu" or channels_last or precision != "fp32":
             if precision == "fp16":
                 _require_fp16(model)
-            with telling(device):
+            with explained_errors(device):
                 model = copy.deepcopy(model).to(device=device, dtype=_DTYPES[precision], memory_format=format)  # type: ignore[call-overload]
                 if device != "cpu":
-                    torch.cuda.synchronize(device)  # the bindings' stream doesn't wait for this one
+                    torch.cuda.synchronize(device)  # the bindings' stream doesn't wait for the current one
         self.model: nn.Module = _compiled(model.eval()) if compiled else model.eval()
         self.input_shape = (None, 3, *input_size)
         self.classes = classes
@@ -77,13 +77,13 @@ class TorchSession(Session):
         checked = self.check(batch)
         if self.device == "cpu":
             return _TorchBinding(self.model, checked, self.threads, self.dtype, self.format)
-        with telling(self.device):
+        with explained_errors(self.device):
             return CudaBinding(self, checked)
 
     def _once(self, batch: Floats) -> Floats:
         if self.device == "cpu":
             return super()._once(batch)
-        binding: Any = self._spare.pop(len(batch), None) or self.bind(batch)  # not to be found by another thread meanwhile
+        binding: Any = self._spare.pop(len(batch), None) or self.bind(batch)  # taken out, so that no other thread uses it meanwhile
         binding.put(batch)
         binding.upload()
         binding.enqueue()
@@ -95,7 +95,7 @@ class TorchSession(Session):
 
 class _TorchBinding(Binding):
     def __init__(self, model: nn.Module, batch: Floats, threads: int | None, dtype: torch.dtype, format: torch.memory_format) -> None:
-        # torch can't know that it will not write to the batch, and warns of arrays that must not be written to.
+        # torch warns about read-only arrays, although it does not write to the batch.
         images = torch.from_numpy(batch if batch.flags.writeable else batch.copy())
         self._batch = images.to(dtype=dtype, memory_format=format)
         self._model, self._threads = model, threads or _OWN_CHOICE

@@ -42,7 +42,7 @@ def test_another_model_beside_it(onnx_path: Path, other: Path, tmp_path: Path) -
 
 def test_refusals(onnx_path: Path, tmp_path: Path, described: Manifest) -> None:
     with pytest.raises(
-        Unavailable, match=r"net\.engine: Triton\'s backend .* this is one of tensorrt-rtx; export with --tensorrt-flavour tensorrt"
+        Unavailable, match=r"net\.engine: Triton\'s backend .* this one is of tensorrt-rtx; export with --tensorrt-flavour tensorrt"
     ):
         publish(tmp_path / "r", engine(tmp_path, described, flavour="tensorrt-rtx"))
     with pytest.raises(InputRefused, match="takes no fewer than 4 images"):

@@ -34,11 +34,11 @@ from tests.processes import interruptible
         (["a", "b", "--tolerance", "nan"], "expected a percentage as 5%"),
         (["a", "b", "--tolerance", "0%"], "expected a percentage as 5%"),
         (["a", "b", "--max-rounds", "7"], "x>=8"),
-        (["a", "b", "--new-artifact"], "is an option of --baseline"),
+        (["a", "b", "--new-artifact"], "can only be used with --baseline"),
         (["a", "b", "--baseline", "x.json"], "takes one model"),
-        (["a", "--baseline", "x.json", "--head-python", "p"], "--head-python is no option of --baseline"),
-        (["a", "--baseline", "x.json", "--seconds", "1"], "no options of --baseline"),
-        (["a", "--baseline", "x.json", "--device", "cuda"], "--device is no option of --baseline"),
+        (["a", "--baseline", "x.json", "--head-python", "p"], "--head-python can't be used with --baseline"),
+        (["a", "--baseline", "x.json", "--seconds", "1"], "can't be used with --baseline"),
+        (["a", "--baseline", "x.json", "--device", "cuda"], "--device can't be used with --baseline"),
         (["a", "b", "--device", "tpu"], "'tpu' is not one of 'cpu', 'cuda'"),
     ],
 )
@@ -129,7 +129,7 @@ class TestBadDays:
     def test_batches_that_differ_are_not_compared(self, artifacts: dict[str, Path], tmp_path: Path) -> None:
         other = cd.export(build_random(NETWORK), "onnx", tmp_path / "b4.onnx", batch=4).path
         done = run(artifacts["base"], other, *QUICK)
-        assert done.exit_code == 5 and "base takes 1 images an inference and head 4" in done.stderr
+        assert done.exit_code == 5 and "base takes 1 images per inference and head 4" in done.stderr
 
     def test_formats_that_differ_have_no_figures_in_common(self, tmp_path: Path, onnx_path: Path) -> None:
         native = cd.export(build_random(TINY), "native", tmp_path / "m.so").path
@@ -147,5 +147,5 @@ class TestBadDays:
                 head.write_bytes(b"another file")
 
         settings = replace(SETTINGS, seconds=0.0, warmup=0.0)
-        found = gate(str(artifacts["base"]), str(head), threads=1, max_rounds=8, tolerance=0.9, settings=settings, say=replaced)
+        found = gate(str(artifacts["base"]), str(head), threads=1, max_rounds=8, tolerance=0.9, settings=settings, notify=replaced)
         assert found.changes == [] and found.exit_code in (0, 3)

@@ -52,15 +52,15 @@ class TestTwoInstallations:
         wrapper = "def write(network, path, **options):\n    from cnet_deploy.program.forms import dense_pointwise\n"
         wrapper += "    return _write(dense_pointwise(network), path, **options)\n\n\ndef _write("
         graph.write_text(original.replace("def write(", wrapper, 1))
-        said: list[str] = []
+        lines: list[str] = []
         try:
             found = gate(
                 "condensenet-50", "condensenet-50", backend="onnxruntime", threads=1, head_python=slow_python, max_rounds=8, tolerance=0.9,
-                settings=replace(SETTINGS, seconds=0.0, warmup=0.0), say=said.append,
+                settings=replace(SETTINGS, seconds=0.0, warmup=0.0), notify=lines.append,
             )  # fmt: skip
         finally:
             graph.write_text(original)
-        assert [text for text in said if "exporting" in text] == [
+        assert [text for text in lines if "exporting" in text] == [
             f"{side}: exporting condensenet-50 for onnxruntime" for side in ("base", "head")
         ]
         assert found.exit_code == 1 and "multiply-adds" in [change.what for change in found.worse]

@@ -48,7 +48,7 @@ def test_a_missing_base_is_no_pass(artifacts: dict[str, Path], tmp_path: Path, m
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     done = run(artifacts["missing"], artifacts["base"], "--json", tmp_path / "g.json", "--summary", tmp_path / "s.md", *QUICK)
     assert done.exit_code == 5
-    assert "missing.onnx: no such file" in done.stderr and "that is no pass" in done.stderr
+    assert "missing.onnx: no such file" in done.stderr and "so the gate did not pass" in done.stderr
     assert done.stdout.startswith("not measured: base: ") and "::error title=Latency gate::not measured" in done.stdout
     assert json.loads((tmp_path / "g.json").read_text())["verdict"] == "not measured"
     assert "Latency gate: not measured" in (tmp_path / "s.md").read_text()
@@ -57,7 +57,7 @@ def test_a_missing_base_is_no_pass(artifacts: dict[str, Path], tmp_path: Path, m
 def test_a_damaged_head_is_refused(artifacts: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "h.onnx").write_bytes(b"damage")
     done = run(artifacts["base"], tmp_path / "h.onnx", *QUICK)
-    assert done.exit_code == 4 and done.stderr.splitlines()[-1].startswith(f"Error: head: {tmp_path / 'h.onnx'}: is no ONNX model")
+    assert done.exit_code == 4 and done.stderr.splitlines()[-1].startswith(f"Error: head: {tmp_path / 'h.onnx'}: is no readable ONNX model")
 
 
 def test_a_backend_that_does_not_run_it(artifacts: dict[str, Path]) -> None:
@@ -76,7 +76,7 @@ def test_a_machine_too_noisy_is_told(artifacts: dict[str, Path]) -> None:
     """No machine is quiet enough for a millionth."""
     done = run(artifacts["base"], artifacts["equal"], "--tolerance", "0.000001", "--seconds", "0", "--warmup", "0", "--max-rounds", "8")
     assert done.exit_code == 3
-    assert "inconclusive: this machine can't tell 0.0 %" in done.stdout and "in 8 rounds" in done.stdout
+    assert "inconclusive: this machine is too noisy for a tolerance of 0.0 %" in done.stdout and "in 8 rounds" in done.stdout
     assert "quieter machine" in done.stderr and "--max-rounds, now 8" in done.stderr
 
 

@@ -39,8 +39,8 @@ def outcome(ratio: float = 1.0, *, noise: float = 0.0, **changes: Any) -> Outcom
         (outcome(1.0, changes=[GREW]), 1, "regression: operators 120 -> 144; head takes 0.0 % more time"),
         (outcome(1.0, changes=[GREW], allow_changes=True), 0, "pass: head takes"),
         (outcome(1.0, changes=[replace(GREW, worse=False)]), 0, "pass: head takes"),
-        (outcome(noise=0.1), 3, "inconclusive: this machine can't tell 5.0 %: base against itself scatters by"),
-        (outcome(noise=0.1, changes=[GREW]), 1, "regression: operators 120 -> 144; this machine can't tell 5.0 %"),
+        (outcome(noise=0.1), 3, "inconclusive: this machine is too noisy for a tolerance of 5.0 %: base against itself varies by"),
+        (outcome(noise=0.1, changes=[GREW]), 1, "regression: operators 120 -> 144; this machine is too noisy for a tolerance of 5.0 %"),
     ],
 )
 def test_one_line_and_one_code(made: Outcome, code: int, line: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cnet_deploy.benchmarks.studies.training_step import dropping, in_turns, original_models
+from cnet_deploy.benchmarks.studies.training_step import dropping, in_turns, reference_models
 from cnet_deploy.errors import InputRefused
 from tests.builders import TINY
 
@@ -24,5 +24,5 @@ def test_every_stage_is_timed() -> None:
 
 
 def test_a_folder_without_the_original(tmp_path: Path) -> None:
-    with pytest.raises(InputRefused, match="expected a checkout of ShichenLiu/CondenseNet"), original_models(tmp_path):
+    with pytest.raises(InputRefused, match="expected a checkout of ShichenLiu/CondenseNet"), reference_models(tmp_path):
         pass

@@ -116,7 +116,7 @@ def test_forms_for_a_file_that_is_exported_with_them(tmp_path: Path, monkeypatch
     done = export(tmp_path / "model.safetensors", "onnx", lowering=mixed, batch=2)  # its name until 0.1.0
     with open_session(done.path) as session:
         assert session.run(noise(model)) == pytest.approx(lower(model).run(noise(model).astype(np.float64)), rel=1e-3, abs=1e-4)
-    with pytest.raises(InputRefused, match="only CondenseNet, DenseNet and their kin have forms"):
+    with pytest.raises(InputRefused, match="only networks of the CondenseNet family have forms"):
         export("mobilenet-1.0-224", "onnx", tmp_path / "mobilenet.onnx", form=choose_forms)
     with pytest.raises(InputRefused, match="the target 'native' has no forms to choose from; expected one of onnx, tensorrt"):
         chooser(tmp_path / "model.so", source=source["source"], target="native", options={})
@@ -128,7 +128,7 @@ def test_what_can_not_be_measured_is_refused() -> None:
         choose(program, **{**ON_CPU, "target": "native"})
     with pytest.raises(InputRefused, match="no device is called 'tpu'"):
         choose(program, **{**ON_CPU, "device": "tpu"})
-    # onnxruntime has no bf16 convolution for processors: written it can be, opened it can not.
+    # onnxruntime has no bf16 convolution for CPUs: written it can be, opened it can not.
     with pytest.raises(Unavailable, match="no form can be chosen: the form 'gather' can't be measured: gather: onnxruntime can't load"):
         choose(program, **ON_CPU, options={"precision": "bf16"}, settings=SETTINGS)
     with pytest.raises(Unavailable, match="tensorrt does not run on cpu"):

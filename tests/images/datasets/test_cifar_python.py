@@ -88,13 +88,13 @@ def batch() -> dict[str, Any]:
         ({"labels": [0] * (COUNT - 1)}, "has 9999 labels for 10000 images; expected one each"),
         ({"labels": [0] * (COUNT - 1) + [10]}, "has label 10; expected 0 to 9"),
         ({"labels": [0] * (COUNT - 1) + [-1]}, "has label -1; expected 0 to 9"),
-        ({"labels": [0] * (COUNT - 1) + ["1"]}, "has label of str; expected 0 to 9"),
-        ({"labels": [0] * (COUNT - 1) + [True]}, "has label of bool; expected 0 to 9"),
-        ({"labels": "0" * COUNT}, "labels of str; expected [N, 3072] bytes and a list"),
-        ({"data": rows()[:, :3000]}, "has data [10000, 3000]"),
-        ({"data": rows().reshape(-1)}, "has data [30720000]"),
-        ({"data": [1, 2]}, "has data list"),
-        ({"data": None}, "has data NoneType"),
+        ({"labels": [0] * (COUNT - 1) + ["1"]}, "has a label that is not a whole number; expected 0 to 9"),
+        ({"labels": [0] * (COUNT - 1) + [True]}, "has a label that is not a whole number; expected 0 to 9"),
+        ({"labels": "0" * COUNT}, "has no list under labels"),
+        ({"data": rows()[:, :3000]}, "has bytes of shape [10000, 3000] under data"),
+        ({"data": rows().reshape(-1)}, "has bytes of shape [30720000] under data"),
+        ({"data": [1, 2]}, "has no array under data"),
+        ({"data": None}, "has no array under data"),
     ],
 )
 def test_python_batches_that_do_not_fit(tmp_path: Path, batch: dict[str, Any], changes: dict[str, Any], says: str) -> None:
@@ -104,10 +104,10 @@ def test_python_batches_that_do_not_fit(tmp_path: Path, batch: dict[str, Any], c
 
 def test_python_batches_without_their_parts(tmp_path: Path, batch: dict[str, Any]) -> None:
     for value, says in (
-        ({"data": batch["data"]}, "labels of NoneType"),
-        ({"labels": batch["labels"]}, "has data NoneType"),
-        ([1, 2], "it holds a list"),
-        ({1: 2}, "it has a key of int; expected text"),
+        ({"data": batch["data"]}, "has no list under labels"),
+        ({"labels": batch["labels"]}, "has no array under data"),
+        ([1, 2], "it holds something other than a dictionary"),
+        ({1: 2}, "it has a key that is not text"),
     ):
         (tmp_path / "test_batch").write_bytes(pickle.dumps(value, 4))
         refuses(tmp_path, f"{tmp_path / 'test_batch'}: ", says)
@@ -118,7 +118,7 @@ def test_truncated_python_batches(tmp_path: Path, writer: str) -> None:
     whole = WRITERS[writer]({"data": rows(100), "labels": [0] * 100})
     for length in (1, 2, 100, len(whole) // 2, len(whole) - 1):
         (tmp_path / "test_batch").write_bytes(whole[:length])
-        refuses(tmp_path, f"{tmp_path / 'test_batch'}: is truncated, damaged or none of CIFAR's Python files")
+        refuses(tmp_path, f"{tmp_path / 'test_batch'}: is truncated, damaged or not one of CIFAR's Python files")
 
 
 def test_damaged_class_names(tmp_path: Path) -> None:

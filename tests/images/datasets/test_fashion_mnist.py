@@ -44,7 +44,7 @@ def test_fashion_mnist(tmp_path: Path, mark: str, packed: bool, inside: str) -> 
         ("t10k-images-idx3-ubyte", b"\x00\x00\x08\x03" + bytes(11), ("begins 00 00 08 03; expected",)),
         ("t10k-images-idx3-ubyte", idx(np.zeros((12, 28, 28), np.uint8))[:-1], ("has 9407 bytes of data; expected 9408 (12x28x28)",)),
         ("t10k-images-idx3-ubyte", idx(np.zeros((12, 28, 28), np.uint8)) + b"a", ("has 9409 bytes of data; expected 9408 (12x28x28)",)),
-        ("t10k-images-idx3-ubyte", idx(np.zeros((0, 28, 28), np.uint8)), ("has 0 bytes of data; expected 0 (0x28x28), and some",)),
+        ("t10k-images-idx3-ubyte", idx(np.zeros((0, 28, 28), np.uint8)), ("has 0 bytes of data; expected some (0x28x28)",)),
         ("t10k-images-idx3-ubyte", idx(np.zeros((12, 28, 27), np.uint8)), ("has images of 28x27; expected 28x28",)),
         ("t10k-labels-idx1-ubyte", idx(np.zeros(11, np.uint8)), ("has 11 t10k labels for 12 images; expected one each",)),
         ("t10k-labels-idx1-ubyte", idx(np.full(12, 10, np.uint8)), ("has label 10 in the t10k labels; expected 0 to 9",)),
@@ -76,10 +76,10 @@ def test_damaged_gzip(tmp_path: Path) -> None:
         (whole[:-8] + bytes(4) + whole[-4:], "incorrect data check"),
         (whole[:-4] + bytes(4), "incorrect length check"),
         (whole[:2] + b"\x07" + whole[3:], "unknown compression method"),
-        (whole + b"more", "something follows it"),
+        (whole + b"more", "it has extra data"),
     ):
         file.write_bytes(data)
-        refuses(tmp_path, f"{file}: is no whole gzip file (", says)
+        refuses(tmp_path, f"{file}: is no complete gzip file (", says)
 
 
 def test_a_plain_file_under_the_packed_name_and_the_other_way_round(tmp_path: Path) -> None:
