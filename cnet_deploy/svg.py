@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by the colour-blind too (Okabe and Ito)
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # the colour-blind can distinguish them (Okabe and Ito)
 MARKERS = ("o", "s", "^", "D", "v", "X")  # in print and for some eyes there is no colour
 INK, QUIET = "#1b1f24", "#5f6266"
 DOTTED: dict[str, Any] = {"color": "#888888", "alpha": 0.55, "linewidth": 1, "linestyle": (0, (2, 3))}
@@ -119,7 +119,7 @@ class Canvas:
             self._figure.add_artist(PathPatch(Path(ends, codes), transform=IdentityTransform(), **looks))
 
     def legend(self, entries: Mapping[str, Mapping[str, Any]]) -> float:
-        """Say at the top what each marker means, in as many columns as there is room for. Returns the pixels that it takes.
+        """The legend at the top: what each marker means, in as many columns as there is room for. Returns the pixels that it takes.
 
         ``entries``: the looks of a marker, as matplotlib's ``Line2D`` takes them, by its meaning.
         """
@@ -163,15 +163,15 @@ class Canvas:
         for element in root.iter():
             element.tag = element.tag.rpartition("}")[2]
             element.text, element.tail = (element.text if element.tag in ("text", "title") else None), None
-            found, element.attrib = element.attrib, {}
-            for key, value in found.items():
+            attributes, element.attrib = element.attrib, {}
+            for key, value in attributes.items():
                 if key == "style":
                     value = re.sub(r"font: ([\d.]+px) [^;]*", r"font-size: \1", re.sub(r"font-family: [^;]*;? ?", "", value))
                 elif key in ("d", "x", "y"):
                     value = re.sub(r"(\.\d\d)\d+", r"\1", value).replace("  ", "").replace("M ", "M").replace("L ", "L").strip()
                 if value in used or not (key in ("id", "clip-path") or value.startswith(("rotate(0 ", "rotate(-0 "))):
                     element.set(key.replace("{http://www.w3.org/1999/xlink}", "xlink:"), value)
-            if (name := found.get("id", "")) in self._titles:
+            if (name := attributes.get("id", "")) in self._titles:
                 element.insert(0, Xml.Element("title"))
                 element[0].text = self._titles[name]
         root.attrib = {
@@ -218,7 +218,7 @@ def apart(places: Sequence[float], least: float) -> list[float]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to itself what matplotlib has to say of its caches, of fonts, and of letters that its own font lacks and the reader's has."""
+    """Suppress matplotlib's warnings about its caches, about fonts, and about letters that its own font lacks and the reader's has."""
     logger = logging.getLogger("matplotlib")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -66,15 +66,15 @@ def read_manifest(artifact: Path | str, data: bytes | None = None) -> Manifest |
         return None
     text = read_bytes(path, MAX_BYTES)
     data = read_bytes(artifact) if data is None else data
-    found = (digest(data), len(data))
+    actual = (digest(data), len(data))
     with reading(path, f"export the model again, or delete the manifest if you trust {Path(artifact).name}"):
         manifest, before = read_both(text)
-        if found == (manifest.sha256, manifest.bytes):
+        if actual == (manifest.sha256, manifest.bytes):
             return manifest
-        if before is not None and found == (before.sha256, before.bytes):
+        if before is not None and actual == (before.sha256, before.bytes):
             return None if before.manifest is None else Manifest.from_dict(before.manifest)
     raise InputRefused(
-        f"{artifact}: has {len(data)} bytes with SHA-256 {found[0][:16]}…, but its manifest {path.name} expects {manifest.bytes} with "
+        f"{artifact}: has {len(data)} bytes with SHA-256 {actual[0][:16]}…, but its manifest {path.name} expects {manifest.bytes} with "
         f"{manifest.sha256[:16]}…; the pair does not belong together: export the model again, or delete the manifest if you trust it"
     )
 
@@ -145,11 +145,11 @@ def _there(artifact: Path) -> dict[str, Any] | None:
 
 def _state(artifact: Path | str) -> list[tuple[int, int, int] | None]:
     """Changes when an artifact or its manifest is replaced."""
-    found: list[tuple[int, int, int] | None] = []
+    states: list[tuple[int, int, int] | None] = []
     for path in (Path(artifact), manifest_path(artifact)):
         try:
             status = path.stat()
-            found.append((status.st_ino, status.st_mtime_ns, status.st_size))
+            states.append((status.st_ino, status.st_mtime_ns, status.st_size))
         except (OSError, ValueError):
-            found.append(None)
-    return found
+            states.append(None)
+    return states

@@ -46,10 +46,10 @@ def check(run: Callable[[Floats], Floats], shape: tuple[int, ...], proof: Mappin
         if len({len(row) for row in values.logits}) > 1:
             raise InvalidValue("proof.logits has rows of different lengths; expected one logit for each class")
     expected, tolerance = np.array(values.logits, np.float64), values.tolerance
-    found = run(images(shape, values.seed, len(expected))).astype(np.float64)
-    if found.shape != expected.shape:
-        raise CheckFailed(f"the artifact gives logits {list(found.shape)}, its model {list(expected.shape)}; export the model again")
-    worst, scale = float(np.abs(found - expected).max()), float(np.abs(expected).max())
+    logits = run(images(shape, values.seed, len(expected))).astype(np.float64)
+    if logits.shape != expected.shape:
+        raise CheckFailed(f"the artifact gives logits {list(logits.shape)}, its model {list(expected.shape)}; export the model again")
+    worst, scale = float(np.abs(logits - expected).max()), float(np.abs(expected).max())
     if not worst <= tolerance * scale:  # NaN fails
         raise CheckFailed(
             f"the artifact computes something else than its model: max error {worst:.2e} on logits up to {scale:.3g} "
@@ -58,7 +58,7 @@ def check(run: Callable[[Floats], Floats], shape: tuple[int, ...], proof: Mappin
     return {
         "inputs": "the manifest's proof", "images": len(expected), "max_error": worst, "scale": scale, "tolerance": tolerance,
         "passed": True,
-        "agreement": float((found.argmax(1) == expected.argmax(1)).mean()),
+        "agreement": float((logits.argmax(1) == expected.argmax(1)).mean()),
     }  # fmt: skip
 
 

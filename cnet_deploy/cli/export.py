@@ -56,7 +56,7 @@ def export(model: Path, target: str | None, triton: Path | None, output: Path | 
             from cnet_deploy.workflows.prepare import output_of
 
             artifact = output_of(model, target, output)
-            common["form"] = chooser(artifact, source=model, target=target, options=options, say=note, progress=progress)
+            common["form"] = chooser(artifact, source=model, target=target, options=options, notify=note, progress=progress)
         else:
             common["form"] = form or "gather"
         if "progress" in options_of(target):

@@ -111,11 +111,11 @@ class _Device:
             for value in self.ask("FieldValues", fields) or ()
             if value.nvmlReturn == self.nvml.NVML_SUCCESS and value.valueType == self.nvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG
         }
-        found = {"sw_power_cap": counts[_POWER_CAP]} if _POWER_CAP in counts else {}
+        durations = {"sw_power_cap": counts[_POWER_CAP]} if _POWER_CAP in counts else {}
         complete = [numbers for numbers in _SLOWDOWN_FIELDS if counts.keys() >= set(numbers)]
         if len(complete) == 1:
-            found |= {name: counts[number] for name, number in zip(_SLOWDOWNS, complete[0], strict=True)}
-        return found
+            durations |= {name: counts[number] for name, number in zip(_SLOWDOWNS, complete[0], strict=True)}
+        return durations
 
 
 def slowdowns(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> dict[str, float | None]:
@@ -135,8 +135,8 @@ def driver_of_module(text: str) -> str | None:
     >>> driver_of_module("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.03  Tue Nov 4 01:00:00 UTC 2026")
     '580.159.03'
     """
-    found = re.search(r"\b\d{3,}(\.\d+)+\b", text)
-    return found[0] if found else None
+    match = re.search(r"\b\d{3,}(\.\d+)+\b", text)
+    return match[0] if match else None
 
 
 def _watts(milliwatts: int | None) -> float | None:

@@ -40,7 +40,7 @@ class Journal:
         check_output(self.curves)
         with contextlib.suppress(OSError):
             self.path.open("x").close()
-        with contextlib.suppress(OSError):  # whatever is wrong with it, ``begin`` will say
+        with contextlib.suppress(OSError):  # ``begin`` reports whatever is wrong with it
             while True:
                 self._held = _locked(self.path)
                 if os.path.samestat(os.fstat(self._held.fileno()), self.path.stat()):

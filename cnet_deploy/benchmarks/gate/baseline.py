@@ -44,9 +44,9 @@ def find_baseline(path: Path, head: Path, *, backend: str | None, threads: int |
         raise Unavailable(
             f"{path}: cannot compare: one process measured all its rounds; record it with `cnet-deploy bench --save-baseline`"
         )
-    if found := differences(fingerprint(environment()), fingerprint(report.environment)):
+    if changes := differences(fingerprint(environment()), fingerprint(report.environment)):
         raise Unavailable(
-            f"{path}: cannot compare: it was measured elsewhere ({'; '.join(found)}); record it anew here, or gate two artifacts "
+            f"{path}: cannot compare: it was measured elsewhere ({'; '.join(changes)}); record it anew here, or gate two artifacts "
             "against each other: cnet-deploy gate BASE HEAD"
         )
     sha256 = None if is_named(str(head)) else digest(read_bytes(head))

@@ -96,9 +96,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def fingerprint(found: Mapping[str, Any]) -> dict[str, Any]:
+def fingerprint(values: Mapping[str, Any]) -> dict[str, Any]:
     """The part of an ``environment`` that must be identical for two times of different days to be compared at all."""
-    return {key: found.get(key) for key in _FINGERPRINT}
+    return {key: values.get(key) for key in _FINGERPRINT}
 
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:

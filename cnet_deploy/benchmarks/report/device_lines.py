@@ -1,4 +1,4 @@
-"""How a device's cells are told: a line for each, since its time has three ends (the host, the device's own clock, with transfers)."""
+"""A device's cells in reports: a line for each, since its time is measured in three ways (by the host, by the device, with transfers)."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ def _rounds_to_tf32(name: str) -> bool:
 
 
 def _figures(report: Report, result: Result) -> list[str]:
-    found, times, batch = result.summary, report.ratio(result), result.cell.batch
-    if found is None:
+    summary, times, batch = result.summary, report.ratio(result), result.cell.batch
+    if summary is None:
         return ["failed" if result.error else "not yet", *[""] * (3 if batch == 1 else 4)]
-    first = milliseconds(found.median)
+    first = milliseconds(summary.median)
     if batch == 1:
-        first += f" ({milliseconds(found.p90)})" if found.p90 is not None else ""
+        first += f" ({milliseconds(summary.p90)})" if summary.p90 is not None else ""
     else:
         first = f"{result.images_per_second:,.1f}"
-    first = ("~" if found.unstable else "") + first + (f" batch {result.batch}" if result.batch != batch else "")
-    whole = [] if batch == 1 else [milliseconds(found.median)]
+    first = ("~" if summary.unstable else "") + first + (f" batch {result.batch}" if result.batch != batch else "")
+    whole = [] if batch == 1 else [milliseconds(summary.median)]
     rest = [milliseconds(result.device_median), milliseconds(result.end_to_end)]
     return [first, *whole, *rest, "" if times is None else f"{times:.2f}"]

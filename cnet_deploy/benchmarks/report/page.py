@@ -52,8 +52,8 @@ _PICTURES = {"latency": plots.latency_and_error, "distributions": plots.distribu
 
 def _group(report: Report, group: Group) -> dict[str, Any]:
     cells = {row.label: {backend: row.find(backend, group) for backend in report.backends} for row in report.rows}
-    found = {"title": group_title(report, group), "batch": group[1], "cells": cells}
-    return found if report.device == "cpu" else {**found, "headings": on_device.headings(report, group), "lines": _lines(report, group)}
+    values = {"title": group_title(report, group), "batch": group[1], "cells": cells}
+    return values if report.device == "cpu" else {**values, "headings": on_device.headings(report, group), "lines": _lines(report, group)}
 
 
 def _lines(report: Report, group: Group) -> list[dict[str, Any]]:
@@ -68,11 +68,11 @@ def _lines(report: Report, group: Group) -> list[dict[str, Any]]:
 def _environment(report: Report) -> list[tuple[str, str]]:
     """What people look for first, then the rest as it is."""
     apart = ("packages", "processor_ticks", "gpu_state")
-    found = [(key.replace("_", " "), value) for key, value in report.environment.items() if key not in apart]
+    entries = [(key.replace("_", " "), value) for key, value in report.environment.items() if key not in apart]
     for when, state in (("before", report.environment["gpu_state"]), ("after", report.after and report.after["gpu_state"])):
-        found += [(f"GPU {when}, {key.replace('_', ' ')}", value) for key, value in (state or {}).items()]
-    found += list(report.environment["packages"].items())
-    return [(name, "not told by this system" if value is None else printable(value)) for name, value in found]
+        entries += [(f"GPU {when}, {key.replace('_', ' ')}", value) for key, value in (state or {}).items()]
+    entries += list(report.environment["packages"].items())
+    return [(name, "not known on this system" if value is None else printable(value)) for name, value in entries]
 
 
 @functools.cache

@@ -270,12 +270,12 @@ def _table(report: Report, group: Cells, width: int) -> Table:
 def _figures(report: Report, result: Result | None) -> tuple[str, str]:
     if result is None:
         return "", ""
-    found, times = result.summary, report.ratio(result)
-    if found is None:
+    summary, times = result.summary, report.ratio(result)
+    if summary is None:
         return "failed" if result.error else "not yet", ""
     if result.cell.batch == 1:
-        text = milliseconds(found.median) + (f" ({milliseconds(found.p90)})" if found.p90 is not None else "")
+        text = milliseconds(summary.median) + (f" ({milliseconds(summary.p90)})" if summary.p90 is not None else "")
     else:
         text = f"{result.images_per_second:,.1f}"
     text += f" batch {result.batch}" if result.batch != result.cell.batch else ""
-    return ("~" if found.unstable else "") + text, "" if times is None else f"{times:.2f}"
+    return ("~" if summary.unstable else "") + text, "" if times is None else f"{times:.2f}"

@@ -92,10 +92,11 @@ def _values(report: Report, row: Row, result: Result) -> list[object]:
     def ms(seconds: float | None) -> float | None:
         return None if seconds is None else seconds * 1e3
 
-    cell, found = result.cell, result.summary
+    cell, summary = result.cell, result.summary
     times: list[object] = [None] * 8
-    if found is not None:
-        times = [found.count, *map(ms, (found.median, found.mean, found.p90, found.p95, found.p99)), found.variation, found.unstable]
+    if summary is not None:
+        times = [summary.count, *map(ms, (summary.median, summary.mean, summary.p90, summary.p95, summary.p99))]
+        times += [summary.variation, summary.unstable]
     return [
         printable(row.label), cell.backend, cell.device, cell.threads, result.batch, row.flops, row.params, *times,
         ms(result.device_median), ms(result.transfer_median), ms(result.end_to_end),

@@ -65,32 +65,32 @@ def figures_of(path: Path | str) -> Figures:
         with naming(path):
             inside: Inside = look(data)
         return Figures(path.suffix, len(data), inside.multiply_adds, inside.params, precision, dict(sorted(inside.operators.items())))
-    found = inspect(path)
-    cost = found.architecture.cost("training" if found.form == "training" else "group-conv") if found.architecture else None
-    operators = {key: value for key, value in (found.details.get("operators") or {}).items() if isinstance(value, int)}
+    inspection = inspect(path)
+    cost = inspection.architecture.cost("training" if inspection.form == "training" else "group-conv") if inspection.architecture else None
+    operators = {key: value for key, value in (inspection.details.get("operators") or {}).items() if isinstance(value, int)}
     return Figures(path.suffix, len(data), cost.macs if cost else None, cost.params if cost else None, precision, operators)
 
 
 def changes(base: Figures, head: Figures) -> list[Change]:
     """What differs, with before and after. Worse is what costs: more operators, multiply-adds, parameters, over 1 % more bytes, another
     precision. A figure that either side does not tell is not compared, and none is if the formats differ."""
-    found: list[Change] = []
+    changes: list[Change] = []
     if base.format != head.format:
-        return found
+        return changes
     for what, before, after, allowed in (
         ("multiply-adds", base.multiply_adds, head.multiply_adds, 0.0),
         ("parameters", base.params, head.params, 0.0),
         ("bytes", base.bytes, head.bytes, BYTES_TOLERANCE),
     ):
         if before is not None and after is not None and before != after:
-            found.append(Change(what, f"{before:,}", f"{after:,}", after > before * (1 + allowed)))
+            changes.append(Change(what, f"{before:,}", f"{after:,}", after > before * (1 + allowed)))
     if base.precision and head.precision and base.precision != head.precision:
-        found.append(Change("precision", printable(base.precision), printable(head.precision), True))
+        changes.append(Change("precision", printable(base.precision), printable(head.precision), True))
     if base.operators and head.operators and dict(base.operators) != dict(head.operators):
         before, after = sum(base.operators.values()), sum(head.operators.values())
-        found.append(Change("operators", f"{before:,}", f"{after:,}", after > before))
+        changes.append(Change("operators", f"{before:,}", f"{after:,}", after > before))
         for name in sorted({*base.operators, *head.operators}):
             counts = base.operators.get(name, 0), head.operators.get(name, 0)
             if counts[0] != counts[1]:
-                found.append(Change(f"operator {printable(name)}", f"{counts[0]:,}", f"{counts[1]:,}", False))
-    return found
+                changes.append(Change(f"operator {printable(name)}", f"{counts[0]:,}", f"{counts[1]:,}", False))
+    return changes

@@ -170,19 +170,21 @@ def _row(name: str, backends: Sequence[str], groups: Sequence[Group], device: st
         paper = paper_row(name)
         flops, params = counted(name)
         return Row(name, flops, params, None, paper.top1_error if paper else None, results)
-    data, found = read_bytes(name), _counted_file(name)
+    data, costs = read_bytes(name), _counted_file(name)
     counts = figures_of(name).to_dict() if fresh else None
-    return Row(name, *found, digest(data), _top1_error(name, data), results, counts)
+    return Row(name, *costs, digest(data), _top1_error(name, data), results, counts)
 
 
 def _top1_error(path: str, data: bytes) -> float | None:
     """In per cent, of the images that an artifact was verified on; None where its manifest does not tell."""
     try:
-        found = read_manifest(path, data)
+        manifest = read_manifest(path, data)
     except InputRefused:
-        return None  # told by the cell, which can't be opened then
+        return None  # its cell reports why, since it can't be opened then
     known = [
-        entry["top1"] for entry in (found.verification if found else ()) if isinstance(entry.get("top1"), float) and 0 <= entry["top1"] <= 1
+        entry["top1"]
+        for entry in (manifest.verification if manifest else ())
+        if isinstance(entry.get("top1"), float) and 0 <= entry["top1"] <= 1
     ]
     return 100 * (1 - known[-1]) if known else None
 
@@ -232,8 +234,8 @@ def _continue(report: Report, earlier: Report) -> None:
             f"the results are of another sweep ({key}: {was[key]} there, {now[key]} asked for); repeat the command that was "
             "interrupted, or measure anew without --resume"
         )
-    if earlier.after is None and (found := differences(fingerprint(report.environment), fingerprint(earlier.environment))):
-        raise InputRefused(f"the results were measured elsewhere ({'; '.join(found)}); measure anew without --resume")
+    if earlier.after is None and (changes := differences(fingerprint(report.environment), fingerprint(earlier.environment))):
+        raise InputRefused(f"the results were measured elsewhere ({'; '.join(changes)}); measure anew without --resume")
     for row, old in zip(report.rows, earlier.rows, strict=True):
         # The cells are the plan's own: a file must not choose what is opened.
         row.results = [replace(done, cell=result.cell) for result, done in zip(row.results, old.results, strict=True)]
@@ -254,10 +256,10 @@ def _counted_file(path: str) -> tuple[int | None, int | None]:
     from cnet_deploy.workflows.inspect import inspect
 
     try:
-        found = inspect(path)
+        inspection = inspect(path)
     except InputRefused:
         return None, None  # not of the family: it can be measured all the same
-    if found.architecture is None or found.form is None:
+    if inspection.architecture is None or inspection.form is None:
         return None, None
-    cost = found.architecture.cost("training" if found.form == "training" else "group-conv")
+    cost = inspection.architecture.cost("training" if inspection.form == "training" else "group-conv")
     return cost.flops, cost.params

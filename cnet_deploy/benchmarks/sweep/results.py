@@ -82,8 +82,8 @@ class Report:
     def backends(self) -> tuple[str, ...]:
         """Those that were measured, ours last, a variant beside its backend."""
         order = list(reversed(names()))
-        found = dict.fromkeys(result.cell.backend for result in self.results)
-        return tuple(sorted(found, key=lambda name: (order.index(resolve_backend(name).backend), name)))
+        backends = dict.fromkeys(result.cell.backend for result in self.results)
+        return tuple(sorted(backends, key=lambda name: (order.index(resolve_backend(name).backend), name)))
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -99,7 +99,7 @@ class Report:
     def ratio(self, result: Result) -> float | None:
         """How many times as long as the base row it takes: on the same backend, or on the base's quickest where that does not run it."""
         group = (result.cell.threads, result.cell.batch)
-        others = [found for backend in self.backends if (found := self.base.find(backend, group)) and found.median is not None]
+        others = [there for backend in self.backends if (there := self.base.find(backend, group)) and there.median is not None]
         if not others:
             return None
         quickest = min(others, key=lambda other: (other.median or 0) / other.batch)

@@ -82,10 +82,10 @@ class Choice:
 
     def summary(self) -> str:
         """One line for people."""
-        if (found := self.ratio) is None:
+        if (ratio := self.ratio) is None:
             return "form: gather for all blocks; no other is surely faster here"
         chosen = ", ".join(f"{form} for {block}" for block, form in self.forms.items())
-        return f"forms: {chosen}; {found.estimate:.3f} of gather's time ({found.lower:.3f} to {found.upper:.3f})"
+        return f"forms: {chosen}; {ratio.estimate:.3f} of gather's time ({ratio.lower:.3f} to {ratio.upper:.3f})"
 
     def fits(
         self, program: Program, *, target: str, device: str, threads: int, batch: int, options: Mapping[str, Any]
@@ -93,10 +93,10 @@ class Choice:
         """Why this was not measured for such an artifact on this machine; None if it was."""
         wanted = {"target": target, "device": device, "threads": threads, "batch": batch, "options": plain(target, options)}
         there = {"network": self.program_sha256, **{key: getattr(self, key) for key in wanted}, **fingerprint(self.environment)}
-        found = differences({"network": program_digest(program), **wanted, **fingerprint(environment())}, there)
-        if not found and set(self.forms) != set(blocks(program)):
+        changes = differences({"network": program_digest(program), **wanted, **fingerprint(environment())}, there)
+        if not changes and set(self.forms) != set(blocks(program)):
             return f"it speaks of the blocks {', '.join(self.forms)}; expected {', '.join(blocks(program))}"
-        return "; ".join(found) or None
+        return "; ".join(changes) or None
 
     def to_json(self) -> str:
         """Everything, raw samples included, and the ratios, for people who read the file."""
@@ -123,9 +123,9 @@ def compare(rounds: Mapping[str, Sequence[Sequence[float]]], label: str) -> Deci
 
 def quickest(rounds: Mapping[str, Sequence[Sequence[float]]], labels: Sequence[str]) -> str:
     """The one with the least ratio of those that are surely quicker than "gather"; "gather" where none is."""
-    found = {label: compare(rounds, label) for label in labels if label in rounds}
-    sure = [label for label, decision in found.items() if decision.verdict is Verdict.PASS]
-    return min(sure, key=lambda label: found[label].estimate, default=PLAIN)
+    decisions = {label: compare(rounds, label) for label in labels if label in rounds}
+    sure = [label for label, decision in decisions.items() if decision.verdict is Verdict.PASS]
+    return min(sure, key=lambda label: decisions[label].estimate, default=PLAIN)
 
 
 def decide_forms(names: Sequence[str], rounds: Mapping[str, Sequence[Sequence[float]]]) -> Forms:
@@ -157,21 +157,21 @@ def read(path: Path | str) -> Choice:
 
 def program_digest(program: Program) -> str:
     """SHA-256 of everything that a Program computes with."""
-    found = hashlib.sha256(json.dumps(program.architecture.to_dict(), sort_keys=True).encode())
+    sha256 = hashlib.sha256(json.dumps(program.architecture.to_dict(), sort_keys=True).encode())
 
     def add(values: Mapping[str, Any]) -> None:
         for key, value in values.items():
             if isinstance(value, dict):
                 add(value)
             elif isinstance(value, np.ndarray):
-                found.update(f"{key} {value.dtype.str} {value.shape}".encode())
-                found.update(np.ascontiguousarray(value).tobytes())
+                sha256.update(f"{key} {value.dtype.str} {value.shape}".encode())
+                sha256.update(np.ascontiguousarray(value).tobytes())
             else:
-                found.update(f"{key} {value}".encode())
+                sha256.update(f"{key} {value}".encode())
 
     for part in (program.stem, *program.body, program.pool, program.head):
         add(asdict(part))
-    return found.hexdigest()
+    return sha256.hexdigest()
 
 
 def label_of(block: str, form: str) -> str:
@@ -187,8 +187,8 @@ def plain(target: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """An export's options as JSON has them, without those that decide nothing."""
     deciding = {option.name for option in target_of(target).options if option.affects_artifact}
     kept = {key: value for key, value in options.items() if key in deciding and value is not None}
-    found: dict[str, Any] = json.loads(json.dumps(kept))
-    return found
+    plain_options: dict[str, Any] = json.loads(json.dumps(kept))
+    return plain_options
 
 
 def _check(choice: Choice) -> None:

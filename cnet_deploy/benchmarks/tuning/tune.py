@@ -43,7 +43,7 @@ from cnet_deploy.sessions import DEVICES, backend_of, backends
 
 SETTINGS = Settings(rounds=12, seconds=0.1)
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 Progress = Callable[[str, float], None]
 
 
@@ -95,19 +95,19 @@ class _Bench:
             return {}
         total, done = len(unique) + steps(len(unique), self._settings), 0
 
-        def told(text: str) -> None:
+        def begin(text: str) -> None:
             nonlocal done
             self._progress(text, start + (end - start) * done / total)
             done += 1
 
         cells = []
         for label in unique:
-            told(f"write {label}")
+            begin(f"write {label}")
             path = self._folder / f"{digests[label]}{target_of(self._target).suffix}"
             if not path.exists():
                 self._make(networks[label], path)
             cells.append(Cell(label, str(path), cell.backend, cell.threads, cell.batch, device=cell.device))
-        results = measure(cells, self._settings, told)
+        results = measure(cells, self._settings, begin)
         if failed := next((result for result in results if result.error is not None), None):
             raise Unavailable(f"no form can be chosen: the form '{failed.cell.label}' can't be measured: {failed.error}")
         return {result.cell.label: result.rounds for result in results}
@@ -122,12 +122,12 @@ class _Bench:
         manifest_path(path).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def choose_beside(artifact: Path | str, program: Program, *, say: Say = lambda _: None, settings: Settings | None = None,
+def choose_beside(artifact: Path | str, program: Program, *, notify: Notify = lambda _: None, settings: Settings | None = None,
                   progress: Progress = lambda *_: None, **facts: Any) -> Choice:  # fmt: skip
     """``choose``, unless the measurement that is kept beside the artifact was made for the same on this machine; keeps a new one there.
 
-    ``facts`` are target, device, threads, batch, options. ``say`` is told which it is, and what was chosen. Raises OutputRefused where
-    nothing can be kept, before anything is measured, and what ``choose`` raises.
+    ``facts`` are target, device, threads, batch, options. ``notify`` is given a line on which it is, and on what was
+    chosen. Raises OutputRefused where nothing can be kept, before anything is measured, and what ``choose`` raises.
     """
     path = choice_path(artifact)
     check_output(path)
@@ -136,19 +136,19 @@ def choose_beside(artifact: Path | str, program: Program, *, say: Say = lambda _
             stored = read(kept)
             reason = stored.fits(program, **facts)
             if reason is None:
-                say(f"{stored.summary()} (measured {stored.environment['time']}, kept in {kept.name})")
+                notify(f"{stored.summary()} (measured {stored.environment['time']}, kept in {kept.name})")
                 return stored
-            say(f"{kept.name} was measured for something else ({printable(reason, 300)}): measuring anew")
+            notify(f"{kept.name} was measured for something else ({printable(reason, 300)}): measuring anew")
         except InputRefused as error:
-            say(f"{error}: measuring anew")
-    found = choose(program, settings=settings, progress=progress, **facts)
-    write_text(path, found.to_json())
-    say(f"{found.summary()} (kept in {path.name})")
-    return found
+            notify(f"{error}: measuring anew")
+    choice = choose(program, settings=settings, progress=progress, **facts)
+    write_text(path, choice.to_json())
+    notify(f"{choice.summary()} (kept in {path.name})")
+    return choice
 
 
 def chooser(
-    artifact: Path, *, source: Path | str, target: str, options: Mapping[str, Any], say: Say = lambda _: None,
+    artifact: Path, *, source: Path | str, target: str, options: Mapping[str, Any], notify: Notify = lambda _: None,
     progress: Progress = lambda *_: None,
 ) -> Callable[[Program], Forms]:  # fmt: skip
     """What chooses the forms of a Program that is exported to ``artifact``: give it to ``workflows.export.export`` as ``form``.
@@ -165,7 +165,7 @@ def chooser(
 
     def choose_forms(program: Program) -> Forms:
         return choose_beside(
-            artifact, program, say=say, progress=progress, target=target, device=device, threads=default_threads(), batch=size,
+            artifact, program, notify=notify, progress=progress, target=target, device=device, threads=default_threads(), batch=size,
             options=options,
         ).forms  # fmt: skip
 

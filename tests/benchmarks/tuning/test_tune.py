@@ -65,23 +65,23 @@ def test_what_a_rewriting_leaves_is_not_measured() -> None:
 def test_a_measurement_is_kept_and_used_again(tmp_path: Path) -> None:
     artifact, program = tmp_path / "model.onnx", lower(build_random(SMALL))
     said: list[str] = []
-    first = choose_beside(artifact, program, **ON_CPU, options={}, settings=SETTINGS, say=said.append)
+    first = choose_beside(artifact, program, **ON_CPU, options={}, settings=SETTINGS, notify=said.append)
     assert read(choice_path(artifact)) == first and said == [f"{first.summary()} (kept in model.onnx.forms.json)"]
     kept = choice_path(artifact).read_bytes()
 
     steps: list[str] = []
     again = choose_beside(
-        artifact, program, **ON_CPU, options={}, settings=SETTINGS, say=said.append, progress=lambda t, _: steps.append(t)
+        artifact, program, **ON_CPU, options={}, settings=SETTINGS, notify=said.append, progress=lambda t, _: steps.append(t)
     )
     assert again == first and steps == [] and choice_path(artifact).read_bytes() == kept
     assert "measured 20" in said[1] and "kept in model.onnx.forms.json" in said[1]
 
     # For another network, and where somebody damaged it, it is measured anew.
     other = lower(build_random(SMALL, seed=1))
-    third = choose_beside(artifact, other, **ON_CPU, options={}, settings=SETTINGS, say=said.append)
+    third = choose_beside(artifact, other, **ON_CPU, options={}, settings=SETTINGS, notify=said.append)
     assert "was measured for something else (network: " in said[2] and third.fits(other, **ON_CPU, options={}) is None
     choice_path(artifact).write_text("{}", encoding="utf-8")
-    choose_beside(artifact, other, **ON_CPU, options={}, settings=SETTINGS, say=said.append)
+    choose_beside(artifact, other, **ON_CPU, options={}, settings=SETTINGS, notify=said.append)
     assert "forms.json is of another kind: it has no cnet_deploy_lowering; expected" in said[4] and said[4].endswith(": measuring anew")
     assert read(choice_path(artifact)).fits(other, **ON_CPU, options={}) is None
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx.forms.json"]
@@ -102,7 +102,7 @@ def test_forms_for_a_file_that_is_exported_with_them(tmp_path: Path, monkeypatch
     source: dict[str, Any] = {"source": tmp_path / "model.safetensors", "target": "onnx"}
     loads: list[object] = []
     monkeypatch.setattr("cnet_deploy.workflows.prepare.load", lambda *args, **more: loads.append(args) or load(*args, **more))
-    choose_forms = chooser(artifact, **source, options={"batch": 2}, say=lines.append)
+    choose_forms = chooser(artifact, **source, options={"batch": 2}, notify=lines.append)
     done = export(tmp_path / "model.safetensors", "onnx", form=choose_forms, batch=2)
     assert len(loads) == 1  # the model is opened once, for the choice and for the artifact
     stored = read(tmp_path / "model.onnx.forms.json")
@@ -110,7 +110,7 @@ def test_forms_for_a_file_that_is_exported_with_them(tmp_path: Path, monkeypatch
     assert (stored.batch, stored.options) == (2, {"batch": 2})
     assert done.manifest.details.get("form", dict.fromkeys(stored.forms, "gather")) == stored.forms
     (tmp_path / "model.onnx.forms.json").rename(tmp_path / "model.onnx.lowering.json")  # where version 0.1.0 kept it
-    chooser(artifact, **source, options={"batch": 2}, say=lines.append)(lower(load(tmp_path / "model.safetensors")))
+    chooser(artifact, **source, options={"batch": 2}, notify=lines.append)(lower(load(tmp_path / "model.safetensors")))
     assert "kept in model.onnx.lowering.json" in lines[1] and not (tmp_path / "model.onnx.forms.json").exists()
     mixed = {**stored.forms, "denseblock_2": "dense"}
     done = export(tmp_path / "model.safetensors", "onnx", lowering=mixed, batch=2)  # its name until 0.1.0
