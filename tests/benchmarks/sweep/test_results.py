@@ -31,9 +31,11 @@ def test_round_trip(make: Callable[[], Report], tmp_path: Path) -> None:
 
 
 def test_runs_that_were_recorded_before_gpus_were_looked_at(tmp_path: Path) -> None:
-    recorded = sorted((Path(__file__).parents[3] / "cnet_deploy" / "benchmarks" / "results").glob("*/table-*.json"))
-    assert recorded
-    for path in recorded:
+    recorded = Path(__file__).parents[3] / "cnet_deploy" / "benchmarks" / "results"
+    on_gpu = read_report(recorded / "nvidia-h200" / "table-cuda.json")  # of this version; interrupted, so it has no second environment
+    assert on_gpu.device == "cuda" and on_gpu.environment["gpu"] == "NVIDIA H200" and on_gpu.after is None
+    assert [bool(result.samples) for result in on_gpu.results] == [result.cell.batch == 1 for result in on_gpu.results]
+    for path in (recorded / "amd-epyc-2-cores").glob("table-*.json"):
         found = read_report(path)
         assert found.device == "cpu" and found.after is not None and all(result.samples for result in found.results)
     values = report().to_dict()
