@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.files.strict_json import parse_json
-from cnet_deploy.images.class_names import checked_labels
+from cnet_deploy.files.strict_json import convert, parse_json, reading, to_json
+from cnet_deploy.images.class_names import ClassNames, checked_labels
 from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.version import __version__
 
 INPUT, OUTPUT = "input", "logits"
 _PREFIX = "cnet_deploy."  # of this package's entries
-_TYPED = ("architecture", "preprocessing", "class_names")
+_TYPED: Mapping[str, Any] = {"architecture": Architecture, "preprocessing": Preprocessing, "class_names": ClassNames}
 
 
 @dataclass(frozen=True)
@@ -35,26 +35,22 @@ def entries_of(metadata: OnnxMetadata, source_sha256: str) -> dict[str, str]:
     """The entries to write (``metadata_props`` of the ModelProto); structured values are JSON."""
     values = {"source_sha256": source_sha256, "tool": f"cnet-deploy {__version__}"}
     if metadata.class_names:
-        values["class_names"] = json.dumps(metadata.class_names)
+        values["class_names"] = to_json(metadata.class_names)
     if metadata.architecture is not None:
-        values["architecture"] = json.dumps(metadata.architecture.to_dict(), sort_keys=True)
+        values["architecture"] = to_json(metadata.architecture.to_dict(), sort_keys=True)
     if metadata.preprocessing is not None:
-        values["preprocessing"] = json.dumps(metadata.preprocessing.to_dict(), sort_keys=True)
+        values["preprocessing"] = to_json(metadata.preprocessing.to_dict(), sort_keys=True)
     return {_PREFIX + key: values[key] for key in sorted(values)}
 
 
 def read_metadata(entries: Mapping[str, str]) -> OnnxMetadata:
     """The inverse of ``entries_of``; other tools' entries are ignored. Raises InputRefused if this package's entries are damaged."""
     ours = {key.removeprefix(_PREFIX): value for key, value in entries.items() if key.startswith(_PREFIX)}
-    try:
-        values = {key: parse_json(ours[key]) for key in _TYPED if ours.get(key)}
-        architecture = Architecture.from_dict(values["architecture"]) if "architecture" in values else None
-        preprocessing = Preprocessing.from_dict(values["preprocessing"]) if "preprocessing" in values else None
-        names = values.get("class_names", [])
-        class_names = checked_labels(names, architecture.classes if architecture else len(names)) if names else ()
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise InputRefused(f"its metadata is damaged ({error}); export the model again") from None
-    return OnnxMetadata(architecture, preprocessing, class_names, {key: value for key, value in ours.items() if key not in _TYPED})
+    with reading("its metadata", "export the model again"):
+        typed = {key: convert(parse_json(ours[key], key), kind, key) for key, kind in _TYPED.items() if ours.get(key)}
+        if "architecture" in typed and "class_names" in typed:
+            checked_labels(typed["class_names"], typed["architecture"].classes)
+    return OnnxMetadata(**typed, other={key: value for key, value in ours.items() if key not in _TYPED})
 
 
 def _pixels(size: tuple[int, int]) -> str:

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnet_deploy.artifacts.manifest import MAX_BYTES, REPLACES, Manifest, manifest_path
+from cnet_deploy.artifacts.manifest import MAX_BYTES, REPLACES, Manifest, manifest_path, read_both
 from cnet_deploy.errors import InputRefused, OutputRefused
 from cnet_deploy.files import atomic_outputs, digest, locked, read_bytes, replace_bytes, require_digest
-from cnet_deploy.files.strict_json import parse_json
+from cnet_deploy.files.strict_json import parse_json, reading, to_json
 from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.models.architecture import Architecture
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A file that was read once, and the manifest that belongs to these very bytes; None where there is none, or none was asked for."""
+    """A file that was read once, and the manifest of these very bytes; None if the file has no manifest, or it was not asked for."""
 
     path: Path
     data: bytes
@@ -58,26 +57,22 @@ def read_pair(path: Path | str, sha256: str | None = None, *, described: bool = 
 
 
 def read_manifest(artifact: Path | str, data: bytes | None = None) -> Manifest | None:
-    """The manifest beside an artifact, checked against the artifact's bytes (``data``, if they were read); None where there is none.
+    """The manifest beside an artifact, checked against the artifact's bytes (``data``, if they were read); None if there is no manifest.
 
     Raises InputRefused for a manifest that can't be read, and for one that describes other bytes than the artifact's.
     """
     path = manifest_path(artifact)
     if not path.exists():
         return None
-    try:
-        text = read_bytes(path, MAX_BYTES).decode("utf-8")
-        manifest, before = Manifest.from_json(text), _replaced(text)
-    except (UnicodeDecodeError, InputRefused) as error:
-        reason = str(error).removeprefix(f"{path}: ")
-        raise InputRefused(f"{path}: {reason}; export the model again, or delete the manifest if you trust the file") from None
+    text = read_bytes(path, MAX_BYTES)
     data = read_bytes(artifact) if data is None else data
     found = (digest(data), len(data))
-    if found == (manifest.sha256, manifest.bytes):
-        return manifest
-    if before is not None and found == (before["sha256"], before["bytes"]):
-        earlier: Manifest | None = before["manifest"]
-        return earlier
+    with reading(path, f"export the model again, or delete the manifest if you trust {Path(artifact).name}"):
+        manifest, before = read_both(text)
+        if found == (manifest.sha256, manifest.bytes):
+            return manifest
+        if before is not None and found == (before.sha256, before.bytes):
+            return None if before.manifest is None else Manifest.from_dict(before.manifest)
     raise InputRefused(
         f"{artifact}: has {len(data)} bytes with SHA-256 {found[0][:16]}…, but its manifest {path.name} expects {manifest.bytes} with "
         f"{manifest.sha256[:16]}…; the pair does not belong together: export the model again, or delete the manifest if you trust it"
@@ -126,7 +121,7 @@ def _commit(temporaries: Sequence[Path], targets: Sequence[Path]) -> None:
     if (there := _there(artifact)) is None:  # a manifest alone harms nobody
         os.replace(description, path)
     else:
-        replace_bytes(path, json.dumps({**json.loads(description.read_bytes()), REPLACES: there}).encode())
+        replace_bytes(path, to_json({**parse_json(description.read_bytes()), REPLACES: there}).encode())
     try:
         os.replace(new, artifact)
     except OSError:
@@ -139,29 +134,17 @@ def _commit(temporaries: Sequence[Path], targets: Sequence[Path]) -> None:
 
 
 def _there(artifact: Path) -> dict[str, Any] | None:
-    """What a transitional manifest says of the artifact that is to be replaced; None where there is none, or none that belongs to its
-    manifest (it is refused before as after)."""
+    """What a transitional manifest holds of the artifact that is to be replaced; None where there is none, or where it does not belong to
+    its manifest (such a pair is refused before and after)."""
     try:
         pair = read_pair(artifact)
     except InputRefused:
         return None
-    description = pair.manifest and json.loads(pair.manifest.to_json())
-    return {"sha256": digest(pair.data), "bytes": len(pair.data), "manifest": description}
-
-
-def _replaced(text: str) -> dict[str, Any] | None:
-    """The artifact that a transitional manifest replaces. Raises InputRefused for one that makes no sense."""
-    found = parse_json(text).get(REPLACES)
-    if found is None:
-        return None
-    if not isinstance(found, dict) or type(found.get("sha256")) is not str or type(found.get("bytes")) is not int:
-        raise InputRefused(f"{REPLACES} is no artifact")
-    description = found.get("manifest")
-    return {**found, "manifest": None if description is None else Manifest.from_json(json.dumps(description))}
+    return {"sha256": digest(pair.data), "bytes": len(pair.data), "manifest": pair.manifest and pair.manifest.to_dict()}
 
 
 def _state(artifact: Path | str) -> list[tuple[int, int, int] | None]:
-    """What tells that an artifact or its manifest was replaced."""
+    """Changes when an artifact or its manifest is replaced."""
     found: list[tuple[int, int, int] | None] = []
     for path in (Path(artifact), manifest_path(artifact)):
         try:

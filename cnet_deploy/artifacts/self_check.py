@@ -6,38 +6,47 @@ For artifacts that can't be run where they are made: whoever opens one first, wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 
-from cnet_deploy.errors import CheckFailed, InputRefused
+from cnet_deploy.errors import CheckFailed
+from cnet_deploy.files.strict_json import Finite, InvalidValue, Whole, convert, reading
 
 Floats = npt.NDArray[np.float32]
 IMAGES = 2
 _SEED = 20180618
+_MOST = 64  # images that an artifact may ask to be run on
+_Rows = Annotated[list[list[Finite]], Meta(min_length=1, max_length=_MOST, description=f"a list of 1 to {_MOST} rows of numbers")]
+
+
+@dataclass(frozen=True)
+class _Proof:
+    seed: Whole
+    tolerance: Finite
+    logits: _Rows
 
 
 def make(run: Callable[[Floats], Floats], shape: tuple[int, ...], tolerance: float) -> dict[str, Any]:
-    """What ``run`` gives for the images of ``shape`` [3, H, W]; ``tolerance`` is relative to the largest logit."""
+    """A proof: what ``run`` gives for the images of ``shape`` [3, H, W]; ``tolerance`` is relative to the largest logit."""
     logits = run(images(shape, _SEED, IMAGES))
     return {"seed": _SEED, "tolerance": tolerance, "logits": [[float(f"{value:.8g}") for value in row] for row in logits]}
 
 
 def check(run: Callable[[Floats], Floats], shape: tuple[int, ...], proof: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare on the images of ``shape`` [3, H, W]; an entry for the manifest's verification.
+    """Compare what ``run`` gives for the images of ``shape`` [3, H, W] with a proof; an entry for the manifest's verification.
 
     Raises CheckFailed where they differ, InputRefused for a damaged proof.
     """
-    try:
-        expected = np.array(proof["logits"], np.float64)
-        tolerance, seed = float(proof["tolerance"]), proof["seed"]
-        if expected.ndim != 2 or not np.isfinite(expected).all() or type(seed) is not int or not 0 < len(expected) <= 64:
-            raise ValueError("no logits")
-        batch = images(shape, seed, len(expected))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputRefused(f"the manifest's proof is damaged ({type(error).__name__}: {error}); export the model again") from None
-    found = run(batch).astype(np.float64)
+    with reading("the manifest's proof", "export the model again"):
+        values = convert(proof, _Proof, "proof")
+        if len({len(row) for row in values.logits}) > 1:
+            raise InvalidValue("proof.logits has rows of different lengths; expected one logit for each class")
+    expected, tolerance = np.array(values.logits, np.float64), values.tolerance
+    found = run(images(shape, values.seed, len(expected))).astype(np.float64)
     if found.shape != expected.shape:
         raise CheckFailed(f"the artifact gives logits {list(found.shape)}, its model {list(expected.shape)}; export the model again")
     worst, scale = float(np.abs(found - expected).max()), float(np.abs(expected).max())

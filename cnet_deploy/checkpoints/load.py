@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 
-from cnet_deploy.checkpoints.metadata import METADATA_KEY, class_names_of
+from cnet_deploy.checkpoints.metadata import METADATA_KEY, OwnMetadata, class_names_of
 from cnet_deploy.checkpoints.read import read_tensors
 from cnet_deploy.checkpoints.recognise import architecture_of, infer_form
 from cnet_deploy.errors import naming
-from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.models.build import build
 from cnet_deploy.models.condensenet import DenselyConnected, Source
 
@@ -36,15 +35,15 @@ def load(
         form = infer_form(read.tensors)
         arch = architecture_of(read, groups=groups, condense_factor=condense_factor, input_size=input_size, stem_stride=stem_stride)
         model = build(arch, form)
-        own = read.metadata.get(METADATA_KEY)
-        steps = Preprocessing.from_dict(own["preprocessing"]) if own else model.preprocessing
+        own: OwnMetadata | None = read.metadata.get(METADATA_KEY)
+        steps = own.preprocessing if own else model.preprocessing
         model.class_names = class_names_of(read, arch.classes)
     # Old files may lack the counters, or store them in another shape; everything else was checked name by name.
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     model.load_state_dict({name: torch.from_numpy(value).reshape(shapes[name]) for name, value in read.tensors.items()}, strict=False)
     model.source = Source(read.digest, read.source, form)
-    if own and own["source"]["sha256"]:
-        model.source = Source(own["source"]["sha256"], own["source"]["name"], own["source"]["form"])
+    if own and own.source.sha256:
+        model.source = Source(own.source.sha256, own.source.name, own.source.form)
     # Resizing depends on the input size: if that was overridden, only the statistics are taken from the file.
     if steps.crop == arch.input_size:
         model.preprocessing = steps

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cnet_deploy.checkpoints.tensors import Contents
-from cnet_deploy.errors import InputRefused
-from cnet_deploy.files.strict_json import parse_json
-from cnet_deploy.images.class_names import checked_labels
+from cnet_deploy.files.strict_json import convert, of_version, parse_json, reading, to_json
+from cnet_deploy.images.class_names import ClassName, checked_labels
+from cnet_deploy.images.preprocessing import Preprocessing
+from cnet_deploy.models.architecture import Architecture, Form
 from cnet_deploy.version import __version__
 
 if TYPE_CHECKING:
@@ -19,41 +19,55 @@ METADATA_KEY = "cnet_deploy"
 METADATA_VERSION = 1
 
 
-def class_names_of(read: Contents, classes: int) -> tuple[str, ...]:
-    """The names of the classes, where the file tells them: a model's own, or those of the data that a checkpoint was trained on.
+@dataclass(frozen=True)
+class OwnSource:
+    """The file that the weights were first read from: its digest ("" for weights that were never in a file), its name, its form."""
 
-    Raises InputRefused for what are none."""
-    own = read.metadata.get(METADATA_KEY, {})
-    training = own.get("training")
-    names = own.get("class_names") or (training.get("class_names") if isinstance(training, dict) else None)
+    sha256: str
+    name: str
+    form: Form
+
+
+@dataclass(frozen=True)
+class _Training:
+    """Of what a training run writes (training/run.py), the part that is needed here."""
+
+    class_names: tuple[ClassName, ...] = ()
+
+
+@dataclass(frozen=True)
+class OwnMetadata:
+    """What this tool wrote beside the tensors. ``class_names`` may be empty; ``training`` is there in a checkpoint of a training run."""
+
+    form: Form
+    architecture: Architecture
+    preprocessing: Preprocessing
+    source: OwnSource
+    tool: str | None = None
+    class_names: tuple[ClassName, ...] = ()
+    training: _Training | None = None
+
+
+def class_names_of(read: Contents, classes: int) -> tuple[str, ...]:
+    """The names of the classes, where the file has them: a model's own, or those of the data that a checkpoint was trained on.
+
+    Raises InputRefused where they are not as many as the classes."""
+    own: OwnMetadata | None = read.metadata.get(METADATA_KEY)
+    names = own and (own.class_names or (own.training and own.training.class_names))
     return checked_labels(names, classes) if names else ()
 
 
-def _with_own(metadata: dict[str, Any]) -> dict[str, Any]:
-    """A file's metadata with what this tool wrote of itself parsed and checked."""
-    if METADATA_KEY in metadata:
-        own = parse_json(metadata[METADATA_KEY])
-        if not isinstance(own, dict) or own.get("version") != METADATA_VERSION:
-            raise InputRefused(f"was written by another version of cnet-deploy; expected metadata version {METADATA_VERSION}")
-        _check_metadata(own)
-        metadata[METADATA_KEY] = own
-    return metadata
-
-
-def _check_metadata(own: Mapping[str, Any]) -> None:
-    for part in ("architecture", "preprocessing", "source"):
-        if not isinstance(own.get(part), dict):
-            raise ValueError(f"metadata has no {part}")
-    source = own["source"]
-    if not all(isinstance(source.get(key), str) for key in ("sha256", "name", "form")) or source["form"] not in (
-        "training",
-        "group-conv",
-    ):
-        raise ValueError("metadata has no whole source (sha256, name, form)")
+def with_own(metadata: dict[str, Any]) -> dict[str, Any]:
+    """A file's metadata with what this tool wrote as OwnMetadata. Raises InputRefused where that is damaged, or of another version."""
+    if METADATA_KEY not in metadata:
+        return metadata
+    with reading("its metadata", "convert the checkpoint again"):
+        values = parse_json(convert(metadata[METADATA_KEY], str, METADATA_KEY))
+        return {**metadata, METADATA_KEY: convert(of_version(values, "version", METADATA_VERSION), OwnMetadata)}
 
 
 def own_metadata(model: DenselyConnected, **more: Any) -> str:
-    """What a file of ours says of its model beyond the tensors, as JSON; ``more`` are further entries."""
+    """What a file of ours holds of its model beyond the tensors, as JSON; ``more`` are further entries."""
     source = model.source
     metadata = {
         "version": METADATA_VERSION,
@@ -65,4 +79,4 @@ def own_metadata(model: DenselyConnected, **more: Any) -> str:
     }
     if model.class_names:
         metadata["class_names"] = list(model.class_names)
-    return json.dumps({**metadata, **more}, sort_keys=True)
+    return to_json({**metadata, **more}, sort_keys=True)

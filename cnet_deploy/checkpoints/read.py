@@ -12,7 +12,7 @@ from typing import Any
 import numpy.typing as npt
 
 from cnet_deploy.checkpoints.formats import format_of
-from cnet_deploy.checkpoints.metadata import METADATA_KEY, _with_own
+from cnet_deploy.checkpoints.metadata import METADATA_KEY, with_own
 from cnet_deploy.checkpoints.tensors import Contents, StoredTensor
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.files import digest, read_bytes, require_digest
@@ -48,7 +48,7 @@ def read_tensors(path: Path | str, sha256: str | None = None, data: bytes | None
             if findings.wanted or findings.problem:
                 raise ValueError(findings.problem or "it asks for more than tensors")
         loaded, metadata = format.read(data)
-        metadata = _with_own(_plain_entries(loaded) if format.pickled else metadata)
+        metadata = with_own(_plain_entries(loaded) if format.pickled else metadata)
         return Contents(_state_dict(loaded, len(data)), path.name, digest(data), len(data), format.name, metadata)
     except InputRefused as error:
         raise InputRefused(f"{path}: {error}") from None

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cnet_deploy.checkpoints.metadata import METADATA_KEY
+from cnet_deploy.checkpoints.metadata import METADATA_KEY, OwnMetadata
 from cnet_deploy.checkpoints.tensors import Contents
 from cnet_deploy.errors import InputRefused, PruningUnfinished, printable
 from cnet_deploy.models.architecture import Architecture, DenseLayerShape, Form, Kind
@@ -284,12 +284,11 @@ def architecture_of(
 
     Raises InputRefused as ``infer_architecture`` does, and for metadata that disagrees with the tensors.
     """
-    own = read.metadata.get(METADATA_KEY)
-    stored = Architecture.from_dict(own["architecture"]) if own else None
-    if own and own.get("form") != infer_form(read.tensors):
+    own: OwnMetadata | None = read.metadata.get(METADATA_KEY)
+    stored = own.architecture if own else None
+    if own and own.form != infer_form(read.tensors):
         raise InputRefused(
-            f"the metadata has {own.get('form') or 'no'} form, but the tensors are in {infer_form(read.tensors)} form; "
-            "convert the checkpoint again"
+            f"the metadata has {own.form} form, but the tensors are in {infer_form(read.tensors)} form; convert the checkpoint again"
         )
     if stored:
         input_size, stem_stride = input_size or stored.input_size, stem_stride or stored.stem_stride

@@ -16,7 +16,7 @@ from cnet_deploy.hardware.cpu import share_the_processor
 
 @click.command(
     cls=Command,
-    short_help="A model -> a verified ONNX file, native library or TensorRT engine.",
+    short_help="A model -> a verified artifact for the runtime of your choice.",
     examples=["cnet-deploy export model.safetensors --onnx -o model.onnx", "cnet-deploy export model.safetensors --native -o model.so"],
 )
 @click.argument("model", type=ModelOrName())

@@ -29,6 +29,10 @@ def inspect(file: Path, as_json: bool, plot: Path | None, **options: Any) -> Non
     """
     from cnet_deploy.workflows.inspect import inspect as look
 
+    if plot is not None:
+        from cnet_deploy.svg import require_matplotlib
+
+        require_matplotlib()
     inspection = look(file, **options)
     if plot is not None:
         from cnet_deploy.workflows.plot_groups import plot as draw

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 
 from cnet_deploy.errors import InputRefused
+from cnet_deploy.files.strict_json import Finite, Positive, convert
 
 MAX_SIDE = 4096
+Side = Annotated[int, Meta(ge=1, le=MAX_SIDE, description=f"pixels, 1 to {MAX_SIDE}")]
+Size = Annotated[tuple[Side, Side], Meta(description=f"height and width, each 1 to {MAX_SIDE} pixels")]
 MAX_SMALL = 64  # pixels of a side: images up to there are not resized
 Floats = npt.NDArray[np.float32]
 Triple = tuple[float, float, float]
@@ -34,10 +38,10 @@ class Preprocessing:
     """
 
     statistics: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    resize: int | None
-    crop: tuple[int, int]
+    mean: tuple[Finite, Finite, Finite]
+    std: tuple[Positive, Positive, Positive]
+    resize: Side | None
+    crop: Size
 
     @classmethod
     def of(cls, input_size: tuple[int, int], classes: int, statistics: str | None = None) -> Preprocessing:
@@ -51,19 +55,8 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """The inverse of ``to_dict``. Raises InputRefused for what is missing or ill-typed."""
-        try:
-            (red, green, blue), (a, b, c) = values["mean"], values["std"]
-            mean, std = (float(red), float(green), float(blue)), (float(a), float(b), float(c))
-            if not np.isfinite((*mean, *std)).all() or min(std) <= 0:
-                raise ValueError(f"mean {mean}, std {std}; expected finite and, for std, positive numbers")
-            height, width = values["crop"]
-            resize = values["resize"]
-            if not all(type(side) is int and 0 < side <= MAX_SIDE for side in (height, width, 1 if resize is None else resize)):
-                raise ValueError(f"crop {values['crop']}, resize {resize}; expected pixels, at most {MAX_SIDE}")
-            return cls(str(values["statistics"]), mean, std, resize, (height, width))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise InputRefused(f"preprocessing can't be used: {type(error).__name__}: {error}; make the file again") from None
+        """The inverse of ``to_dict``. Raises InputRefused for what is missing or of another type."""
+        return convert(values, cls, "preprocessing")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values."""
@@ -78,7 +71,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Overrides:
-    """What to do to images other than what a file says.
+    """What to do to images instead of what their model's file states.
 
     ``statistics`` by name, or ``mean`` and ``std`` of [0, 1] red, green, blue; ``resize`` in pixels of the shorter side.
     """
@@ -91,7 +84,7 @@ class Overrides:
     def apply_to(self, stated: Preprocessing | None, crop: tuple[int, int]) -> Preprocessing:
         """The preprocessing of a network that reads ``crop`` (height, width) pixels, where its file states ``stated``, or nothing.
 
-        Raises InputRefused where neither the file nor this says what to do, and for numbers that can't be.
+        Raises InputRefused where neither the file nor this states what to do, and for numbers out of their bounds.
         """
         if self.statistics is not None and self.statistics not in STATISTICS:
             raise InputRefused(f"no statistics are called {self.statistics!r}; expected one of {', '.join(STATISTICS)}")
@@ -116,5 +109,5 @@ NO_OVERRIDES = Overrides()
 
 
 def _resize_for(input_size: tuple[int, int]) -> int:
-    """Pixels of the shorter side before the centre is cropped (reference: main.py, 256 for 224)."""
+    """Side of the shorter side before the centre is cropped (reference: main.py, 256 for 224)."""
     return round(min(input_size) * 256 / 224)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from msgspec import Meta
 
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.images.preprocessing import MAX_SIDE
+from cnet_deploy.files.strict_json import InvalidValue, closed, coerce_fields, convert
+from cnet_deploy.images.preprocessing import Size
 
 Kind = Literal["condensenet", "densenet", "densenet_lgc"]
 Form = Literal["training", "group-conv"]
+_MOST = (1 << 24) - 1
+Number = Annotated[int, Meta(ge=1, le=_MOST, description=f"a whole number from 1 to {_MOST}")]
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class TransitionShape:
     size: tuple[int, int]
 
 
+@closed
 @dataclass(frozen=True)
 class Architecture:
     """The shape of a CondenseNet, DenseNet or DenseNet with learned group convolutions.
@@ -70,20 +77,21 @@ class Architecture:
     Raises InputRefused where a number can't be: not positive, or channels that groups don't divide.
     """
 
-    stages: tuple[int, ...]
-    growth: tuple[int, ...]
+    stages: tuple[Number, ...]
+    growth: tuple[Number, ...]
     kind: Kind = "condensenet"
-    bottleneck: int = 4
-    group_1x1: int = 4
-    group_3x3: int = 4
-    condense_factor: int = 4
-    classes: int = 1000
-    stem_stride: int = 2
-    input_size: tuple[int, int] = (224, 224)
-    classifier_keep: float = 0.5
-    transition_channels: tuple[int, ...] = ()
+    bottleneck: Number = 4
+    group_1x1: Number = 4
+    group_3x3: Number = 4
+    condense_factor: Number = 4
+    classes: Number = 1000
+    stem_stride: Number = 2
+    input_size: Size = (224, 224)
+    classifier_keep: Annotated[float, Meta(gt=0, le=1, description="a number over 0, at most 1")] = 0.5
+    transition_channels: tuple[Number, ...] = ()
 
     def __post_init__(self) -> None:
+        coerce_fields(self, "architecture")
         _check(self)
 
     @classmethod
@@ -94,23 +102,14 @@ class Architecture:
         Raises InputRefused for an unknown name.
         """
         try:
-            return NAMED[name]
+            return _named()[name]
         except KeyError:
-            raise InputRefused(f"no model is called {name!r}; expected one of {', '.join(NAMED)}") from None
+            raise InputRefused(f"no model is called {name!r}; expected one of {', '.join(_named())}") from None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Architecture:
-        """The inverse of ``to_dict``. Raises InputRefused for missing, unknown or ill-typed entries."""
-        if not isinstance(values, Mapping):
-            raise InputRefused(f"architecture: {type(values).__name__}; expected named entries")
-        try:
-            known = {f.name for f in fields(cls)}
-            if unknown := sorted(set(values) - known):
-                raise InputRefused(f"architecture: unknown entries {unknown}; expected {sorted(known)}")
-            plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-            return cls(**plain)
-        except TypeError as error:
-            raise InputRefused(f"architecture: {error}") from None
+        """The inverse of ``to_dict``. Raises InputRefused for entries that are missing, unknown or of another type."""
+        return convert(values, cls, "architecture")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values; tuples become lists."""
@@ -235,37 +234,26 @@ class Architecture:
 
 
 def _check(arch: Architecture) -> None:
-    def refuse(reason: str) -> None:
-        raise InputRefused(f"architecture: {reason}")
+    """What the fields' types can't express."""
 
-    if arch.kind not in get_args(Kind):
-        refuse(f"kind is {arch.kind!r}; expected one of {', '.join(get_args(Kind))}")
-    for field in ("stages", "growth", "input_size", "transition_channels"):
-        values = getattr(arch, field)
-        if not isinstance(values, tuple) or not all(type(v) is int and 0 < v < 1 << 24 for v in values):
-            refuse(f"{field} is {values!r}; expected positive whole numbers")
-    for field in ("bottleneck", "group_1x1", "group_3x3", "condense_factor", "classes", "stem_stride"):
-        value = getattr(arch, field)
-        if type(value) is not int or not 0 < value < 1 << 24:
-            refuse(f"{field} is {value!r}; expected a positive whole number")
+    def refuse(reason: str) -> None:
+        raise InvalidValue(f"architecture: {reason}")
+
     if not arch.stages or len(arch.stages) != len(arch.growth):
         refuse(f"{len(arch.stages)} stages and {len(arch.growth)} growth rates; expected as many of each, and at least one")
     if sum(arch.stages) > 10_000:
         refuse(f"{sum(arch.stages)} layers; expected at most 10000")
-    if len(tuple(arch.input_size)) != 2 or max(arch.input_size) > MAX_SIDE:
-        refuse(f"input_size is {arch.input_size!r}; expected (height, width) of at most {MAX_SIDE} pixels")
-    if not isinstance(arch.classifier_keep, (int, float)) or not 0 < arch.classifier_keep <= 1:
-        refuse(f"classifier_keep is {arch.classifier_keep!r}; expected more than 0 and at most 1")
     if not arch.learned and (arch.classifier_keep != 1 or arch.condense_factor != 1):
         refuse("a plain DenseNet has nothing condensed; expected condense_factor 1 and classifier_keep 1")
     expected = len(arch.stages) - 1 if arch.has_transition_convs else 0
     if len(arch.transition_channels) != expected:
         refuse(f"{len(arch.transition_channels)} transition widths; expected {expected} for {arch.kind} of {len(arch.stages)} stages")
-    if min(arch.final_size) < 1:
+    layers = list(arch.layers())
+    if min(layers[-1].size) < 1:
         refuse(f"input size {arch.input_size} is too small: nothing is left of the map after {len(arch.stages) - 1} transitions")
     if arch.kept_features < 1:
         refuse(f"classifier_keep {arch.classifier_keep} leaves none of {arch.features} features")
-    for conv in arch.pointwise_convs():
+    for conv in (layer.pointwise for layer in layers if layer.pointwise is not None):
         for what, count, by, groups in (
             ("input", conv.in_channels, "condense factor", arch.condense_factor if arch.learned else 1),
             ("input", arch.gathered(conv), "1x1 groups", arch.group_1x1),
@@ -278,7 +266,8 @@ def _check(arch: Architecture) -> None:
             refuse(f"growth {growth} with bottleneck {arch.bottleneck}; expected multiples of {arch.group_3x3} (3x3 groups)")
 
 
-def _named() -> dict[str, Architecture]:
+@functools.cache
+def _named() -> Mapping[str, Architecture]:
     imagenet = Architecture((4, 6, 8, 10, 8), (8, 16, 32, 64, 128))
     models = {
         "condensenet-74-g4": imagenet,
@@ -293,7 +282,17 @@ def _named() -> dict[str, Architecture]:
     return models
 
 
-NAMED: Mapping[str, Architecture] = _named()
+if TYPE_CHECKING:
+    NAMED: Mapping[str, Architecture]
+else:
+
+    def __getattr__(name: str) -> Mapping[str, Architecture]:
+        """``NAMED``, built when it is first used: that takes 4 ms, and commands that run artifacts need none of it."""
+        if name == "NAMED":
+            return _named()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 OTHERS: tuple[str, ...] = ("vgg-16", "resnet-18", "mobilenet-1.0-224")  # the table's networks of other families
 
 

@@ -30,10 +30,11 @@ BACKEND = Backend(
     table={"cpu": ("",)},
 )
 
+# Numbers, statuses and signatures of cnet.h; tests/sessions/test_native.py compares all of them with it.
 API_VERSION = 1
 MAX_THREADS = 32
-# cnet_status -> what to raise, and what to do.
 _UNSUPPORTED_CPU, _UNKNOWN_ISA, _NO_MEMORY, _NO_THREAD, _FORKED = 6, 7, 8, 9, 10
+# What a status raises. One that is not listed can only come from a mistake in this file.
 _FAILURES: dict[int, tuple[type[CnetDeployError], str]] = {
     _UNSUPPORTED_CPU: (
         Unavailable,

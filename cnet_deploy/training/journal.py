@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
-import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from cnet_deploy import svg as drawing
 from cnet_deploy.errors import InputRefused, OutputRefused
 from cnet_deploy.files import append, atomic_output, check_output
-from cnet_deploy.svg import COLOURS, LinearAxis
+from cnet_deploy.svg import COLOURS
 
-WIDTH, PLOT, LEFT, RIGHT, GAP = 720, 190, 52, 84, 56
+WIDTH, PLOT, LEFT, RIGHT, GAP = 720, 190, 64, 110, 56
 LABEL = 15  # pixels that words need above each other
+STAGE_LINES = 3  # on which stages are named in turn, since they may follow each other closely
 
 
 class Journal:
@@ -109,38 +110,30 @@ def curves(events: Sequence[dict[str, Any]], epochs: int) -> str:
     done = {event["epoch"]: event for event in events if event["event"] == "epoch"}
     stages: dict[int, dict[str, Any]] = {event["stage"]: event for event in events if event["event"] == "stage"}
     numbers = sorted(done)
-    svg = drawing.canvas(WIDTH, 3 * (PLOT + GAP) + 8)
-    x = LinearAxis(0, max(epochs, *numbers, 1) if numbers else max(epochs, 1), LEFT, WIDTH - RIGHT)
-    lines: Sequence[tuple[str, Sequence[tuple[str, Callable[[dict[str, Any]], float]]]]] = (
-        ("cross entropy", (("train", lambda e: e["train"]["loss"]), ("test", lambda e: e["test"]["loss"]))),
-        ("top-1 error, %", (("train", lambda e: e["train"]["top1_error"]), ("test", lambda e: e["test"]["top1_error"]))),
-        ("learning rate", (("rate", lambda e: e["lr"]),)),
+    plots: Sequence[tuple[str, Mapping[str, Callable[[dict[str, Any]], float]]]] = (
+        ("cross entropy", {"train": lambda e: e["train"]["loss"], "test": lambda e: e["test"]["loss"]}),
+        ("top-1 error, %", {"train": lambda e: e["train"]["top1_error"], "test": lambda e: e["test"]["top1_error"]}),
+        ("learning rate", {"rate": lambda e: e["lr"]}),
     )
-    for row, (title, series) in enumerate(lines):
-        top = 24 + row * (PLOT + GAP)
-        values = [value(done[number]) for _, value in series for number in numbers]
-        y = LinearAxis(0, max(values, default=1.0) * 1.05, top + PLOT, top)
-        drawing.text(svg, LEFT, top - 8, title, "start", "quiet")
-        for tick in y.ticks():
-            drawing.line(svg, LEFT, y.at(tick), WIDTH - RIGHT, y.at(tick), "grid")
-            drawing.text(svg, LEFT - 6, y.at(tick) + 4, f"{tick:g}", "end", "quiet")
-        for tick in x.ticks(8):
-            drawing.text(svg, x.at(tick), top + PLOT + 16, f"{tick:g}", "middle", "quiet")
-        for stage, event in stages.items():
-            place = x.at(event["epoch"])
-            drawing.line(svg, place, top, place, top + PLOT, "lane")
-            if row == 0:
-                drawing.text(svg, place + 3, top + 12, f"stage {stage}: {event['live'] / event['total']:.0%} live", "start", "quiet")
-        labels = []
-        for number, (name, value) in enumerate(series):
-            points = " ".join(f"{x.at(epoch + 1)},{y.at(value(done[epoch]))}" for epoch in numbers)
-            drawing.add(svg, "polyline", points=points, fill="none", stroke=COLOURS[number], stroke_width=1.8)
-            if numbers:
-                last = value(done[numbers[-1]])
-                labels.append((y.at(last), f"{name} {last:.3g}", COLOURS[number]))
-        place = -math.inf
-        for height, words, colour in sorted(labels):
-            place = max(place + LABEL, height)  # else they would lie on each other
-            drawing.text(svg, x.at(numbers[-1] + 1) + 6, place + 4, words, "start").set("fill", colour)
-    drawing.text(svg, (LEFT + WIDTH - RIGHT) / 2, 3 * (PLOT + GAP) + 2, "epochs done", "middle", "quiet")
-    return drawing.to_string(svg)
+    with drawing.canvas("curves", WIDTH, len(plots) * (PLOT + GAP) + 8) as canvas:
+        for row, (title, series) in enumerate(plots):
+            top = 24 + row * (PLOT + GAP)
+            axes = canvas.axes(LEFT, top, WIDTH - RIGHT, top + PLOT)
+            lines = {name: [value(done[number]) for number in numbers] for name, value in series.items()}
+            highest = max(itertools.chain(*lines.values()), default=1.0) * 1.05 or 1.0
+            axes.set(title=title, xlim=(0, max(epochs, 1, *numbers)), ylim=(0, highest))
+            axes.locator_params("x", integer=True)
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.grid(visible=False, axis="x")
+            for number, (stage, event) in enumerate(stages.items()):
+                axes.axvline(event["epoch"], **drawing.DOTTED)
+                if row == 0:
+                    words = f"stage {stage}: {event['live'] / event['total']:.0%} live"
+                    drawing.note(axes, words, (event["epoch"], highest), (3, 12 + number % STAGE_LINES * LABEL))
+            for values, colour in zip(lines.values(), COLOURS, strict=False):
+                axes.plot([number + 1 for number in numbers], values, color=colour, linewidth=1.8)
+            places = drawing.apart([values[-1] for values in lines.values() if values], highest * LABEL / PLOT)
+            for place, (name, values), colour in zip(places, lines.items(), COLOURS, strict=False):
+                drawing.note(axes, f"{name} {values[-1]:.3g}", (numbers[-1] + 1, place), (6, 4), color=colour, size=13)
+        axes.set_xlabel("epochs done")
+        return canvas.to_string()

@@ -1,4 +1,4 @@
-"""How a network is trained: the numbers of the reference's recipe and what they say for each step. No torch here.
+"""How a network is trained: the numbers of the reference's recipe, and the learning rate and stage of each step. No torch here.
 
 Reference: main.py (options, adjust_learning_rate) and layers.py (LearnedGroupConv._check_drop).
 """
@@ -6,57 +6,54 @@ Reference: main.py (options, adjust_learning_rate) and layers.py (LearnedGroupCo
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from cnet_deploy.errors import InputRefused
+from cnet_deploy.files.strict_json import Positive, coerce_fields, convert
 from cnet_deploy.models.architecture import Architecture, Kind
 
 MODELS: dict[str, Kind] = {"condensenet": "condensenet", "densenet": "densenet", "densenet_LGC": "densenet_lgc"}
 """The reference's names of its models, as its checkpoints have them."""
+_MOST = (1 << 31) - 1
+Number = Annotated[int, Meta(ge=1, le=_MOST, description=f"a whole number from 1 to {_MOST}")]
+Weight = Annotated[float, Meta(ge=0, le=sys.float_info.max, description="a finite number from 0")]
+Share = Annotated[float, Meta(ge=0, lt=1, description="a number from 0, under 1")]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Defaults are the reference's. ``batch_size`` counts the images of one step on all processes together.
+    """How a network is trained. Defaults are the reference's. ``batch_size`` counts the images of one step on all processes together.
 
     ``lr`` is the learning rate at the start; ``group_lasso_lambda`` weighs the group lasso (the paper's ImageNet models: 1e-5);
     ``precision`` is that of the convolutions: "bf16" is autocast, with weights, sums and batch norms in float32.
-    ``channels_last`` is the memory format of images and maps.
+    ``channels_last`` is the memory format of images and maps. Raises InputRefused for a number out of its bounds.
     """
 
-    epochs: int = 120
-    batch_size: int = 256
-    lr: float = 0.1
+    epochs: Number = 120
+    batch_size: Number = 256
+    lr: Positive = 0.1
     lr_type: Literal["cosine", "multistep"] = "cosine"
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    group_lasso_lambda: float = 0.0
-    dropout_rate: float = 0.0
-    seed: int = 0
+    momentum: Share = 0.9
+    weight_decay: Weight = 1e-4
+    group_lasso_lambda: Weight = 0.0
+    dropout_rate: Share = 0.0
+    seed: Annotated[int, Meta(ge=0, le=_MOST, description=f"a whole number from 0 to {_MOST}")] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = True
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name, low in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
-            if not low <= getattr(self, name) < 1 << 31:
-                raise InputRefused(f"{name} is {getattr(self, name)}; expected at least {low}")
-        for name in ("lr", "momentum", "weight_decay", "group_lasso_lambda", "dropout_rate"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputRefused(f"{name} is {getattr(self, name)}; expected a number from 0")
-        if self.dropout_rate >= 1 or self.momentum >= 1 or not self.lr:
-            raise InputRefused("expected a learning rate over 0, momentum and dropout rate under 1")
+        coerce_fields(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
-        """The inverse of ``to_dict``; what is unknown is left out. Raises InputRefused for ill-typed entries."""
-        known = {field.name: type(field.default) for field in fields(cls)}
-        given = {name: value for name, value in values.items() if name in known}
-        if wrong := [name for name, value in given.items() if type(value) is not known[name]]:
-            raise InputRefused(f"recipe: {wrong[0]} is {values[wrong[0]]!r}; expected {known[wrong[0]].__name__}")
-        return cls(**given)
+        """The inverse of ``to_dict``; what is unknown is left out. Raises InputRefused for entries of another type."""
+        return convert(values, cls, "recipe")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values."""

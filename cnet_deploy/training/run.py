@@ -19,6 +19,7 @@ from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.models.build import build
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.convert import convert
+from cnet_deploy.svg import require_matplotlib
 from cnet_deploy.training.checkpoints import Checkpoints, State
 from cnet_deploy.training.condensation import Condensed, initialise
 from cnet_deploy.training.journal import Journal
@@ -75,8 +76,9 @@ def train(
     ``shape``: stages, growth and the other arguments of ``architecture_of``. ``resume``: continue from the last valid checkpoint in
     ``savedir``, if there is one. ``print_freq``: steps between calls of ``progress``. Under torchrun all processes train together, and all
     but the first return None. Raises InputRefused for data or checkpoints that can't be used, CheckFailed if the loss is no longer finite,
-    Unavailable for a missing device.
+    Unavailable for a missing device, and before anything else if matplotlib is missing, since a run draws its curves.
     """
+    require_matplotlib()
     data, savedir = Path(data), Path(savedir)
     training, test = (open_dataset(data, split) for split in ("train", "val"))
     if training.class_names != test.class_names:

@@ -102,7 +102,7 @@ def _inspect_checkpoint(path: Path, overrides: dict[str, Any]) -> Inspection:
     read = read_tensors(path, overrides.pop("sha256"))
     details = {key: value for key, value in read.metadata.items() if key != METADATA_KEY}
     if own := read.metadata.get(METADATA_KEY):
-        details.update({"source": own["source"], "preprocessing": own["preprocessing"], "tool": own.get("tool")})
+        details.update({"source": asdict(own.source), "preprocessing": own.preprocessing.to_dict(), "tool": own.tool})
     architecture, problem = None, None
     try:
         pruning, form = pruning_layers(read.tensors), infer_form(read.tensors)

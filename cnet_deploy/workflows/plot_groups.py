@@ -16,7 +16,7 @@ from cnet_deploy.checkpoints.recognise import architecture_of, infer_form, pruni
 from cnet_deploy.checkpoints.tensors import Contents
 from cnet_deploy.errors import InputRefused, PruningUnfinished, naming
 from cnet_deploy.files import atomic_output
-from cnet_deploy.svg import COLOURS
+from cnet_deploy.svg import COLOURS, QUIET
 
 WIDTH, LEFT, RIGHT, HEADING = 960, 12, 12, 16
 ROW, GAP = 5, 10  # pixels: height of a group, space between two layers
@@ -48,7 +48,8 @@ def plot(path: Path | str, output: Path | str, *, sha256: str | None = None, **o
     """Draw the groups of a checkpoint or a model into an SVG file: a line for each group, a dash where it reads a channel.
 
     The length of a line is the layer's number of inputs, which shows how a dense block grows. ``overrides``: see ``checkpoints.load``.
-    Raises InputRefused for a file that can't be read or has no learned groups, OutputRefused if the picture can't be written.
+    Raises InputRefused for a file that can't be read or has no learned groups, OutputRefused if the picture can't be written,
+    Unavailable if matplotlib is missing.
     """
     read = read_tensors(path, sha256)
     with naming(path):
@@ -84,21 +85,22 @@ def draw(title: str, layers: list[Connections]) -> str:
     """The picture as SVG text."""
     step = (WIDTH - LEFT - RIGHT) / max(layer.reads.shape[1] for layer in layers)
     height = HEADING + 12 + sum(len(layer.reads) * ROW + HEADING + GAP for layer in layers)
-    svg = drawing.canvas(WIDTH, height)
-    drawing.text(svg, LEFT, HEADING, f"{title}: inputs that each group reads", "start")
-    top = HEADING + 12.0
-    for layer in layers:
-        drawing.text(svg, LEFT, top + HEADING - 4, layer.title, "start", "quiet")
-        top += HEADING
-        groups, channels = layer.reads.shape
-        drawing.add(svg, "rect", x=LEFT, y=top, width=round(channels * step, 2), height=groups * ROW, fill="#8882")
-        for group in range(groups):
-            # One path per group: one rectangle per run of channels would make the file ten times as large.
-            edges = np.flatnonzero(np.diff(layer.reads[group], prepend=False, append=False)).reshape(-1, 2).tolist()
-            parts = (
-                f"M{LEFT + first * step:.2f} {top + group * ROW + 0.5:g}h{(end - first) * step:.2f}v{ROW - 1}h{-(end - first) * step:.2f}z"
-                for first, end in edges
-            )
-            drawing.add(svg, "path", d="".join(parts), fill=COLOURS[group % len(COLOURS)])
-        top += groups * ROW + GAP
-    return drawing.to_string(svg)
+    with drawing.canvas("groups", WIDTH, height) as canvas:
+        canvas.text(LEFT, HEADING, f"{title}: inputs that each group reads")
+        top = HEADING + 12.0
+        rows, dashes = [], []  # from where to where in channels, how far down in pixels, and the group
+        for layer in layers:
+            canvas.text(LEFT, top + HEADING - 4, layer.title, color=QUIET, size=12)
+            top += HEADING
+            groups, channels = layer.reads.shape
+            heights = top + (np.arange(groups) + 0.5) * ROW
+            rows.append(np.stack([np.zeros(groups), np.full(groups, channels), heights], 1))
+            group, edges = np.nonzero(np.diff(layer.reads, axis=1, prepend=False, append=False))
+            dashes.append(np.stack([edges[::2], edges[1::2], heights[group[::2]], group[::2]], 1))
+            top += groups * ROW + GAP
+        lines, runs = np.concatenate(rows), np.concatenate(dashes)
+        canvas.dashes(LEFT + lines[:, :2] * step, lines[:, 2], ROW, "#88888822")
+        for number, colour in enumerate(COLOURS):
+            drawn = runs[runs[:, 3] % len(COLOURS) == number]
+            canvas.dashes(LEFT + drawn[:, :2] * step, drawn[:, 2], ROW - 1, colour)
+        return canvas.to_string()

@@ -54,6 +54,9 @@ WORDS = ("target", "sha256", "precision", "source_sha256")
     [
         *((key, value) for key in WORDS for value in (None, 3.5, [1], ...)),
         *((key, value) for key in ("bytes", "details") for value in (None, 3.5, "x", [1], ...)),
+        *(("libraries", value) for value in (None, [], {"onnx": 1}, ...)),
+        *(("verification", value) for value in (None, {}, ["passed"], ...)),
+        *(("proof", value) for value in (1, [], "x")),
         *(("architecture", value) for value in (3.5, "x", [1], {}, ...)),
         *(("preprocessing", value) for value in (3.5, "x", [1], {}, ...)),
         *(("class_names", value) for value in (0, False, None, "", {}, [], "x", [1], ["a"])),
@@ -74,6 +77,23 @@ def test_texts_that_are_no_manifest(text: str) -> None:
         Manifest.from_json(text)
 
 
+def test_damage_is_described_with_what_to_do(artifact: Path) -> None:
+    whole = json.loads(manifest_path(artifact).read_text())
+    for changes, message in (
+        ({"bytes": "x"}, 'is damaged: bytes is "x"; expected a whole number'),
+        ({"verification": [{}, 1]}, "is damaged: verification[1] is 1; expected an object"),
+        ({"libraries": {"onnx": "1", "\x1b[2J": 1}}, r'is damaged: libraries["\u001b[2J"] is 1; expected text'),
+        ({"cnet_deploy_manifest": 2}, "is of another version: cnet_deploy_manifest is 2; expected 1"),
+        ({"signature": 1}, 'is damaged: it has an unknown entry "signature"; expected target, '),
+        ({"replaces": {"sha256": "x"}}, "is damaged: replaces has no bytes"),
+    ):
+        manifest_path(artifact).write_text(json.dumps({**whole, **changes}))
+        with pytest.raises(InputRefused) as caught:
+            read_manifest(artifact)
+        assert str(caught.value).startswith(f"{manifest_path(artifact)} {message}")
+        assert str(caught.value).endswith("; export the model again, or delete the manifest if you trust m.onnx")
+
+
 def test_a_huge_manifest_is_not_read(onnx_path: Path, tmp_path: Path) -> None:
     artifact = tmp_path / "m.onnx"
     shutil.copy(onnx_path, artifact)
@@ -88,10 +108,17 @@ def test_unknown_entries_are_refused(onnx_path: Path) -> None:
         Manifest.from_json(json.dumps({**values, "signature": "x"}))
 
 
-@pytest.mark.parametrize("details", ["[" * 40 + "]" * 40, "NaN", "-Infinity", "1e999", "[[1e999]]", '{"a":' * 33 + "1" + "}" * 33])
-def test_details_that_could_not_be_printed(onnx_path: Path, details: str) -> None:
+@pytest.mark.parametrize(
+    ("details", "message"),
+    [
+        ("[" * 40 + "]" * 40, "it nests more than 32"), ('{"a":' * 33 + "1" + "}" * 33, "it nests more than 32"),
+        ("NaN", "it has NaN, which is no number of JSON"), ("-Infinity", "it has -Infinity, which"),
+        ("1e999", "it has a number that is too large"), ("[[1e999]]", "it has a number that is too large"),
+    ],
+)  # fmt: skip
+def test_details_that_could_not_be_printed(onnx_path: Path, details: str, message: str) -> None:
     values = json.loads(manifest_path(onnx_path).read_text()) | {"details": {"x": 0}}
-    with pytest.raises(InputRefused, match="is no whole manifest"):
+    with pytest.raises(InputRefused, match=message):
         Manifest.from_json(json.dumps(values).replace('{"x": 0}', f'{{"x": {details}}}'))
 
 

@@ -14,8 +14,7 @@ import safetensors.torch
 import torch
 
 from cnet_deploy.checkpoints.load import load
-from cnet_deploy.checkpoints.metadata import METADATA_KEY
-from cnet_deploy.checkpoints.save import _safetensors_bytes
+from cnet_deploy.checkpoints.metadata import METADATA_KEY, own_metadata
 from cnet_deploy.models.build import build
 
 from .helpers import ARCHITECTURE, group_conv_state, refused, training_state, written
@@ -67,10 +66,7 @@ def test_headers_that_lie(tmp_path: Path, kind: str, command: str) -> None:
 @functools.cache
 def _honest() -> str:
     """The metadata that the package writes itself, as JSON."""
-    data = _safetensors_bytes(build(ARCHITECTURE, "training"))
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    text: str = header["__metadata__"][METADATA_KEY]
-    return text
+    return own_metadata(build(ARCHITECTURE, "training"))
 
 
 def with_metadata(folder: Path, own: Any) -> Path:
@@ -125,6 +121,10 @@ LIES = [
     ("preprocessing", "std", [float("nan")] * 3),
     ("source", None, []),
     ("source", "form", "other"),
+    ("class_names", None, ["a"]),
+    ("class_names", None, [""] * 10),
+    ("training", None, 5),
+    ("training", None, {"class_names": ["\x1b[31m"]}),
     ("source", "name", 5),
 ]
 

@@ -352,11 +352,11 @@ def test_inspect_needs_no_torch(tmp_path: Path, trained: DenselyConnected, name:
     code = (
         "import sys; from cnet_deploy.cli import main\n"
         "try: main(sys.argv[1:])\n"
-        "finally: print(sorted({name.partition('.')[0] for name in sys.modules} & {'torch', 'onnx', 'PIL'}), file=sys.stderr)"
+        "finally: print(sorted({name.partition('.')[0] for name in sys.modules} & {'torch', 'onnx', 'PIL', 'matplotlib'}), file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, arguments[0], name, *arguments[1:]], cwd=tmp_path, capture_output=True, text=True, check=False,
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
     )  # fmt: skip
     assert done.returncode == (4 if name.startswith("broken") else 0), done.stderr
-    assert done.stderr.splitlines()[-1] == "[]", done.stderr
+    assert done.stderr.splitlines()[-1] == ("['PIL', 'matplotlib']" if "--plot" in arguments else "[]"), done.stderr

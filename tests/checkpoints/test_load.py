@@ -165,12 +165,12 @@ def lie(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         (lambda own: own["architecture"].update(growth=[8, 16, 64]), "the metadata describes"),
         (lambda own: own["architecture"].update(group_1x1=8), "the metadata describes"),
         (lambda own: own["architecture"].update(stages=[4, 4]), "as many of each"),
-        (lambda own: own["architecture"].update(depth=3), "unknown entries"),
-        (lambda own: own.pop("architecture"), "metadata has no architecture"),
-        (lambda own: own["source"].pop("sha256"), "metadata has no whole source"),
-        (lambda own: own["preprocessing"].update(std=[0, 0, 0]), "positive numbers"),
-        (lambda own: own["preprocessing"].pop("mean"), "preprocessing"),
-        (lambda own: own.update(version=99), "another version"),
+        (lambda own: own["architecture"].update(depth=3), 'architecture has an unknown entry "depth"'),
+        (lambda own: own.pop("architecture"), "its metadata is damaged: it has no architecture; convert the checkpoint again"),
+        (lambda own: own["source"].pop("sha256"), "source has no sha256"),
+        (lambda own: own["preprocessing"].update(std=[0, 0, 0]), r"preprocessing.std\[0\] is 0; expected a number over 0"),
+        (lambda own: own["preprocessing"].pop("mean"), "preprocessing has no mean"),
+        (lambda own: own.update(version=99), "its metadata is of another version: version is 99; expected 1; convert the checkpoint again"),
     ],
 )
 def test_metadata_that_lies(converted: DenselyConnected, tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,14 @@ class TestBenchOutputs:
         assert done.exit_code == 4 and "results are not written there; expected a name that ends in" in done.stderr
         assert (tmp_path / name).read_bytes() == b"precious" and done.stdout == ""
 
+    @pytest.mark.parametrize("kind", ["html", "svg"])
+    def test_pictures_need_matplotlib(self, kind: str, onnx_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        done = run("bench", onnx_path, *self.QUICK, f"--{kind}", tmp_path / f"r.{kind}", "--json", tmp_path / "r.json")
+        assert done.exit_code == 5 and "pip install 'cnet-deploy[plots]'" in done.stderr
+        assert done.stdout == "" and list(tmp_path.iterdir()) == []
+        assert run("bench", onnx_path, *self.QUICK, "--markdown", tmp_path / "r.md").exit_code == 0  # nothing else does
+
     def test_one_name_for_two_outputs(self, onnx_path: Path, tmp_path: Path) -> None:
         done = run("bench", onnx_path, "--json", tmp_path / "r.json", "--save-baseline", tmp_path / "r.json")
         assert done.exit_code == 4 and "is asked for twice" in done.stderr
@@ -78,7 +87,7 @@ class TestBenchOutputs:
         assert done.exit_code == 4 and "expected the results of the interrupted run with --json" in done.stderr
         (tmp_path / "r.json").write_text("{}")
         done = run("bench", onnx_path, "--resume", "--json", tmp_path / "r.json")
-        assert done.exit_code == 4 and "holds no results of this version" in done.stderr
+        assert done.exit_code == 4 and "r.json is of another kind: it has no cnet_deploy_bench; expected" in done.stderr
         assert (tmp_path / "r.json").read_text() == "{}"
 
     @pytest.mark.parametrize("value", ["", "0", "-1", "1,", "1,x", "1.5", "99999999"])

@@ -198,7 +198,7 @@ def test_help_and_import_do_not_import_torch() -> None:
         "import sys, cnet_deploy, cnet_deploy.cli\nfrom click.testing import CliRunner\n"
         f"for command in {COMMANDS!r}: assert CliRunner().invoke(cnet_deploy.cli.main, [command, '--help']).exit_code == 0\n"
         "assert CliRunner().invoke(cnet_deploy.cli.main, ['--version']).exit_code == 0\n"
-        "print([name for name in ('torch', 'onnx', 'onnxruntime', 'numpy', 'rich') if name in sys.modules])"
+        "print([name for name in ('torch', 'onnx', 'onnxruntime', 'numpy', 'rich', 'matplotlib') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert done.stdout == "[]\n"

@@ -26,17 +26,21 @@ def test_forms(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"cat\ndog\n", "2 class names; expected 3, as many as the network has classes"),
-        (b"cat\n\ndog\n", "the name of class 1 has 0 characters"),
-        (b"cat\ndog\n" + b"x" * 201, "201 characters; expected 1 to 200"),
-        (b"\xff\xfe", "holds no labels (UnicodeDecodeError"),
-        (b"[1, 2, 3]", "are no list of words"),
-        (b'["a", "b", ["c"]]', "are no list of words"),
-        (b'{"0": "a", "1": "b", "3": "c"}', "holds no labels (KeyError"),
-        (b'{"0": [], "1": "b", "2": "c"}', "are no list of words"),
-        (b"[" * 100_000, "holds no labels"),
-        (b"{", "holds no labels"),
-        (b"", "is empty"),
+        (b"cat\ndog\n", "it has 2 class names; expected 3, as many as the network has classes"),
+        (b"cat\n\ndog\n", 'names[1] is ""; expected a name of 1 to 200 characters'),
+        (b"cat\ndog\n" + b"x" * 201, 'names[2] is "xxx'),
+        (b"\xff\xfe", "it is no text in UTF-8"),
+        (b"[1, 2, 3]", "names[0] is 1; expected a name of 1 to 200 characters"),
+        (b'["a", "b", ["c"]]', "names[2] is a list of 1; expected a name"),
+        (b'{"0": "a", "1": "b", "3": "c"}', "names has no entry 2; expected the numbers 0 to 2"),
+        (
+            b'{"0": [], "1": "b", "2": "c"}',
+            'names["0"] is an empty list; expected a name of 1 to 200 characters or a list that',
+        ),
+        (b'{"0": "a", "0": "b", "1": "c"}', 'it has an object with two entries "0"'),
+        (b"[]", "names is an empty list; expected a list of names, at least one"),
+        (b"[" * 100_000, "it nests more than 32 lists and objects"),
+        (b"{", "it is no JSON (line 1, column 2"),
     ],
 )
 def test_what_are_no_labels(tmp_path: Path, content: bytes, says: str) -> None:
@@ -44,7 +48,7 @@ def test_what_are_no_labels(tmp_path: Path, content: bytes, says: str) -> None:
     path.write_bytes(content)
     with pytest.raises(InputRefused) as caught:
         read_labels(path, 3)
-    assert says in str(caught.value) and str(caught.value).startswith(f"{path}: ")
+    assert str(caught.value).startswith(f"{path}: {says}")
     assert "one name a line" in str(caught.value)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from cnet_deploy.benchmarks.report.terminal import picture
 from cnet_deploy.benchmarks.sweep.results import read_report
+from tests.pictures import assert_same
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -89,7 +90,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_the_picture_is_the_recorded_run() -> None:
-    assert (ROOT / "docs" / "latency.svg").read_text(encoding="utf-8") == picture(read_report(RECORDED))
+    assert_same((ROOT / "docs" / "latency.svg").read_text(encoding="utf-8"), picture(read_report(RECORDED)))
 
 
 @pytest.mark.slow

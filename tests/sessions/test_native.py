@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +23,7 @@ import pytest
 import cnet_deploy as cd
 from cnet_deploy.artifacts.pair import read_pair
 from cnet_deploy.errors import InputRefused, Unavailable
+from cnet_deploy.exporters.native.toolchain import SOURCES
 from cnet_deploy.files import digest
 from cnet_deploy.models.build import build_random
 from cnet_deploy.models.condensenet import DenselyConnected
@@ -48,6 +51,31 @@ def images(batch: int = 2) -> np.ndarray[Any, np.dtype[np.float32]]:
 def change_manifest(path: Path, **changes: Any) -> None:
     place = path.with_name(path.name + ".json")
     place.write_text(json.dumps({**json.loads(place.read_text()), **changes}))
+
+
+def test_numbers_and_signatures_are_those_of_the_header() -> None:
+    header = re.sub(r"/\*.*?\*/", "", (SOURCES / "cnet.h").read_text(), flags=re.DOTALL)
+    numbers = {name: int(value) for name, value in re.findall(r"^#define CNET_(\w+) (\d+)u?$", header, re.MULTILINE)}
+    assert numbers == {"API_VERSION": native.API_VERSION, "MAX_THREADS": native.MAX_THREADS}
+    listed = re.search(r"enum cnet_status \{(.*?)\}", header, re.DOTALL)
+    assert listed is not None
+    statuses = {name: int(value) for name, value in re.findall(r"CNET_(\w+) = (\d+)", listed[1])}
+    assert len(statuses) == listed[1].count("CNET_") == 11
+    ours = ("UNSUPPORTED_CPU", "UNKNOWN_ISA", "NO_MEMORY", "NO_THREAD", "FORKED")
+    assert {name: getattr(native, f"_{name}") for name in ours} == {name: statuses[name] for name in ours}
+    assert set(native._FAILURES) == {statuses[name] for name in ours}
+    signatures = re.findall(r"CNET_API cnet_status (\w+)\((.*?)\);", header, re.DOTALL)
+    assert len(signatures) == header.count("CNET_API cnet_status")
+    assert {name: [argument_type(text.strip()) for text in given.split(",")] for name, given in signatures} == native._INTERFACE
+
+
+def argument_type(text: str) -> Any:
+    """What ctypes passes for an argument: text that goes in as such, every other pointer as an address."""
+    if re.fullmatch(r"const char \*\w+", text):
+        return ctypes.c_char_p
+    if "*" in text:
+        return ctypes.c_void_p
+    return {"int": ctypes.c_int, "size_t": ctypes.c_size_t}[text.rpartition(" ")[0]]
 
 
 def test_what_a_session_tells(made: Path, converted: DenselyConnected) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from cnet_deploy.exporters import targets
+from cnet_deploy.sessions import names
+
 ROOT = Path(__file__).parents[2]
+# Rooms that are about single backends: their own two, what reads a machine, and the studies, each of one runtime.
+THEIR_OWN = ("sessions", "exporters", "hardware", "benchmarks/studies")
+# What is called like a backend and isn't one: a module in a pickle, a package whose version is recorded.
+OTHERS = {
+    ("checkpoints/tensor_pickle.py", "torch"),
+    ("training/run.py", "torch"),
+    ("benchmarks/measure/environment.py", "onnx"),
+}
 
 EXPORTER = '''
 """Plain arrays: the Program, pickled by numpy."""
@@ -96,3 +109,21 @@ def test_a_backend_is_two_files(tmp_path: Path, checkpoint_path: Path) -> None:
     assert line.split()[:2] == ["arrays", "works"]
     completion = {"_CNET_DEPLOY_COMPLETE": "bash_complete", "COMP_WORDS": "cnet-deploy run x --backend a", "COMP_CWORD": "4"}
     assert "plain,arrays" in run(surroundings=completion)
+
+
+def test_no_backend_is_named_outside_its_own_files() -> None:
+    package = ROOT / "cnet_deploy"
+    called = sorted({*targets(), *names()})
+    # "onnx" and "torch" are also what a file or a package is; alone in a string, they are a choice.
+    pattern = re.compile(rf"^({'|'.join(called)})$|\b({'|'.join(set(called) - {'onnx', 'torch'})})\b")
+    seen = set()
+    for path in sorted(package.rglob("*.py")):
+        module = path.relative_to(package).as_posix()
+        if module.startswith(THEIR_OWN):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        strings = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in prose]
+        seen |= {(module, text) for text in strings if pattern.search(text) and not text.startswith("cnet-deploy ")}
+    assert seen <= OTHERS
+    assert ("checkpoints/tensor_pickle.py", "torch") in seen  # it does look

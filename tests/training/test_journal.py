@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree as Xml
 
 import pytest
 
 from cnet_deploy.errors import OutputRefused
-from cnet_deploy.training.journal import Journal, curves, read
+from cnet_deploy.svg import COLOURS
+from cnet_deploy.training.journal import LABEL, Journal, curves, read
+from tests.pictures import Picture
 
 
 def epoch(number: int, error: float) -> dict[str, Any]:
@@ -37,24 +38,36 @@ def test_curves_show_the_last_word_on_each_epoch(tmp_path: Path) -> None:
         journal.write("epoch", **epoch(number, error))
     journal.write("stage", epoch=1, step=2, stage=1, live=75, total=100)
     journal.draw()
-    text = journal.curves.read_text()
-    svg = Xml.fromstring(text)
-    words = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"test 60", "train 60", "stage 1: 75% live", "learning rate"} <= set(words) and "99" not in text
-    lines = list(svg.iter("{http://www.w3.org/2000/svg}polyline"))
-    assert [len(line.attrib["points"].split()) for line in lines] == [2] * 5
+    drawn = Picture(journal.curves.read_text())
+    drawn.check()
+    assert {"test 60", "train 60", "stage 1: 75% live", "learning rate", "epochs done"} <= set(drawn.texts)
+    assert not any("99" in text for text in drawn.texts)
+    lines = [line for line in drawn.lines if line.style.get("stroke") in COLOURS]
+    assert [line.style["stroke"] for line in lines] == [*COLOURS[:2], *COLOURS[:2], COLOURS[0]]
+    figures = {words.text: words for words in drawn.words if words.style.get("text-anchor") == "end"}
+    across = {words.text: (words.left + words.right) / 2 for words in drawn.words if words.style.get("text-anchor") == "middle"}
+    errors = lines[2].pieces[0]
+    assert [x for x, _ in errors] == pytest.approx([across["1"], across["2"]], abs=0.5)
+    heights = [(figures[text].top + figures[text].bottom) / 2 for text in ("80", "60")]
+    assert [y for _, y in errors] == pytest.approx(heights, abs=2)
+    stages = [line.pieces[0] for line in drawn.lines if "stroke-dasharray" in line.style]
+    assert len(stages) == 3 and [x for line in stages for x, _ in line] == pytest.approx([across["1"]] * 6, abs=0.5)
 
 
-def test_labels_of_equal_curves_do_not_lie_on_each_other() -> None:
-    svg = Xml.fromstring(curves([{"event": "epoch", **epoch(0, 50.0)}], 1))
-    heights = [
-        float(e.attrib["y"]) for e in svg.iter("{http://www.w3.org/2000/svg}text") if (e.text or "").startswith(("train 5", "test 5"))
-    ]
-    assert len(heights) == 2 and abs(heights[0] - heights[1]) >= 15
+def test_labels_do_not_lie_on_each_other() -> None:
+    log = [{"event": "epoch", **epoch(number, 50.0), "lr": 1e-5} for number in range(40)]
+    log += [{"event": "stage", "epoch": 6 * number, "stage": number, "live": 7 - number, "total": 8} for number in range(1, 7)]
+    drawn = Picture(curves(log, 40))
+    drawn.check()
+    heights = [words.bottom for words in drawn.words if words.text in ("train 50", "test 50")]
+    assert len(heights) == 2 and abs(heights[0] - heights[1]) >= LABEL
+    assert sum(text.startswith("stage ") for text in drawn.texts) == 6 and "rate 1e-05" in drawn.texts
 
 
 def test_nothing_done_is_drawn_too() -> None:
-    assert Xml.fromstring(curves([], 3)).tag.endswith("svg")
+    drawn = Picture(curves([], 3))
+    drawn.check()
+    assert [text for text in drawn.texts if len(text) > 4] == ["cross entropy", "top-1 error, %", "epochs done", "learning rate"]
 
 
 def test_a_log_that_can_not_be_written_says_how_to_go_on(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_kills_at_any_moment_change_nothing(whole: Path, tmp_path: Path, small_d
     (["--stages", "1-x"], 2, "no list of numbers"),
     (["--stages", "1-1", "--growth", "8"], 4, "2 stages and 1 growth rates"),
     (["--stages", "1-1", "--growth", "8-9"], 4, "growth 9 with bottleneck 4; expected multiples of 4"),
-    (["--stages", "1-1", "--growth", "8-8", "--lr", "0"], 4, "a learning rate over 0"),
+    (["--stages", "1-1", "--growth", "8-8", "--lr", "0"], 4, "lr is 0.0; expected a number over 0"),
 ])  # fmt: skip
 def test_what_the_command_refuses(small_dataset: Path, tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
     done = CliRunner().invoke(main, ["train", str(small_dataset), "--savedir", str(tmp_path), "--growth", "8-8", *arguments])
@@ -206,6 +206,13 @@ def test_a_folder_without_images_is_exit_code_4(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["train", str(tmp_path), *OPTIONS, "--savedir", str(tmp_path / "out")])
     assert (done.exit_code == 4 and "expected one with" in done.output) or "has no folder train" in done.output
     assert not (tmp_path / "out").exists()
+
+
+def test_without_matplotlib_nothing_is_begun(small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = CliRunner().invoke(main, ["train", str(small_dataset), *OPTIONS, "--savedir", str(tmp_path / "out")])
+    assert done.exit_code == 5 and "pip install 'cnet-deploy[plots]'" in done.stderr
+    assert done.stdout == "" and not (tmp_path / "out").exists()
 
 
 def test_a_folder_with_nothing_to_test_on(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_preprocessing_is_the_file_s_unless_overridden(files: list[Path], images
     larger = evaluate(files[1], images_path, steps=Overrides(resize=40))
     assert larger.files[0].preprocessing.resize == 40 and larger.files[0].right1 < own.files[0].right1
     for wrong, message in ((Overrides(statistics="x"), "no statistics are called 'x'"), (Overrides(resize=8), "resize is 8; expected 32"),
-                           (Overrides(std=(0.0, 1.0, 1.0)), "positive"), (Overrides(mean=(math.nan, 0, 0)), "finite")):  # fmt: skip
+                           (Overrides(std=(0.0, 1.0, 1.0)), "over 0"), (Overrides(mean=(math.nan, 0, 0)), "finite")):  # fmt: skip
         with pytest.raises(InputRefused, match=message):
             evaluate(files[1], images_path, steps=wrong)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from xml.etree import ElementTree as Xml
 
 import numpy as np
 import pytest
@@ -13,10 +13,11 @@ import cnet_deploy as cd
 from cnet_deploy.checkpoints.read import read_tensors
 from cnet_deploy.cli import main
 from cnet_deploy.errors import InputRefused, OutputRefused
-from cnet_deploy.workflows.plot_groups import connections, draw, plot
+from cnet_deploy.models.architecture import NAMED
+from cnet_deploy.svg import COLOURS
+from cnet_deploy.workflows.plot_groups import LEFT, MAX_DASHES, RIGHT, ROW, Connections, connections, draw, plot
 from tests.builders import TINY, TINY_DENSENET, TINY_LGC, save_checkpoint, state_dict, training_model
-
-SVG = "{http://www.w3.org/2000/svg}"
+from tests.pictures import Picture
 
 
 def test_both_forms_read_the_same(checkpoint_path: Path, tmp_path: Path) -> None:
@@ -29,11 +30,54 @@ def test_both_forms_read_the_same(checkpoint_path: Path, tmp_path: Path) -> None
 
 def test_each_dash_is_a_run_of_channels(checkpoint_path: Path) -> None:
     layers = list(connections(read_tensors(checkpoint_path), {}))
-    svg = Xml.fromstring(draw("name", layers))
-    paths = list(svg.iter(f"{SVG}path"))
-    assert len(paths) == 48
-    for path, reads in zip(paths, (row for layer in layers for row in layer.reads), strict=True):
-        assert path.attrib["d"].count("M") == (np.diff(np.concatenate([[0], reads.astype(int)])) == 1).sum()
+    drawn = Picture(draw("name", layers))
+    drawn.check()
+    step = (drawn.width - LEFT - RIGHT) / max(layer.reads.shape[1] for layer in layers)
+    background, *coloured = [line for line in drawn.lines if "stroke" in line.style]
+    assert [line.style["stroke"] for line in coloured] == [*COLOURS[:4]] and float(background.style["stroke-width"]) == ROW
+    heights = [piece[0][1] for piece in background.pieces]  # a line for each group
+    assert heights == sorted(set(heights)) and len(heights) == 48
+    rows = [reads for layer in layers for reads in layer.reads]
+    assert [piece[1][0] for piece in background.pieces] == pytest.approx([LEFT + len(reads) * step for reads in rows], abs=0.02)
+    found = [np.zeros(len(reads), bool) for reads in rows]
+    for number, line in enumerate(coloured):
+        assert float(line.style["stroke-width"]) == ROW - 1
+        for (start, height), (end, same) in line.pieces:
+            row = heights.index(height)
+            assert height == same and row % 4 == number  # its group's colour
+            first, last = round((start - LEFT) / step), round((end - LEFT) / step)
+            assert not found[row][max(0, first - 1) : last + 1].any()  # runs are apart
+            found[row][first:last] = True
+    assert all(np.array_equal(one, other) for one, other in zip(found, rows, strict=True))
+
+
+def test_the_largest_network_is_a_picture_of_its_size() -> None:
+    """CondenseNet-182, with channels kept at random: a file as large as its dashes, whose parts are few."""
+    arch, random = NAMED["condensenet-182"], np.random.default_rng(0)
+    layers = []
+    for conv in arch.pointwise_convs():
+        order = random.permuted(np.tile(np.arange(conv.in_channels), (arch.group_1x1, 1)), axis=1)
+        layers.append(Connections(conv.name, order < conv.in_channels // arch.condense_factor))
+    text = draw("name", layers)
+    dashes = sum(layer.dashes for layer in layers)
+    assert 50_000 < dashes < MAX_DASHES and len(text) < 30 * dashes
+    assert sum(len(line.pieces) for line in Picture(text).lines if "stroke" in line.style) == dashes
+
+
+def test_a_name_is_whatever_it_is(checkpoint_path: Path, tmp_path: Path) -> None:
+    name = "a\x1b[31m<script>$x$&.pth.tar"
+    (tmp_path / name).write_bytes(checkpoint_path.read_bytes())
+    plot(tmp_path / name, tmp_path / "g.svg")
+    text = (tmp_path / "g.svg").read_text()
+    assert Picture(text).texts[0] == "a\\x1b[31m<script>$x$&.pth.tar: inputs that each group reads" and "<script" not in text
+
+
+def test_without_matplotlib_nothing_is_read(checkpoint_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = CliRunner().invoke(main, ["inspect", str(checkpoint_path), "--plot", str(tmp_path / "g.svg")])
+    assert done.exit_code == 5 and done.stderr.count("\n") == 1 and "pip install 'cnet-deploy[plots]'" in done.stderr
+    assert done.stdout == "" and list(tmp_path.iterdir()) == []
+    assert CliRunner().invoke(main, ["inspect", str(checkpoint_path)]).exit_code == 0
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
@@ -41,7 +85,7 @@ def test_unfinished_pruning_is_drawn_as_far_as_it_came(tmp_path: Path, stage: in
     path = save_checkpoint(tmp_path / "c.pth.tar", state_dict(training_model(TINY_LGC, stage=stage)))
     done = CliRunner().invoke(main, ["inspect", str(path), "--plot", str(tmp_path / "g.svg")])
     assert done.exit_code == 0, done.output
-    words = [element.text or "" for element in Xml.parse(tmp_path / "g.svg").getroot().iter(f"{SVG}text")]
+    words = Picture((tmp_path / "g.svg").read_text()).texts
     assert sum(f"({(4 - stage) * 25}%)" in text for text in words) == 7  # five layers and two transitions
 
 

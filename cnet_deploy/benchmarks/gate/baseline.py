@@ -10,8 +10,8 @@ from cnet_deploy.benchmarks.measure.environment import differences, environment,
 from cnet_deploy.benchmarks.measure.rule import LEAST_ROUNDS
 from cnet_deploy.benchmarks.sweep.figures import Figures
 from cnet_deploy.benchmarks.sweep.plan import is_named
-from cnet_deploy.benchmarks.sweep.results import Report, Row, read_report
-from cnet_deploy.errors import InputRefused, Unavailable, printable
+from cnet_deploy.benchmarks.sweep.results import Report, read_report
+from cnet_deploy.errors import Unavailable, printable
 from cnet_deploy.files import digest, read_bytes
 
 
@@ -79,15 +79,9 @@ def _cells(report: Report) -> list[Baseline]:
     return [
         Baseline(
             row.label, result.cell.backend, result.cell.device, result.cell.threads, result.batch,
-            tuple(map(statistics.median, result.rounds)), settings.warmup, settings.seconds, settings.least, row.sha256, _figures(row),
+            tuple(map(statistics.median, result.rounds)), settings.warmup, settings.seconds, settings.least, row.sha256,
+            None if row.figures is None else Figures(**row.figures),
         )
         for row in report.rows
         for result in row.results
     ]  # fmt: skip
-
-
-def _figures(row: Row) -> Figures | None:
-    try:
-        return None if row.figures is None else Figures(**row.figures)
-    except TypeError:
-        raise InputRefused(f"the figures of {printable(row.label)} are damaged; record the baseline anew") from None

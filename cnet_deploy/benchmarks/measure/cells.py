@@ -12,16 +12,18 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 from cnet_deploy.benchmarks.measure.worker import NAMED
 from cnet_deploy.errors import Unavailable, printable
-from cnet_deploy.sessions import resolve_backend
+from cnet_deploy.files.strict_json import Count, closed, one_of
+from cnet_deploy.sessions import DEVICES, resolve_backend
 
 SETTLE_SECONDS = 0.12  # onnxruntime's threads spin for up to 0.1 s after an inference, which would slow the next cell
 _SCRIPT = Path(__file__).with_name("worker.py")
 
 
+@closed
 @dataclass(frozen=True)
 class Cell:
     """What is measured: a model (a file, or ``name:`` and a network's name) on a backend, with a number of threads and a batch size.
@@ -32,10 +34,10 @@ class Cell:
     label: str
     model: str
     backend: str
-    threads: int
-    batch: int = 1
+    threads: Count
+    batch: Count = 1
     options: Mapping[str, Any] = field(default_factory=dict)
-    device: str = "cpu"
+    device: Annotated[str, one_of(DEVICES)] = "cpu"
 
 
 class Worker:

@@ -1,4 +1,4 @@
-"""The machine and its software, as they stand beside every measurement, and the fingerprint that tells whether two are the same."""
+"""The machine and its software, as every measurement records them, and the fingerprint by which two machines are the same."""
 
 from __future__ import annotations
 
@@ -8,28 +8,51 @@ import platform
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
-from cnet_deploy.errors import printable
-from cnet_deploy.hardware.nvidia_smi import check_state, driver_of_module, read_gpu
+from msgspec import Meta
+
+from cnet_deploy.files.strict_json import Amount, Count, Whole, check_printable, convert
+from cnet_deploy.hardware.nvml import driver_of_module, read_gpu
 from cnet_deploy.sessions import backends
 
 _PACKAGES = ("onnx", "numpy", "pycuda", "cuda-python", "cuda-bindings")  # and those of all backends
-_KEYS = frozenset({
-    "time", "cpu", "cores", "affinity", "machine_cores", "governor", "turbo", "virtual", "clock_mhz", "memory_bytes", "memory_gib",
-    "load_average", "processor_ticks", "system", "python", "packages", "gpu", "driver", "gpu_state",
-})  # fmt: skip
 _CPUFREQ = "/sys/devices/system/cpu/cpu0/cpufreq"
 _FINGERPRINT = ("cpu", "cores", "affinity", "memory_gib", "system", "python", "packages", "gpu", "driver")
-_TICKS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
+# The types of what ``environment`` gives, as files keep it; null is what the system does not report. They are no classes, since their
+# entries are used as keys alone. Of a GPU: clocks in MHz, degrees Celsius, watts; ``reasons`` are what held its clocks down at that
+# moment, ``slowdown_microseconds`` for how long since the driver was started.
+_Ticks = TypedDict(  # noqa: UP013
+    "_Ticks",
+    {"user": Whole, "nice": Whole, "system": Whole, "idle": Whole, "iowait": Whole, "irq": Whole, "softirq": Whole, "steal": Whole},
+)
+_GpuState = TypedDict(  # noqa: UP013
+    "_GpuState",
+    {
+        "sm_mhz": Amount | None, "memory_mhz": Amount | None, "max_sm_mhz": Amount | None, "max_memory_mhz": Amount | None,
+        "celsius": Amount | None, "watts": Amount | None, "limit_watts": Amount | None,
+        "persistence": str | None, "compute_mode": str | None, "mig_mode": str | None, "performance_state": str | None,
+        "reasons": list[str] | None, "slowdown_microseconds": dict[str, Amount] | None,
+    },
+)  # fmt: skip
+_Environment = TypedDict(  # noqa: UP013
+    "_Environment",
+    {
+        "time": str, "cpu": Annotated[str, Meta(min_length=1, description="the name of a processor")], "cores": Count,
+        "affinity": list[Whole] | None, "machine_cores": Count | None, "governor": str | None, "turbo": bool | None, "virtual": bool,
+        "clock_mhz": list[Amount] | None, "memory_bytes": Whole | None, "memory_gib": Whole | None, "load_average": list[Amount] | None,
+        "processor_ticks": _Ticks | None, "system": str, "python": str, "packages": dict[str, str], "gpu": str | None,
+        "driver": str | None, "gpu_state": _GpuState | None,
+    },
+)  # fmt: skip
 
 
 def environment() -> dict[str, Any]:
-    """What decides a latency and can be read without privileges; None where the system does not tell.
+    """What decides a latency and can be read without privileges; None where the system does not report it.
 
     ``clock_mhz`` are the cores' clocks at this moment, ``processor_ticks`` what all cores have done since the machine started
-    (hundredths of a second by kind): two of them tell how much a hypervisor took in between (see ``stolen``). ``gpu_state`` is what gpu.py
-    tells of the first GPU; it is no part of the fingerprint.
+    (hundredths of a second by kind): two of them give what a hypervisor took in between (see ``stolen``). ``gpu_state`` is the state
+    of the first GPU (see ``_GpuState``); it is no part of the fingerprint.
     """
     gpu = read_gpu()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
@@ -56,25 +79,16 @@ def environment() -> dict[str, Any]:
     }
 
 
-def check_environment(found: Any) -> None:
-    """Raise ValueError for something that ``environment`` does not give: what a file holds goes into reports and onto terminals."""
-    if not isinstance(found, dict) or set(found) != _KEYS:
-        raise ValueError("its environment is none")
-    texts = [found[key] for key in ("time", "cpu", "governor", "system", "python", "gpu", "driver")]
-    texts += [*found["packages"], *found["packages"].values()]
-    numbers = [found[key] for key in ("cores", "machine_cores", "memory_bytes", "memory_gib")]
-    more_texts, more_numbers = check_state(found["gpu_state"])
-    texts, numbers = texts + more_texts, numbers + more_numbers
-    for key in ("affinity", "clock_mhz", "load_average"):
-        numbers += [] if found[key] is None else list(found[key])
-    if found["processor_ticks"] is not None:
-        numbers += [found["processor_ticks"][kind] for kind in _TICKS] + list(found["processor_ticks"].values())
-    if not all(text is None or (isinstance(text, str) and printable(text) == text) for text in texts):
-        raise ValueError("its environment holds something else than text")
-    if not all(type(number) in (int, float) and 0 <= number < 1 << 62 for number in numbers if number is not None) or not found["cores"]:
-        raise ValueError("its environment holds something else than numbers")
-    if not all(type(found[key]) in (bool, type(None)) for key in ("turbo", "virtual")) or not found["cpu"]:
-        raise ValueError("its environment is damaged")
+def read_environment(values: object, place: str = "environment") -> dict[str, Any]:
+    """An ``environment`` from a file; its texts can be put into reports and onto terminals. Raises InputRefused for anything else.
+
+    ``place`` is its place in the file. Runs that were recorded before GPUs were looked at have no ``gpu_state``: it is None then.
+    """
+    if isinstance(values, dict):
+        values = {**values, "gpu_state": values.get("gpu_state")}
+    made = convert(values, _Environment, place)
+    check_printable(made, place)
+    return dict(made)
 
 
 def cores() -> int:
@@ -93,7 +107,7 @@ def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
 
 
 def stolen(before: Mapping[str, Any], after: Mapping[str, Any]) -> float | None:
-    """The share of the cores' time between two ``environment``s that the hypervisor gave to others; None where that is not told."""
+    """The share of the cores' time between two ``environment``s that the hypervisor gave to others; None where that is not known."""
     first, last = before.get("processor_ticks"), after.get("processor_ticks")
     if not first or not last or (passed := sum(last.values()) - sum(first.values())) <= 0:
         return None
@@ -109,7 +123,8 @@ def _turbo() -> bool | None:
 
 def _ticks() -> dict[str, int] | None:
     words = (_read("/proc/stat") or "").partition("\n")[0].split()[1:]
-    return dict(zip(_TICKS, map(int, words), strict=False)) if len(words) >= len(_TICKS) else None
+    kinds = list(_Ticks.__annotations__)
+    return dict(zip(kinds, map(int, words), strict=False)) if len(words) >= len(kinds) else None
 
 
 def _packages() -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from cnet_deploy.benchmarks.measure.cells import SETTLE_SECONDS, Cell, Worker, worker
 from cnet_deploy.benchmarks.measure.samples import Summary, summarise
+from cnet_deploy.files.strict_json import Count, Duration, Samples, Seconds, Whole, closed
 
 
 @dataclass
@@ -30,16 +31,16 @@ class Result:
     """
 
     cell: Cell
-    batch: int = 1
-    cold_seconds: list[float] = field(default_factory=list)
-    open_seconds: list[float] = field(default_factory=list)
-    warmup: list[float] = field(default_factory=list)
-    rounds: list[list[float]] = field(default_factory=list)
-    device_rounds: list[float] = field(default_factory=list)
-    transfer_rounds: list[float] = field(default_factory=list)
-    peak_bytes: int | None = None
+    batch: Count = 1
+    cold_seconds: list[Seconds] = field(default_factory=list)
+    open_seconds: list[Seconds] = field(default_factory=list)
+    warmup: list[Seconds] = field(default_factory=list)
+    rounds: list[Samples] = field(default_factory=list)
+    device_rounds: list[Seconds] = field(default_factory=list)
+    transfer_rounds: list[Seconds] = field(default_factory=list)
+    peak_bytes: Count | None = None
     error: str | None = None
-    exit_code: int | None = None
+    exit_code: Count | None = None
 
     @property
     def samples(self) -> list[float]:
@@ -107,6 +108,7 @@ class Result:
         return self.error is not None
 
 
+@closed
 @dataclass(frozen=True)
 class Settings:
     """How long to measure: ``rounds`` turns of every cell, each of ``seconds`` and at least ``least`` inferences.
@@ -115,11 +117,11 @@ class Settings:
     ``fresh`` runs every turn in a new process, as the gate does: slower, but comparable with later measurements.
     """
 
-    rounds: int = 10
-    seconds: float = 0.2
-    least: int = 3
-    warmup: float = 0.5
-    rewarm: float = 0.1
+    rounds: Count = 10
+    seconds: Duration = 0.2
+    least: Whole = 3
+    warmup: Duration = 0.5
+    rewarm: Duration = 0.1
     fresh: bool = False
 
     def turn(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cnet_deploy.benchmarks.measure.environment import stolen
 from cnet_deploy.benchmarks.sweep.results import Report
 from cnet_deploy.errors import printable
-from cnet_deploy.hardware.nvidia_smi import slowdowns
+from cnet_deploy.hardware.nvml import slowdowns
 
 BUSY = 0.3  # load average per core before the run, above which others are at work
 STOLEN = 0.01
@@ -48,7 +48,10 @@ def _gpu(report: Report) -> list[str]:
         return []
     here, after, found = report.environment["gpu_state"], report.after and report.after["gpu_state"], []
     if here is None:
-        return ["nvidia-smi tells nothing here, so the GPU's clocks and slowdowns are not known: install it, or compare ratios only."]
+        return [
+            "The GPU's clocks and slowdowns could not be read: install what reads them (pip install nvidia-ml-py), in a container also let "
+            "the driver's library in (NVIDIA_DRIVER_CAPABILITIES=compute,utility), or compare ratios only."
+        ]
     if slowed := slowdowns(here, after):
         reasons = ", ".join(printable(name) + ("" if seconds is None else f" for {seconds:.1f} s") for name, seconds in slowed.items())
         found.append(

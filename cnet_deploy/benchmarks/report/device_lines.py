@@ -45,7 +45,7 @@ def notes(report: Report) -> list[str]:
     rounding = [backend for backend in report.backends if _rounds_to_tf32(backend)]
     tf32 = f"TF32 is on for {', '.join(rounding)} alone." if rounding else "TF32 is off everywhere."
     machine = report.environment
-    return [f"{NOTE} {tf32}", f"{machine['gpu'] or 'a GPU that nvidia-smi does not tell of'}, driver {machine['driver'] or 'unknown'}."]
+    return [f"{NOTE} {tf32}", f"{machine['gpu'] or 'a GPU whose name could not be read'}, driver {machine['driver'] or 'unknown'}."]
 
 
 def _rounds_to_tf32(name: str) -> bool:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from xml.etree import ElementTree as Xml
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -20,40 +19,12 @@ from cnet_deploy.benchmarks.measure.samples import milliseconds
 from cnet_deploy.benchmarks.report.text import group_title
 from cnet_deploy.benchmarks.sweep.results import Report, Row
 from cnet_deploy.errors import printable
+from cnet_deploy.svg import COLOURS, MARKERS, QUIET, Canvas
 
-WARMUP_SHOWN = 60  # inferences; what settles later is told by the distributions
-LEGEND_LINE, LANE = 20, 22
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A logarithmic axis from ``low`` to ``high`` over pixels ``start`` to ``end``."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def at(self, value: float) -> float:
-        """The pixel of a value."""
-        share = math.log(value / self.low) / math.log(self.high / self.low)
-        return round(self.start + share * (self.end - self.start), 1)
-
-    def ticks(self) -> list[float]:
-        """1, 2 and 5 times powers of ten; equal steps where the axis is too short for them."""
-        if self.high / self.low < 4:
-            size = (self.high - self.low) / 4
-            step = next(s for s in (m * 10.0 ** math.floor(math.log10(size)) for m in (1, 2, 5, 10)) if s >= size)
-            return [round(n * step, 9) for n in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
-        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        steps = (1, 10) if self.high / self.low > 1e4 else (1, 2, 5)
-        return sorted({v for power in powers for step in steps if self.low <= (v := step * 10.0**power) <= self.high})
-
-
-def axis(values: Sequence[float], start: float, end: float, room: float = 1.15) -> Axis:
-    """An axis that holds all values, with room at both ends."""
-    low, high = min(values), max(values)
-    return Axis(low / room, high * room, start, end)
+WARMUP_SHOWN = 60  # inferences; the distributions show what settles later
+LANE, LINE, BOTTOM = 22, 14, 46
+LETTER = 7.5  # pixels of an average letter of a title, and a little more
+_SIZES = {"o": 12.0, "s": 11.0, "^": 13.5, "D": 10.5, "v": 13.5, "X": 13.0}
 
 
 def latency_and_error(report: Report, width: int) -> str:
@@ -63,38 +34,40 @@ def latency_and_error(report: Report, width: int) -> str:
     if not points:
         return _nothing(width)
     rows = list({id(row): row for row, _, _ in points}.values())
-    known = [row for row in rows if row.top1_error is not None]
     unknown = [row for row in rows if row.top1_error is None]
-    errors = sorted({row.top1_error for row in known if row.top1_error is not None})
-    low, high = (math.floor(errors[0] - 0.4), math.ceil(errors[-1] + 0.4)) if errors else (0, 1)
+    errors = sorted({row.top1_error for row in rows if row.top1_error is not None})
+    low, high = (math.floor(errors[0] - 0.4), math.ceil(errors[-1] + 0.4)) if errors else (0, 0)
     closest = min((b - a for a, b in itertools.pairwise(errors)), default=1.0)
-    plot = min(560.0, max(150.0, (high - low) / closest * 1.4 * LANE)) if known else 0.0  # so that names stand apart
-    left, right, top = 56 if known else 12, 12, 12 + _legend_height(report, width)
-    height = top + plot + 2 * LANE * len(unknown) + 46
-    svg, x = drawing.canvas(width, height), axis([time for *_, time in points], left, width - right, 1.3)
-    _legend(svg, report, width)
-    bottom = height - 46
-    _scale(svg, x, top, bottom, f"ms an image, {group_title(report, group)}")
-    heights: dict[int, float] = {}
-    if known:
-        for row in known:
-            assert row.top1_error is not None
-            heights[id(row)] = round(top + (row.top1_error - low) / (high - low) * plot, 1)
-        for tick in range(low, high + 1, max(1, (high - low) // 6)):
-            place = top + (tick - low) / (high - low) * plot
-            drawing.line(svg, left, place, width - right, place, "grid")
-            drawing.text(svg, left - 6, place + 4, f"{tick} %", "end", "quiet")
-        title = drawing.text(svg, 0, 0, "top-1 error", "middle", "quiet")
-        title.set("transform", f"translate(12 {top + plot / 2}) rotate(-90)")
-    for number, row in enumerate(unknown):
-        heights[id(row)] = top + plot + 2 * LANE * number + 1.4 * LANE
+    plot = min(560.0, max(150.0, (high - low) / closest * 1.4 * LANE)) if errors else 0.0  # so that names stand apart
+    pixel = (high - low) / plot if errors else 1.0  # in per cent
+    heights = {id(row): high + (2 * number + 1.4) * LANE * pixel for number, row in enumerate(unknown)}
+    heights |= {id(row): row.top1_error for row in rows if row.top1_error is not None}
+    names: dict[float, list[str]] = {}
     for row in rows:
-        place = heights[id(row)]
-        drawing.line(svg, left, place, width - right, place, "lane")
-        drawing.text(svg, left + 6, place - 10, printable(row.title, 60), "start", "quiet")
-    for row, result, time in points:
-        _marker(svg, report, result, x.at(time), heights[id(row)], f"{row.title} on {result.cell.backend}: {milliseconds(time / 1e3)} ms")
-    return drawing.to_string(svg)
+        names.setdefault(heights[id(row)], []).append(row.title)
+    left, right = 56 if errors else 20, 20
+    times = [time for *_, time in points]
+    with drawing.canvas("latency", width, 0) as canvas:
+        top = _legend(canvas, report)
+        bottom = top + plot + 2 * LANE * len(unknown)
+        canvas.resize(bottom + BOTTOM)
+        axes = canvas.axes(left, top, width - right, bottom)
+        drawing.logarithmic(axes.xaxis, min(times) / 1.3, max(times) * 1.3)
+        axes.set_xlabel(f"ms an image, {group_title(report, group)}")
+        axes.set_ylim(high + 2 * LANE * len(unknown) * pixel, low)
+        ticks = range(low, high + 1, max(1, (high - low) // 6)) if errors else range(0)
+        axes.set_yticks(ticks, [f"{tick} %" for tick in ticks])
+        if errors:
+            canvas.text(14, top + plot / 2, "top-1 error", rotation=90, rotation_mode="anchor", ha="center", color=QUIET, size=12)
+        places = [(height - low) / pixel for height in names]
+        for place, moved, (height, titles) in zip(places, drawing.apart(places, LINE), names.items(), strict=True):
+            axes.axhline(height, **drawing.DOTTED)
+            words = printable(", ".join(titles), min(60, int((width - left - right) / LETTER)))
+            drawing.note(axes, words, (axes.get_xlim()[0], height), (6, moved - place - 10))
+        for row, result, time in points:
+            (marker,) = axes.plot(time, heights[id(row)], alpha=0.85, **_look(report, result))
+            canvas.title(marker, f"{row.title} on {result.cell.backend}: {milliseconds(time / 1e3)} ms")
+        return canvas.to_string()
 
 
 def distributions(report: Report, width: int) -> str:
@@ -106,25 +79,34 @@ def distributions(report: Report, width: int) -> str:
     middles = [result.median or 1.0 for _, result in lanes]
     spreads = [[float(np.quantile(r.samples, q)) / m for q in (0.05, 0.25, 0.75, 0.95)] for (_, r), m in zip(lanes, middles, strict=True)]
     dots = [[statistics.median(part) / middle for part in r.rounds] for (_, r), middle in zip(lanes, middles, strict=True)]
-    top, bottom = 8 + _legend_height(report, width), 8 + _legend_height(report, width) + 2 * LANE * len(lanes)
-    svg = drawing.canvas(width, bottom + 46)
-    _legend(svg, report, width)
-    x = axis([0.9, 1.2, *(value for found in (*spreads, *dots) for value in found)], 8, width - 8, 1.02)
-    _scale(svg, x, top, bottom, "times of the cell's median")
-    for number, (row, result) in enumerate(lanes):
-        colour = _colour(report, result)
-        low, first, third, high = spreads[number]
-        place = top + 2 * LANE * number + 1.5 * LANE
-        title = f"{printable(row.title, 40)}, {result.cell.backend}, {milliseconds(middles[number])} ms"
-        title += f", {group_title(report, (result.cell.threads, result.cell.batch))}" if len(report.groups) > 1 else ""
-        drawing.text(svg, 8, place - 14, title, "start", "quiet")
-        drawing.line(svg, x.at(low), place, x.at(high), place).set("stroke", colour)
-        box = {"x": x.at(first), "y": place - 6, "width": max(1.0, round(x.at(third) - x.at(first), 1)), "height": 12, "rx": 2}
-        drawing.add(svg, "rect", **box, fill=colour, fill_opacity=0.25, stroke=colour)
-        drawing.line(svg, x.at(1.0), place - 9, x.at(1.0), place + 9).set("style", f"stroke:{colour};stroke-width:2.5")
-        for dot in dots[number]:
-            drawing.add(svg, "circle", cx=x.at(dot), cy=place, r=2, fill=colour)
-    return drawing.to_string(svg)
+    values = [0.9, 1.2, *itertools.chain(*spreads, *dots)]
+    titles = [_titles(report, row, result) for row, result in lanes]
+    stacked = any(len(", ".join(pair)) * LETTER > width - 16 for pair in titles)  # the model's name on a line of its own
+    lane = 2 * LANE + (LINE if stacked else 0)
+    with drawing.canvas("distributions", width, 0) as canvas:
+        top = _legend(canvas, report)
+        canvas.resize(top + lane * len(lanes) + BOTTOM)
+        axes = canvas.axes(16, top, width - 16, top + lane * len(lanes))
+        drawing.logarithmic(axes.xaxis, min(values) / 1.02, max(values) * 1.02)
+        axes.set(xlabel="times of the cell's median", ylim=(lane * len(lanes), 0), yticks=[])
+        for number, (_, result) in enumerate(lanes):
+            colour = _look(report, result)["color"]
+            low, first, third, high = spreads[number]
+            place = lane * (number + 1) - 0.5 * LANE
+            for line, words in enumerate(reversed(titles[number] if stacked else [", ".join(titles[number])])):
+                drawing.note(axes, words, (axes.get_xlim()[0], place), (-8, -14 - line * LINE))
+            axes.hlines(place, low, high, colour, linewidth=1)
+            axes.barh(place, third - first, 12, first, facecolor=(colour, 0.25), edgecolor=colour, linewidth=1)
+            axes.vlines(1.0, place - 9, place + 9, colour, linewidth=2.5)
+            axes.plot(dots[number], [place] * len(dots[number]), "o", color=colour, markersize=4)
+        return canvas.to_string()
+
+
+def _titles(report: Report, row: Row, result: Result) -> tuple[str, str]:
+    """A cell's model, and the rest that it is called by."""
+    rest = f"{result.cell.backend}, {milliseconds(result.median or 0.0)} ms"
+    rest += f", {group_title(report, (result.cell.threads, result.cell.batch))}" if len(report.groups) > 1 else ""
+    return printable(row.title, 40), rest
 
 
 def settling(report: Report, width: int) -> str:
@@ -132,76 +114,39 @@ def settling(report: Report, width: int) -> str:
     curves = [(r, [time / r.median for time in r.warmup[:WARMUP_SHOWN]]) for r in report.results if r.median and r.warmup]
     if not curves:
         return _nothing(width)
-    top = 8 + _legend_height(report, width)
-    svg = drawing.canvas(width, top + 220 + 46)
-    _legend(svg, report, width)
-    y = axis([0.8, 2.5, *(value for _, curve in curves for value in curve)], top + 220, top, 1.05)
-    x = Axis(1, max(2, *(len(curve) for _, curve in curves)), 46, width - 12)
-    for tick in y.ticks():
-        drawing.line(svg, 46, y.at(tick), width - 12, y.at(tick), "grid")
-        drawing.text(svg, 40, y.at(tick) + 4, f"{tick:g}x", "end", "quiet")
-    _scale(svg, x, top, top + 220, "number of the inference after the start")
-    for result, curve in curves:
-        places = " ".join(f"{x.at(number)},{y.at(value)}" for number, value in enumerate(curve, 1))
-        drawing.add(svg, "polyline", points=places, fill="none", stroke=_colour(report, result), stroke_opacity=0.8, stroke_width=1.3)
-    return drawing.to_string(svg)
+    values = [0.8, 2.5, *itertools.chain.from_iterable(curve for _, curve in curves)]
+    with drawing.canvas("settling", width, 0) as canvas:
+        top = _legend(canvas, report)
+        canvas.resize(top + 220 + BOTTOM)
+        axes = canvas.axes(50, top, width - 16, top + 220)
+        drawing.logarithmic(axes.yaxis, min(values) / 1.05, max(values) * 1.05, "{x:g}x")
+        drawing.logarithmic(axes.xaxis, 1, max(2, *(len(curve) for _, curve in curves)), whole=True)
+        axes.set_xlabel("number of the inference after the start")
+        for result, curve in curves:
+            looks = _look(report, result) | {"linestyle": "-", "markersize": 5, "markevery": [0]}
+            axes.plot(range(1, len(curve) + 1), curve, alpha=0.8, linewidth=1.3, **looks)
+        return canvas.to_string()
 
 
 def _cells(row: Row, group: tuple[int, int]) -> Iterator[Result]:
     return (result for result in row.results if (result.cell.threads, result.cell.batch) == group)
 
 
-def _colour(report: Report, result: Result) -> str:
-    return drawing.COLOURS[report.backends.index(result.cell.backend) % len(drawing.COLOURS)]
+def _look(report: Report, result: Result) -> dict[str, Any]:
+    return _looks(report.backends.index(result.cell.backend))
 
 
-def _places(report: Report, width: int) -> list[tuple[int, int]]:
-    """Where the legend's entries stand: column and line, as many in a line as there is room for."""
-    each = 12 * max(map(len, report.backends)) + 24
-    columns = max(1, (width - 16) // each)
-    return [(8 + number % columns * each, 14 + number // columns * LEGEND_LINE) for number in range(len(report.backends))]
+def _looks(number: int) -> dict[str, Any]:
+    """A backend's own colour and shape: another shape where colours begin anew."""
+    shape = MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
+    return {"color": COLOURS[number % len(COLOURS)], "marker": shape, "markersize": _SIZES[shape]}
 
 
-def _legend_height(report: Report, width: int) -> int:
-    return _places(report, width)[-1][1] + 10
-
-
-def _legend(svg: Xml.Element, report: Report, width: int) -> None:
-    for number, (backend, (x, y)) in enumerate(zip(report.backends, _places(report, width), strict=True)):
-        _shape(svg, number, x + 6, y)
-        drawing.text(svg, x + 18, y + 4, printable(backend), "start")
-
-
-def _marker(svg: Xml.Element, report: Report, result: Result, x: float, y: float, title: str) -> None:
-    shape = _shape(svg, report.backends.index(result.cell.backend), x, y)
-    Xml.SubElement(shape, "title").text = printable(title)
-
-
-def _shape(svg: Xml.Element, number: int, x: float, y: float) -> Xml.Element:
-    """A backend's own colour and form: in print and for some eyes there is no colour."""
-    forms = (
-        f"M{x - 6} {y}a6 6 0 1 0 12 0a6 6 0 1 0 -12 0z",
-        f"M{x - 5.5} {y - 5.5}h11v11h-11z",
-        f"M{x} {y - 7}l7 12h-14z",
-        f"M{x} {y - 7.5}l7.5 7.5l-7.5 7.5l-7.5 -7.5z",
-        f"M{x} {y + 7}l7 -12h-14z",
-        f"M{x - 7} {y - 2.5}h14v5h-14z",
-    )
-    form = forms[(number + number // len(drawing.COLOURS)) % len(forms)]  # another where colours begin anew
-    return drawing.add(svg, "path", d=form, fill=drawing.COLOURS[number % len(drawing.COLOURS)], fill_opacity=0.85)
-
-
-def _scale(svg: Xml.Element, x: Axis, top: float, bottom: float, title: str) -> None:
-    last = -math.inf
-    for tick in x.ticks():
-        drawing.line(svg, x.at(tick), top, x.at(tick), bottom, "grid")
-        if x.at(tick) - last > 34:  # else the figures would run into each other
-            drawing.text(svg, x.at(tick), bottom + 16, f"{tick:g}", "middle", "quiet")
-            last = x.at(tick)
-    drawing.text(svg, (x.start + x.end) / 2, bottom + 36, title, "middle", "quiet")
+def _legend(canvas: Canvas, report: Report) -> float:
+    return canvas.legend({backend: _looks(number) for number, backend in enumerate(report.backends)})
 
 
 def _nothing(width: int) -> str:
-    svg = drawing.canvas(width, 40)
-    drawing.text(svg, 8, 24, "Nothing was measured.", "start")
-    return drawing.to_string(svg)
+    with drawing.canvas("nothing", width, 40) as canvas:
+        canvas.text(8, 24, "Nothing was measured.")
+        return canvas.to_string()

@@ -28,6 +28,7 @@ from cnet_deploy.benchmarks.sweep.results import Journal, Keep, Report, part_of,
 from cnet_deploy.errors import InputRefused, Interrupted, OutputRefused, Unavailable, printable
 from cnet_deploy.files import check_output, exists, write_text
 from cnet_deploy.sessions import backends
+from cnet_deploy.svg import require_matplotlib
 
 LOG_WIDTH = 180  # a table that wraps can't be read or searched: a log gets the width it needs
 WIDE = 130  # columns that the paper's table takes with a line per row
@@ -46,7 +47,8 @@ class Outputs:
     svg: Path | None = None
 
     def check(self, models: Sequence[str]) -> None:
-        """Refuse names that results are not kept under: a model's, its manifest's, the same twice. Raises OutputRefused."""
+        """Refuse names that results are not kept under: a model's, its manifest's, the same twice. Raises OutputRefused, and Unavailable
+        where pictures are wanted and matplotlib is missing."""
         wanted = [(entry.name, path) for entry in fields(self) if (path := getattr(self, entry.name)) is not None]
         for kind, path in wanted:
             suffixes = _SUFFIXES.get(kind, (".json",))
@@ -60,6 +62,8 @@ class Outputs:
             if [other.resolve() for _, other in wanted].count(path.resolve()) > 1:
                 raise OutputRefused(f"{path}: is asked for twice; expected a name for each output")
             check_output(path)
+        if self.html or self.svg:
+            require_matplotlib()
 
     def write(self, report: Report) -> None:
         """Write what people read. Raises OutputRefused for the first that can't be written, after the others."""

@@ -13,11 +13,13 @@ from cnet_deploy.errors import naming, printable
 from cnet_deploy.exporters import module_of, target_by_suffix
 from cnet_deploy.exporters.base import Inside
 from cnet_deploy.files import read_bytes
+from cnet_deploy.files.strict_json import Whole, closed
 from cnet_deploy.workflows.inspect import inspect
 
 BYTES_TOLERANCE = 0.01  # metadata, and a compiler's small changes
 
 
+@closed
 @dataclass(frozen=True)
 class Figures:
     """What was counted, None or empty where the file does not tell.
@@ -28,11 +30,11 @@ class Figures:
     """
 
     format: str
-    bytes: int
-    multiply_adds: int | None = None
-    params: int | None = None
+    bytes: Whole
+    multiply_adds: Whole | None = None
+    params: Whole | None = None
     precision: str | None = None
-    operators: Mapping[str, int] = field(default_factory=dict)
+    operators: Mapping[str, Whole] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values; ``Figures(**values)`` is the inverse."""

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from cnet_deploy.benchmarks.measure.cells import Cell
-from cnet_deploy.benchmarks.measure.environment import check_environment, environment
+from msgspec import Meta
+
+from cnet_deploy.benchmarks.measure.environment import environment, read_environment
 from cnet_deploy.benchmarks.measure.rounds import Result, Settings, ratio
+from cnet_deploy.benchmarks.sweep.figures import Figures
 from cnet_deploy.benchmarks.sweep.paper import BASE, PaperRow, paper_ratio, paper_row
 from cnet_deploy.errors import InputRefused, OutputRefused, printable
 from cnet_deploy.files import exists, read_bytes, write_text
-from cnet_deploy.sessions import DEVICES, names, resolve_backend
+from cnet_deploy.files.strict_json import InvalidValue, Percent, Whole, convert, of_version, parse_json, reading, shown, to_json
+from cnet_deploy.sessions import names, resolve_backend
 
 FORMAT = "cnet_deploy_bench"
 FORMAT_VERSION = 2
 MAX_BYTES = 1 << 30
-MAX_SECONDS = 1e6
 WRITING_SHARE = 0.05  # of a run's time, at most: a long run's file is large, and is not written after every turn
 
 Group = tuple[int, int]
@@ -31,8 +32,8 @@ class Row:
     """A model's figures and its cells.
 
     ``flops`` and ``params`` as counted here, None if unknown; ``sha256`` None for a named network. ``top1_error`` in per cent is the
-    paper's own, or what the file's manifest tells of the images that it was verified on; None if neither is known. ``figures`` are
-    those of a baseline's file (figures.py).
+    paper's, or that of the images which the file was verified on, by its manifest; None if neither is known. ``figures`` are the
+    values of a file's Figures (figures.py) in a baseline.
     """
 
     label: str
@@ -60,7 +61,7 @@ class Row:
 
 @dataclass
 class Report:
-    """Rows, and what was measured how and where. ``after`` is the environment when the run had ended; None while it has not."""
+    """Rows, how they were measured, and where. ``after`` is the environment at the end of the run; None while it goes on."""
 
     rows: list[Row]
     settings: Settings
@@ -138,82 +139,59 @@ class Report:
         return {**derived, **values}
 
 
+@dataclass(frozen=True)
+class _StoredRow:
+    """A row as the file has it; what follows from the rest (summary, ratio …) is left out."""
+
+    label: str
+    flops: Whole | None
+    params: Whole | None
+    sha256: str | None
+    top1_error: Percent | None
+    figures: Figures | None
+    cells: Annotated[list[Result], Meta(min_length=1, description="a list of cells, at least one")]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    rows: Annotated[list[_StoredRow], Meta(min_length=1, description="a list of rows, at least one")]
+    settings: Settings
+    environment: dict[str, Any]
+    environment_after: dict[str, Any] | None
+
+
 def read_report(path: Path | str) -> Report:
     """The inverse of ``to_dict``, from a file. Raises InputRefused for anything that is not this version's results."""
     data = read_bytes(path, MAX_BYTES)
-    try:
-        values = json.loads(data)
-        if not isinstance(values, dict) or values.get(FORMAT) != FORMAT_VERSION:
-            raise InputRefused(f"{path}: holds no results of this version ({FORMAT} {FORMAT_VERSION}); measure again with `bench --json`")
-        names = {entry.name for entry in fields(Result)}
-        rows = []
-        for row in values["rows"]:
-            cells = [{key: cell[key] for key in names} for cell in row["cells"]]
-            results = [Result(**{**cell, "cell": Cell(**cell["cell"])}) for cell in cells]
-            _check(results)
-            rows.append(Row(row["label"], row["flops"], row["params"], row["sha256"], row["top1_error"], results, row["figures"]))
-            _check_row(rows[-1])
-        if not rows:
-            raise ValueError("no rows")
-        settings, here, after = Settings(**values["settings"]), values["environment"], values["environment_after"]
-        _check_settings(settings)
-        here, after = _state(here), None if after is None else _state(after)
-        report = Report(rows, settings, here, after)
-        if len({result.cell.device for result in report.results}) != 1:
-            raise ValueError("cells of two devices")
-        return report
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise InputRefused(f"{path}: is damaged ({type(error).__name__}: {error}); measure again with `bench --json`") from None
+    with reading(path, "measure again with `bench --json`"):
+        stored = convert(of_version(parse_json(data), FORMAT, FORMAT_VERSION), _Stored)
+        rows = [_row(row, f"rows[{number}]") for number, row in enumerate(stored.rows)]
+        if len(devices := {result.cell.device for row in rows for result in row.results}) > 1:
+            raise InvalidValue(f"it has cells of the devices {', '.join(sorted(devices))}; expected one device")
+        before, after = stored.environment, stored.environment_after
+        after = None if after is None else read_environment(after, "environment_after")
+        return Report(rows, stored.settings, read_environment(before), after)
 
 
-def _state(found: dict[str, Any]) -> dict[str, Any]:
-    """An environment that was checked. Runs that were recorded before GPUs were looked at tell nothing of one."""
-    found = {**found, "gpu_state": found.get("gpu_state")}
-    check_environment(found)
-    return found
-
-
-def _check(results: list[Result]) -> None:
-    for result in results:
-        cell = result.cell
-        parts = [*result.rounds, result.cold_seconds, result.open_seconds, result.warmup, result.device_rounds, result.transfer_rounds]
-        if not all(type(part) is list and all(type(time) is float and 0 < time < MAX_SECONDS for time in part) for part in parts):
-            raise ValueError("a time is no number of seconds")
-        if not all(result.rounds):
-            raise ValueError("a round is empty")
-        counts = [cell.threads, cell.batch, result.batch, result.peak_bytes or 1, result.exit_code or 1]
-        if not all(type(number) is int and 0 < number < 1 << 62 for number in counts):
-            raise ValueError("threads, batch or memory is no whole number")
-        if not isinstance(cell.label, str) or not isinstance(cell.backend, str) or type(result.error) not in (str, type(None)):
-            raise ValueError("a label, a backend or an error is no text")
-        resolve_backend(cell.backend)
-        if cell.device not in DEVICES:
-            raise ValueError("a device is none")
+def _row(stored: _StoredRow, place: str) -> Row:
+    for number, result in enumerate(stored.cells):
+        cell, where = result.cell, f"{place}.cells[{number}].cell"
+        if cell.label != stored.label:
+            raise InvalidValue(f"{where}.label is {shown(cell.label)}; expected {shown(stored.label)}, the label of its row")
+        try:
+            resolve_backend(cell.backend)
+        except InputRefused as error:
+            raise InvalidValue(f"{where}.backend: {error}") from None
         result.error = result.error and printable(result.error)
-
-
-def _check_row(row: Row) -> None:
-    if not isinstance(row.label, str) or not row.results or any(result.cell.label != row.label for result in row.results):
-        raise ValueError("a row's cells are another's")
-    for number, most in ((row.flops, 1 << 62), (row.params, 1 << 62), (row.top1_error, 100)):
-        if number is not None and not (type(number) in (int, float) and 0 <= number <= most):
-            raise ValueError("a figure is no number")
-    if type(row.sha256) not in (str, type(None)) or type(row.figures) not in (dict, type(None)):
-        raise ValueError("a digest or figures are none")
-
-
-def _check_settings(settings: Settings) -> None:
-    if type(settings.rounds) is not int or type(settings.least) is not int or type(settings.fresh) is not bool or settings.rounds < 1:
-        raise ValueError("settings are none")
-    if not all(type(time) in (int, float) and 0 <= time < MAX_SECONDS for time in (settings.seconds, settings.warmup, settings.rewarm)):
-        raise ValueError("settings are none")
+    figures = None if stored.figures is None else stored.figures.to_dict()
+    return Row(stored.label, stored.flops, stored.params, stored.sha256, stored.top1_error, stored.cells, figures)
 
 
 class Journal:
-    """The files that a run's results are kept in while it goes on, so that it may be killed at any time.
+    """The files that keep a run's results while it goes on, so that it may be killed at any time.
 
-    A file that holds a finished run already is replaced only by another finished one: until then ``part_of`` it grows beside it. What can't
-    be written is told at the end, by ``close``: a run is not given up for a disk that is full.
+    A file of a finished run is replaced by another finished run only: until then the new one grows in a file beside it (``part_of``). A
+    full disk does not end a run: ``close`` raises what went wrong.
     """
 
     def __init__(self, *paths: Path, resumed: Path | None = None) -> None:
@@ -241,7 +219,7 @@ class Journal:
 
     def _write(self, report: Report, paths: Iterable[Path]) -> None:
         self._refused = None
-        text = json.dumps(report.to_dict(), indent=1) + "\n"
+        text = to_json(report.to_dict(), indent=1) + "\n"
         for path in paths:
             try:
                 write_text(path, text)

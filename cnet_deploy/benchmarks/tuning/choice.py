@@ -6,19 +6,32 @@ import hashlib
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
-from cnet_deploy.benchmarks.measure.environment import check_environment, differences, environment, fingerprint
+from cnet_deploy.benchmarks.measure.environment import differences, environment, fingerprint, read_environment
 from cnet_deploy.benchmarks.measure.rounds import Settings
 from cnet_deploy.benchmarks.measure.rule import Decision, Verdict, decide
-from cnet_deploy.benchmarks.sweep.results import MAX_SECONDS
-from cnet_deploy.errors import InputRefused, naming, printable
 from cnet_deploy.exporters import target_of
 from cnet_deploy.files import read_bytes
+from cnet_deploy.files.strict_json import (
+    Count,
+    InvalidValue,
+    Samples,
+    check_printable,
+    closed,
+    convert,
+    of_version,
+    one_of,
+    parse_json,
+    reading,
+    shown,
+    to_json,
+)
 from cnet_deploy.program.forms import FORMS, blocks
 from cnet_deploy.program.program import Program
 
@@ -27,10 +40,12 @@ FORMAT_VERSION = 1
 MAX_BYTES = 64 << 20
 PLAIN, COMBINED = FORMS[0], "combined"
 
-Forms = dict[str, str]
-Rounds = dict[str, list[list[float]]]
+Forms = dict[str, Annotated[str, one_of(FORMS)]]
+Rounds = dict[str, Annotated[list[Samples], Meta(min_length=1, description="a list of rounds, at least one")]]
+_DERIVED = ("ratio", "ratios")
 
 
+@closed
 @dataclass(frozen=True)
 class Choice:
     """The form of each block, and the measurement that chose it.
@@ -41,7 +56,7 @@ class Choice:
     checkpoint's.
     """
 
-    forms: Forms
+    forms: Annotated[Forms, Meta(min_length=1, description="the forms of one or more blocks")]
     winner: str
     alone: Rounds
     together: Rounds
@@ -49,8 +64,8 @@ class Choice:
     environment: Mapping[str, Any]
     target: str
     device: str
-    threads: int
-    batch: int
+    threads: Count
+    batch: Count
     options: Mapping[str, Any]
     program_sha256: str
     source_sha256: str
@@ -84,23 +99,20 @@ class Choice:
         return "; ".join(found) or None
 
     def to_json(self) -> str:
-        """Everything, raw samples included; and the ratios, for those who read it."""
-        derived = {"ratio": self.ratio and _told(self.ratio), "ratios": {label: _told(found) for label, found in self.ratios.items()}}
-        return json.dumps({FORMAT: FORMAT_VERSION, **derived, **asdict(self)}, indent=1) + "\n"
+        """Everything, raw samples included, and the ratios, for people who read the file."""
+        derived = {"ratio": self.ratio and _bounds(self.ratio), "ratios": {label: _bounds(each) for label, each in self.ratios.items()}}
+        return to_json({FORMAT: FORMAT_VERSION, **derived, **asdict(self)}, indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Choice:
+    def from_json(cls, text: str | bytes) -> Choice:
         """The inverse of ``to_json``. Raises InputRefused for anything that is not a measurement of this version."""
-        try:
-            values = json.loads(text)
-            if not isinstance(values, dict) or values.pop(FORMAT, None) != FORMAT_VERSION:
-                raise InputRefused(f"holds no measured lowering of this version ({FORMAT} {FORMAT_VERSION})")
-            del values["ratio"], values["ratios"]
-            choice = cls(**{**values, "settings": Settings(**values["settings"])})
-            _check(choice)
-            return choice
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-            raise InputRefused(f"is damaged ({type(error).__name__}: {error})") from None
+        values = of_version(parse_json(text), FORMAT, FORMAT_VERSION)
+        if missing := [name for name in _DERIVED if name not in values]:
+            raise InvalidValue(f"it has no {missing[0]}")
+        choice = convert({name: value for name, value in values.items() if name not in _DERIVED}, cls)
+        choice = replace(choice, environment=read_environment(choice.environment))
+        _check(choice)
+        return choice
 
 
 def compare(rounds: Mapping[str, Sequence[Sequence[float]]], label: str) -> Decision:
@@ -123,7 +135,7 @@ def decide_forms(names: Sequence[str], rounds: Mapping[str, Sequence[Sequence[fl
 
 
 def choice_path(artifact: Path | str) -> Path:
-    """Where the measurement that chose an artifact's forms is kept.
+    """The file of the measurement that chose an artifact's forms.
 
     >>> choice_path("model.onnx").as_posix()
     'model.onnx.forms.json'
@@ -137,12 +149,10 @@ def earlier_path(artifact: Path | str) -> Path:
 
 
 def read(path: Path | str) -> Choice:
-    """A stored measurement. Raises InputRefused for a file that is none."""
-    with naming(path):
-        try:
-            return Choice.from_json(read_bytes(path, MAX_BYTES).decode("utf-8"))
-        except (UnicodeDecodeError, InputRefused) as error:
-            raise InputRefused(str(error).removeprefix(f"{path}: ")) from None
+    """A stored measurement. Raises InputRefused for a file that holds anything else."""
+    data = read_bytes(path, MAX_BYTES)
+    with reading(path):
+        return Choice.from_json(data)
 
 
 def program_digest(program: Program) -> str:
@@ -169,8 +179,8 @@ def label_of(block: str, form: str) -> str:
     return f"{block} {form}"
 
 
-def _told(found: Decision) -> dict[str, Any]:
-    return {"estimate": found.estimate, "lower": found.lower, "upper": found.upper, "rounds": found.rounds}
+def _bounds(ratio: Decision) -> dict[str, Any]:
+    return {"estimate": ratio.estimate, "lower": ratio.lower, "upper": ratio.upper, "rounds": ratio.rounds}
 
 
 def plain(target: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,29 +192,19 @@ def plain(target: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check(choice: Choice) -> None:
-    """Raise ValueError for what no measurement holds: it is shown on terminals, and decides what is exported."""
-    check_environment(choice.environment)
-    if not choice.forms or not all(_is_text(name) and form in FORMS for name, form in choice.forms.items()):
-        raise ValueError("its forms are none")
+    """What the fields' types can't express: names can be printed, rounds are of its blocks' forms, the winner was measured."""
+    check_printable(choice.forms, "forms")
+    for field in ("target", "device", "program_sha256", "source_sha256"):
+        check_printable(getattr(choice, field), field)
     labels = {*FORMS, *(label_of(name, form) for name in choice.forms for form in FORMS[1:])}
-    for rounds, known in ((choice.alone, labels), (choice.together, {*FORMS, COMBINED})):
-        if not set(rounds) <= known or (rounds and PLAIN not in rounds) or len({len(parts) for parts in rounds.values()}) > 1:
-            raise ValueError("its rounds are none")
-        if not all(parts and all(type(part) is list and part and all(map(_is_time, part)) for part in parts) for parts in rounds.values()):
-            raise ValueError("a round is none")
-    if (choice.winner == PLAIN) != (set(choice.forms.values()) == {PLAIN}) or choice.winner not in (PLAIN, *choice.together):
-        raise ValueError("its winner is none of what was measured")
-    if not all(type(number) is int and 0 < number < 1 << 31 for number in (choice.threads, choice.batch, choice.settings.rounds)):
-        raise ValueError("threads, batch or rounds is no whole number")
-    if not all(map(_is_text, (choice.target, choice.device, choice.program_sha256, choice.source_sha256))):
-        raise ValueError("a target, device or digest is no text")
-    if type(choice.options) is not dict or not all(type(value) in (int, float, bool) for value in asdict(choice.settings).values()):
-        raise ValueError("its options or settings are none")
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and printable(value, 200) == value
-
-
-def _is_time(value: Any) -> bool:
-    return type(value) is float and 0 < value < MAX_SECONDS
+    for field, rounds, known in (("alone", choice.alone, labels), ("together", choice.together, {*FORMS, COMBINED})):
+        if unknown := sorted(set(rounds) - known):
+            raise InvalidValue(f"{field} has rounds of {shown(unknown[0])}, which is not a form of its blocks")
+        if rounds and PLAIN not in rounds:
+            raise InvalidValue(f"{field} has no rounds of {PLAIN}, which the others are compared with")
+        if len(counts := {len(parts) for parts in rounds.values()}) > 1:
+            raise InvalidValue(f"{field} has {min(counts)} rounds of one form and {max(counts)} of another; expected as many of each")
+    if choice.winner not in (PLAIN, *choice.together):
+        raise InvalidValue(f"winner is {shown(choice.winner)}; expected one of {', '.join(choice.together) or PLAIN}, which were measured")
+    if (choice.winner == PLAIN) != (set(choice.forms.values()) == {PLAIN}):
+        raise InvalidValue(f"winner is {shown(choice.winner)}, which does not agree with its forms {', '.join(choice.forms.values())}")

@@ -7,17 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.exporters.native.packing import LINE, padded
+from cnet_deploy.exporters.native.constants import LINE, MAP_SLACK, PLANE_SLACK, ROW_LEAST, WHOLE_SLACK
+from cnet_deploy.exporters.native.packing import padded
 from cnet_deploy.program.program import DenseLayer, Program, Transition
 
-MAX_OFFSET = (1 << 31) - 1  # in floats, of a plane from the first of its map
-WHOLE_AREA = 1100  # of a map of which several threads do one convolution after the other
-NARROW_LEAST, NARROW_AREA = 4, 400  # a row that has a tile; a map whose buffer stays near
+MAX_OFFSET = (1 << 31) - 1  # floats from the first plane of a map to its last: tables hold 32-bit offsets
+WHOLE_AREA = 1100  # floats of the largest map on which several threads finish a 1x1 before they begin the 3x3
+NARROW_AREA = 400  # pixels of the largest map whose transposed buffer stays in a near cache
 
 
 @dataclass
 class Block:
-    """A dense block and the transition after it. ``size`` is its map's, ``channels`` how many planes it has when all layers are done."""
+    """A dense block and the transition after it.
+
+    ``size`` is the height and width of its map, ``channels`` the number of its planes once all layers have run, ``layout`` "wide" or
+    "narrow". ``map`` and ``middle`` are offsets in floats: of the map, and of what the transition's 1x1 writes.
+    """
 
     layers: list[DenseLayer]
     transition: Transition | None
@@ -33,40 +38,44 @@ class Block:
 
     @property
     def plane(self) -> int:
-        """Floats of a plane: rows, what a last vector spills, and an odd number of cache lines."""
-        lines = padded(self.size[0] * self.pitch, LINE) // LINE + 1
-        return (lines | 1) * LINE
+        """Floats of a plane: its rows and the room after them, as an odd number of cache lines."""
+        return _odd_lines(padded(self.size[0] * self.pitch, LINE) + PLANE_SLACK)
 
     @property
     def whole(self) -> int:
-        """Floats a plane of the shared buffer, zeros around the map included; 0 for maps that threads do strip by strip."""
+        """Floats of a plane in the shared buffer, with the zeros around the map; 0 for maps that threads do strip by strip."""
         floats = self.size[0] * self.pitch
         if self.layout == "narrow" or floats > WHOLE_AREA:
             return 0
-        return (padded(floats + 2 * self.pitch + 8 * LINE, LINE) // LINE | 1) * LINE
+        return _odd_lines(floats + 2 * self.pitch + WHOLE_SLACK)
 
     @property
     def middle_channels(self) -> int:
         return 0 if self.transition is None or self.transition.pointwise is None else self.transition.pointwise.order.size
 
 
+def _odd_lines(floats: int) -> int:
+    """Rounded up to an odd number of cache lines: with an even one, planes would compete for the same places in the caches."""
+    return (padded(floats, LINE) // LINE | 1) * LINE
+
+
 def plain_paths(program: Program) -> list[str]:
-    """What of a network no fast kernel covers, in words."""
-    found = []
+    """The parts of a network that no fast kernel covers, a sentence for each."""
+    slow = []
     if program.stem.stride > 2:
-        found.append(f"the image's rows are parted one by one: stride {program.stem.stride} (1 and 2 are done by vectors)")
+        slow.append(f"the first convolution has stride {program.stem.stride}: rows are split pixel by pixel (strides 1 and 2 use vectors)")
     for number, block in enumerate(blocks_of(program), 1):
         outputs = {len(layer.weight) // layer.groups for layer in block.layers}
-        found += [
-            f"block {number}: groups of {n} outputs leave tiles of one output"
+        slow += [
+            f"block {number}: in groups of {n} outputs, one output is computed alone"
             for n in sorted(outputs)
             if block.layout == "wide" and n % 2 and n > 1
         ]
-    return found
+    return slow
 
 
 def blocks_of(program: Program, layouts: Sequence[str] | None = None) -> list[Block]:
-    """The dense blocks of a Program, each with its layout; ``layouts`` overrules the choice."""
+    """The dense blocks of a Program, each with its layout; ``layouts`` overrides the choice."""
     height, width = ((side - 1) // program.stem.stride + 1 for side in program.architecture.input_size)
     channels = len(program.stem.weight)
     blocks: list[Block] = []
@@ -91,9 +100,9 @@ def blocks_of(program: Program, layouts: Sequence[str] | None = None) -> list[Bl
 
 
 def _layout(layers: list[DenseLayer], size: tuple[int, int]) -> str:
-    """Pixels or output channels as vectors: what needs fewer multiply-adds of 16 lanes, idle ones included."""
+    """Whether vectors are pixels ("wide") or output channels ("narrow"): what takes fewer multiply-adds of 16 lanes, idle ones included."""
     height, width = size
-    if width < NARROW_LEAST or height * width > NARROW_AREA:
+    if width < ROW_LEAST or height * width > NARROW_AREA:
         return "wide"
     wide = narrow = 0
     for layer in layers:
@@ -108,16 +117,16 @@ def _layout(layers: list[DenseLayer], size: tuple[int, int]) -> str:
 
 
 def place(blocks: list[Block]) -> int:
-    """Lay the maps out in one piece of memory: neighbours at opposite ends, since only they live at the same time.
+    """Give every map its place in one piece of memory. Neighbours get opposite ends, since only they are in use at the same time.
 
-    Returns its floats. Raises InputRefused where a map is too large for the tables.
+    Returns the size of the memory in floats. Raises InputRefused where a map is too large for the tables.
     """
     if (largest := max(block.plane * block.channels for block in blocks)) > MAX_OFFSET:
         times = largest / MAX_OFFSET
         raise InputRefused(f"a map of images of this size is {times:.1f} times too large for the tables; expected images of fewer pixels")
-    sizes = [block.plane * block.channels + 4 * LINE for block in blocks]
+    sizes = [block.plane * block.channels + MAP_SLACK for block in blocks]
     total = max([a + b for a, b in itertools.pairwise(sizes)] + sizes)
     for number, (block, size) in enumerate(zip(blocks, sizes, strict=True)):
         block.map = 0 if number % 2 == 0 else total - size
         block.middle = total
-    return total + max(block.plane * block.middle_channels for block in blocks) + 4 * LINE
+    return total + max(block.plane * block.middle_channels for block in blocks) + MAP_SLACK

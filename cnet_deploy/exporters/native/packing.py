@@ -1,7 +1,7 @@
 """Weights and tables in the order in which the kernels read them.
 
-Nothing here depends on the instruction set: tiles of 8, 4, 2 and 1 outputs (wide) or 32, 16 and 8 (narrow) are what every kernel can
-take a part of. In bf16 a 32-bit word holds the values of two channels, the even one in its lower half.
+Nothing here depends on the instruction set: every kernel can take the tiles of constants.py, whole or in parts. In bf16 a 32-bit word
+holds the values of two channels, the even one in its lower half.
 """
 
 from __future__ import annotations
@@ -13,15 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cnet_deploy.exporters.native.constants import LINE
 from cnet_deploy.program.program import Pointwise
 
 Doubles = npt.NDArray[np.float64]
 Words = npt.NDArray[np.uint32]
 
-LINE = 16  # words in a cache line
-WIDE_TILES, WIDE_TILES_PAIRED = (8, 4, 2, 1), (8, 4, 2)
-NARROW_TILES, ROW_TILES = (32, 16), (32, 16, 8)
-# Beyond this, dividing a shift by its gain would overflow, and the input could not be seen beside it in fp32 anyway.
+# A shift larger than this many gains: its quotient would overflow, and in fp32 the input would vanish beside it anyway.
 MAX_RATIO = 1e30
 
 
@@ -33,7 +31,7 @@ class Data:
     size: int = 0
 
     def add(self, values: npt.NDArray[Any]) -> int:
-        """Append float32, int32 or uint32 values; the word they begin at."""
+        """Append float32, int32 or uint32 values. Returns the number of the word that they begin at."""
         assert values.dtype in (np.float32, np.int32, np.uint32)
         raw = np.ascontiguousarray(values).tobytes()
         raw += bytes(-len(raw) % (4 * LINE))
@@ -100,7 +98,7 @@ def fold_first_norm(layer: Pointwise, group: int, *, paired: bool) -> Inputs:
     """Batch norm and ReLU before a 1x1 as an addition and a maximum or minimum, the gain in the weights.
 
     relu(s x + b) is s max(x + b/s, 0) for s > 0 and s min(x + b/s, 0) for s < 0. For s = 0 it is relu(b), which goes into the bias;
-    the input keeps a weight of 0, so that its NaN is seen.
+    the input keeps a weight of 0, so that a NaN in it still reaches the outputs.
     """
     width, rows = layer.index.size // layer.groups, len(layer.weight) // layer.groups
     part = slice(group * width, (group + 1) * width)
@@ -137,7 +135,7 @@ class Route:
 
 
 def route(layer: Pointwise, groups: int, *, paired: bool, align: int = 1) -> Route:
-    """Rows to places. In pairs, both of a word must go to one group of the 3x3: rows are sorted by that, and padded where they must.
+    """Where each row goes. The two rows of a pair must go to one group of the 3x3: rows are sorted by it, and padded where needed.
 
     ``align`` pads the rows that a group stores to a multiple.
     """
@@ -160,7 +158,7 @@ def route(layer: Pointwise, groups: int, *, paired: bool, align: int = 1) -> Rou
                 words.append((g, len(mine) // 2, h, channels))
                 mine += [a, b]
         rows.append(mine)
-    # Groups of the 3x3 have one number of places: those left over are filled by padding, so that they hold zeros and not chance.
+    # All groups of the 3x3 have the same number of places. Padding fills those left over, so that they hold zeros and not old data.
     held = [sum(word[2] == h for word in words) for h in range(groups)]
     missing = [h for h in range(groups) for _ in range(max(held) - held[h])]
     for h in missing:
@@ -178,7 +176,10 @@ def route(layer: Pointwise, groups: int, *, paired: bool, align: int = 1) -> Rou
 
 
 def conv_weights(weight: npt.NDArray[np.float32], sources: list[tuple[int, ...]], first: int, *, paired: bool) -> npt.NDArray[Any]:
-    """A group's 3x3 weights [outputs, places, 3, 3] in the order of its places. ``first`` is the group's first input channel."""
+    """A group's 3x3 weights in the order of its places: [outputs, inputs, 3, 3] -> [outputs, places, 3, 3].
+
+    ``first`` is the group's first input channel.
+    """
     flat = [channel - first if channel >= 0 else -1 for channels in sources for channel in channels]
     picked = np.where((np.array(flat) < 0)[:, None, None], 0.0, weight[:, flat].astype(np.float64))
     return to_words(picked, paired=paired)

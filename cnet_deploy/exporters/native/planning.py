@@ -12,30 +12,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cnet_deploy.exporters.native.geometry import Block, blocks_of, place
-from cnet_deploy.exporters.native.packing import (
+from cnet_deploy.exporters.native import constants
+from cnet_deploy.exporters.native.constants import (
+    CHUNK,
+    CHUNK_SLACK,
+    CLASSES_TOGETHER,
+    LINE,
     NARROW_TILES,
     ROW_TILES,
     WIDE_TILES,
     WIDE_TILES_PAIRED,
-    Data,
-    conv_weights,
-    fold_first_norm,
-    padded,
-    route,
-    tiled,
-    to_words,
 )
+from cnet_deploy.exporters.native.geometry import Block, blocks_of, place
+from cnet_deploy.exporters.native.packing import Data, conv_weights, fold_first_norm, padded, route, tiled, to_words
 from cnet_deploy.files import digest
 from cnet_deploy.program.program import DenseLayer, Head, Pointwise, Pool, Program, Stem
-
-CHUNK, CHUNK_SLACK = 16, 16  # channels that stand together in a narrow layer's buffer, pixels after its last (pointwise_narrow.hpp)
-CLASSES_TOGETHER = 64  # head.hpp
 
 
 @dataclass(frozen=True)
 class Plan:
-    """``source`` is plan.cpp, ``weights`` the words that it points into; ``layouts`` says wide or narrow, block after block."""
+    """``source`` is plan.cpp, ``weights`` the words that it points into, ``layouts`` "wide" or "narrow" for each block."""
 
     source: str
     weights: bytes
@@ -43,7 +39,7 @@ class Plan:
 
 
 def make_plan(program: Program, *, precision: str, description: str, isas: Sequence[str], layouts: Sequence[str] | None = None) -> Plan:
-    """Plan a Program for ``precision`` "fp32" or "bf16". ``layouts`` overrules what is chosen for each block: for measurements.
+    """Plan a Program for ``precision`` "fp32" or "bf16". ``layouts`` overrides the choice for each block, for measurements.
 
     Raises InputRefused for images so large that a map outgrows the tables.
     """
@@ -61,31 +57,37 @@ def make_plan(program: Program, *, precision: str, description: str, isas: Seque
             text, floats = pack(layer, block, data, paired)
             layers.append(text)
             between = max(between, floats)
-        none = _struct(*[0] * 10)
         conv = block.transition.pointwise if block.transition else None
-        transition = none if conv is None else _transition(conv, block, data, paired)
+        height, width = block.size
         lines.append(
             _struct(
-                *block.size, block.pitch, block.channels, block.plane, block.map, f"Layout::{block.layout}", block.whole, first,
-                len(layers), block.middle_channels, block.middle, transition,
+                height=height, width=width, pitch=block.pitch, channels=block.channels, plane=block.plane, map=block.map,
+                layout=f"Layout::{block.layout}", whole=block.whole, first_layer=first, last_layer=len(layers),
+                middle_channels=block.middle_channels, middle=block.middle,
+                transition="{}" if conv is None else _transition(conv, block, data, paired),
             )
         )  # fmt: skip
     head = _head(program.head, program.pool, blocks[-1], data)
     height, width = program.architecture.input_size
     weights = data.tobytes()
-    top = _struct(height, width, stem, head, len(blocks), "blocks", "layers", activations, between, "cnet_data", "description")
-    return Plan(_source(lines, layers, top, description, isas, weights_name(weights)), weights, tuple(block.layout for block in blocks))
+    top = _struct(
+        height=height, width=width, stem=stem, head=head, blocks=len(blocks), block="blocks", layer="layers", activations=activations,
+        between=between, data="cnet_data", description="description",
+    )  # fmt: skip
+    source = _source(lines, layers, top, description, isas, weights_name(weights), paired)
+    return Plan(source, weights, tuple(block.layout for block in blocks))
 
 
-# ---- layers ------------------------------------------------------------------------------------------------------------------------
+# ---- structures --------------------------------------------------------------------------------------------------------------------
 
 
 def _stem(stem: Stem, data: Data) -> str:
     channels = len(stem.weight)
-    return _struct(channels, stem.stride, data.add(tiled(stem.weight.reshape(channels, 27), WIDE_TILES)))
+    return _struct(channels=channels, stride=stem.stride, weight=data.add(tiled(stem.weight.reshape(channels, 27), WIDE_TILES)))
 
 
 def _wide_layer(layer: DenseLayer, block: Block, data: Data, paired: bool) -> tuple[str, int]:
+    """A Layer of plan.h, and the floats of the buffer between its convolutions."""
     conv, path = layer.pointwise, route(layer.pointwise, layer.groups, paired=paired)
     first = _wide_pointwise(conv, block, data, paired, path.rows, path.slots, WIDE_TILES_PAIRED if paired else WIDE_TILES)
     size, outputs = layer.weight.shape[1], len(layer.weight) // layer.groups
@@ -93,8 +95,12 @@ def _wide_layer(layer: DenseLayer, block: Block, data: Data, paired: bool) -> tu
         tiled(conv_weights(layer.weight[h * outputs : (h + 1) * outputs], path.sources[h], h * size, paired=paired), WIDE_TILES)
         for h in range(layer.groups)
     ]
-    second = _struct(layer.groups, len(path.sources[0]), outputs, outputs, 0, data.add(np.concatenate(weights)))
-    return _struct(first, second, conv.in_channels), (layer.groups * len(path.sources[0]) + 1) * block.whole
+    second = _struct(
+        groups=layer.groups, inputs=len(path.sources[0]), outputs=outputs, stored=outputs, sources=0,
+        weight=data.add(np.concatenate(weights)),
+    )  # fmt: skip
+    text = _struct(first=first, second=second, channels=conv.in_channels)
+    return text, (layer.groups * len(path.sources[0]) + 1) * block.whole
 
 
 def _transition(conv: Pointwise, block: Block, data: Data, paired: bool) -> str:
@@ -122,16 +128,17 @@ def _wide_pointwise(conv: Pointwise, block: Block, data: Data, paired: bool, row
         matrix[:, :used] = _rows(part.weight, rows[g])
         bias[g] = _rows(part.bias, rows[g])
         weights.append(tiled(to_words(matrix, paired=paired), sizes))
-    # Rows that nobody reads go to one plane more than there are.
+    # Rows that no 3x3 reads go to an extra plane after the last.
     target = np.array(slots, np.int32)
     target[target < 0] = target.max() + 1
     return _struct(
-        groups, inputs, stored, data.add(counts), data.add(planes), 0, data.add(shift), data.add(np.concatenate(weights)),
-        data.add(bias), data.add(target),
+        groups=groups, inputs=inputs, outputs=stored, counts=data.add(counts), planes=data.add(planes), scale=0, shift=data.add(shift),
+        weight=data.add(np.concatenate(weights)), bias=data.add(bias), target=data.add(target),
     )  # fmt: skip
 
 
 def _narrow_layer(layer: DenseLayer, block: Block, data: Data, paired: bool) -> tuple[str, int]:
+    """A Layer of plan.h, and the words of the buffer between its convolutions."""
     conv = layer.pointwise
     path = route(conv, layer.groups, paired=paired, align=CHUNK)
     groups, width, per_word = conv.groups, conv.index.size // conv.groups, 2 if paired else 1
@@ -149,10 +156,11 @@ def _narrow_layer(layer: DenseLayer, block: Block, data: Data, paired: bool) -> 
         bias[g] = _rows(conv.bias[part].astype(np.float64), path.rows[g])
         weights.append(tiled(to_words(matrix, paired=paired), NARROW_TILES))
     first = _struct(
-        groups, inputs, stored, 0, data.add(planes), data.add(scale), data.add(shift), data.add(np.concatenate(weights)), data.add(bias), 0,
+        groups=groups, inputs=inputs, outputs=stored, counts=0, planes=data.add(planes), scale=data.add(scale), shift=data.add(shift),
+        weight=data.add(np.concatenate(weights)), bias=data.add(bias), target=0,
     )  # fmt: skip
     second, floats = _narrow_conv(layer, block, data, paired, path.slots, path.sources, stored)
-    return _struct(first, second, conv.in_channels), floats
+    return _struct(first=first, second=second, channels=conv.in_channels), floats
 
 
 def _narrow_conv(layer: DenseLayer, block: Block, data: Data, paired: bool, slots: list[list[int]],
@@ -174,7 +182,10 @@ def _narrow_conv(layer: DenseLayer, block: Block, data: Data, paired: bool, slot
         whole = np.zeros((rows, *words.shape[1:]), words.dtype)
         whole[:outputs] = words
         weights.append(tiled(whole.transpose(0, 2, 1, 3), ROW_TILES))
-    text = _struct(layer.groups, places, outputs, rows, data.add(sources), data.add(np.concatenate(weights)))
+    text = _struct(
+        groups=layer.groups, inputs=places, outputs=outputs, stored=rows, sources=data.add(sources),
+        weight=data.add(np.concatenate(weights)),
+    )  # fmt: skip
     return text, len(slots) * stored // CHUNK * chunk
 
 
@@ -184,8 +195,9 @@ def _head(head: Head, pool: Pool, block: Block, data: Data) -> str:
     weight, bias = np.zeros((groups * CLASSES_TOGETHER, kept), np.float32), np.zeros(groups * CLASSES_TOGETHER, np.float32)
     weight[:classes], bias[:classes] = head.weight, head.bias
     return _struct(
-        kept, classes, data.add((head.index * block.plane).astype(np.int32)), data.add(pool.scale[head.index]),
-        data.add(pool.shift[head.index]), data.add(tiled(weight, (CLASSES_TOGETHER,))), data.add(bias),
+        features=kept, classes=classes, planes=data.add((head.index * block.plane).astype(np.int32)),
+        scale=data.add(pool.scale[head.index]), shift=data.add(pool.shift[head.index]),
+        weight=data.add(tiled(weight, (CLASSES_TOGETHER,))), bias=data.add(bias),
     )  # fmt: skip
 
 
@@ -199,50 +211,59 @@ def _rows(values: npt.NDArray[np.float64], rows: list[int]) -> npt.NDArray[np.fl
 # ---- C++ ---------------------------------------------------------------------------------------------------------------------------
 
 
-def _struct(*fields: object) -> str:
-    return "{" + ", ".join(map(str, fields)) + "}"
+def _struct(**fields: object) -> str:
+    """A structure of plan.h, field by field in its order: the compiler refuses a name that is unknown, missing or out of order."""
+    return "{" + ", ".join(f".{name} = {value}" for name, value in fields.items()) + "}"
 
 
 def weights_name(weights: bytes) -> str:
-    """The file that plan.cpp takes the weights from. Compilers that keep results look at plan.cpp alone, so it must tell weights apart."""
+    """The file that plan.cpp takes the weights from. Compilers that cache results look at plan.cpp alone: it must differ if weights do."""
     return f"weights-{digest(weights)}.bin"
 
 
-def _source(blocks: list[str], layers: list[str], top: str, description: str, isas: Sequence[str], weights: str) -> str:
-    """plan.cpp. The weights come from the file beside it, without passing through the compiler."""
+def _source(blocks: list[str], layers: list[str], top: str, description: str, isas: Sequence[str], weights: str, paired: bool) -> str:
+    """plan.cpp. The assembler includes the weights from the file beside it; the compiler does not see them."""
     letters = [f"\\{byte:03o}" if byte in b'"\\?' or not 32 <= byte < 127 else chr(byte) for byte in description.encode()]
     pieces = "\n    ".join('"' + "".join(letters[i : i + 100]) + '"' for i in range(0, len(letters), 100))
     declared = "\n".join(f'namespace {isa} {{ extern __attribute__((visibility("hidden"))) const Kernels kernels; }}' for isa in isas)
     return f"""// Generated by `cnet-deploy export --native`: the plan that plan.h describes.
+#include "constants.h"
 #include "kernels.h"
 #include "plan.h"
+#include "plan_check.h"
 
 __asm__(
     ".section .rodata\\n"
-    ".balign 64\\n"
+    ".balign {4 * LINE}\\n"
     ".globl cnet_data\\n"
     ".hidden cnet_data\\n"
     "cnet_data:\\n"
     ".incbin \\"{weights}\\"\\n"
-    ".balign 64\\n"
+    ".balign {4 * LINE}\\n"
     ".text\\n");
 extern "C" __attribute__((visibility("hidden"))) const float cnet_data[];
 
 namespace cnet {{
 
+{constants.assertions()}
+static_assert(CNET_BF16 == {int(paired)}, "the plan and the kernels are for different precisions; build both for one");
+
 static const char description[] =
     {pieces};
 
-static const Layer layers[] = {{
+static constexpr Layer layers[] = {{
     {("," + chr(10) + "    ").join(layers)},
 }};
 
-static const Block blocks[] = {{
+static constexpr Block blocks[] = {{
     {("," + chr(10) + "    ").join(blocks)},
 }};
 
-extern __attribute__((visibility("hidden"))) const Plan plan;
-const Plan plan = {top};
+constexpr Plan plan = {top};
+
+static_assert(laid_out(plan), "geometry.py lays a map out as the kernels don't expect it; see laid_out in plan_check.h");
+static_assert(between_of(plan, CNET_BF16 ? 2 : 1) == plan.between,
+              "planning.py and the kernels differ on the buffer between two convolutions; see between_of in plan_check.h");
 
 {declared}
 extern __attribute__((visibility("hidden"))) const Kernels *const carried[];

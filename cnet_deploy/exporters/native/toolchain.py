@@ -53,6 +53,7 @@ _COMMON = (
     "-Wno-ignored-attributes", "-Wno-unknown-warning-option",
 )  # fmt: skip
 _ENGINE = ("engine.cpp", "threads.cpp")
+_PLAN = ("-Werror=missing-field-initializers",)  # so that no field of plan.h is left out
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Processor:
 
 
 def resolve(target: str | None, precision: str) -> Processor:
-    """What ``target`` names: None for all of this machine's family. Raises InputRefused for an unknown one."""
+    """The processors that ``target`` names; None: all of this machine's family. Raises InputRefused for an unknown name."""
     bf16 = ("avx512_bf16",) if precision == "bf16" else ()
     machine = host_machine()
     if target is None:
@@ -101,7 +102,7 @@ def resolve(target: str | None, precision: str) -> Processor:
 
 
 def find_compiler(machine: str) -> Compiler:
-    """``$CXX``, else the system's, else the one in the package ``ziglang``. Raises Unavailable that says how to get one."""
+    """``$CXX``, else the system's, else the one in the package ``ziglang``. Raises Unavailable where there is none."""
     if wanted := os.environ.get("CXX"):
         compiler = _asked(_words(wanted), machine)
         if compiler is None:
@@ -113,16 +114,16 @@ def find_compiler(machine: str) -> Compiler:
         return compiler
     native = machine == host_machine()
     for name in ("g++", "clang++") if native else (f"{machine}-linux-gnu-g++",):
-        if (path := shutil.which(name)) and (found := _asked((path,), machine)) and found.machine == machine:
-            return found
-    if importlib.util.find_spec("ziglang") and (found := _asked((sys.executable, "-m", "ziglang", "c++"), machine)):
-        return found
-    what = "a C++ compiler" if native else f"a C++ compiler for {machine} ({machine}-linux-gnu-g++)"
-    raise Unavailable(f"{what} is not to be found; {HOW}")
+        if (path := shutil.which(name)) and (compiler := _asked((path,), machine)) and compiler.machine == machine:
+            return compiler
+    if importlib.util.find_spec("ziglang") and (compiler := _asked((sys.executable, "-m", "ziglang", "c++"), machine)):
+        return compiler
+    what = "C++ compiler" if native else f"C++ compiler for {machine} ({machine}-linux-gnu-g++)"
+    raise Unavailable(f"no {what} was found; {HOW}")
 
 
 def _words(command: str) -> tuple[str, ...]:
-    """A command's words, its program by a path that holds in any folder; none if it can't be read."""
+    """A command's words, with the path of its program made absolute; empty if the command can't be parsed."""
     try:
         words = shlex.split(command)
     except ValueError:
@@ -133,7 +134,7 @@ def _words(command: str) -> tuple[str, ...]:
 
 
 def _asked(command: tuple[str, ...], machine: str) -> Compiler | None:
-    """A compiler by what it says of itself; None if it does not answer."""
+    """The compiler that a command runs, by its own answers; None if it does not answer as one."""
     if not command:
         return None
     zig = any("zig" in Path(word).name for word in command)
@@ -153,7 +154,7 @@ def build(compiler: Compiler, isas: Sequence[str], *, precision: str, source: st
           extra: Sequence[str] = ()) -> None:  # fmt: skip
     """Compile the sources and a plan into the shared library ``out``. The same input gives the same bytes.
 
-    ``extra`` flags are for builds that watch themselves (sanitizers, -DCNET_DEBUG). Raises Unavailable with the compiler's first
+    ``extra`` flags are for builds that check themselves (sanitizers, -DCNET_DEBUG). Raises Unavailable with the compiler's first
     complaint if it fails.
     """
     with _scratch() as place:
@@ -165,7 +166,7 @@ def build(compiler: Compiler, isas: Sequence[str], *, precision: str, source: st
         jobs += [("kernels.cpp", isa, _isa_defines(isa, precision)) for isa in isas]
         with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             objects = list(pool.map(lambda job: _object(compiler, *job, extra=extra, scratch=place), jobs))
-        _run([*compiler.command, *_COMMON, *extra, "-I", str(SOURCES), "-c", "plan.cpp", "-o", "plan.o"], place)
+        _run([*compiler.command, *plan_flags(precision), *extra, "-c", "plan.cpp", "-o", "plan.o"], place)
         for number, content in enumerate(objects):
             (place / f"{number}.o").write_bytes(content)
         names = [f"{number}.o" for number in range(len(objects))]
@@ -180,7 +181,7 @@ def build(compiler: Compiler, isas: Sequence[str], *, precision: str, source: st
 
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
-    """A folder to compile in. Raises Unavailable where there is no room for it."""
+    """A folder to compile in. Raises Unavailable where none can be made or the disk is full."""
     try:
         with tempfile.TemporaryDirectory(prefix="cnet-deploy-native-") as folder:
             yield Path(folder)
@@ -192,17 +193,22 @@ def _isa_defines(isa: str, precision: str) -> tuple[str, ...]:
     return (f"-DCNET_ISA={isa}", f'-DCNET_ISA_NAME="{isa}"', f"-DCNET_BF16={int(precision == 'bf16')}")
 
 
+def plan_flags(precision: str) -> tuple[str, ...]:
+    """What plan.cpp is compiled with. It has no code, and so no flags of an instruction set."""
+    return (*_COMMON, *_PLAN, f"-DCNET_BF16={int(precision == 'bf16')}", "-I", str(SOURCES))
+
+
 def _object(compiler: Compiler, name: str, isa: str, defines: Sequence[str], *, extra: Sequence[str], scratch: Path) -> bytes:
-    """One object file: from the user's cache where the same sources met the same compiler and flags before, else compiled."""
+    """One object file: from the user's cache if the same compiler compiled the same sources with the same flags before."""
     flags = [*_COMMON, *compiler.flags(isa), *extra, *defines]
     content = b"".join(path.read_bytes() for path in sorted(SOURCES.iterdir()) if path.is_file())
     key = hashlib.sha256(repr((compiler, name, flags, hashlib.sha256(content).hexdigest())).encode()).hexdigest()
-    if (found := _from_cache(key)) is not None:
+    if (cached := _from_cache(key)) is not None:
         log.info("%s for %s: compiled before", name, isa)
-        return found
+        return cached
     log.info("compiling %s for %s with %s", name, isa, compiler.version)
     made = scratch / f"{key}.o"
-    # By a relative name, so that no path of this machine gets into the file.
+    # By its relative name, so that no path of this machine gets into the object.
     _run([*compiler.command, *flags, "-c", name, "-o", str(made)], SOURCES, scratch)
     data = made.read_bytes()
     _to_cache(key, data)
@@ -210,7 +216,7 @@ def _object(compiler: Compiler, name: str, isa: str, defines: Sequence[str], *, 
 
 
 def _from_cache(key: str) -> bytes | None:
-    """An object that was kept, if it is whole: its digest stands before it."""
+    """A cached object, if it is undamaged: its SHA-256 stands before it."""
     with contextlib.suppress(OSError, RuntimeError):
         kept = (_cache() / f"{key}.o").read_bytes()
         if kept[:64] == digest(kept[64:]).encode():
@@ -219,7 +225,7 @@ def _from_cache(key: str) -> bytes | None:
 
 
 def _to_cache(key: str, data: bytes) -> None:
-    """Keep an object, if that is possible."""
+    """Cache an object, if that is possible."""
     with contextlib.suppress(OSError, RuntimeError, OutputRefused):
         folder = _cache()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -234,7 +240,7 @@ def _cache() -> Path:
 
 
 def _run(command: Sequence[str], folder: Path, scratch: Path | None = None) -> None:
-    """A command in ``folder``; its own temporary files go to ``scratch``, or there too, where $TMPDIR may be a folder that is not."""
+    """Run a command in ``folder``. Its temporary files go to ``scratch`` or there too, since $TMPDIR may not exist."""
     environment = {**os.environ, "LC_ALL": "C", "SOURCE_DATE_EPOCH": "0", "TMPDIR": str(scratch or folder)}
     try:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)

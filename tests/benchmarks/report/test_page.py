@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree as Xml
 
 import numpy as np
 import pytest
@@ -18,9 +20,14 @@ from PIL import Image
 from cnet_deploy.benchmarks.measure.samples import milliseconds
 from cnet_deploy.benchmarks.report import plots
 from cnet_deploy.benchmarks.report.page import page, picture
-from cnet_deploy.benchmarks.sweep.results import Row
+from cnet_deploy.benchmarks.sweep.results import Report, Row, read_report
+from cnet_deploy.sessions import backends
+from cnet_deploy.svg import COLOURS
 from tests.benchmarks.helpers import on_cuda, report, result
+from tests.pictures import Picture
 
+RECORDED = Path(__file__).parents[3] / "cnet_deploy" / "benchmarks" / "results" / "amd-epyc-2-cores" / "table-2-threads.json"
+DRAWINGS = [plots.latency_and_error, plots.distributions, plots.settling]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
@@ -100,46 +107,138 @@ def test_nothing_is_loaded_and_nothing_is_run() -> None:
     found = Cells(text)
     assert not {"script", "link", "img", "iframe", "object"} & set(found.tags)  # the hostile name among the rows included
     addresses = set(re.findall(r"https?://[^\"'\s<]+", text))
-    assert addresses <= {"http://www.w3.org/2000/svg"}  # a namespace, never fetched
+    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # namespaces, never fetched
     assert "<b>here</b>" not in text and "no compiler &lt;b&gt;here" in text
     assert "default-src 'none'" in text
 
 
+def crowded() -> Report:
+    """Ten backends; models of equal errors, of nearly equal ones, and of long names."""
+    names = ["condensenet-74-g8", "a-model-of-ours_2026.safetensors-" * 8, "a.onnx", "b.onnx", "c.so", "unknown.onnx", "another.onnx"]
+    errors = [29.0, 29.0, 5.01, 5.02, 5.03, None, None]
+    rows = [Row(name, None, None, "ab" * 32, error, []) for name, error in zip(names, errors, strict=True)]
+    ten = [*backends(), "torch.compile", "torch.cudagraph.fp16", "tensorrt.fp16", "tensorrt.tf32", "native.bf16"]
+    for number, row in enumerate(rows, 1):
+        row.results = [
+            result([0.01 * number * 1.5**n] * 40, label=row.label, backend=backend, threads=2, batch=batch)
+            for n, backend in enumerate(ten)
+            for batch in (1, 32)
+        ]
+    return report(rows=rows)
+
+
+def reports() -> list[Report]:
+    return [report(), on_cuda(), crowded(), report(rows=report().rows[3:]), report(rows=report().rows[:1])]
+
+
 @pytest.mark.parametrize("width", [340, 860])
-@pytest.mark.parametrize("draw", [plots.latency_and_error, plots.distributions, plots.settling])
+@pytest.mark.parametrize("draw", DRAWINGS)
 def test_pictures_are_whole_at_every_width(draw: Callable[..., str], width: int) -> None:
-    for made in (report(), on_cuda(), report(rows=report().rows[3:]), report(rows=[Row("none", None, None, None, None, [result()])])):
-        svg = Xml.fromstring(draw(made, width))
-        assert svg.get("viewBox", "").startswith(f"0 0 {width} ")
-        height = float(svg.get("viewBox", "").split()[3])
-        for element in svg.iter():
-            x, y = element.get("x") or element.get("cx"), element.get("y") or element.get("cy")
-            if x is not None and y is not None and element.get("transform") is None:
-                assert 0 <= float(x) <= width and 0 <= float(y) <= height, Xml.tostring(element)
+    for made in reports():
+        picture = Picture(draw(made, width))
+        assert picture.width == width
+        picture.check()
+        backends = picture.texts[-len(made.backends) :]
+        assert sorted(backends) == sorted(made.backends)  # the legend
+
+
+@pytest.mark.parametrize("draw", DRAWINGS)
+def test_a_report_of_nothing(draw: Callable[..., str]) -> None:
+    drawn = Picture(draw(report(rows=[Row("none", None, None, None, None, [result()])]), 340))
+    drawn.check()
+    assert drawn.texts == ["Nothing was measured."]
 
 
 def test_the_picture_puts_faster_left_and_more_accurate_up() -> None:
-    svg = Xml.fromstring(picture(report()))
-    found = {}
-    for path in svg.iter("{http://www.w3.org/2000/svg}path"):
-        title = path.find("{http://www.w3.org/2000/svg}title")
-        if title is not None:
-            start = re.match(r"M([\d.]+) ([\d.]+)", path.get("d", ""))
-            assert start is not None
-            found[title.text] = (float(start[1]), float(start[2]))
+    found = Picture(picture(report())).titled
     assert len(found) == 7  # eight cells of the first group, one of which failed
-    mobile, fast = (
-        next(at for title, at in found.items() if title and title.startswith(f"MobileNet 1.0-224 on {b}")) for b in ("onnx", "nat")
+    mobile, fast = (next(at for title, at in found.items() if title.startswith(f"MobileNet 1.0-224 on {b}")) for b in ("onnx", "nat"))
+    dense = next(at for title, at in found.items() if title.startswith("CondenseNet-74 (G=C=8) on onnx"))
+    assert "MobileNet 1.0-224 on native: 3.40 ms" in found and "<script>alert(1)</script>|.onnx on native: 10.20 ms" in found
+    assert fast.x < mobile.x < dense.x  # 3.4, 10.2 and 20.4 ms
+    assert mobile.x - fast.x == pytest.approx((dense.x - mobile.x) * math.log(3) / math.log(2), abs=0.1)  # a logarithmic scale
+    assert dense.y < mobile.y == fast.y  # 29.0 and 29.4 %
+
+
+def test_places_are_where_the_axes_say() -> None:
+    drawn = Picture(picture(report()))
+    words = {words.text: words for words in drawn.words}
+    ten = words["10"]
+    mark = drawn.titled["MobileNet 1.0-224 on onnxruntime: 10.20 ms"]
+    assert mark.x == pytest.approx((ten.left + ten.right) / 2, abs=10) and mark.x > (ten.left + ten.right) / 2
+    low, high = ((words[text].top + words[text].bottom) / 2 for text in ("27 %", "30 %"))
+    assert mark.y == pytest.approx(low + (29.4 - 27) / 3 * (high - low), abs=2)
+    unknown = drawn.titled["unknown.onnx on native: 13.60 ms"]  # in a lane of its own, below every error
+    assert unknown.y > high and "unknown.onnx" in words and words["unknown.onnx"].bottom < unknown.y
+
+
+def test_models_of_equal_errors_share_a_name() -> None:
+    drawn = Picture(plots.latency_and_error(crowded(), 860))
+    assert any(text.startswith("CondenseNet-74 (G=C=8), a-model-of-ours") for text in drawn.texts)
+    narrow = Picture(plots.latency_and_error(crowded(), 340))
+    assert len({mark.y for title, mark in narrow.titled.items() if title.startswith(("a.onnx", "b.onnx", "c.so"))}) == 3
+
+
+@pytest.mark.parametrize("draw", DRAWINGS[::2])
+def test_a_backend_has_a_colour_and_a_shape(draw: Callable[..., str]) -> None:
+    drawn = Picture(draw(crowded(), 860))
+    looks = {(mark.colour, mark.shape) for mark in drawn.marks[-len(crowded().backends) :]}  # in the legend
+    assert len(looks) == len(crowded().backends) == 10
+    assert {mark.colour for mark in drawn.marks} == set(COLOURS)
+    if draw is plots.latency_and_error:
+        assert {(mark.colour, mark.shape) for mark in drawn.titled.values()} == looks
+
+
+def test_distributions_show_percentiles_quartiles_and_rounds() -> None:
+    rounds = [[0.009 + 0.0001 * n for n in range(21)], [0.0095 + 0.0001 * n for n in range(11)]]
+    made = report(rows=[Row("a.onnx", None, None, "ab" * 32, None, [result(*rounds, label="a.onnx", backend="native")])])
+    drawn = Picture(plots.distributions(made, 860))
+    assert "a.onnx, native, 10.00 ms" in drawn.texts
+    box, whisker, median = [line for line in drawn.lines if line.style.get("stroke") == COLOURS[0]]
+    places = {float(words.text): (words.left + words.right) / 2 for words in drawn.words if words.text[0] in "01"}
+
+    def at(value: float) -> float:
+        share = math.log(value) / math.log(1.2)
+        return places[1.0] + share * (places[1.2] - places[1.0])
+
+    samples = [sample / 0.010 for part in rounds for sample in part]
+    low, first, third, high = (float(np.quantile(samples, q)) for q in (0.05, 0.25, 0.75, 0.95))
+    assert [x for x, _ in whisker.pieces[0]] == pytest.approx([at(low), at(high)], abs=0.5)
+    assert sorted({x for x, _ in box.pieces[0]}) == pytest.approx([at(first), at(third)], abs=0.5)
+    assert [x for x, _ in median.pieces[0]] == pytest.approx([at(1.0)] * 2, abs=0.5)
+    dots = [mark for mark in drawn.marks if mark.y == pytest.approx(whisker.pieces[0][0][1], abs=0.1)]
+    assert [dot.x for dot in dots] == pytest.approx([at(1.0), at(1.0)], abs=0.5)
+
+
+def test_settling_shows_the_first_inferences() -> None:
+    steady = result([0.010] * 40, label="a.onnx", backend="native")
+    steady.warmup[:] = [0.1, 0.05, 0.02, *[0.01] * 100]
+    drawn = Picture(plots.settling(report(rows=[Row("a.onnx", None, None, "ab" * 32, None, [steady])]), 860))
+    (curve,) = [line.pieces[0] for line in drawn.lines if line.style.get("stroke") == COLOURS[0]]
+    assert len(curve) == plots.WARMUP_SHOWN
+    heights = {words.text: (words.top + words.bottom) / 2 for words in drawn.words}
+    assert [y for _, y in curve[:4]] == pytest.approx([heights[text] for text in ("10x", "5x", "2x", "1x")], abs=2)
+    across = {words.text: (words.left + words.right) / 2 for words in drawn.words}
+    assert [curve[number - 1][0] for number in (1, 2, 5, 10, 20, 50)] == pytest.approx(
+        [across[str(number)] for number in (1, 2, 5, 10, 20, 50)], abs=0.5
     )
-    dense = next(at for title, at in found.items() if title and title.startswith("CondenseNet-74 (G=C=8) on onnx"))
-    assert fast[0] < mobile[0] < dense[0]  # 3.4, 10.2 and 20.4 ms
-    assert dense[1] < mobile[1]  # 29.0 and 29.4 %
 
 
-def test_ticks_are_enough_and_inside() -> None:
-    for low, high in ((0.98, 1.02), (0.9, 1.5), (1, 10), (0.004, 3000), (3, 3.0001)):
-        ticks = plots.Axis(low, high, 0, 100).ticks()
-        assert 2 <= len(ticks) <= 14 and all(low <= tick <= high for tick in ticks), (low, high, ticks)
+def test_a_page_is_the_same_in_every_process() -> None:
+    """And what a drawing refers to is in itself: one that is not shown may not be referred to."""
+    script = (
+        "import sys; from cnet_deploy.benchmarks.report.page import page; from cnet_deploy.benchmarks.sweep.results import read_report\n"
+        "before = 'matplotlib' in sys.modules; sys.stdout.write(page(read_report(sys.argv[1]))); assert not before"
+    )
+    surroundings = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run([sys.executable, "-c", script, str(RECORDED)], env=surroundings, capture_output=True, check=True)
+    text = page(read_report(RECORDED))
+    assert done.stdout.decode() == text and done.stderr == b""
+    drawings = re.findall(r"<svg .*?</svg>", text, re.DOTALL)
+    assert len(drawings) == 6
+    names = [set(re.findall(r' id="([^"]*)"', drawing)) for drawing in drawings]
+    assert all(set(re.findall(r'href="#([^"]*)"', drawing)) == own for drawing, own in zip(drawings, names, strict=True))
+    assert len(set().union(*names)) == sum(map(len, names))
 
 
 @pytest.fixture

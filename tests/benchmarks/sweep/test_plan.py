@@ -13,7 +13,7 @@ from rich.console import Console
 
 import cnet_deploy as cd
 from cnet_deploy.benchmarks.report.terminal import render, run
-from cnet_deploy.benchmarks.sweep.plan import DEFAULTS, backends_of, bench, export_options, target_for
+from cnet_deploy.benchmarks.sweep.plan import backends_of, bench, default_backends, export_options, target_for
 from cnet_deploy.benchmarks.sweep.results import Journal, Report, read_report
 from cnet_deploy.cli import main
 from cnet_deploy.errors import InputRefused, Unavailable
@@ -154,10 +154,10 @@ def test_what_was_exported_already_keeps_its_precision(onnx_path: Path, model_pa
 
 
 def test_what_networks_are_measured_on() -> None:
-    assert DEFAULTS["cpu"] == ("torch", "onnxruntime", "native")
+    assert default_backends("cpu") == ("torch", "onnxruntime", "native")
     assert backends_of("vgg-16", ()) == ("torch", "onnxruntime")  # the native exporter knows the family alone
-    assert backends_of("vgg-16", (), "cuda") == DEFAULTS["cuda"]
-    assert {name.partition(".")[0] for name in DEFAULTS["cuda"]} == {"torch", "onnxruntime", "tensorrt"}
+    assert backends_of("vgg-16", (), "cuda") == default_backends("cuda")
+    assert {name.partition(".")[0] for name in default_backends("cuda")} == {"torch", "onnxruntime", "tensorrt"}
     with pytest.raises(InputRefused, match="no device is called 'tpu'; expected one of cpu, cuda"):
         bench(["condensenet-50"], device="tpu")
 

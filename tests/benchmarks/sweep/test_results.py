@@ -61,22 +61,68 @@ def test_ratios_and_the_base() -> None:
     assert made.base is made.rows[1]
 
 
-DAMAGE: list[tuple[str, Any]] = [
-    ("cnet_deploy_bench", 1),
-    ("rows", []),
-    ("rows", None),
-    ("rows", [{"label": "x"}]),
-    ("settings", {"rounds": 1, "more": 2}),
-    ("environment", None),
+DAMAGE: list[tuple[str, Any, str]] = [
+    ("cnet_deploy_bench", 1, "is of another version: cnet_deploy_bench is 1; expected 2"),
+    ("cnet_deploy_bench", None, "is of another version: cnet_deploy_bench is null; expected 2"),
+    ("rows", [], "is damaged: rows is an empty list; expected a list of rows, at least one"),
+    ("rows", None, "is damaged: rows is null; expected a list of rows, at least one"),
+    ("rows", [{"label": "x"}], "is damaged: rows[0] has no flops"),
+    (
+        "settings",
+        {"rounds": 1, "more": 2},
+        'is damaged: settings has an unknown entry "more"; expected rounds, seconds, least, warmup, rewarm',
+    ),
+    ("settings", {"rounds": 0}, "is damaged: settings.rounds is 0; expected a whole number from 1"),
+    ("settings", {"rounds": 1, "fresh": 0}, "is damaged: settings.fresh is 0; expected true or false"),
+    ("environment", None, "is damaged: environment is null; expected an object"),
+    ("environment_after", {}, "is damaged: environment_after has no time"),
 ]
 
 
-@pytest.mark.parametrize(("key", "value"), DAMAGE, ids=str)
-def test_damage_is_refused(key: str, value: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("key", "value", "message"), DAMAGE, ids=str)
+def test_damage_is_refused(key: str, value: Any, message: str, tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     path.write_text(json.dumps({**report().to_dict(), key: value}))
-    with pytest.raises(InputRefused, match="measure again with"):
+    with pytest.raises(InputRefused) as caught:
         read_report(path)
+    assert str(caught.value).startswith(f"{path} {message}") and str(caught.value).endswith("; measure again with `bench --json`")
+
+
+def test_a_row_that_does_not_fit_is_described(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    figures = {"format": ".onnx", "bytes": 5, "multiply_adds": None, "params": 1, "precision": "fp32", "operators": {"Conv": 3}}
+    for change, message in (
+        ({"flops": -1}, "rows[1].flops is -1; expected a whole number from 0 or null"),
+        ({"top1_error": 101}, "rows[1].top1_error is 101; expected a number from 0 to 100 or null"),
+        ({"sha256": 5}, "rows[1].sha256 is 5; expected text or null"),
+        ({"label": None}, "rows[1].label is null; expected text"),
+        ({"label": "x"}, 'rows[1].cells[0].cell.label is "condensenet-74-g8"; expected "x", the label of its row'),
+        ({"cells": []}, "rows[1].cells is an empty list; expected a list of cells, at least one"),
+        ({"figures": {**figures, "bytes": "5"}}, 'rows[1].figures.bytes is "5"; expected a whole number from 0'),
+        ({"figures": {**figures, "operators": {"Conv": 1.5}}}, 'rows[1].figures.operators["Conv"] is 1.5; expected a whole number from 0'),
+        ({"figures": {**figures, "more": 1}}, 'rows[1].figures has an unknown entry "more"; expected format, bytes'),
+    ):
+        values = report().to_dict()
+        values["rows"][1].update(change)
+        path.write_text(json.dumps(values))
+        with pytest.raises(InputRefused) as caught:
+            read_report(path)
+        assert f"{path} is damaged: {message}" in str(caught.value)
+    values = report().to_dict()
+    values["rows"][1]["figures"] = figures
+    path.write_text(json.dumps(values))
+    assert read_report(path).rows[1].figures == figures
+
+
+def test_whole_numbers_stand_for_times(tmp_path: Path) -> None:
+    """Other writers of JSON leave out a fraction of 0."""
+    values = report().to_dict()
+    values["rows"][0]["cells"][0]["rounds"][0] = [1, 2.0]
+    values["settings"]["seconds"] = 0
+    (tmp_path / "r.json").write_text(json.dumps(values))
+    read = read_report(tmp_path / "r.json")
+    assert read.rows[0].results[0].rounds[0] == [1.0, 2.0] and type(read.rows[0].results[0].rounds[0][0]) is float
+    assert type(read.settings.seconds) is float
 
 
 ENVIRONMENTS: list[Any] = [
@@ -100,22 +146,38 @@ def test_an_environment_that_is_none_is_refused(change: Any, key: str, tmp_path:
         read_report(path)
 
 
-CELLS: list[tuple[str, Any]] = [
-    ("warmup", [0.0]), ("peak_bytes", "x"), ("device_rounds", ["a"]), ("transfer_rounds", 5), ("batch", 0), ("batch", True),
-    ("exit_code", "x"), ("rounds", [[]]), ("rounds", [5]), ("cold_seconds", [True]), ("cell", {}), ("cell", {"label": "another"}),
-    ("cell", {"device": "tpu"}), ("cell", {"device": "cuda"}), ("cell", {"backend": "torch.fast"}),
-]  # fmt: skip
+CELLS: list[tuple[str, Any, str]] = [
+    ("warmup", [0.0], "warmup[0] is 0.0; expected seconds, over 0 and under 1000000"),
+    ("peak_bytes", "x", 'peak_bytes is "x"; expected a whole number from 1 or null'),
+    ("device_rounds", ["a"], 'device_rounds[0] is "a"; expected seconds'),
+    ("transfer_rounds", 5, "transfer_rounds is 5; expected a list"),
+    ("batch", 0, "batch is 0; expected a whole number from 1"),
+    ("batch", True, "batch is true; expected a whole number from 1"),
+    ("exit_code", "x", 'exit_code is "x"; expected a whole number'),
+    ("rounds", [[]], "rounds[0] is an empty list; expected a list of seconds, at least one"),
+    ("rounds", [5], "rounds[0] is 5; expected a list of seconds, at least one"),
+    ("cold_seconds", [True], "cold_seconds[0] is true; expected seconds"),
+    ("cell", {}, "cell has no label"),
+    ("cell", {"threads": "two"}, 'cell.threads is "two"; expected a whole number from 1'),
+    ("cell", {"label": "another"}, 'cell.label is "another"; expected "mobilenet-1.0-224", the label of its row'),
+    ("cell", {"device": "tpu"}, 'cell.device is "tpu"; expected one of cpu, cuda'),
+    ("cell", {"device": "cuda"}, "it has cells of the devices cpu, cuda; expected one device"),
+    ("cell", {"backend": "torch.fast"}, "cell.backend: no backend is called 'torch.fast'"),
+    ("cell", {"more": 1}, 'cell has an unknown entry "more"; expected label, model'),
+]
 
 
-@pytest.mark.parametrize(("key", "value"), CELLS, ids=str)
-def test_a_cell_that_is_none_is_refused(key: str, value: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("key", "value", "message"), CELLS, ids=str)
+def test_a_cell_that_does_not_fit_is_refused(key: str, value: Any, message: str, tmp_path: Path) -> None:
     values = report().to_dict()
     cell = values["rows"][0]["cells"][0]
     cell[key] = {**cell["cell"], **value} if value and isinstance(value, dict) else value
     path = tmp_path / "r.json"
     path.write_text(json.dumps(values))
-    with pytest.raises(InputRefused):
+    with pytest.raises(InputRefused) as caught:
         read_report(path)
+    place = "" if message.startswith("it has") else "rows[0].cells[0]."
+    assert str(caught.value).startswith(f"{path} is damaged: {place}{message}")
 
 
 @pytest.mark.parametrize(

@@ -154,15 +154,42 @@ def test_what_is_no_measurement_is_refused(choice: Choice, change: Callable[[dic
     change(values)
     path = tmp_path / "model.onnx.forms.json"
     path.write_text(json.dumps(values), encoding="utf-8")
-    with pytest.raises(InputRefused, match="forms.json: (is damaged|holds no measured lowering of this version)"):
+    with pytest.raises(InputRefused, match="forms.json is (damaged: .*|of another version: .*; expected 1$)"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_put("threads")(0), "threads is 0; expected a whole number from 1"),
+        (_put("forms", "denseblock_1")("fast"), 'forms["denseblock_1"] is "fast"; expected one of gather, dense, absorbed'),
+        (_put("forms")({"\x1b[31m": "dense"}), 'a name in forms is "\\u001b[31m"; expected printable text'),
+        (_put("alone", "other")([[1.0]] * 12), 'alone has rounds of "other", which is not a form of its blocks'),
+        (_put("alone", "gather", 3, 0)("x"), 'alone["gather"][3][0] is "x"; expected seconds, over 0 and under 1000000'),
+        (_put("together", "dense")([[1.0]]), "together has 1 rounds of one form and 12 of another; expected as many of each"),
+        (lambda values: values["alone"].pop("gather"), "alone has no rounds of gather, which the others are compared with"),
+        (_put("winner")("absorbed"), 'winner is "absorbed"; expected one of gather, combined, dense, which were measured'),
+        (_put("winner")("gather"), 'winner is "gather", which does not agree with its forms dense, gather, gather'),
+        (_put("settings", "rounds")("many"), 'settings.rounds is "many"; expected a whole number from 1'),
+        (_put("environment", "cores")(None), "environment.cores is null; expected a whole number from 1"),
+        (lambda values: values.pop("ratio"), "it has no ratio"),
+    ],
+)  # fmt: skip
+def test_damage_is_described(choice: Choice, change: Callable[[dict[str, Any]], None], message: str, tmp_path: Path) -> None:
+    values = copy.deepcopy(json.loads(choice.to_json()))
+    change(values)
+    path = tmp_path / "model.onnx.lowering.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(InputRefused) as caught:
+        read(path)
+    assert str(caught.value).startswith(f"{path} is damaged: {message}")
 
 
 @pytest.mark.parametrize("content", [b"\xff", b"[]", b"{", b"[" * 100_000, b"", b"null"])
 def test_what_is_no_json_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx.forms.json"
     path.write_bytes(content)
-    with pytest.raises(InputRefused, match="forms.json: "):
+    with pytest.raises(InputRefused, match=r"forms.json(: is empty| is damaged: it | is of another kind: it has no cnet_deploy_lowering)"):
         read(path)
 
 

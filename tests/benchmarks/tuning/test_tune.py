@@ -82,7 +82,7 @@ def test_a_measurement_is_kept_and_used_again(tmp_path: Path) -> None:
     assert "was measured for something else (network: " in said[2] and third.fits(other, **ON_CPU, options={}) is None
     choice_path(artifact).write_text("{}", encoding="utf-8")
     choose_beside(artifact, other, **ON_CPU, options={}, settings=SETTINGS, say=said.append)
-    assert "holds no measured lowering of this version" in said[4] and said[4].endswith(": measuring anew")
+    assert "forms.json is of another kind: it has no cnet_deploy_lowering; expected" in said[4] and said[4].endswith(": measuring anew")
     assert read(choice_path(artifact)).fits(other, **ON_CPU, options={}) is None
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx.forms.json"]
 

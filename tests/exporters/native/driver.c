@@ -88,6 +88,9 @@ static int refuse(char **a) {
     EXPECT(cnet_run(model, images, floats, (size_t)-1, logits, classes), CNET_BAD_SHAPE);
     EXPECT(cnet_run(model, images, 2 * floats, 2, logits, 2 * classes), CNET_OK);
     for (int i = CNET_OK; i <= CNET_FORKED + 1; i++) EXPECT(strlen(cnet_message((cnet_status)i)) > 3, 1);
+    char limit[16];
+    snprintf(limit, sizeof limit, "0 to %d", CNET_MAX_THREADS);
+    EXPECT(strstr(cnet_message(CNET_BAD_THREADS), limit) != 0, 1);
     EXPECT(cnet_destroy(0), CNET_NULL_POINTER);
     EXPECT(cnet_destroy((cnet_model *)images), CNET_BAD_HANDLE);
     EXPECT(cnet_destroy(model), CNET_OK);

@@ -29,17 +29,17 @@ def test_layouts_of_the_papers_models(name: str) -> None:
 def test_what_of_the_papers_models_falls_to_a_plain_path() -> None:
     found = {name: plain_paths(lower(build_named(name))) for name in NAMED}
     assert {name: paths for name, paths in found.items() if paths} == {
-        "condensenet-182": ["block 1: groups of 3 outputs leave tiles of one output"]
+        "condensenet-182": ["block 1: in groups of 3 outputs, one output is computed alone"]
     }
 
 
 def test_what_falls_to_a_plain_path() -> None:
     odd = replace(TINY, growth=(12, 12, 12), group_1x1=4, group_3x3=4, stem_stride=3, input_size=(47, 47))
     assert plain_paths(lower(network(odd))) == [
-        "the image's rows are parted one by one: stride 3 (1 and 2 are done by vectors)",
-        "block 1: groups of 3 outputs leave tiles of one output",
-        "block 2: groups of 3 outputs leave tiles of one output",
-        "block 3: groups of 3 outputs leave tiles of one output",
+        "the first convolution has stride 3: rows are split pixel by pixel (strides 1 and 2 use vectors)",
+        "block 1: in groups of 3 outputs, one output is computed alone",
+        "block 2: in groups of 3 outputs, one output is computed alone",
+        "block 3: in groups of 3 outputs, one output is computed alone",
     ]
 
 

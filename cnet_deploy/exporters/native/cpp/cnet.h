@@ -65,13 +65,16 @@ CNET_API cnet_status cnet_run(cnet_model *model, const float *images, size_t ima
 /* Stop the threads and free the handle. The caller must see to it that no other call uses the handle. */
 CNET_API cnet_status cnet_destroy(cnet_model *model);
 
+#define CNET_TEXT_OF(number) #number
+#define CNET_TEXT(number) CNET_TEXT_OF(number)
+
 /* A status in words. */
 static inline const char *cnet_message(cnet_status status) {
     switch (status) {
         case CNET_OK: return "done";
         case CNET_NULL_POINTER: return "a pointer is null";
         case CNET_BAD_HANDLE: return "the handle was not made by cnet_create, or was destroyed";
-        case CNET_BAD_THREADS: return "the number of threads must be 0 to 32";
+        case CNET_BAD_THREADS: return "the number of threads must be 0 to " CNET_TEXT(CNET_MAX_THREADS);
         case CNET_BAD_BATCH: return "the batch holds no image";
         case CNET_BAD_SHAPE: return "the arrays are not of the size that the batch needs";
         case CNET_UNSUPPORTED_CPU: return "this processor lacks the instructions that the library was built for";
@@ -82,6 +85,9 @@ static inline const char *cnet_message(cnet_status status) {
     }
     return "unknown status";
 }
+
+#undef CNET_TEXT
+#undef CNET_TEXT_OF
 
 #ifdef __cplusplus
 }

@@ -4,6 +4,7 @@
 // beside the map are not computed at all, which on a row of 7 saves a seventh of the work and over the whole map 18 %.
 #pragma once
 
+#include "constants.h"
 #include "plan.h"
 #include "pointwise_narrow.hpp"
 #include "vectors.hpp"
@@ -13,7 +14,9 @@ namespace CNET_ISA {
 
 // Pixels of a row that a tile takes at most, by the vectors of outputs beside them.
 constexpr int row_most(int vectors) { return registers == 32 ? (lanes == 16 ? (vectors == 1 ? 14 : 8) : 8) : 8; }
-constexpr int row_least = 4;
+static_assert(row_most(1) / 2 + 1 >= row_least && row_most(2) / 2 + 1 >= row_least, "each piece of a row that is cut up has a tile");
+constexpr int row_unit = 32;  // outputs that a share takes at once
+static_assert(row_tiles == Tiles<row_unit, row_unit / 2, row_unit / 4>{}, "a unit holds one tile of a size at most");
 
 struct RowTile {
     const float *in;         // transposed buffer at the tile's first pixel, one row above
@@ -79,7 +82,7 @@ void row_tile_of(int pixels, const RowTile &t) {
     else if constexpr (PIXELS > row_least) row_tile_of<V, TILE, VECTORS, PIXELS - 1>(pixels, t);
 }
 
-// One row of outputs [o, o + VECTORS * size): in as few pieces as there can be, the last shifted back so that all are of one length.
+// One row of outputs [o, o + VECTORS * size): in as few pieces as possible, the last shifted back so that all have one length.
 template <class V, int TILE, int VECTORS>
 void conv3x3_row(RowTile t, int width) {
     constexpr int most = row_most(VECTORS);
@@ -96,10 +99,10 @@ void conv3x3_row(RowTile t, int width) {
     }
 }
 
-// One share of the 3x3: units are rows within 32 (16, 8) outputs within groups, in that order.
+// One share of the 3x3: units are rows within row_unit outputs (or fewer) within groups, in that order.
 static void conv3x3_narrow(const float *data, const Block &b, const Conv3x3 &c, const float *transposed, float *out, int share, int shares) {
     const int32_t *sources = integers(data, c.sources);
-    const int64_t blocks = (c.stored + 31) / 32;
+    const int64_t blocks = (c.stored + row_unit - 1) / row_unit;
     const Range units = share_of(c.groups * blocks * b.height, share, shares);
     for (int64_t u = units.begin; u < units.end; u++) {
         const int g = (int)(u / (blocks * b.height)), y = (int)(u % b.height);
@@ -111,24 +114,24 @@ static void conv3x3_narrow(const float *data, const Block &b, const Conv3x3 &c, 
         t.first = y == 0;
         t.last = y + 1 == b.height ? 2 : 3;
         t.out_plane = b.plane;
-        // Stored outputs come in tiles of 32, then 16, then 8; the last unit of a group takes both of the smaller ones.
-        int first = (int)(u / b.height % blocks) * 32;
-        const int end = (int)lesser(first + 32, c.stored);
-        auto take = [&](auto tile_of, auto kind, auto vectors) {
-            constexpr int tile = decltype(tile_of)::value, n = decltype(vectors)::value, at_once = n * decltype(kind)::size;
+        // A whole unit is one tile. The last unit of a group may be shorter, of both of the smaller tiles or one.
+        int first = (int)(u / b.height % blocks) * row_unit;
+        const int end = (int)lesser(first + row_unit, c.stored);
+        constexpr int most = registers == 32 ? 2 : 1;  // vectors of outputs, where there are registers for their weights
+        auto take = [&](auto tile_of) {
+            constexpr int tile = decltype(tile_of)::value;
+            using kind = kind_of<typename vector_for<tile>::type>;
+            constexpr int n = tile / kind::size < most ? tile / kind::size : most, at_once = n * kind::size;
             if (end - first < tile) return;
             for (int o = 0; o < tile; o += at_once) {
                 t.weight = data + c.weight + ((int64_t)g * c.stored + first) * c.inputs * 9 + o;
                 t.out = out + (int64_t)(g * c.outputs + first + o) * b.plane + (int64_t)y * b.width;
                 t.outputs = (int)lesser(at_once, c.outputs - first - o);
-                if (t.outputs > 0) conv3x3_row<typename decltype(kind)::type, tile, n>(t, b.width);
+                if (t.outputs > 0) conv3x3_row<typename kind::type, tile, n>(t, b.width);
             }
             first += tile;
         };
-        constexpr int two = registers == 32 ? 2 : 1;  // vectors of outputs, where there are registers for their weights
-        take(Constant<32>{}, kind_of<vec>{}, Constant<two>{});
-        take(Constant<16>{}, kind_of<vec>{}, Constant<(lanes == 16 ? 1 : two)>{});
-        take(Constant<8>{}, kind_of<half>{}, Constant<(half_lanes == 8 ? 1 : two)>{});
+        each(row_tiles, take);
     }
 }
 

@@ -5,6 +5,7 @@
 // vector once it is loaded: then three rows share their loads (ROWS > 1), and a value serves up to three taps more.
 #pragma once
 
+#include "constants.h"
 #include "plan.h"
 #include "pointwise_wide.hpp"
 #include "vectors.hpp"
@@ -77,7 +78,7 @@ void conv3x3_flat(Conv3x3Tile t, int64_t vectors) {
     }
 }
 
-// ROWS rows of `width` pixels: as few tiles as there can be, as even as they can be, stopping at the row's end.
+// ROWS rows of `width` pixels: in as few tiles as possible, as even as possible, the last of which stops at the end of the row.
 template <int OUT, int V, int ROWS>
 void conv3x3_rows(Conv3x3Tile t, int width) {
     const int vectors = (width + lanes - 1) / lanes, tiles = (vectors + V - 1) / V;
@@ -105,7 +106,7 @@ constexpr int row_vectors(int outputs) {
     return most < 1 ? 1 : most < 4 ? most : 4;
 }
 
-// Whether sharing rows pays: for tiles of at most two outputs, where little of a row's last vector is idle and there are rows enough.
+// Whether sharing rows pays: for tiles of at most two outputs, where little of a row's last vector is idle and rows are many.
 CNET_INLINE bool rows_pay(int outputs, int height, int width) {
     return outputs <= 3 && width * 20 >= round_up(width, lanes) * 17 && height >= 2 * shared_rows_step;
 }
@@ -147,10 +148,7 @@ CNET_INLINE void conv3x3_wide(const float *data, const Conv3x3 &c, const float *
                 }
             }
         };
-        take(Constant<8>{});
-        take(Constant<4>{});
-        take(Constant<2>{});
-        take(Constant<1>{});
+        each(wide_tiles, take);
     }
 }
 

@@ -1,4 +1,4 @@
-// The C interface: handles, their memory and their threads. Compiled once, for the baseline, so that it can say no on any processor.
+// The C interface: handles, their memory and their threads. Compiled once, for the baseline, so that it can refuse on any processor.
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -9,6 +9,7 @@
 #include <new>
 
 #include "cnet.h"
+#include "constants.h"
 #include "cpu.hpp"
 #include "kernels.h"
 #include "team.h"
@@ -24,6 +25,7 @@ namespace {
 
 constexpr uint64_t alive = 0x636e65742d6f6b21;  // in a handle that may be used
 constexpr size_t huge_page = 2u << 20;
+constexpr size_t line_bytes = 4 * line;
 
 }  // namespace
 
@@ -50,7 +52,10 @@ struct Start {
 
 size_t rounded(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
-// All memory in one piece, on huge pages where the system has them: planes lie far apart, and small pages would miss on each.
+// Bytes of a piece of memory: whole cache lines, and one between it and the next.
+size_t piece_bytes(size_t floats) { return rounded(floats, line) * 4 + line_bytes; }
+
+// All memory in one piece, on huge pages where the system has them: planes lie far apart, and with small pages each would miss the TLB.
 // A debug build allocates piece by piece, so that a sanitizer sees where each ends.
 bool allocate(cnet_model &m, int threads) {
     Memory &memory = m.memory;
@@ -61,20 +66,20 @@ bool allocate(cnet_model &m, int threads) {
 #ifdef CNET_DEBUG
     for (int i = 0; i < 4; i++) {
         void *piece = nullptr;
-        if (posix_memalign(&piece, 64, rounded(floats[i], 16) * 4 + 64)) return false;
+        if (posix_memalign(&piece, line_bytes, piece_bytes(floats[i]))) return false;
         *pieces[i] = (float *)piece;
     }
 #else
     size_t bytes = 0;
-    for (const size_t n : floats) bytes += rounded(n, 16) * 4 + 64;
+    for (const size_t n : floats) bytes += piece_bytes(n);
     m.mapped_bytes = rounded(bytes, huge_page) + huge_page;
     m.mapped = mmap(nullptr, m.mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (m.mapped == MAP_FAILED) return false;
     char *at = (char *)rounded((size_t)m.mapped, huge_page);
-    madvise(at, m.mapped_bytes - huge_page, MADV_HUGEPAGE);  // a wish
+    madvise(at, m.mapped_bytes - huge_page, MADV_HUGEPAGE);  // may fail: it only makes runs faster
     for (int i = 0; i < 4; i++) {
         *pieces[i] = (float *)(void *)at;
-        at += rounded(floats[i], 16) * 4 + 64;
+        at += piece_bytes(floats[i]);
     }
 #endif
     return true;
@@ -104,7 +109,7 @@ void *work(void *argument) {
     }
 }
 
-// The caller's signals are the caller's: none is handled on a thread of ours.
+// Workers block all signals, which are left to the caller's threads.
 bool start_workers(cnet_model &m, int threads) {
     sigset_t all, before;
     sigfillset(&all);
@@ -132,13 +137,13 @@ void release(cnet_model *m, bool own) {
     free_memory(*m);
     m->magic = 0;
 #ifndef CNET_DEBUG
-    free(m);  // a debug build keeps the handle, so that one that was destroyed is known for it
+    free(m);  // a debug build keeps the handle, so that its use after this is recognised
 #endif
 }
 
 int processors() {
     cpu_set_t set;
-    // A set of 1024 is too small for some machines: there, all that are online.
+    // The call fails where there are more processors than a cpu_set_t holds (1024): there, all that are online count.
     const int count = sched_getaffinity(0, sizeof set, &set) ? (int)sysconf(_SC_NPROCESSORS_ONLN) : CPU_COUNT(&set);
     return count < 1 ? 1 : count > most_threads ? most_threads : count;
 }
@@ -171,8 +176,6 @@ cnet_status check_new(int threads, cnet_model **model) {
 }
 
 }  // namespace
-
-static_assert(most_threads == CNET_MAX_THREADS, "cnet.h says how many threads there may be");
 
 extern "C" {
 

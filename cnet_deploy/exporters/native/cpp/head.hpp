@@ -1,16 +1,15 @@
 // The end: batch norm, ReLU and the average over the map, for the channels that the classifier keeps; then the classifier.
 //
-// The classifier's weights are read once and nothing is done twice with them, so it runs as fast as memory gives them: 64 classes side
-// by side, one stream.
+// The classifier reads each weight once and uses it once, so it runs as fast as memory delivers them: in one stream, with
+// classes_together classes side by side.
 #pragma once
 
+#include "constants.h"
 #include "plan.h"
 #include "vectors.hpp"
 
 namespace cnet {
 namespace CNET_ISA {
-
-constexpr int classes_together = 64;
 
 static void average(const Plan &p, const Block &b, const float *map, float *features, int share, int shares) {
     const int32_t *planes = integers(p.data, p.head.planes);

@@ -29,14 +29,14 @@ static int64_t scratch_floats(const Plan &plan) {
     return round_up(most, line) + line;
 }
 
-// Every share of one phase that this thread can get, then the others' end.
+// Do every share of one phase that this thread can get, then wait for the others.
 template <class Work>
 void phase(Member &m, Work work) {
     for (int share; (share = claim(m)) >= 0; finish(m)) work(share);
     meet(m);
 }
 
-// The 1x1 of a transition has its own map: no ReLU, all of it before the pooling.
+// The 1x1 of a transition fills a map of its own, without a ReLU, before the pooling begins.
 static void transition_pointwise(const Plan &plan, const Block &b, const float *map, float *middle, int share, int shares) {
     const Range range = share_of(((int64_t)b.height * b.pitch + lanes - 1) / lanes, share, shares);
     pointwise_wide<false>(plan.data, b.transition, map, range.begin * lanes, range.end - range.begin, -__builtin_inff(),

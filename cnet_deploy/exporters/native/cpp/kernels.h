@@ -18,7 +18,7 @@ struct Memory {
 struct Kernels {
     const char *name;
     int64_t (*scratch_floats)(const Plan &plan);  // that one thread needs
-    // One thread's part of one image; all members of a team call it. The last phase is met.
+    // One thread's part of one image; all members of a team call it. Returns when the last phase is over.
     void (*run)(const Plan &plan, const Memory &memory, Member &member, const float *image, float *logits);
 };
 

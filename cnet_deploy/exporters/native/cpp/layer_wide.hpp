@@ -1,10 +1,11 @@
-// A dense layer on a wide map: 1x1 and 3x3 in turns, a strip of the map for each share.
+// A dense layer on a wide map: 1x1 and 3x3 in turn, a strip of the map for each share.
 //
 // What lies between the two convolutions never exists as a whole: the 1x1 fills a buffer that stays in the second-level cache, the 3x3
 // empties it, and the two rows of overlap slide to its front. A share computes the row above and below its strip itself, so that one
 // layer needs one meeting of the threads.
 #pragma once
 
+#include "constants.h"
 #include "conv3x3_wide.hpp"
 #include "plan.h"
 #include "pointwise_wide.hpp"
@@ -13,13 +14,12 @@
 namespace cnet {
 namespace CNET_ISA {
 
-constexpr int64_t buffer_floats = 1 << 16;  // that the buffer aims at: a quarter of a megabyte
-constexpr int line = 16;                    // floats; planes begin on a cache line, and on an odd one, lest they fall on each other
+constexpr int64_t buffer_floats = 1 << 16;  // the size of buffer to aim at: a quarter of a megabyte
 
 // How a layer goes through its strip: so many pixels at a time, in a buffer of so many planes of so many floats.
 struct Steps {
     bool by_rows;
-    int64_t unit;    // strips and steps are made of: a vector, or the rows that share their loads
+    int64_t unit;    // strips and steps are multiples of it: a vector, or the rows that share their loads
     int64_t pixels;  // of a step
     int64_t planes, plane;
 };
@@ -88,6 +88,7 @@ static void layer_wide(const float *data, const Block &b, const Layer &l, float 
 // that all share, and the 3x3 after one more meeting.
 CNET_INLINE bool goes_whole(const Block &b, int shares) { return shares > 1 && b.whole > 0; }
 CNET_INLINE int64_t whole_origin(const Block &b) { return -round_up(b.pitch + 1, line); }
+static_assert(line + 1 + 2 * lanes <= whole_slack, "the zeros around a map end within its plane of the shared buffer");
 
 static void whole_pointwise(const float *data, const Block &b, const Layer &l, const float *map, float *between, int share, int shares) {
     const int64_t all = (int64_t)b.height * b.pitch, origin = whole_origin(b), planes = (int64_t)l.second.groups * l.second.inputs;
@@ -96,7 +97,7 @@ static void whole_pointwise(const float *data, const Block &b, const Layer &l, c
     pointwise_wide<paired>(data, l.first, map, from, strip.end - strip.begin, 0.0f, between + (from - origin), b.whole);
     for (int64_t gap = greater(from - b.width + b.pitch - 1, 0) / b.pitch * b.pitch + b.width; gap < to; gap += b.pitch)
         for (int64_t i = 0; i < planes; i++) between[i * b.whole + gap - origin] = 0;
-    // What is above the map; what is below it is left of the last strip by its own share, since the 1x1 writes there.
+    // Zeros above the map. Those below it are left to the last strip's share, since its 1x1 writes there too.
     zero_planes(between + mine.begin * b.whole, mine.end - mine.begin, b.whole, 0, -origin);
     if (share + 1 == shares) zero_planes(between, planes, b.whole, all - origin, all + b.pitch + 1 + 2 * lanes - origin);
 }

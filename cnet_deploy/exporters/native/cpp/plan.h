@@ -1,8 +1,8 @@
-// The plan: what is computed, in which order and where it lies, all of it decided at export. `plan.cpp` is generated beside this file
-// and fills these structures; the kernels only read them.
+// The plan: what is computed, in which order and where it lies, all of it decided at export. The generated plan.cpp fills these
+// structures by the names of their fields; the kernels only read them. Tiles and the room after a map are in constants.h.
 //
-// Every table and weight lies in one array of 32-bit words, `data`; a field of type Words is where in it something begins. Planes are
-// given as offsets in floats from the first plane of their map, so that a gather is a table and a concatenation is nothing at all.
+// Every table and weight lies in one array of 32-bit words, `data`; a field of type Words is the place in it where something begins.
+// Planes are given as offsets in floats from the first plane of their map, so that a gather is a table and a concatenation costs nothing.
 #pragma once
 
 #include <stdint.h>
@@ -21,9 +21,9 @@ struct Pointwise {
     int32_t outputs;  // of a group
     Words counts;     // [groups][2]: inputs whose ReLU is a maximum, inputs in all (wide)
     Words planes;     // [groups][inputs]: the input's plane
-    Words scale;      // [groups][inputs]: of the batch norm (narrow: elsewhere it is in the weights)
+    Words scale;      // [groups][inputs]: of the batch norm (narrow; in wide layers it is in the weights)
     Words shift;      // [groups][inputs]: added before the ReLU
-    Words weight;     // wide [groups][outputs / tile][inputs][tile], tiles of 8, 4, 2, 1; narrow the same with tiles of 32, 16
+    Words weight;     // [groups][tiles][inputs][tile]: wide_tiles, wide_tiles_paired or narrow_tiles
     Words bias;       // [groups][outputs]
     Words target;     // [groups][outputs]: where a row goes (wide; in bf16 one entry a pair)
 };
@@ -35,13 +35,13 @@ struct Conv3x3 {
     int32_t outputs;  // of a group
     int32_t stored;   // outputs with padding (narrow)
     Words sources;    // [groups][inputs]: where an input's first value lies in the transposed buffer (narrow)
-    Words weight;     // wide [groups][tiles][inputs][3][3][tile]; narrow [groups][tiles][3][inputs][3][tile], tiles of 32, 16, 8
+    Words weight;     // wide_tiles [groups][tiles][inputs][3][3][tile]; row_tiles [groups][tiles][3][inputs][3][tile]
 };
 
 struct Layer {
     Pointwise first;
     Conv3x3 second;
-    int32_t channels;  // planes before it: where its own begin
+    int32_t channels;  // planes before it, after which it puts its own
 };
 
 // A dense block: one map to which every layer appends its planes.
@@ -49,10 +49,10 @@ struct Block {
     int32_t height, width;
     int32_t pitch;     // floats from row to row: width + 1 in the wide layout, where a zero column parts the rows
     int32_t channels;  // when all its layers are done
-    int64_t plane;     // floats from plane to plane
+    int64_t plane;     // floats from plane to plane: an odd number of cache lines, else planes would compete for places in the caches
     int64_t map;       // where the map lies among the activations, in floats
     Layout layout;
-    int64_t whole;     // floats a plane in `between`, where several threads do a wide layer in two phases; 0 where they never do
+    int64_t whole;     // floats of a plane in `between`, where several threads do a wide layer in two phases; 0 where they never do
     int32_t first_layer, last_layer;  // [first, last)
     int32_t middle_channels;          // of the 1x1 in the transition after it; 0 if there is none
     int64_t middle;                   // where the transition's 1x1 leaves its planes
@@ -61,15 +61,15 @@ struct Block {
 
 struct Stem {
     int32_t channels, stride;
-    Words weight;  // [channels / tile][27][tile], tiles of 8, 4, 2, 1
+    Words weight;  // [tiles][27][tile]: wide_tiles
 };
 
 struct Head {
     int32_t features;  // kept by the classifier
     int32_t classes;
     Words planes, scale, shift;  // [features]
-    Words weight;                // [ceil(classes / 64)][features][64]
-    Words bias;                  // [ceil(classes / 64)][64]
+    Words weight;                // [ceil(classes / classes_together)][features][classes_together]
+    Words bias;                  // [ceil(classes / classes_together)][classes_together]
 };
 
 struct Plan {

@@ -3,9 +3,10 @@
 // Maps of 14 and 7 pixels a row leave much of a vector of pixels idle, but their groups have 16 outputs and more. So the weights are
 // the vectors, and pixels are broadcast. The group's inputs are gathered once, with batch norm and ReLU applied, into columns of as
 // many pixels as a tile has, and all of the group's outputs read them from there. The result stands pixel by pixel, channels together
-// (16 to a chunk), which is how the narrow 3x3 wants to broadcast it.
+// (16 to a chunk): the order in which the narrow 3x3 broadcasts it.
 #pragma once
 
+#include "constants.h"
 #include "plan.h"
 #include "vectors.hpp"
 
@@ -17,9 +18,10 @@ constexpr int narrow_vectors = lanes == 16 || lanes == 8 ? 2 : registers == 32 ?
 constexpr int narrow_most = lanes == 16 ? 14 : registers == 32 ? 6 : lanes == 8 ? 6 : 5;
 constexpr int narrow_least = lanes == 16 ? 8 : 4;
 constexpr int column = (narrow_most + lanes - 1) / lanes * lanes;  // floats that a tile's pixels of one input take
-constexpr int chunk = 16;                                          // outputs that stand together
 constexpr int chunk_words = chunk / per_word;
-constexpr int chunk_slack = 16;  // pixels after the map's last that a tile may write to
+constexpr int narrow_unit = 2 * chunk;  // outputs that a share takes at once: a whole tile, or what is left of a group
+static_assert(narrow_tiles == Tiles<narrow_unit, chunk>{}, "what is left of a group after whole tiles is one chunk");
+static_assert(column <= map_slack && narrow_most <= chunk_slack, "the last tile of a map is read and written within its room");
 
 CNET_INLINE int narrow_pixels(int64_t pixels) {
     int best = narrow_most;
@@ -97,19 +99,20 @@ CNET_INLINE int64_t narrow_scratch(const Block &b, const Pointwise &p) {
     return (area + pixels - 1) / pixels * (p.inputs / per_word) * column;
 }
 
-// One share of the 1x1: units are tiles of pixels within 32 (or 16) outputs within groups, in that order.
+// One share of the 1x1: units are tiles of pixels within narrow_unit outputs (or a chunk) within groups, in that order.
 static void pointwise_narrow(const float *data, const Block &b, const Pointwise &p, const float *map, float *columns, float *transposed,
                              int share, int shares) {
     const int64_t area = (int64_t)b.height * b.width;
     const int pixels = narrow_pixels(area), words = p.inputs / per_word;
-    const int64_t tiles = (area + pixels - 1) / pixels, chunks = (p.outputs + 31) / 32, out_chunk = (area + chunk_slack) * chunk_words;
+    const int64_t tiles = (area + pixels - 1) / pixels, chunks = (p.outputs + narrow_unit - 1) / narrow_unit;
+    const int64_t out_chunk = (area + chunk_slack) * chunk_words;
     const Range units = share_of(p.groups * chunks * tiles, share, shares);
     int gathered = -1;
     for (int64_t u = units.begin; u < units.end; u++) {
-        const int g = (int)(u / (chunks * tiles)), first = (int)(u / tiles % chunks) * 32;
+        const int g = (int)(u / (chunks * tiles)), first = (int)(u / tiles % chunks) * narrow_unit;
         const int64_t j = u % tiles;
         if (g != gathered) gather_columns(data, p, gathered = g, map, tiles, pixels, columns);
-        const int stored = (int)lesser(32, p.outputs - first), row = g * p.outputs + first;
+        const int stored = (int)lesser(narrow_unit, p.outputs - first), row = g * p.outputs + first;
         ColumnTile t;
         t.columns = columns + j * words * column;
         t.inputs = words;
@@ -119,9 +122,9 @@ static void pointwise_narrow(const float *data, const Block &b, const Pointwise 
             t.weight = data + p.weight + (int64_t)g * p.outputs * words + (int64_t)first * words + o;
             t.bias = data + p.bias + row + o;
             t.offset = o;
-            // Where a tile of 16 is one vector, it is taken as one; elsewhere both are whole multiples.
-            if (stored == 32) column_tile_of<32, narrow_vectors>(pixels, t);
-            else column_tile_of<16, narrow_vectors * lanes <= 16 ? narrow_vectors : 1>(pixels, t);
+            // Where a chunk is one vector, it is taken as one; elsewhere both tiles are whole multiples.
+            if (stored == narrow_unit) column_tile_of<narrow_unit, narrow_vectors>(pixels, t);
+            else column_tile_of<chunk, narrow_vectors * lanes <= chunk ? narrow_vectors : 1>(pixels, t);
         }
     }
 }

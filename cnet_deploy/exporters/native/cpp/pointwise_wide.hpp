@@ -6,6 +6,7 @@
 // sign and the loop has two halves.
 #pragma once
 
+#include "constants.h"
 #include "plan.h"
 #include "vectors.hpp"
 
@@ -118,24 +119,23 @@ void pointwise_wide(const float *data, const Pointwise &p, const float *map, int
             t.out = out + pixel;
             const float *weight = data + p.weight + (int64_t)g * p.outputs * (p.inputs / per_word);
             int done = 0;
-            auto take = [&](auto outputs, auto vectors_of) {
+            auto take = [&](auto outputs) {
                 constexpr int tile = decltype(outputs)::value, out_at_once = tile < wide_outputs ? tile : wide_outputs;
+                constexpr int vectors_at_once = wide_vectors(tile);
                 for (; p.outputs - done >= tile; done += tile) {
                     for (int o = 0; o < tile; o += out_at_once) {
                         int64_t row = (int64_t)g * p.outputs + done + o;
                         t.weight = weight + (int64_t)done * (p.inputs / per_word) + o;
                         t.bias = data + p.bias + row;
                         t.target = target + row / pair_of;
-                        // The first outputs to come by fetch the next pixels while they compute.
-                        if (done + o == 0) pointwise_run<tile, out_at_once, decltype(vectors_of)::value, true, PAIRS>(t, count);
-                        else pointwise_run<tile, out_at_once, decltype(vectors_of)::value, false, PAIRS>(t, count);
+                        // The first outputs prefetch the next pixels while they compute.
+                        if (done + o == 0) pointwise_run<tile, out_at_once, vectors_at_once, true, PAIRS>(t, count);
+                        else pointwise_run<tile, out_at_once, vectors_at_once, false, PAIRS>(t, count);
                     }
                 }
             };
-            take(Constant<8>{}, Constant<wide_vectors(8)>{});
-            take(Constant<4>{}, Constant<wide_vectors(4)>{});
-            take(Constant<2>{}, Constant<wide_vectors(2)>{});
-            if constexpr (!PAIRS) take(Constant<1>{}, Constant<wide_vectors(1)>{});
+            if constexpr (PAIRS) each(wide_tiles_paired, take);
+            else each(wide_tiles, take);
         }
     };
     const int64_t step = p.outputs >= 8 ? most : wide_vectors(4);

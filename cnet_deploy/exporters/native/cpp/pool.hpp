@@ -3,11 +3,14 @@
 // An odd last row or column is dropped. The last vector of a row may spill into what the next row overwrites, or into the plane's end.
 #pragma once
 
+#include "constants.h"
 #include "plan.h"
 #include "vectors.hpp"
 
 namespace cnet {
 namespace CNET_ISA {
+
+static_assert(lanes <= plane_slack && 2 * lanes <= map_slack, "room after planes and maps holds the last vectors");
 
 // One share of the planes. `from` has the pitch and planes of block `a`; `to` is the map of block `b`.
 static void pool(const Block &a, const float *from, const Block &b, float *to, int channels, int share, int shares) {

@@ -1,10 +1,11 @@
 // The first convolution: 3x3 over the image's three channels, with a stride.
 //
-// A stride would have vectors pick every second pixel. So a row of the image is parted first, by the remainder of the column, into rows
-// of which each tap reads neighbours: 27 taps become 27 pointers, and the tile is that of a 1x1 with 27 inputs. Strides of 1 and 2 are
-// parted by vectors, others one by one.
+// With a stride of 2 a vector would have to take every second pixel. So each row of the image is first split, by the column modulo the
+// stride, into rows of which a tap reads neighbouring pixels: 27 taps become 27 pointers, and the tile is that of a 1x1 with 27 inputs.
+// Vectors split rows for strides of 1 and 2; for others it is done pixel by pixel.
 #pragma once
 
+#include "constants.h"
 #include "plan.h"
 #include "pointwise_wide.hpp"
 #include "vectors.hpp"
@@ -12,10 +13,11 @@
 namespace cnet {
 namespace CNET_ISA {
 
-constexpr int taps = 27, margin = 16;  // floats before and after a parted row, for taps that lean out of the image
+constexpr int taps = 27;    // 3x3 of three channels
+constexpr int margin = 16;  // floats before and after a split row, for taps beside the image
 
-CNET_INLINE int64_t parted_floats(int width) { return round_up(width, line) + 2 * margin + 4 * line; }
-CNET_INLINE int64_t stem_scratch(const Plan &p, const Block &b) { (void)p; return 3 * 3 * 3 * parted_floats(b.width); }
+CNET_INLINE int64_t split_floats(int width) { return round_up(width, line) + 2 * margin + 4 * line; }
+CNET_INLINE int64_t stem_scratch(const Plan &p, const Block &b) { (void)p; return 3 * 3 * 3 * split_floats(b.width); }
 
 template <int TILE, int OUT, int V>
 __attribute__((noinline)) void stem_tile(const float *const *tap, int64_t at, const float *weight, float *out, int64_t plane, int last) {
@@ -48,7 +50,7 @@ void stem_row(const float *const *tap, int from, int width, const float *weight,
 }
 
 // to[x] = row[x * stride + remainder] for the pixels that there are; zeros around them.
-CNET_INLINE void part_row(const float *row, int image_width, int stride, int remainder, float *to, int64_t floats) {
+CNET_INLINE void split_row(const float *row, int image_width, int stride, int remainder, float *to, int64_t floats) {
     const int count = image_width > remainder ? (image_width - remainder + stride - 1) / stride : 0;
     memset(to - margin, 0, 4 * margin);
     int x = 0;
@@ -67,22 +69,22 @@ CNET_INLINE void part_row(const float *row, int image_width, int stride, int rem
 
 static void stem(const Plan &p, const Block &b, const float *image, float *map, float *scratch, int share, int shares) {
     const int stride = p.stem.stride;
-    const int64_t floats = parted_floats(b.width);
-    // Three rows of each channel, each parted for the taps to the left, in the middle and to the right.
-    auto parted = [&](int c, int y, int kx) { return scratch + ((c * 3 + (y + 3) % 3) * 3 + kx) * floats + margin; };
+    const int64_t floats = split_floats(b.width);
+    // Three rows of each channel, each split for the taps to the left, in the middle and to the right.
+    auto split = [&](int c, int y, int kx) { return scratch + ((c * 3 + (y + 3) % 3) * 3 + kx) * floats + margin; };
     auto prepare = [&](int y) {
         for (int c = 0; c < 3; c++)
             for (int kx = 0; kx < (stride == 1 ? 1 : stride == 2 ? 2 : 3); kx++) {
-                float *to = parted(c, y, kx);
+                float *to = split(c, y, kx);
                 const int remainder = kx == 2 ? stride - 1 : kx;
                 if (y < 0 || y >= p.height) memset(to - margin, 0, 4 * (size_t)floats);
-                else part_row(image + ((int64_t)c * p.height + y) * p.width, p.width, stride, remainder, to, floats);
+                else split_row(image + ((int64_t)c * p.height + y) * p.width, p.width, stride, remainder, to, floats);
             }
     };
     auto tap = [&](int c, int y, int kx) -> const float * {
-        if (stride == 1) return parted(c, y, 0) + kx - 1;
-        if (kx == 0) return parted(c, y, stride == 2 ? 1 : 2) - 1;
-        return parted(c, y, kx - 1);
+        if (stride == 1) return split(c, y, 0) + kx - 1;
+        if (kx == 0) return split(c, y, stride == 2 ? 1 : 2) - 1;
+        return split(c, y, kx - 1);
     };
     const Range rows = share_of(b.height, share, shares);
     int ready = (int)rows.begin * stride - 2;  // the last row of the image that was prepared
@@ -103,10 +105,7 @@ static void stem(const Plan &p, const Block &b, const float *image, float *map, 
                     stem_row<tile, at_once, wide_vectors(at_once)>(tap_of, 0, b.width, p.data + p.stem.weight + (int64_t)done * taps + o,
                                                              out + (int64_t)(done + o) * b.plane, b.plane);
         };
-        take(Constant<8>{});
-        take(Constant<4>{});
-        take(Constant<2>{});
-        take(Constant<1>{});
+        each(wide_tiles, take);
     }
 }
 

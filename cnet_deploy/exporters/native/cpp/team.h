@@ -5,11 +5,13 @@
 
 #include <atomic>
 
+#include "cnet.h"
 #include "threads.h"
 
 namespace cnet {
 
-constexpr int most_threads = 32;
+constexpr int most_threads = CNET_MAX_THREADS;
+static_assert(most_threads <= 32, "each share of a phase is one bit of a 32-bit word");
 
 // Each word that threads fight for has a cache line of its own.
 struct Team {
@@ -25,7 +27,7 @@ struct Team {
     int size = 1;
 };
 
-// Announce an inference that begins with phase `first`, and wake who sleeps.
+// Announce an inference that begins with phase `first`, and wake the threads that sleep.
 void begin(Team &team, uint32_t first, const float *image, float *logits);
 // Returns when `start` is no longer `seen`: the new value.
 uint32_t wait_for_start(Team &team, uint32_t seen);

@@ -28,7 +28,7 @@ void wake_all(std::atomic<uint32_t> &word) {
     syscall(SYS_futex, (uint32_t *)(void *)&word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
 }
 
-// Spin, then sleep, until `done(word)`. Who changes the word reads `sleepers` afterwards, both in one total order: either it sees this
+// Spin, then sleep, until `done(word)`. Whoever changes the word reads `sleepers` afterwards, both in one total order: either it sees this
 // sleeper, or this sleeper sees the change.
 template <class Done>
 uint32_t wait_until(std::atomic<uint32_t> &word, std::atomic<uint32_t> &sleepers, Done done) {

@@ -1,16 +1,17 @@
-// Threads that share the phases of an inference, and never wait for one that the system has put aside.
+// Threads that share the phases of an inference, and never wait for one that the system has suspended before it began a share.
 //
 // A phase is cut into as many shares as there are threads. A thread takes its own share first, so that it finds in its cache what it
 // left there; when that is done it takes any share that nobody has begun. A phase is over when all its shares are done, whoever did
-// them: a thread that was put aside between two shares is not missed, and finds on its return which phase the others have come to.
-// Whoever waits spins for some microseconds and then sleeps, since spinning on a busy machine takes the time of the one waited for.
+// them: a thread that is suspended between two shares holds nobody up, and on its return it joins the phase that the others have
+// reached. A waiting thread spins for some microseconds and then sleeps, since on a busy machine spinning takes time from the thread
+// that is waited for.
 #pragma once
 
 #include <stdint.h>
 
 namespace cnet {
 
-struct Team;  // in threads.cpp
+struct Team;  // in team.h
 
 // One thread's view of the phases. They are numbered without end; numbers wrap and are compared by their difference.
 struct Member {

@@ -10,6 +10,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "constants.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -35,6 +37,7 @@ constexpr int lanes = 4, registers = 32;
 #else
 constexpr int lanes = 4, registers = 16;
 #endif
+static_assert(line % lanes == 0 && chunk % lanes == 0 && classes_together % lanes == 0, "planes, chunks and classes are whole vectors");
 
 // In bf16 a word holds the values of two channels and a multiply-add takes both; sums, maps and biases stay fp32.
 #if CNET_BF16
@@ -113,6 +116,10 @@ template <> struct kind_of<half> {
     CNET_INLINE half fill(float x) { return broadcast_half(x); }
 };
 #endif
+
+// The vector for a tile of so many outputs: half of one where a whole one is too long.
+template <int TILE, bool WHOLE = TILE >= lanes> struct vector_for { using type = vec; };
+template <int TILE> struct vector_for<TILE, false> { using type = half; };
 
 template <class V> CNET_INLINE void hold(V &v) {
 #if defined(__x86_64__)
@@ -204,6 +211,9 @@ CNET_INLINE int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
 template <int N> struct Constant {
     static constexpr int value = N;
 };
+
+// take(Constant<SIZE>{}) for every size in a list of tiles, in its order. With `auto` for `void`, GCC emits kernels in the order of use.
+template <class Take, int... SIZES> CNET_INLINE auto each(Tiles<SIZES...>, const Take &take) { (take(Constant<SIZES>{}), ...); }
 
 // What share `index` of `count` gets of `total` things: [begin, end).
 struct Range {
