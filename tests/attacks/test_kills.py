@@ -125,7 +125,9 @@ def test_every_step_of_a_commit(command: Command, models: Models, forks: Forks, 
 
 @pytest.mark.parametrize("command", [CONVERT, ONNX, PLOT], ids=str)
 def test_a_writer_in_place_is_caught(command: Command, models: Models, forks: Forks, tmp_path: Path) -> None:
-    with pytest.raises((AssertionError, InputRefused, ElementTree.ParseError), match="no manifest|no whole|is empty|no element|belong"):
+    with pytest.raises(
+        (AssertionError, InputRefused, ElementTree.ParseError), match="no manifest|no whole|no complete|is empty|no element|belong"
+    ):
         killed_at_each_step(command, models, forks, tmp_path, setup=IN_PLACE)
 
 

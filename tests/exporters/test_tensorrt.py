@@ -87,7 +87,7 @@ def test_an_operator_that_tensorrt_does_not_know(converted: DenselyConnected) ->
 
 def test_an_engine_that_is_not_what_was_asked_for(converted: DenselyConnected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a graph that somebody forgot to write in fp16: a real fp32 engine, asked for in fp16."""
-    monkeypatch.setattr(tensorrt, "build_graph", lambda program, precision: build_graph(program))
+    monkeypatch.setattr("cnet_deploy.exporters.onnx.graph.build_graph", lambda program, precision: build_graph(program))
     with pytest.raises(CheckFailed, match="the engine is not fp16: of its layers that multiply, 0 are in fp16, 26 in fp32"):
         cd.export(converted, "tensorrt", tmp_path / "m.engine", precision="fp16", **RTX)
     assert list(tmp_path.iterdir()) == []
