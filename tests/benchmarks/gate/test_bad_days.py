@@ -23,6 +23,8 @@ from tests.benchmarks.gate.gating import NETWORK, QUICK, apart, run
 from tests.builders import TINY
 from tests.processes import interruptible
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),

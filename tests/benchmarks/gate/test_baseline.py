@@ -12,9 +12,11 @@ from click.testing import CliRunner
 from cnet_deploy.cli import main
 from tests.benchmarks.gate.gating import run
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 
 @pytest.fixture(scope="module")
-def stored(artifacts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stored(warm: None, artifacts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("baseline") / "b.json"
     options = ["--threads", "1", "--rounds", "8", "--seconds", "0.02", "--warmup", "0.02", "--save-baseline", str(path)]
     done = CliRunner().invoke(main, ["bench", str(artifacts["base"]), *options])

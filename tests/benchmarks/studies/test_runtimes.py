@@ -9,12 +9,20 @@ import pytest
 from cnet_deploy.benchmarks.measure.rounds import Cell, Settings
 from cnet_deploy.benchmarks.studies.runtimes import Suite
 from cnet_deploy.hardware.cpu import host_isas
+from tests.cases import exhaustive
 
 pytest.importorskip("openvino", reason="needs the extra: cnet-deploy[openvino]")
+pytestmark = pytest.mark.usefixtures("warm")
 EXAMPLE = Path(__file__).parents[3] / "examples" / "native" / "classify.c"
 
 
-@pytest.mark.slow
+def test_the_peers_in_fp32(tmp_path: Path) -> None:
+    suite = Suite(tmp_path, lambda _: None, Settings(rounds=1, seconds=0.0, least=2, warmup=0.0, rewarm=0.0))
+    suite.fp32("condensenet-50", 1, compiled=False, batch=1)
+    assert suite.results[-1]["times_as_fast"] > 0 and all(cell["error"] is None for cell in suite.results[-1]["cells"])
+
+
+@exhaustive("test_the_peers_in_fp32")
 def test_every_part_of_the_suite(tmp_path: Path) -> None:
     said: list[str] = []
     suite = Suite(tmp_path, said.append, Settings(rounds=1, seconds=0.0, least=2, warmup=0.0, rewarm=0.0))

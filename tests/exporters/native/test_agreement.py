@@ -173,7 +173,6 @@ def check_headers(compiler: Compiler, suffix: str, isa: str, folder: Path) -> No
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
 @x86_only
 @pytest.mark.parametrize("name", ["g++", "clang++"])
 @pytest.mark.parametrize("isa", [isa for isa in PRECISIONS if isa != "neon"])
