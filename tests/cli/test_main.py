@@ -160,13 +160,14 @@ def test_native_from_checkpoint_to_table(road: Road, first_images: Callable[[int
     assert measured.exit_code == 0 and "native" in measured.stdout
 
 
-def test_native_for_another_machine(checkpoint_path: Path, tmp_path: Path, system_tool: Callable[[str], str]) -> None:
+@pytest.mark.parametrize("precision", few(["fp32", "bf16"]))
+def test_native_for_another_machine(precision: str, checkpoint_path: Path, tmp_path: Path, system_tool: Callable[[str], str]) -> None:
     system_tool("aarch64-linux-gnu-g++")
-    done = run("export", checkpoint_path, "--native", "--target", "AARCH64", "--precision", "bf16", "-o", tmp_path / "m.so")
+    done = run("export", checkpoint_path, "--native", "--target", "AARCH64", "--precision", precision, "-o", tmp_path / "m.so")
     assert done.exit_code == 0
     assert "not verified: built for aarch64, and this machine is" in done.stderr and "max error" not in done.stdout
     found = json.loads((tmp_path / "m.so.json").read_text())
-    assert found["precision"] == "bf16" and found["verification"] == []
+    assert found["precision"] == precision and found["verification"] == []
     assert found["details"]["verified"] is False and "built for aarch64" in found["details"]["reason"]
     opened = run("verify", tmp_path / "m.so", checkpoint_path)
     assert opened.exit_code == 5 and "run it there, or export for this machine" in opened.stderr
@@ -203,12 +204,12 @@ def test_help_and_import_do_not_import_torch() -> None:
 
 
 @pytest.mark.parametrize("delay", few([0.1, 0.0, 1.0]))
-def test_ctrl_c_loses_nothing(checkpoint_path: Path, images_path: Path, tmp_path: Path, delay: float) -> None:
+def test_ctrl_c_loses_nothing(checkpoint_path: Path, first_images: Callable[[int], Path], tmp_path: Path, delay: float) -> None:
     pair = [tmp_path / "m.onnx", tmp_path / "m.onnx.json"]
     for path in pair:
         path.write_text("old")
     command = [sys.executable, "-m", "cnet_deploy", "export", str(checkpoint_path), "--onnx", "-o", str(pair[0])]
-    process = subprocess.Popen([*command, "--images", str(images_path)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, "--images", str(first_images(100))], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     assert "converting it first" in process.stderr.readline()  # the work has begun
     time.sleep(delay)

@@ -28,9 +28,3 @@ def test_what_is_left_out_is_shown_once(request: pytest.FixtureRequest) -> None:
     files = {item.nodeid.partition("::")[0] for item in items}
     lost = {(test, like) for test, like in left_out(items) if like.partition("::")[0] in files and not kept[like]}
     assert not lost
-
-
-def test_every_file_with_long_cases_has_others(request: pytest.FixtureRequest) -> None:
-    items = request.config.stash[ITEMS]
-    kept = {item.path for item in items if item.get_closest_marker("exhaustive") is None}
-    assert not {item.path for item in items} - kept

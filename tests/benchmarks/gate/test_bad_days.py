@@ -142,12 +142,12 @@ class TestBadDays:
     def test_a_file_that_is_replaced_meanwhile(self, artifacts: dict[str, Path], tmp_path: Path) -> None:
         """What runs is what was named when the gate began."""
         head = tmp_path / "h.onnx"
-        shutil.copy(artifacts["base"], head)
+        shutil.copy(artifacts["small"], head)
 
         def replaced(text: str) -> None:
             if text == "self-test 2":
                 head.write_bytes(b"another file")
 
         settings = replace(SETTINGS, seconds=0.0, warmup=0.0)
-        found = gate(str(artifacts["base"]), str(head), threads=1, max_rounds=8, tolerance=0.9, settings=settings, say=replaced)
+        found = gate(str(artifacts["small"]), str(head), threads=1, max_rounds=8, tolerance=0.9, settings=settings, say=replaced)
         assert found.changes == [] and found.exit_code in (0, 3)

@@ -35,7 +35,7 @@ def test_head_equal_to_base_is_never_a_regression(artifacts: dict[str, Path], tm
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     summary = tmp_path / "summary.md"
     summary.write_text("# Before\n")
-    done = run(artifacts["base"], artifacts["equal"], "--tolerance", "30%", "--summary", summary, *QUICK)
+    done = run(artifacts["small"], artifacts["small equal"], "--tolerance", "30%", "--summary", summary, *QUICK)
     assert done.exit_code in (0, 3)
     word = {0: "pass", 3: "inconclusive"}[done.exit_code]
     assert f"\n{word}: " in done.stdout
@@ -76,7 +76,7 @@ def test_a_missing_interpreter(artifacts: dict[str, Path]) -> None:
 def test_a_machine_too_noisy_is_told(artifacts: dict[str, Path]) -> None:
     """No machine is quiet enough for a millionth."""
     hasty = ("--seconds", "0", "--warmup", "0", "--threads", "1", "--max-rounds", "8")
-    done = run(artifacts["base"], artifacts["equal"], "--tolerance", "0.000001", *hasty)
+    done = run(artifacts["small"], artifacts["small equal"], "--tolerance", "0.000001", *hasty)
     assert done.exit_code == 3
     assert "inconclusive: this machine can't tell 0.0 %" in done.stdout and "in 8 rounds" in done.stdout
     assert "quieter machine" in done.stderr and "--max-rounds, now 8" in done.stderr

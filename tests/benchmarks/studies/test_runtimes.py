@@ -16,13 +16,7 @@ pytestmark = pytest.mark.usefixtures("warm")
 EXAMPLE = Path(__file__).parents[3] / "examples" / "native" / "classify.c"
 
 
-def test_the_peers_in_fp32(tmp_path: Path) -> None:
-    suite = Suite(tmp_path, lambda _: None, Settings(rounds=1, seconds=0.0, least=2, warmup=0.0, rewarm=0.0))
-    suite.fp32("condensenet-50", 1, compiled=False, batch=1)
-    assert suite.results[-1]["times_as_fast"] > 0 and all(cell["error"] is None for cell in suite.results[-1]["cells"])
-
-
-@exhaustive("test_the_peers_in_fp32")
+@exhaustive("tests/benchmarks/sweep/test_plan.py::test_every_combination_of_threads_and_batch_is_a_group")
 def test_every_part_of_the_suite(tmp_path: Path) -> None:
     said: list[str] = []
     suite = Suite(tmp_path, said.append, Settings(rounds=1, seconds=0.0, least=2, warmup=0.0, rewarm=0.0))
