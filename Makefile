@@ -4,8 +4,10 @@ BIN := .venv/bin
 OUT := build/demo
 RESULTS ?= build/bench
 FUZZ_SECONDS ?= 600
+TESTS = $(BIN)/python -m pytest -n 2 --dist worksteal
+export PYTHONDONTWRITEBYTECODE =  # tests start hundreds of processes, and each would compile every module again
 
-.PHONY: demo test lint docs package bench fuzz attack bench-gpu clean
+.PHONY: demo test test-all lint docs package bench fuzz attack bench-gpu clean
 
 demo: .venv/ready
 	mkdir -p $(OUT)
@@ -18,8 +20,12 @@ demo: .venv/ready
 	$(BIN)/cnet-deploy run $(OUT)/model.so examples/images
 	$(BIN)/cnet-deploy bench --json $(OUT)/table.json
 
+# Each mechanism is tested, those that take long in one case; `make test-all` has the others: more commands to kill, compilers, networks.
 test: .venv/ready lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(TESTS) -m "not exhaustive" --hypothesis-profile=quick
+
+test-all: .venv/ready lint
+	$(TESTS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -1,27 +1,45 @@
-"""What every test may use: the real checkpoint and images, and the rule for system tools that a machine may lack."""
+"""What every test may use: the real checkpoint and images, what is made of them once a run, and the rule for what a machine may lack."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import shlex
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import hypothesis
 import numpy as np
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: spinning threads crawl on a busy machine
 
 import cnet_deploy as cd
+from cnet_deploy.benchmarks.measure import cells
+from cnet_deploy.errors import Unavailable
+from cnet_deploy.exporters.native.toolchain import find_compiler
+from cnet_deploy.hardware.cpu import host_machine
+from cnet_deploy.models.build import build_random
 from cnet_deploy.models.condensenet import DenselyConnected
-from tests.builders import write_idx
+from tests.builders import TINY, write_idx
+from tests.forks import Forks
+from tests.once import Once
+from tests.release.pages import README, of_the_road, shell, steps
 
 ROOT = Path(__file__).parent.parent
+LONGEST = ("test_readme.py", "test_doctor.py", "test_run.py", "test_installations.py")
+ITEMS = pytest.StashKey[list[pytest.Item]]()
+hypothesis.settings.register_profile("quick", max_examples=20)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none, with the driver's reason. The longest module first, else one process ends alone."""
-    items.sort(key=lambda item: item.path.name != "test_readme.py")
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none, with the driver's reason. What takes long comes first, else one process ends alone."""
+    config.stash[ITEMS] = list(items)
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     from cnet_deploy.hardware.cuda import why_no_device
 
     wanted = [item for item in items if item.get_closest_marker("gpu")]
@@ -52,6 +70,17 @@ def images_path() -> Path:
 
 
 @pytest.fixture(scope="session")
+def first_images(once: Once, images_path: Path) -> Callable[[int], Path]:
+    """So many of them, the first, in a file of their own."""
+
+    def first(count: int) -> Path:
+        data = images_path.read_bytes()
+        return once(f"{count}-images", lambda place: (place / "images.bin").write_bytes(data[: count * 3073])) / "images.bin"
+
+    return first
+
+
+@pytest.fixture(scope="session")
 def trained(checkpoint_path: Path) -> DenselyConnected:
     """The real checkpoint in training form. Not to be changed."""
     return cd.load(checkpoint_path)
@@ -64,9 +93,51 @@ def converted(trained: DenselyConnected) -> DenselyConnected:
 
 
 @pytest.fixture(scope="session")
-def onnx_path(converted: DenselyConnected, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Folders that are filled once a run."""
+    return Once(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def onnx_path(once: Once, request: pytest.FixtureRequest) -> Path:
     """The real checkpoint as a verified ONNX artifact, its manifest beside it."""
-    return cd.export(converted, "onnx", tmp_path_factory.mktemp("artifact") / "model.onnx").path
+    return once("artifact", lambda place: cd.export(request.getfixturevalue("converted"), "onnx", place / "model.onnx")) / "model.onnx"
+
+
+class Road(NamedTuple):
+    """The README's files and what the commands that made them printed, by the README's text. Not to be changed."""
+
+    folder: Path
+    ran: dict[str, subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def road(once: Once, compiled: None, request: pytest.FixtureRequest) -> Road:
+    """The README's convert, export and verify, each as it stands there."""
+
+    def make(place: Path) -> None:
+        (folder := place / "files").mkdir()
+        (folder / "examples").symlink_to(ROOT / "examples")
+        ran = {}
+        for block in filter(of_the_road, dict(steps(README))):
+            done = shell(block, folder, request.getfixturevalue("forks").command)
+            ran[block] = (block, done.returncode, done.stdout, done.stderr)
+        (place / "ran.json").write_text(json.dumps(ran))
+
+    place = once("road", make)
+    ran = json.loads((place / "ran.json").read_text())
+    return Road(place / "files", {block: subprocess.CompletedProcess(*done) for block, done in ran.items()})
+
+
+@pytest.fixture(scope="session")
+def compiled(once: Once) -> None:
+    """The kernels of native libraries, compiled into the user's cache by one process and not by several at a time."""
+
+    def make(place: Path) -> None:
+        with contextlib.suppress(Unavailable):  # it is for the tests to tell
+            cd.export(build_random(TINY), "native", place / "model.so")
+
+    once("kernels", make)
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +152,34 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory, images_path: Path) -
         write_idx(folder / f"{prefix}-images-idx3-ubyte", grey[part])
         write_idx(folder / f"{prefix}-labels-idx1-ubyte", labels[part].astype(np.uint8))
     return folder
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """The process that runs commands in children of its own: its start is what takes long."""
+    found = Forks(tmp_path_factory.mktemp("forks"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def quick_compiler(once: Once) -> Path:
+    """For $CXX where kernels are compiled anew: nothing depends on how quick they are."""
+
+    def make(place: Path) -> None:
+        command = shlex.join(find_compiler(host_machine()).command)
+        (place / "c++").write_text(f'#!/bin/sh\nexec {command} "$@" -O0\n')
+        (place / "c++").chmod(0o755)
+
+    return once("compiler", make) / "c++"
+
+
+@pytest.fixture(scope="module")
+def warm(forks: Forks) -> Iterator[None]:
+    """Processes that measure are forked from one that has imported all: for tests that are not about how they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cells, "_SCRIPT", forks.worker)
+        yield
 
 
 @pytest.fixture

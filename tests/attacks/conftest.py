@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .fixtures import disk, forks, kills, models, mounting, quick_compiler  # noqa: F401
+from .fixtures import disk, kills, models, mounting  # noqa: F401
 
 
 @pytest.fixture

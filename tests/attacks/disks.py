@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from .forks import Forks
+from tests.forks import Forks
 
 
 def namespace() -> tuple[str, ...]:

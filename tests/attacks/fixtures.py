@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,12 +11,10 @@ import pytest
 
 from cnet_deploy.checkpoints.load import load
 from cnet_deploy.checkpoints.save import save
-from cnet_deploy.exporters.native.toolchain import find_compiler
-from cnet_deploy.hardware.cpu import host_machine
 from cnet_deploy.models.convert import convert
+from tests.forks import Forks
 
 from .disks import Disk, namespace
-from .forks import Forks
 from .helpers import STEM, training_state, written
 
 
@@ -42,14 +39,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 
 @pytest.fixture(scope="session")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    """One process a session: its start is what takes long."""
-    found = Forks(tmp_path_factory.mktemp("forks"))
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="session")
 def mounting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     """One that has mounts of its own. Skipped by name where nobody may mount, or failed, as for a system tool that is missing."""
     if not (prefix := namespace()):
@@ -67,16 +56,6 @@ def disk(mounting: Forks, tmp_path: Path) -> Iterator[Disk]:
     found = Disk(mounting, tmp_path / "disk")
     yield found
     found.unmount()
-
-
-@pytest.fixture(scope="session")
-def quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For $CXX where kernels are compiled anew: nothing here depends on how quick they are."""
-    path = tmp_path_factory.mktemp("compiler") / "c++"
-    compiler = find_compiler(host_machine())
-    path.write_text(f'#!/bin/sh\nexec {shlex.join(compiler.command)} "$@" -O0\n')
-    path.chmod(0o755)
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,9 @@ from cnet_deploy.artifacts.pair import read_manifest
 from cnet_deploy.benchmarks.sweep.results import part_of, read_report
 from cnet_deploy.files import digest
 from cnet_deploy.training import checkpoints
+from tests.forks import session_members
 
 from .fixtures import Models
-from .forks import session_members
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\..+)?")  # what a kill may leave; other programs pass over such names
 QUICK = ("--rounds", "3", "--seconds", "0", "--warmup", "0", "--threads", "1")

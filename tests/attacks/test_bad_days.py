@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from tests.cases import few
+from tests.forks import Forks
+
 from .fixtures import Models
-from .forks import Forks
 from .helpers import ROOT, STEM, one_line
 from .outputs import CONVERT, NATIVE, ONNX, PLOT, QUICK, SHAPE, Command, emptied, nobody_left, whole_results, whole_run
 
-pytestmark = pytest.mark.slow
 STOPPED = {signal.SIGINT: {130}, signal.SIGTERM: {143}}
 
 
@@ -28,7 +29,7 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("number", STOPPED)
-@pytest.mark.parametrize("command", [CONVERT, ONNX, NATIVE, PLOT], ids=str)
+@pytest.mark.parametrize("command", few([ONNX, CONVERT, NATIVE, PLOT]), ids=str)
 def test_stopped_half_way(command: Command, number: signal.Signals, models: Models, forks: Forks, place: Path) -> None:
     """Once its temporary file is there. A signal that came too late changed nothing."""
     assert forks.run(*command.line(models, False, place)).code == 0
@@ -41,7 +42,7 @@ def test_stopped_half_way(command: Command, number: signal.Signals, models: Mode
     nobody_left(done.session)
 
 
-@pytest.mark.parametrize("number", STOPPED)
+@pytest.mark.parametrize("number", few(STOPPED))
 def test_measuring_is_stopped(number: signal.Signals, models: Models, forks: Forks, place: Path, tmp_path: Path) -> None:
     assert forks.run(*ONNX.line(models, True, tmp_path)).code == 0
     line = ("bench", tmp_path / "m.onnx", "--json", place / "r.json", "--rounds", "200", *QUICK[2:])
@@ -53,7 +54,7 @@ def test_measuring_is_stopped(number: signal.Signals, models: Models, forks: For
         assert "with --resume goes on" in done.stderr and "interleaved rounds" in " ".join(done.stdout.split()), done.stdout
 
 
-@pytest.mark.parametrize("number", STOPPED)
+@pytest.mark.parametrize("number", few(STOPPED))
 def test_training_is_stopped(number: signal.Signals, forks: Forks, place: Path, small_dataset: Path) -> None:
     line = ("train", small_dataset, *SHAPE, "--epochs", "50", "--savedir", place)
     (place / "save_models").mkdir()
@@ -68,7 +69,7 @@ ENDS = [("stdin", "closed"), ("stdout", "closed"), ("stderr", "closed"), ("stdou
 
 
 @pytest.mark.parametrize(("end", "what"), ENDS)
-@pytest.mark.parametrize("command", [CONVERT, ONNX], ids=str)
+@pytest.mark.parametrize("command", few([CONVERT, ONNX]), ids=str)
 def test_an_end_that_is_closed_or_full(command: Command, end: str, what: str, models: Models, forks: Forks, place: Path) -> None:
     """The file is what was wanted, and is there; that nobody heard of it may change the exit code, and is no traceback."""
     done = forks.run(*command.line(models, True, place), **{end: what})
@@ -88,8 +89,8 @@ def test_a_reader_that_leaves(line: list[str], models: Models) -> None:
     assert process.wait() == 0 and not said, said
 
 
-@pytest.mark.parametrize("variable", ["HOME", "XDG_CACHE_HOME"])
-@pytest.mark.parametrize("home", ["/proc/none", "/dev/null"])
+@pytest.mark.parametrize("variable", few(["HOME", "XDG_CACHE_HOME"]))
+@pytest.mark.parametrize("home", few(["/proc/none", "/dev/null"]))
 def test_a_home_that_can_not_be_written_to(
     variable: str, home: str, models: Models, forks: Forks, place: Path, quick_compiler: Path
 ) -> None:
@@ -99,7 +100,7 @@ def test_a_home_that_can_not_be_written_to(
     assert done.code == 0 and NATIVE.check(models, place) == "new", done
 
 
-@pytest.mark.parametrize("scratch", ["/no/such/folder", "/dev/null", "/proc"])
+@pytest.mark.parametrize("scratch", few(["/no/such/folder", "/dev/null", "/proc"]))
 @pytest.mark.parametrize("command", [ONNX, NATIVE], ids=str)
 def test_a_scratch_folder_that_is_not_there(command: Command, scratch: str, models: Models, forks: Forks, place: Path) -> None:
     """Another is taken, as Python's tempfile does."""

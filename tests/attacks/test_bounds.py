@@ -1,6 +1,6 @@
 """No file under a megabyte makes ``inspect`` take 2 s of processor time more than an honest one, or 500 MB of memory.
 
-Each runs in a process of its own, which tells at its end what it took. ``pytest -s`` shows the figures.
+Each runs in a process of its own, forked from one without torch. ``pytest -s`` shows the figures.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import io
 import json
 import os
 import struct
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -27,38 +25,28 @@ import cnet_deploy
 from cnet_deploy.files import digest
 from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.models.build import build_random
+from tests.cases import exhaustive
+from tests.forks import Done, Forks
 
-from .helpers import ARCHITECTURE, REFERENCE, ROOT, STEM, saved, training_state
+from .helpers import ARCHITECTURE, REFERENCE, STEM, saved, training_state
 from .test_pickles import legacy_container, text
 
 MAX_FILE, MAX_SECONDS, MAX_MEMORY = 1 << 20, 2.0, 500 << 20
-_RUN = """
-import json, resource, sys
-resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
-from cnet_deploy.cli import main
-code = 0
-try:
-    main(sys.argv[1:])
-except SystemExit as end:
-    code = end.code
-peak = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-used = resource.getrusage(resource.RUSAGE_SELF)
-print("\\n" + json.dumps([code, used.ru_utime + used.ru_stime, peak]), file=sys.stderr)
-"""
+LIGHT = ("cli.inspect", "workflows.inspect", "workflows.plot_groups")  # no torch, whose memory would be theirs
 
 
-def cost(*arguments: Path | str, folder: Path) -> tuple[int, float, int, str]:
-    """Exit code, seconds of processor time and bytes of memory of ``inspect``; and what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-c", _RUN, "inspect", *map(str, arguments)], cwd=folder, capture_output=True, text=True, check=False,
-        env={"PYTHONPATH": str(ROOT), "PATH": "", "PYTHONIOENCODING": "utf-8"},
-    )  # fmt: skip
-    lines = done.stderr.rstrip("\n").split("\n")
-    try:
-        code, seconds, memory = json.loads(lines[-1])
-    except ValueError:
-        raise AssertionError(f"it ended with {done.returncode}: {done.stderr[-500:]}") from None
-    return code, seconds, memory, done.stdout + "\n".join(lines[:-1])
+@pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    forks = Forks(tmp_path_factory.mktemp("light"), modules=LIGHT)
+    yield forks
+    forks.close()
+
+
+def cost(light: Forks, *arguments: Path | str, folder: Path) -> Done:
+    """``inspect`` in a process of its own, and what it took."""
+    done = light.run("inspect", *arguments, cwd=folder, env={"PATH": ""})
+    assert done.code >= 0, f"it ended with {done.code}: {done.stderr[-500:]}"
+    return done
 
 
 @functools.cache
@@ -374,12 +362,15 @@ def ways(kind: str, number: int) -> Sequence[tuple[str, ...]]:
 
 
 ATTACKS = [
-    (kind, name, options) for kind, makers in _MAKERS.items() for number, name in enumerate(makers) for options in ways(kind, number)
+    pytest.param(kind, name, options, marks=[exhaustive] if number % 4 else [])
+    for kind, makers in _MAKERS.items()
+    for number, name in enumerate(makers)
+    for options in ways(kind, number)
 ]
 
 
 @pytest.fixture(scope="module")
-def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+def honest(light: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     """Seconds of an honest small file of each kind, looked at as hostile ones are, the fewest of three."""
     folder = tmp_path_factory.mktemp("honest")
     (folder / "m.onnx").write_bytes(onnx_model())
@@ -388,16 +379,15 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     files = {"checkpoint": (REFERENCE,), "file": (REFERENCE, *PLOT), "onnx": (folder / "m.onnx",), "manifest": (folder / "m.so",)}
     found = {}
     for kind, arguments in files.items():
-        costs = [cost(*arguments, folder=folder) for _ in range(3)]
-        assert not any(code for code, *_ in costs), costs[0]
-        found[kind] = min(seconds for _, seconds, _, _ in costs)
+        costs = [cost(light, *arguments, folder=folder) for _ in range(3)]
+        assert not any(done.code for done in costs), costs[0]
+        found[kind] = min(done.processor for done in costs)
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name", "options"), ATTACKS, ids=lambda part: " ".join(part) if isinstance(part, tuple) else part)
 def test_time_and_memory_are_bounded(
-    tmp_path: Path, honest: dict[str, float], kind: str, name: str, options: tuple[str, ...]
+    tmp_path: Path, light: Forks, honest: dict[str, float], kind: str, name: str, options: tuple[str, ...]
 ) -> None:  # fmt: skip
     content = _MAKERS[kind][name]()
     content = legacy_container(content) if kind == "legacy" else content
@@ -406,8 +396,8 @@ def test_time_and_memory_are_bounded(
     (tmp_path / file).write_bytes(b"\x7fELF" if kind == "manifest" else content)
     if kind == "manifest":
         (tmp_path / f"{file}.json").write_bytes(content)
-    code, seconds, memory, said = cost(file, *options, folder=tmp_path)
-    beyond = seconds - honest.get(kind, honest["checkpoint"])
-    print(f"\n{beyond:6.2f} s {memory / (1 << 20):5.0f} MB  exit {code}  {kind}: {name} {' '.join(options)} | {said.strip()[:100]}")
-    assert code in (0, 4), said[-500:]
+    done = cost(light, file, *options, folder=tmp_path)
+    beyond, memory, said = done.processor - honest.get(kind, honest["checkpoint"]), done.memory, done.stdout + done.stderr
+    print(f"\n{beyond:6.2f} s {memory / (1 << 20):5.0f} MB  exit {done.code}  {kind}: {name} {' '.join(options)} | {said.strip()[:100]}")
+    assert done.code in (0, 4), said[-500:]
     assert memory < MAX_MEMORY and beyond < MAX_SECONDS

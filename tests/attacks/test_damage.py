@@ -12,6 +12,8 @@ import safetensors.torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.cases import examples
+
 from .helpers import REFERENCE, group_conv_state, loads_or_refused, refused_checkpoint, saved, training_state, written
 
 CONTAINERS = ("legacy", "zip", "safetensors")
@@ -96,7 +98,7 @@ _CHANGE = st.tuples(st.floats(0, 1), st.sampled_from(["head", "anywhere", "tail"
 def test_random_mutations(tmp_path_factory: pytest.TempPathFactory, container: str) -> None:
     folder = tmp_path_factory.mktemp(container)
 
-    @settings(max_examples=150, deadline=None, database=None, derandomize=True)
+    @settings(examples(150), database=None, derandomize=True)
     @given(st.lists(_CHANGE, min_size=1, max_size=4))
     def mutate(changes: list[tuple[float, str, bytes, int]]) -> None:
         """Replace a few bytes by others: more, fewer or none."""

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.images.cifar_pickle import read_arrays
 from cnet_deploy.images.datasets import open_dataset
+from tests.cases import examples
 
 from .dataset_files import (
     IMAGES,
@@ -25,7 +26,7 @@ from .dataset_files import (
 )
 from .helpers import within
 
-BOUNDED = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+BOUNDED = settings(examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 SMALL = {"data": np.arange(12, dtype=np.uint8).reshape(3, 4), "labels": [1, 2, 300], "names": ["a", "b"], "batch_label": "testing"}

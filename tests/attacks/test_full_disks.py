@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import few
+from tests.forks import IN_PLACE, Done, Forks
+
 from .disks import Disk
 from .fixtures import Models
-from .forks import IN_PLACE, Done, Forks
 from .helpers import one_line
 from .outputs import CONVERT, NATIVE, ONNX, PLOT, QUICK, SHAPE, TEMPORARY, TRITON, Command, whole_run
 
-pytestmark = pytest.mark.slow
 PAGE = 4096
 NOBODY = 65534
 FULL = "No space left on device"
@@ -46,13 +47,13 @@ SEVERAL = [ONNX, NATIVE, TRITON]  # that write more than one file
 # The largest file fits, and is all there is of commands that write one.
 FULL_DISKS = [
     (command, fullness)
-    for command in (CONVERT, ONNX, NATIVE, TRITON, PLOT)
+    for command in (ONNX, CONVERT, NATIVE, TRITON, PLOT)
     for fullness in FULLNESS
     if fullness != "room for the largest" or command in SEVERAL
 ]
 
 
-@pytest.mark.parametrize(("command", "fullness"), FULL_DISKS, ids=str)
+@pytest.mark.parametrize(("command", "fullness"), few(FULL_DISKS, len(FULLNESS)), ids=str)
 def test_a_full_disk(command: Command, fullness: str, models: Models, disk: Disk) -> None:
     filled(disk, command, models, FULLNESS[fullness])
     before = disk.content()
@@ -82,7 +83,7 @@ def no_temporary(disk: Disk) -> None:
     assert not [path for path in disk.seen.rglob("*") if TEMPORARY.fullmatch(path.name)]
 
 
-@pytest.mark.parametrize("room", [0, PAGE, 10 * PAGE])
+@pytest.mark.parametrize("room", few([PAGE, 0, 10 * PAGE]))
 def test_training_on_a_full_disk(room: int, disk: Disk, small_dataset: Path) -> None:
     """Its log alone fits, or its log and no checkpoint; what is there is whole, and --resume goes on when there is room."""
     line = ("train", small_dataset, *SHAPE, "--savedir", disk.place / "run")
@@ -98,7 +99,7 @@ def test_training_on_a_full_disk(room: int, disk: Disk, small_dataset: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("option", "name"), [("--json", "r.json"), ("--html", "r.html"), ("--csv", "r.csv"), ("--save-baseline", "r.json")]
+    ("option", "name"), few([("--json", "r.json"), ("--html", "r.html"), ("--csv", "r.csv"), ("--save-baseline", "r.json")])
 )
 def test_what_was_measured_is_shown_all_the_same(option: str, name: str, models: Models, disk: Disk, tmp_path: Path) -> None:
     assert disk.forks.run(*ONNX.line(models, True, tmp_path)).code == 0
@@ -127,7 +128,7 @@ def test_a_verdict_is_told_all_the_same(option: str, name: str, models: Models, 
 
 
 @pytest.mark.parametrize("command", [NATIVE, TRITON], ids=str)
-@pytest.mark.parametrize("room", [PAGE, 3 * PAGE])
+@pytest.mark.parametrize("room", few([PAGE, 3 * PAGE]))
 def test_scratch_space_that_is_full(command: Command, room: int, models: Models, disk: Disk, tmp_path: Path) -> None:
     """The line names where there is no room, which is not where the output was to go."""
     place = tmp_path / "place"
@@ -141,7 +142,7 @@ def test_scratch_space_that_is_full(command: Command, room: int, models: Models,
     assert not list(place.iterdir()) and not disk.content() and {entry.name for entry in disk.seen.iterdir()} == {".filling"}
 
 
-WRITERS = [CONVERT, ONNX, NATIVE, TRITON, PLOT]
+WRITERS = few([ONNX, CONVERT, NATIVE, TRITON, PLOT], 2)
 
 
 @pytest.mark.parametrize("command", WRITERS, ids=str)

@@ -22,14 +22,15 @@ from cnet_deploy.errors import InputRefused
 from cnet_deploy.files import digest
 from cnet_deploy.sessions.torch import from_module
 from cnet_deploy.training import checkpoints
+from tests.cases import few
+from tests.forks import IN_PLACE, Done, Forks
 
 from .fixtures import Models
-from .forks import IN_PLACE, Done, Forks
 from .outputs import CONVERT, NATIVE, ONNX, PLOT, QUICK, SHAPE, TRITON, Command, emptied, nobody_left, told, whole_results, whole_run
 
-pytestmark = pytest.mark.slow
 KILLED = -signal.SIGKILL
 WAYS = ["at any moment", "as names change"]
+COMMANDS = [ONNX, CONVERT, NATIVE, TRITON, PLOT]
 
 
 class Moments:
@@ -68,7 +69,7 @@ def old_outputs(command: Command, models: Models, forks: Forks, folder: Path) ->
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("command", [CONVERT, ONNX, NATIVE, TRITON, PLOT], ids=str)
+@pytest.mark.parametrize("command", few(COMMANDS), ids=str)
 def test_what_was_killed_left_the_old_or_the_new(
     command: Command, way: str, models: Models, forks: Forks, tmp_path: Path, kills: int
 ) -> None:
@@ -116,14 +117,14 @@ def killed_at_each_step(
     return found
 
 
-@pytest.mark.parametrize("command", [CONVERT, ONNX, TRITON, PLOT, NATIVE], ids=str)
+@pytest.mark.parametrize("command", few([CONVERT, ONNX, TRITON, PLOT, NATIVE]), ids=str)
 def test_every_step_of_a_commit(command: Command, models: Models, forks: Forks, tmp_path: Path, kills: int) -> None:
     found = killed_at_each_step(command, models, forks, tmp_path, kills)
     told(f"{command}, at each step", **found)
     assert found["old"] and found["new"] and found["absent"]
 
 
-@pytest.mark.parametrize("command", [CONVERT, ONNX, PLOT], ids=str)
+@pytest.mark.parametrize("command", few([CONVERT, ONNX, PLOT]), ids=str)
 def test_a_writer_in_place_is_caught(command: Command, models: Models, forks: Forks, tmp_path: Path) -> None:
     with pytest.raises(
         (AssertionError, InputRefused, ElementTree.ParseError), match="no manifest|no whole|no complete|is empty|no element|belong"
@@ -154,7 +155,7 @@ def test_the_manifest_of_a_first_opening(models: Models, forks: Forks, tmp_path:
     assert len(found) == 2 and forks.run(*line).code == 0
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", few(WAYS))
 def test_training_goes_on(way: str, models: Models, forks: Forks, small_dataset: Path, tmp_path: Path, kills: int) -> None:
     """Each attempt resumes what the one before it left; a run that came to its end is the one that nothing disturbed, bit for bit."""
 
@@ -187,7 +188,7 @@ def require_the_same(one: Path, other: Path) -> None:
     assert all(torch.equal(tensor, states[1].tensors[name]) for name, tensor in states[0].tensors.items())
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", few(WAYS))
 def test_measuring_goes_on(way: str, models: Models, forks: Forks, tmp_path: Path, kills: int) -> None:
     """Results are old, absent or readable, a killed run can be resumed, and no process that measured is left behind."""
     assert forks.run(*ONNX.line(models, True, tmp_path)).code == 0

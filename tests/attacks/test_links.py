@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import few
+from tests.forks import IN_PLACE, Forks
+
 from .fixtures import Models
-from .forks import IN_PLACE, Forks
 from .helpers import one_line
 from .outputs import CONVERT, NATIVE, ONNX, PLOT, QUICK, SHAPE, Command, whole_results, whole_run
 
@@ -140,7 +142,7 @@ def test_a_folder_of_checkpoints_may_be_a_link(forks: Forks, place: Path, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["r.json", "r.part.json"])
-@pytest.mark.parametrize("to", ["file", "nothing"])
+@pytest.mark.parametrize("to", few(["file", "nothing"]))
 def test_results(name: str, to: str, models: Models, forks: Forks, place: Path, outside: Path, tmp_path: Path) -> None:
     assert forks.run(*ONNX.line(models, True, tmp_path)).code == 0
     line = ("bench", tmp_path / "m.onnx", "--json", place / "r.json", *QUICK)

@@ -14,13 +14,13 @@ from cnet_deploy.artifacts.pair import read_manifest
 from cnet_deploy.benchmarks.sweep.results import read_report
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.files import digest
+from tests.cases import few
+from tests.forks import IN_PLACE, Forks
 
 from .fixtures import Models
-from .forks import IN_PLACE, Forks
 from .outputs import CONVERT, ONNX, QUICK, SHAPE, TRITON, Command, which, whole_run
 
-pytestmark = pytest.mark.slow
-MANY = [2, 8]
+MANY = few([2, 8])
 
 
 def seen(command: Command, models: Models, place: Path) -> str | None:

@@ -11,6 +11,7 @@ import pytest
 import cnet_deploy as cd
 from cnet_deploy.models.build import build_random
 from tests.benchmarks.gate.gating import NETWORK
+from tests.builders import TINY
 
 
 @pytest.fixture(autouse=True)
@@ -21,13 +22,14 @@ def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A network, the same again, and one that does twice the work on as many operators."""
+    """A network, the same again, and one that does twice the work on as many operators. Small ones, where speed does not matter."""
     folder = tmp_path_factory.mktemp("gate")
     size = (96, 96)
     larger = (int(96 * 2**0.5) // 4 * 4, int(96 * 2**0.5) // 4 * 4 + 4)
-    made = {"base": replace(NETWORK, input_size=size), "double": replace(NETWORK, input_size=larger)}
+    made = {"base": replace(NETWORK, input_size=size), "double": replace(NETWORK, input_size=larger), "small": TINY}
     paths = {name: cd.export(build_random(arch), "onnx", folder / f"{name}.onnx").path for name, arch in made.items()}
     assert 1.8 < made["double"].cost().macs / made["base"].cost().macs < 2.3
-    for suffix in ("", ".json"):
-        shutil.copy(f"{paths['base']}{suffix}", folder / f"equal.onnx{suffix}")
-    return {**paths, "equal": folder / "equal.onnx", "missing": folder / "missing.onnx"}
+    for name, equal in (("base", "equal"), ("small", "small equal")):
+        for suffix in ("", ".json"):
+            shutil.copy(f"{paths[name]}{suffix}", folder / f"{equal}.onnx{suffix}")
+    return {name: folder / f"{name}.onnx" for name in (*made, "equal", "small equal", "missing")}

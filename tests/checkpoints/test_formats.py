@@ -31,6 +31,7 @@ from cnet_deploy.files.pickle_scan import examine
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.convert import convert
 from cnet_deploy.training.checkpoints import Checkpoints
+from tests.cases import examples
 from tests.training.test_checkpoints import TOLD, stepped
 
 ROOT = Path(__file__).parents[2]
@@ -125,7 +126,7 @@ def test_what_torch_reads(kind: str, protocol: int, legacy: bool) -> None:
     same(read_pickled(data), torch.load(io.BytesIO(data), weights_only=False))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(examples(150))
 @given(
     st.sampled_from(TYPES), st.lists(st.integers(0, 5), max_size=4), st.randoms(use_true_random=False), st.booleans(),
     st.sampled_from([2, 4]),

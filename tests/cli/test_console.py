@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cnet_deploy.cli import main
+from tests.forks import Forks
 
 ROOT = Path(__file__).parents[2]
 ESCAPE = "\x1b"
@@ -25,12 +26,12 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def on_a_terminal(*arguments: object, **surroundings: str) -> str:
+def on_a_terminal(command: Path, *arguments: object, **surroundings: str) -> str:
     """What a person sees: both streams on one pseudo-terminal."""
     ours, theirs = pty.openpty()
     clean = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "CI")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "cnet_deploy", *map(str, arguments)], stdin=theirs, stdout=theirs, stderr=theirs,
+        [command, *map(str, arguments)], stdin=theirs, stdout=theirs, stderr=theirs,
         env=clean | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "120"} | surroundings,
     )  # fmt: skip
     os.close(theirs)
@@ -48,11 +49,11 @@ def on_a_terminal(*arguments: object, **surroundings: str) -> str:
     return seen.decode()
 
 
-def test_an_error_is_red_on_a_terminal_and_plain_elsewhere(tmp_path: Path) -> None:
+def test_an_error_is_red_on_a_terminal_and_plain_elsewhere(tmp_path: Path, forks: Forks) -> None:
     missing = tmp_path / "nothing.onnx"
-    assert f"{ESCAPE}[31m{ESCAPE}[1mError:{ESCAPE}[0m {missing}" in on_a_terminal("inspect", missing)
+    assert f"{ESCAPE}[31m{ESCAPE}[1mError:{ESCAPE}[0m {missing}" in on_a_terminal(forks.command, "inspect", missing)
     for dull in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
-        assert ESCAPE not in on_a_terminal("inspect", missing, **dull)
+        assert ESCAPE not in on_a_terminal(forks.command, "inspect", missing, **dull)
     done = subprocess.run(
         [sys.executable, "-m", "cnet_deploy", "inspect", missing], capture_output=True, text=True, check=False,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -60,22 +61,20 @@ def test_an_error_is_red_on_a_terminal_and_plain_elsewhere(tmp_path: Path) -> No
     assert done.returncode == 4 and ESCAPE not in done.stderr
 
 
-@pytest.mark.slow
-def test_a_bar_on_a_terminal_leaves_nothing_in_a_log(onnx_path: Path, images_path: Path) -> None:
-    command = ("evaluate", onnx_path, "--data", images_path, "--batch", 1)
+def test_a_bar_on_a_terminal_leaves_nothing_in_a_log(onnx_path: Path, first_images: Callable[[int], Path], forks: Forks) -> None:
+    command = ("evaluate", onnx_path, "--data", first_images(100), "--batch", 1)
     bar = re.compile(r"[━╸]")
-    shown = on_a_terminal(*command)
+    shown = on_a_terminal(forks.command, *command)
     assert bar.search(shown) and f"{ESCAPE}[2K" in shown  # drawn, and wiped off again
-    assert not bar.search(on_a_terminal(*command, "--quiet"))
-    assert "top-1 error" in on_a_terminal(*command, "--quiet")
+    quiet = on_a_terminal(forks.command, *command, "--quiet")
+    assert not bar.search(quiet) and "top-1 error" in quiet
     done = run(*command)
     assert done.exit_code == 0 and done.stderr == "" and not bar.search(done.output)
 
 
-@pytest.mark.slow
-def test_tables_have_no_colours_that_nobody_wanted(onnx_path: Path) -> None:
+def test_tables_have_no_colours_that_nobody_wanted(onnx_path: Path, forks: Forks, warm: None) -> None:
     command = ("bench", onnx_path, "--rounds", 1, "--seconds", 0, "--warmup", 0)
-    assert not re.search(rf"{ESCAPE}\[([0-9]+;)*([34][0-8]|9[0-7]|10[0-7])[;m]", on_a_terminal(*command, NO_COLOR="1"))
+    assert not re.search(rf"{ESCAPE}\[([0-9]+;)*([34][0-8]|9[0-7]|10[0-7])[;m]", on_a_terminal(forks.command, *command, NO_COLOR="1"))
     assert ESCAPE not in run(*command).output
 
 

@@ -12,6 +12,8 @@ from click.testing import CliRunner, Result
 
 from cnet_deploy.cli import main
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])

@@ -25,6 +25,7 @@ from cnet_deploy.hardware.cuda import why_no_device
 from cnet_deploy.models.build import build_named
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.program.lower import lower
+from tests.cases import exhaustive, few
 
 pytest.importorskip("tensorrt_rtx", reason="needs the extra: cnet-deploy[rtx]")
 RTX = {"flavour": "tensorrt-rtx"}
@@ -49,9 +50,8 @@ def test_the_real_checkpoint_in_every_precision(converted: DenselyConnected, tmp
     assert found.source_sha256
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["condensenet-74-g4", "condensenet-74-g8"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", few(["condensenet-74-g8", "condensenet-74-g4"]))
+@pytest.mark.parametrize("precision", few(["fp16", "fp32"]))
 def test_condensenet_74_twice_the_same_bytes(name: str, precision: str, tmp_path: Path) -> None:
     """With a fixed batch: with a free one tensorrt-rtx 1.7 itself gives other bytes each time, of nearly the same size."""
     program = lower(build_named(name))  # type: ignore[arg-type]
@@ -65,6 +65,7 @@ def test_condensenet_74_twice_the_same_bytes(name: str, precision: str, tmp_path
     assert free.details["multiplying_layers"] == {precision: 74}
 
 
+@exhaustive("test_condensenet_74_twice_the_same_bytes")
 def test_another_network_of_the_table(tmp_path: Path) -> None:
     done = cd.export("mobilenet-1.0-224", "tensorrt", tmp_path / "m.engine", precision="fp16", batch=1, **RTX)
     assert done.manifest.details["multiplying_layers"] == {"fp16": 28}
@@ -125,8 +126,7 @@ def test_a_bf16_graph_is_more_than_an_old_parser_reads() -> None:
     old.require_precision("fp16", 17)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("sent", few([signal.SIGINT, signal.SIGKILL]))
 def test_a_build_killed_half_way_leaves_what_was_there(tmp_path: Path, sent: signal.Signals) -> None:
     (tmp_path / "m.engine").write_text("old engine")
     (tmp_path / "m.engine.json").write_text("old manifest")

@@ -1,4 +1,4 @@
-"""A short run of every target: thousands of inputs, none of which gives anything but a whole result or a refusal."""
+"""A short run of every target: hundreds of inputs, or thousands, none of which gives anything but a whole result or a refusal."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from cnet_deploy.errors import InputRefused
+from tests.cases import few
 from tests.fuzz import mutators, seeds
 from tests.fuzz.targets import TARGETS, try_one
-
-INPUTS = {"checkpoint": 4_000, "manifest": 4_000, "image": 4_000}
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +45,9 @@ def test_seeds_are_read_and_their_changes_are_files(folder: Path, tmp_path: Path
             try_one(target, path, data)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("inputs", few([300, 4_000]))
 @pytest.mark.parametrize("target", TARGETS)
-def test_thousands_of_inputs(folder: Path, target: str) -> None:
+def test_inputs_that_a_fuzzer_makes(folder: Path, target: str, inputs: int) -> None:
     if importlib.util.find_spec("atheris") is None:
         message = "needs atheris, which has no wheel for this Python or machine"
         if os.environ.get("CNET_REQUIRE_ALL"):
@@ -56,10 +55,10 @@ def test_thousands_of_inputs(folder: Path, target: str) -> None:
         pytest.skip(message)
     from tests.fuzz.campaign import run
 
-    outcome = run(target, folder, limit=f"-runs={INPUTS[target]}", seed=1)
+    outcome = run(target, folder, limit=f"-runs={inputs}", seed=1)
     print(f"\n{target}: {outcome.inputs:,} inputs, {outcome.edges} edges, {outcome.peak_mb} MB")
     assert not outcome.finds, outcome.log[-3000:]
-    assert outcome.inputs >= INPUTS[target]
+    assert outcome.inputs >= inputs
 
 
 @pytest.mark.parametrize("raised", [ValueError("x"), MemoryError(), RecursionError(), InputRefused("x" * 10), AssertionError()], ids=repr)

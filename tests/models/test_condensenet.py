@@ -14,6 +14,7 @@ from cnet_deploy.models.build import NAMES, build, build_named, build_random
 from cnet_deploy.models.condensenet import CondenseNet
 from cnet_deploy.models.layers import shuffle
 from tests.builders import TINY, TINY_DENSENET, TINY_LGC, logits, noise, training_model
+from tests.cases import few
 
 
 def test_the_references_parameter_names(trained: CondenseNet) -> None:
@@ -51,7 +52,7 @@ def test_a_network_of_another_kind_is_not_built() -> None:
         CondenseNet(TINY_LGC)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "vgg-16"])
+@pytest.mark.parametrize("name", few(name for name in NAMES if name != "vgg-16"))
 def test_named_networks_are_fit_for_measuring(name: str) -> None:
     model, again = build_named(name), build_named(name)
     tiny = torch.finfo(torch.float32).tiny

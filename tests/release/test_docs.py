@@ -12,8 +12,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -22,6 +20,7 @@ else:
 import cnet_deploy as cd
 from cnet_deploy.benchmarks.sweep.paper import paper_ratio
 from cnet_deploy.benchmarks.sweep.results import read_report
+from tests.cases import exhaustive
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cnet_deploy"
@@ -37,7 +36,11 @@ def words(text: str) -> str:
     return " ".join(re.findall(r"\w+", html.unescape(re.sub(r"<[^>]+>", " ", text))))
 
 
-@pytest.mark.slow
+def test_every_public_name_has_a_docstring() -> None:
+    assert not [name for name in set(cd.__all__) - {"__version__"} if not inspect.getdoc(getattr(cd, name))]
+
+
+@exhaustive("test_every_public_name_has_a_docstring")
 def test_the_reference_has_every_public_name_with_its_docstring(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "docs/reference.py", tmp_path], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr[-3000:]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from cnet_deploy.cli import COMMANDS, main
-from tests.release.test_readme import commands, surroundings
+from tests.forks import Forks
+from tests.release.pages import commands, shell
 
 
 def examples(command: str) -> list[str]:
@@ -21,11 +21,11 @@ def examples(command: str) -> list[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_some_that_work(command: str, tmp_path: Path) -> None:
+def test_every_command_has_some_that_work(command: str, forks: Forks, tmp_path: Path) -> None:
     lines = examples(command)
     assert lines and all(f"cnet-deploy {command} " in re.sub(r"\W*$", " ", line) + " " for line in lines)
     shown = commands()
     for line in lines:
         if not any(known.startswith(line) for known in shown):
-            done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=surroundings(), capture_output=True, text=True, check=False)
+            done = shell(line, tmp_path, forks.command)
             assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"

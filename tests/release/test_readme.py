@@ -2,62 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cnet_deploy.benchmarks.report.terminal import picture
 from cnet_deploy.benchmarks.sweep.results import read_report
+from cnet_deploy.cli import COMMANDS
+from tests.cases import few
+from tests.conftest import Road
+from tests.forks import Forks
+from tests.release.pages import PAGES, README, ROAD, ROOT, blocks, commands, hurried, of_the_road, shell, steps, surroundings
 from tests.pictures import assert_same
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-NAMES = ("reading", "native", "gpu", "evaluating", "training", "measuring")  # those with commands to run
-PAGES = (README, *((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in NAMES))
 RECORDED = ROOT / "cnet_deploy" / "benchmarks" / "results" / "amd-epyc-2-cores" / "table-2-threads.json"
+LONG = ["docs/native.md", "docs/evaluating.md", "docs/measuring.md"]  # the README has such commands too
 SHOWN = {"inspect", "convert", "verify", "run"}  # whose output can be compared, numbers that change apart
-
-
-def blocks(language: str, page: str = README) -> list[str]:
-    """The fenced blocks of a language."""
-    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
-
-
-def steps() -> Iterator[tuple[str, str]]:
-    """Every block of commands, and what stands below it as its output ("" where nothing does)."""
-    for page in PAGES:
-        yield from re.findall(r"```sh\n(.*?)```(?:\n\n```text\n(.*?)```)?", page, re.DOTALL)
-
-
-def commands() -> list[str]:
-    return [line for block, _ in steps() for line in block.splitlines() if line.startswith("cnet-deploy ")]
-
-
-def hurried(line: str) -> str:
-    """The command as it stands; where it measures, no longer than it takes to see that it does."""
-    shorter = {
-        "bench": "--rounds 1 --seconds 0 --warmup 0", "gate": "--seconds 0 --warmup 0 --max-rounds 8", "train": "--epochs 1",
-    }  # fmt: skip
-    if line == "cnet-deploy doctor":  # as test_diagnosis.py does; here in part
-        return f"{line} native"
-    if not line.startswith("cnet-deploy "):
-        return line
-    if line.startswith("cnet-deploy bench --"):  # the whole table is what `make demo` measures
-        shorter["bench"] += " condensenet-50"
-    if "--save-baseline" in line:
-        shorter["bench"] = "--rounds 8 --seconds 0 --warmup 0"
-    if "--baseline" in line:
-        shorter["gate"] = "--max-rounds 8"
-    return f"{line} {shorter.get(line.split()[1], '')}"
-
-
-def surroundings() -> dict[str, str]:
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
 
 
 def without_figures(text: str) -> list[str]:
@@ -65,22 +29,21 @@ def without_figures(text: str) -> list[str]:
     return [re.sub(r"\(seed \d+\)|\d+(\.\d+)?(e[-+]\d+)?", "#", line) for line in text.splitlines()]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> Path:
-    made = tmp_path_factory.mktemp("readme")
-    (made / "examples").symlink_to(ROOT / "examples")
+@pytest.fixture
+def folder(road: Road, small_dataset: Path, tmp_path: Path) -> Path:
+    """A copy of the road's files, in which nobody else writes."""
+    made = tmp_path / "page"
+    shutil.copytree(road.folder, made, symlinks=True)
     (made / "cifar-10-batches-bin").symlink_to(small_dataset)  # what it holds is seen, whatever it is called
     return made
 
 
 def test_there_is_something_to_run() -> None:
-    from cnet_deploy.cli import COMMANDS
-
     assert {line.split()[1] for line in commands()} == set(COMMANDS) - {"completion"}
     assert 'eval "$(cnet-deploy completion bash)"' in README
     assert len(blocks("python")) == 1
     assert "make demo" in README and "make test" in README
-    assert {block.split()[1] for block, output in steps() if output} >= SHOWN
+    assert {block.split()[1] for page in PAGES.values() for block, output in steps(page) if output} >= SHOWN
 
 
 def test_links_lead_somewhere() -> None:
@@ -93,11 +56,11 @@ def test_the_picture_is_the_recorded_run() -> None:
     assert_same((ROOT / "docs" / "latency.svg").read_text(encoding="utf-8"), picture(read_report(RECORDED)))
 
 
-@pytest.mark.slow
-def test_commands_in_their_order(folder: Path) -> None:
-    for block, output in steps():
-        script = "\n".join(["set -e", *map(hurried, block.splitlines())])
-        done = subprocess.run(["bash", "-c", script], cwd=folder, env=surroundings(), capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("page", few([page for page in PAGES if page not in LONG] + LONG, len(PAGES) - len(LONG)))
+def test_commands_in_their_order(page: str, folder: Path, road: Road, forks: Forks) -> None:
+    """A page's commands, after those of the README that make the files which all pages speak of."""
+    for block, output in steps(PAGES[page]):
+        done = road.ran[block] if block in road.ran else shell("\n".join(map(hurried, block.splitlines())), folder, forks.command)
         codes = (0, 3) if " gate " in block else (0,)  # a busy machine may be too noisy to say
         assert done.returncode in codes, f"{block}\n{done.stdout}\n{done.stderr}"
         if block.split()[1] in SHOWN and output:
@@ -105,10 +68,15 @@ def test_commands_in_their_order(folder: Path) -> None:
             assert [line for line in expected if line not in without_figures(done.stdout)] == [], f"{block}\n{done.stdout}"
 
 
-@pytest.mark.slow
+def test_what_the_pages_need_is_made_once() -> None:
+    made = [line for block, _ in steps(README) if of_the_road(block) for line in block.splitlines()]
+    assert {line.split()[1] for line in made} == ROAD and len(set(made)) == len(made)
+
+
 def test_python_block(folder: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", blocks("python")[0]], cwd=folder, env=surroundings(), capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", blocks("python")[0]], cwd=folder, env=surroundings(Path(sys.executable)), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["cat", "cat", "ship", "truck"]

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.cases import exhaustive, few
+from tests.forks import Forks
+
 ROOT = Path(__file__).parents[2]
 ACTION = ROOT / "action.yml"
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -56,15 +59,18 @@ def bash(script: str, folder: Path, **variables: str) -> subprocess.CompletedPro
     )  # fmt: skip
 
 
-@pytest.mark.slow
 class TestAction:
+    @pytest.fixture(autouse=True)
+    def program(self, forks: Forks) -> None:
+        """The command that the action calls, its processes forked."""
+        self.command = forks.command
+
     def run(self, folder: Path, base: Path | str, head: Path | str, **inputs: str) -> subprocess.CompletedProcess[str]:
         action = load(ACTION)
         found = step("Gate", action["runs"]["steps"])
-        shim(folder / "cnet-deploy", sys.executable, "-m", "cnet_deploy")
         given = {name: str(entry.get("default", "")) for name, entry in action["inputs"].items()}
         given |= {"base": str(base), "head": str(head), "max-rounds": "8", "threads": "1", "tolerance": "90%", **inputs}
-        variables = {"GATE": str(folder / "cnet-deploy"), "VERDICT": str(folder / "latency-gate.json")}
+        variables = {"GATE": str(self.command), "VERDICT": str(folder / "latency-gate.json")}
         for name, value in found["env"].items():
             if asked := re.fullmatch(r"\$\{\{ inputs\.([a-z-]+) \}\}", value):
                 variables[name] = given[asked[1]]
@@ -84,13 +90,13 @@ class TestAction:
         done = self.run(tmp_path, "--none.onnx", onnx_path, inconclusive="pass")
         assert done.returncode == 5 and "verdict=not measured\n" in (tmp_path / "output").read_text()
 
-    @pytest.mark.parametrize(("inconclusive", "code"), [("fail", 3), ("pass", 0)])
+    @pytest.mark.parametrize(("inconclusive", "code"), few([("pass", 0), ("fail", 3)]))
     def test_what_noise_does_is_the_users_choice(self, inconclusive: str, code: int, onnx_path: Path, tmp_path: Path) -> None:
         done = self.run(tmp_path, onnx_path, onnx_path, tolerance="0.000001", inconclusive=inconclusive)
         assert done.returncode == code and "verdict=inconclusive\n" in (tmp_path / "output").read_text()
 
 
-@pytest.mark.slow
+@exhaustive("tests/benchmarks/gate/test_installations.py::TestTwoInstallations::test_a_network_is_exported_by_each_sides_own_installation")
 def test_the_workflow_gates_one_revision_against_the_other(tmp_path: Path) -> None:
     """With the package and a copy of it in place of the two revisions."""
     steps = load(ROOT / ".github" / "workflows" / "latency.yml")["jobs"]["gate"]["steps"]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 from cnet_deploy.exporters import targets
 from cnet_deploy.sessions import names
@@ -83,20 +82,33 @@ def open_file(pair, *, device, threads):
 '''
 
 
-@pytest.mark.slow
+# Command lines by lines of JSON, in one process: they are many, and each would import torch.
+COMMANDS = """
+import json, sys
+from click.testing import CliRunner
+from cnet_deploy.cli import main
+for line in sys.stdin:
+    done = CliRunner().invoke(main, json.loads(line))
+    print(json.dumps([done.exit_code, done.stdout, done.stderr]), flush=True)
+"""
+
+
 def test_a_backend_is_two_files(tmp_path: Path, checkpoint_path: Path) -> None:
     shutil.copytree(ROOT / "cnet_deploy", tmp_path / "cnet_deploy", ignore=shutil.ignore_patterns("__pycache__", "results"))
     (tmp_path / "cnet_deploy" / "exporters" / "arrays.py").write_text(EXPORTER)
     (tmp_path / "cnet_deploy" / "sessions" / "arrays.py").write_text(SESSION)
 
-    def run(*arguments: object, surroundings: dict[str, str] | None = None) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "cnet_deploy", *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True, check=False,
-            env=os.environ | {"PYTHONPATH": str(tmp_path)} | (surroundings or {}),
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+    def run(*arguments: object) -> str:
+        print(json.dumps([str(argument) for argument in arguments]), file=process.stdin, flush=True)
+        code, stdout, stderr = json.loads(process.stdout.readline() or '[70, "", "it has ended"]')
+        assert code == 0, stderr
+        return str(stdout)
 
+    surroundings = os.environ | {"PYTHONPATH": str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMANDS], cwd=tmp_path, env=surroundings, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None and process.stdout is not None
     assert "--arrays" in run("export", "--help") and "Write plain arrays." in run("export", "--help")
     assert "wrote m.npy" in run("export", checkpoint_path, "--arrays", "-o", "m.npy")
     assert "m.npy computes what" in run("verify", "m.npy", checkpoint_path)
@@ -108,7 +120,13 @@ def test_a_backend_is_two_files(tmp_path: Path, checkpoint_path: Path) -> None:
     (line,) = run("doctor", "arrays").splitlines()
     assert line.split()[:2] == ["arrays", "works"]
     completion = {"_CNET_DEPLOY_COMPLETE": "bash_complete", "COMP_WORDS": "cnet-deploy run x --backend a", "COMP_CWORD": "4"}
-    assert "plain,arrays" in run(surroundings=completion)
+    process.stdin.close()
+    process.stdout.close()
+    assert process.wait() == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "cnet_deploy"], cwd=tmp_path, env=surroundings | completion, capture_output=True, text=True, check=False
+    )
+    assert "plain,arrays" in done.stdout, done.stderr
 
 
 def test_no_backend_is_named_outside_its_own_files() -> None:

@@ -21,6 +21,7 @@ from cnet_deploy.errors import InputRefused
 from cnet_deploy.training import Recipe, train
 from cnet_deploy.training.checkpoints import read
 from cnet_deploy.training.journal import read as read_log
+from tests.cases import exhaustive, few
 
 SHAPE: dict[str, Any] = {"stages": (1, 1), "growth": (8, 8)}
 RECIPE = Recipe(epochs=4, batch_size=32, group_lasso_lambda=1e-4, dropout_rate=0.1)
@@ -142,8 +143,7 @@ def test_a_plain_densenet_has_no_groups_to_learn(tmp_path: Path, small_dataset: 
         train(small_dataset, tmp_path, RECIPE, model="densenet", **SHAPE)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model", ["condensenet", "densenet", "densenet_LGC"])
+@pytest.mark.parametrize("model", few(["condensenet", "densenet", "densenet_LGC"]))
 def test_the_whole_road(tmp_path: Path, small_dataset: Path, model: str) -> None:
     """Train, inspect, convert, export, verify, evaluate, measure: each kind, by the commands that its users have."""
 
@@ -168,7 +168,7 @@ def test_the_whole_road(tmp_path: Path, small_dataset: Path, model: str) -> None
     assert checkpoint.is_file()
 
 
-@pytest.mark.slow
+@exhaustive("tests/attacks/test_kills.py::test_training_goes_on")
 def test_kills_at_any_moment_change_nothing(whole: Path, tmp_path: Path, small_dataset: Path) -> None:
     """Killed again and again and resumed each time, a run ends bit for bit as one that nothing disturbed."""
     command = [sys.executable, "-m", "cnet_deploy", "train", str(small_dataset), *OPTIONS, "--savedir", str(tmp_path), "--resume"]

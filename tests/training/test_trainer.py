@@ -19,6 +19,7 @@ from cnet_deploy.training.recipe import Recipe
 from cnet_deploy.training.samples import Samples
 from cnet_deploy.training.trainer import Trainer
 from tests.builders import TINY, TINY_LGC
+from tests.cases import exhaustive
 
 CPU = Peers(torch.device("cpu"))
 BATCH = (np.random.default_rng(0).integers(0, 256, (16, 3, 32, 32), np.uint8), np.random.default_rng(1).integers(0, 10, 16))
@@ -77,7 +78,7 @@ def test_formats_and_precisions_compute_the_same_but_for_rounding(options: dict[
     assert all(parameter.dtype == torch.float32 for parameter in dressed.model.parameters())
 
 
-@pytest.mark.slow
+@exhaustive("tests/workflows/test_doctor.py::test_everything")
 def test_a_compiled_step_computes_the_same() -> None:
     plain, compiled = trainer(), trainer(compile=True)
     for one in (plain, compiled):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from cnet_deploy.images.preprocessing import Overrides
 from cnet_deploy.models.build import build_random
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.workflows.classify import Answer, Guess, classify
+from tests.cases import few
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -81,9 +83,11 @@ def test_training_checkpoints_tell_the_names_of_their_classes(small_dataset: Pat
     assert done.exit_code == 0 and "Ankle boot" in done.stdout
 
 
-def test_the_same_answers_as_the_network_itself(converted: DenselyConnected, onnx_path: Path, images_path: Path) -> None:
+@pytest.mark.parametrize("count", few([100, 500]))
+def test_the_same_answers_as_the_network_itself(count: int, onnx_path: Path, first_images: Callable[[int], Path]) -> None:
+    images_path = first_images(count)
     answers = list(classify(onnx_path, images_path, top=10, batch=7))
-    assert len(answers) == 500 and answers[499].image == f"{images_path}#499"
+    assert len(answers) == count and answers[-1].image == f"{images_path}#{count - 1}"
     with cd.open_session(onnx_path) as session:
         from cnet_deploy.images.decode import cifar_records
 

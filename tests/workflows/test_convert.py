@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,21 +12,25 @@ from cnet_deploy.errors import InputRefused, OutputRefused
 from cnet_deploy.workflows.convert import convert_file
 from cnet_deploy.workflows.prepare import default_output
 from tests.builders import save_checkpoint, state_dict, tiny, training_model
+from tests.cases import few
 
 
-def test_convert_reports_what_it_changed(checkpoint_path: Path, images_path: Path, tmp_path: Path) -> None:
-    done = convert_file(checkpoint_path, tmp_path / "m.safetensors", images=images_path)
+@pytest.mark.parametrize(("count", "before", "after"), few([(100, 0.9, 0.91), (500, 0.894, 0.9)]))
+def test_convert_reports_what_it_changed(
+    count: int, before: float, after: float, checkpoint_path: Path, first_images: Callable[[int], Path], tmp_path: Path
+) -> None:
+    done = convert_file(checkpoint_path, tmp_path / "m.safetensors", images=first_images(count))
     assert (done.before.flops, done.after.flops) == (21_721_450, 11_496_634)
     assert done.after.params == 80_362
     assert done.faithful is not None and done.cut is not None
     assert done.faithful.passed and done.faithful.max_error <= 1e-5 * done.faithful.scale
-    assert done.faithful.top1 == done.faithful.reference_top1 == done.cut.reference_top1 == pytest.approx(0.894)
-    assert done.cut.top1 == pytest.approx(0.9)
+    assert done.faithful.top1 == done.faithful.reference_top1 == done.cut.reference_top1 == pytest.approx(before)
+    assert done.cut.top1 == pytest.approx(after)
     assert 0.9 < done.cut.agreement < 1
     assert done.cut.max_error > 0.1  # halving is lossy by design, and said to be
     text = done.summary()
     assert "21.72 M in training form -> 11.50 M in group-conv form (1.89 times less)" in text
-    assert "keeps 120 of 240 inputs" in text and "89.40% -> 90.00%" in text
+    assert "keeps 120 of 240 inputs" in text and f"{before:.2%} -> {after:.2%}" in text
 
 
 def test_without_images_the_report_says_that_noise_tells_little(checkpoint_path: Path, tmp_path: Path) -> None:

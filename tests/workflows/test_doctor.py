@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 from click.testing import CliRunner
 
 from cnet_deploy.cli import main
@@ -24,8 +23,7 @@ def doctor(*arguments: str, path: Path | None = None) -> tuple[int, dict[str, An
     return done.returncode, {entry["name"]: entry for entry in found}, done.stderr
 
 
-@pytest.mark.slow
-def test_everything() -> None:
+def test_everything(compiled: None) -> None:
     code, found, _ = doctor()
     assert code == 0
     assert {"torch", "native", "onnxruntime", "tensorrt", "tensorrt-rtx", "CUDA device"} <= set(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,15 @@ from cnet_deploy.files import digest
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.workflows import export as deployment
 from tests.builders import TINY, save_checkpoint, state_dict, training_model
+from tests.cases import few
 
 
-def test_export_writes_a_verified_artifact_and_its_manifest(checkpoint_path: Path, images_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("count", "accuracy"), few([(100, 0.91), (500, 0.9)]))
+def test_export_writes_a_verified_artifact_and_its_manifest(
+    count: int, accuracy: float, checkpoint_path: Path, first_images: Callable[[int], Path], tmp_path: Path
+) -> None:
     lines: list[str] = []
-    done = cd.export(checkpoint_path, "onnx", tmp_path / "m.onnx", images=images_path, notify=lines.append)
+    done = cd.export(checkpoint_path, "onnx", tmp_path / "m.onnx", images=first_images(count), notify=lines.append)
     assert lines == ["the model is in training form: converting it first, keeping 0.5 of the classifier's inputs"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "m.onnx.json"]
     manifest = Manifest.from_json(manifest_path(done.path).read_text())
@@ -32,8 +37,8 @@ def test_export_writes_a_verified_artifact_and_its_manifest(checkpoint_path: Pat
     assert manifest.details == {"opset": 17, "ir_version": 8, "batch": "dynamic"}
     random, real = manifest.verification
     assert random["passed"] and real["passed"]
-    assert (random["images"], real["images"]) == (4, 500)
-    assert real["top1"] == real["reference_top1"] == pytest.approx(0.9)
+    assert (random["images"], real["images"]) == (4, count)
+    assert real["top1"] == real["reference_top1"] == pytest.approx(accuracy)
 
 
 def test_notify_has_an_older_name(checkpoint_path: Path, tmp_path: Path) -> None:

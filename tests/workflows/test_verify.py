@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from cnet_deploy.errors import InputRefused
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.workflows.verify import Comparison, compare
 from tests.builders import TINY, save_checkpoint, state_dict, training_model
+from tests.cases import few
 
 LOGITS = np.array([[1.0, -8.0, 3.0], [0.5, 0.25, 4.0]], np.float32)
 
@@ -68,15 +70,17 @@ def test_every_run_draws_fresh_inputs(onnx_path: Path, checkpoint_path: Path) ->
     assert len(names) == 3
 
 
+@pytest.mark.parametrize(("count", "accuracy"), few([(50, 0.92), (500, 0.9)]))
 def test_the_example_against_each_of_its_forms(
-    onnx_path: Path, checkpoint_path: Path, images_path: Path, converted: DenselyConnected, tmp_path: Path
-) -> None:
+    count: int, accuracy: float, onnx_path: Path, checkpoint_path: Path, first_images: Callable[[int], Path], converted: DenselyConnected,
+    tmp_path: Path,
+) -> None:  # fmt: skip
     cd.save(converted, tmp_path / "m.safetensors")
     cd.save(converted, tmp_path / "m.pth.tar")
     for model in (checkpoint_path, tmp_path / "m.safetensors", tmp_path / "m.pth.tar", onnx_path):
-        random, real = cd.verify(onnx_path, model, images=images_path)
+        random, real = cd.verify(onnx_path, model, images=first_images(count))
         assert random.passed and real.passed
-        assert real.images == 500 and real.agreement == 1 and real.top1 == real.reference_top1 == pytest.approx(0.9)
+        assert real.images == count and real.agreement == 1 and real.top1 == real.reference_top1 == pytest.approx(accuracy)
 
 
 def test_training_form_against_itself(checkpoint_path: Path) -> None:

@@ -23,6 +23,8 @@ from tests.benchmarks.gate.gating import NETWORK, QUICK, apart, run
 from tests.builders import TINY
 from tests.processes import interruptible
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -140,12 +142,12 @@ class TestBadDays:
     def test_a_file_that_is_replaced_meanwhile(self, artifacts: dict[str, Path], tmp_path: Path) -> None:
         """What runs is what was named when the gate began."""
         head = tmp_path / "h.onnx"
-        shutil.copy(artifacts["base"], head)
+        shutil.copy(artifacts["small"], head)
 
         def replaced(text: str) -> None:
             if text == "self-test 2":
                 head.write_bytes(b"another file")
 
         settings = replace(SETTINGS, seconds=0.0, warmup=0.0)
-        found = gate(str(artifacts["base"]), str(head), threads=1, max_rounds=8, tolerance=0.9, settings=settings, notify=replaced)
+        found = gate(str(artifacts["small"]), str(head), threads=1, max_rounds=8, tolerance=0.9, settings=settings, notify=replaced)
         assert found.changes == [] and found.exit_code in (0, 3)

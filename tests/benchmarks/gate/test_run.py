@@ -13,9 +13,11 @@ from cnet_deploy.benchmarks.gate.run import SETTINGS, gate
 from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.hardware.cuda import why_no_device
 from tests.benchmarks.gate.gating import QUICK, run
+from tests.cases import few
+
+pytestmark = pytest.mark.usefixtures("warm")
 
 
-@pytest.mark.slow
 def test_twice_the_work_never_passes(artifacts: dict[str, Path], tmp_path: Path) -> None:
     done = run(artifacts["base"], artifacts["double"], "--tolerance", "30%", "--allow-changes", "--json", tmp_path / "g.json", *QUICK)
     found = json.loads((tmp_path / "g.json").read_text())
@@ -29,12 +31,11 @@ def test_twice_the_work_never_passes(artifacts: dict[str, Path], tmp_path: Path)
     assert found["changes"][0]["what"] == "multiply-adds" and found["changes"][0]["worse"]
 
 
-@pytest.mark.slow
 def test_head_equal_to_base_is_never_a_regression(artifacts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     summary = tmp_path / "summary.md"
     summary.write_text("# Before\n")
-    done = run(artifacts["base"], artifacts["equal"], "--tolerance", "30%", "--summary", summary, *QUICK)
+    done = run(artifacts["small"], artifacts["small equal"], "--tolerance", "30%", "--summary", summary, *QUICK)
     assert done.exit_code in (0, 3)
     word = {0: "pass", 3: "inconclusive"}[done.exit_code]
     assert f"\n{word}: " in done.stdout
@@ -74,13 +75,14 @@ def test_a_missing_interpreter(artifacts: dict[str, Path]) -> None:
 
 def test_a_machine_too_noisy_is_told(artifacts: dict[str, Path]) -> None:
     """No machine is quiet enough for a millionth."""
-    done = run(artifacts["base"], artifacts["equal"], "--tolerance", "0.000001", "--seconds", "0", "--warmup", "0", "--max-rounds", "8")
+    hasty = ("--seconds", "0", "--warmup", "0", "--threads", "1", "--max-rounds", "8")
+    done = run(artifacts["small"], artifacts["small equal"], "--tolerance", "0.000001", *hasty)
     assert done.exit_code == 3
     assert "inconclusive: this machine is too noisy for a tolerance of 0.0 %" in done.stdout and "in 8 rounds" in done.stdout
     assert "quieter machine" in done.stderr and "--max-rounds, now 8" in done.stderr
 
 
-@pytest.mark.parametrize("backend", ["native", "onnxruntime.fp16"])
+@pytest.mark.parametrize("backend", few(["native", "onnxruntime.fp16"]))
 def test_a_model_is_gated_on_a_backend_it_is_exported_for(backend: str, tmp_path: Path, converted: Any) -> None:
     from cnet_deploy.checkpoints.save import save
 

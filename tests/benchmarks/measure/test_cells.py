@@ -15,6 +15,7 @@ from cnet_deploy.benchmarks.measure import worker as instrument
 from cnet_deploy.benchmarks.measure.cells import Cell, worker
 from cnet_deploy.errors import Unavailable
 from cnet_deploy.sessions.base import Binding, Floats, Session
+from tests.cases import exhaustive
 
 
 def test_options_and_variants_reach_the_session(onnx_path: Path) -> None:
@@ -22,6 +23,7 @@ def test_options_and_variants_reach_the_session(onnx_path: Path) -> None:
         assert "no_such_option" in held.open()["error"]
 
 
+@exhaustive("tests/workflows/test_doctor.py::test_everything")
 def test_torch_compile_is_a_backend_of_its_own(checkpoint_path: Path) -> None:
     with worker(Cell("x", str(checkpoint_path), "torch.compile", 1)) as held:
         opened = held.open()

@@ -262,7 +262,6 @@ def ink(path: Path) -> tuple[int, float, int]:
     return pixels.shape[1], float(marked.mean()), int(columns[-1])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("width", "height"), [(390, 3000), (1280, 2000)])
 def test_in_a_browser(width: int, height: int, browser: str, tmp_path: Path) -> None:
     html = tmp_path / "r.html"
@@ -283,7 +282,6 @@ def test_in_a_browser(width: int, height: int, browser: str, tmp_path: Path) -> 
     assert title is not None and int(title[1]) <= 0 and int(title[2]) == 3  # no sideways scrolling; one drawing of each kind is shown
 
 
-@pytest.mark.slow
 def test_on_paper(browser: str, tmp_path: Path) -> None:
     html = tmp_path / "r.html"
     html.write_text(page(report()))

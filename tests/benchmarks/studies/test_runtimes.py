@@ -9,12 +9,14 @@ import pytest
 from cnet_deploy.benchmarks.measure.rounds import Cell, Settings
 from cnet_deploy.benchmarks.studies.runtimes import Suite
 from cnet_deploy.hardware.cpu import host_isas
+from tests.cases import exhaustive
 
 pytest.importorskip("openvino", reason="needs the extra: cnet-deploy[openvino]")
+pytestmark = pytest.mark.usefixtures("warm")
 EXAMPLE = Path(__file__).parents[3] / "examples" / "native" / "classify.c"
 
 
-@pytest.mark.slow
+@exhaustive("tests/benchmarks/sweep/test_plan.py::test_every_combination_of_threads_and_batch_is_a_group")
 def test_every_part_of_the_suite(tmp_path: Path) -> None:
     said: list[str] = []
     suite = Suite(tmp_path, said.append, Settings(rounds=1, seconds=0.0, least=2, warmup=0.0, rewarm=0.0))

@@ -16,6 +16,7 @@ from cnet_deploy.models.build import build_named, build_random
 from cnet_deploy.program.forms import dense_pointwise
 from cnet_deploy.program.lower import lower
 from tests.builders import TINY
+from tests.cases import exhaustive
 
 
 @pytest.mark.parametrize("arch", [TINY, NAMED["condensenet-50"], replace(TINY, classifier_keep=0.5)], ids=lambda a: a.summary()[:30])
@@ -28,6 +29,7 @@ def test_multiply_adds_of_the_graph_are_those_of_the_architecture(arch: Architec
         assert found.operators["Gemm"] == 1 and found.operators["Conv"] > 2
 
 
+@exhaustive("test_multiply_adds_of_the_graph_are_those_of_the_architecture")
 def test_networks_outside_the_family(tmp_path: Path) -> None:
     path = cd.export(build_named("mobilenet-1.0-224"), "onnx", tmp_path / "m.onnx", batch=1).path
     assert figures_of(path).multiply_adds == 568_740_352  # MobileNet's own 569 millions

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,8 @@ from cnet_deploy.benchmarks.measure.rounds import Settings
 from cnet_deploy.benchmarks.sweep.results import Journal, Report, part_of, read_report
 from cnet_deploy.errors import InputRefused, OutputRefused
 from tests.benchmarks.helpers import STATE, on_cuda, report
+from tests.cases import few
+from tests.forks import Forks
 from tests.processes import interruptible
 
 
@@ -228,12 +229,11 @@ def test_a_finished_run_is_replaced_by_a_finished_one_only(tmp_path: Path) -> No
     assert read_report(path).settings.rounds == 3 and [entry.name for entry in tmp_path.iterdir()] == ["r.json"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)  # SIGKILL: tests/attacks/test_kills.py
-def test_a_run_may_be_killed_at_any_time(onnx_path: Path, tmp_path: Path, kill: signal.Signals) -> None:
+@pytest.mark.parametrize("kill", few([signal.SIGINT, signal.SIGTERM]), ids=lambda s: s.name)  # SIGKILL: tests/attacks/test_kills.py
+def test_a_run_may_be_killed_at_any_time(onnx_path: Path, tmp_path: Path, forks: Forks, kill: signal.Signals) -> None:
     """As a user would: kill it, look at the file, and let --resume finish."""
     path = tmp_path / "r.json"
-    command = [sys.executable, "-m", "cnet_deploy", "bench", str(onnx_path), "--threads", "1", "--rounds", "8", "--seconds", "0.05"]
+    command = [str(forks.command), "bench", str(onnx_path), "--threads", "1", "--rounds", "8", "--seconds", "0.05"]
     command += ["--warmup", "0", "--json", str(path)]
     process = subprocess.Popen(interruptible(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60

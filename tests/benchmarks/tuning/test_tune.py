@@ -24,6 +24,8 @@ from cnet_deploy.workflows.export import export
 from tests.benchmarks.helpers import QUICK
 from tests.builders import TINY, TINY_DENSENET, noise
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 SETTINGS = replace(QUICK, rounds=3)
 SMALL = replace(TINY, stages=(1, 1), growth=(8, 8), input_size=(16, 16), classifier_keep=0.5)
 ON_CPU = {"target": "onnx", "device": "cpu", "threads": 1, "batch": 2}

@@ -2,7 +2,7 @@
  *
  *   driver run ISA THREADS BATCH FLOATS CLASSES IMAGES LOGITS   run a batch; exit with the status
  *   driver refuse FLOATS CLASSES                                every wrong call; exit 0 if each is refused as cnet.h says
- *   driver many FLOATS CLASSES IMAGES                           four threads with a handle each, four on one handle; all must agree
+ *   driver many FLOATS CLASSES IMAGES TIMES                     four threads with a handle each, four on one handle; all must agree
  *   driver destroyed                                            use a handle after its end (debug builds)
  *   driver fork FLOATS CLASSES                                  use a handle in a child process
  */
@@ -102,7 +102,7 @@ static int refuse(char **a) {
 struct task {
     cnet_model *model;
     const float *images;
-    size_t floats, classes;
+    size_t floats, classes, times;
     float *logits;
 };
 
@@ -110,7 +110,7 @@ static void *repeat(void *argument) {
     struct task *t = argument;
     cnet_model *own = t->model;
     if (!own) EXPECT(cnet_create(2, &own), CNET_OK);
-    for (int i = 0; i < 20; i++) {
+    for (size_t i = 0; i < t->times; i++) {
         memset(t->logits, 0, t->classes * sizeof *t->logits);
         EXPECT(cnet_run(own, t->images, t->floats, 1, t->logits, t->classes), CNET_OK);
     }
@@ -119,14 +119,14 @@ static void *repeat(void *argument) {
 }
 
 static int many(char **a) {
-    size_t floats = strtoul(a[0], 0, 10), classes = strtoul(a[1], 0, 10);
+    size_t floats = strtoul(a[0], 0, 10), classes = strtoul(a[1], 0, 10), times = strtoul(a[3], 0, 10);
     float *images = read_floats(a[2], floats);
     cnet_model *shared;
     EXPECT(cnet_create(3, &shared), CNET_OK);
     struct task task[8];
     pthread_t thread[8];
     for (int i = 0; i < 8; i++) {
-        task[i] = (struct task){i < 4 ? 0 : shared, images, floats, classes, calloc(classes, sizeof(float))};
+        task[i] = (struct task){i < 4 ? 0 : shared, images, floats, classes, times, calloc(classes, sizeof(float))};
         if (pthread_create(&thread[i], 0, repeat, &task[i])) exit(101);
     }
     for (int i = 0; i < 8; i++) pthread_join(thread[i], 0);
@@ -177,7 +177,7 @@ static int forked(char **a) {
 int main(int argc, char **argv) {
     if (argc == 9 && !strcmp(argv[1], "run")) return run(argv + 2);
     if (argc == 4 && !strcmp(argv[1], "refuse")) return refuse(argv + 2);
-    if (argc == 5 && !strcmp(argv[1], "many")) return many(argv + 2);
+    if (argc == 6 && !strcmp(argv[1], "many")) return many(argv + 2);
     if (argc == 2 && !strcmp(argv[1], "destroyed")) return destroyed();
     if (argc == 4 && !strcmp(argv[1], "fork")) return forked(argv + 2);
     return 102;

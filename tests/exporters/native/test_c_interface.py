@@ -15,6 +15,7 @@ from cnet_deploy.exporters.native.toolchain import SOURCES
 from cnet_deploy.hardware.cpu import host_machine
 from cnet_deploy.images.decode import read_images
 from tests.builders import TINY
+from tests.cases import few
 from tests.exporters.native.helpers import (
     BF16_ERROR,
     ERROR,
@@ -47,7 +48,7 @@ def test_every_wrong_call_is_a_status(program: tuple[Path, Path]) -> None:
 
 
 def test_many_handles_in_many_threads(program: tuple[Path, Path]) -> None:
-    done = drive(program[0], "many", FLOATS, CLASSES, program[1])
+    done = drive(program[0], "many", FLOATS, CLASSES, program[1], 20)
     assert done.returncode == 0, done.stderr
 
 
@@ -70,10 +71,9 @@ SANITIZERS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sanitizer", SANITIZERS)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_sanitizers_find_nothing(sanitizer: str, precision: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sanitizer", "times"), few([("thread", 4), ("thread", 20), ("address,undefined", 20)]))
+@pytest.mark.parametrize("precision", few(["fp32", "bf16"]))
+def test_sanitizers_find_nothing(sanitizer: str, times: int, precision: str, tmp_path: Path) -> None:
     flags = SANITIZERS[sanitizer]
     names = isas(precision)[:1] if precision == "fp32" else isas(precision)[-1:]
     path = library(every_kernel(), tmp_path / "m.so", names, precision, extra=flags)
@@ -81,7 +81,7 @@ def test_sanitizers_find_nothing(sanitizer: str, precision: str, tmp_path: Path)
     images_for(every_kernel(), 2).tofile(tmp_path / "images")
     surroundings = {"ASAN_OPTIONS": "detect_leaks=0"} if "-DCNET_DEBUG" in flags else {"TSAN_OPTIONS": "halt_on_error=1"}
     commands = [
-        ("refuse", FLOATS, CLASSES), ("many", FLOATS, CLASSES, tmp_path / "images"),
+        ("refuse", FLOATS, CLASSES), ("many", FLOATS, CLASSES, tmp_path / "images", times),
         *(("run", names[0], n, 2, FLOATS, CLASSES, tmp_path / "images", tmp_path / "logits") for n in (1, 2, 3, 4)),
     ]  # fmt: skip
     if "-DCNET_DEBUG" in flags:
@@ -94,13 +94,12 @@ def test_sanitizers_find_nothing(sanitizer: str, precision: str, tmp_path: Path)
     assert np.abs(logits - expected).max() <= (ERROR if precision == "fp32" else BF16_ERROR) * np.abs(expected).max()
 
 
-@pytest.mark.slow
 def test_nothing_leaks(tmp_path: Path) -> None:
     flags = ("-fsanitize=address", "-O1", "-g")
     path = library(network(TINY), tmp_path / "m.so", ("baseline",) if host_machine() == "x86_64" else isas()[-1:], extra=flags)
     program = driver(tmp_path / "driver", path, flags=flags)
     images_for(network(TINY), 1).tofile(tmp_path / "images")
-    done = drive(program, "many", 3072, 10, tmp_path / "images", ASAN_OPTIONS="detect_leaks=1")
+    done = drive(program, "many", 3072, 10, tmp_path / "images", 20, ASAN_OPTIONS="detect_leaks=1")
     assert done.returncode == 0, done.stderr[-3000:]
 
 

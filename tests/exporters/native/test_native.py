@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from cnet_deploy.models.architecture import NAMED, Architecture
 from cnet_deploy.models.build import build_named
 from cnet_deploy.sessions.native import open_file
 from tests.builders import TINY, VARIETIES
+from tests.cases import examples, few
 from tests.exporters.native.helpers import (
     BF16_ERROR,
     ERROR,
@@ -54,8 +56,7 @@ def check(
     return worst
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", few(NAMED))
 def test_every_architecture_of_the_paper(name: str, tmp_path: Path) -> None:
     model = build_named(name)
     path = cd.export(model, "native", tmp_path / "m.so").path
@@ -64,7 +65,7 @@ def test_every_architecture_of_the_paper(name: str, tmp_path: Path) -> None:
     check(path, model, ERROR, names=isas()[-1:], batches=(1,), threads=(2,))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", few(["fp32", "bf16"]))
 @pytest.mark.parametrize("arch", [*VARIETIES, EVERY_KERNEL], ids=str)
 def test_the_rest_of_the_family(arch: Architecture, precision: str, tmp_path: Path) -> None:
     model = network(arch)
@@ -98,24 +99,25 @@ def architectures(draw: st.DrawFn) -> Architecture:
         hypothesis.reject()
 
 
-@pytest.mark.slow
-@hypothesis.settings(max_examples=40, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
-@hypothesis.given(architectures(), st.sampled_from(("fp32", "bf16")), st.integers(1, 5), st.integers(0, 9))
-def test_any_architecture(tmp_path_factory: pytest.TempPathFactory, arch: Architecture, precision: str, threads: int, seed: int) -> None:
+@pytest.mark.parametrize("precision", few(["fp32", "bf16"]))
+@hypothesis.settings(examples(40), suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.given(architectures(), st.integers(1, 5), st.integers(0, 9))
+def test_any_architecture(tmp_path_factory: pytest.TempPathFactory, precision: str, arch: Architecture, threads: int, seed: int) -> None:
     model = network(arch, seed)
     path = cd.export(model, "native", tmp_path_factory.mktemp("any") / "m.so", precision=precision, tolerance=1).path
     bound = ERROR if precision == "fp32" else 0.1
     check(path, model, bound, names=isas(precision), batches=(3,), threads=(threads,), seed=seed)
 
 
-def test_bf16_on_real_images(converted: Any, images_path: Path, tmp_path: Path) -> None:
-    done = cd.export(converted, "native", tmp_path / "m.so", precision="bf16", images=images_path)
+@pytest.mark.parametrize(("count", "accuracy"), few([(100, 0.91), (500, 0.9)]))
+def test_bf16_on_real_images(count: int, accuracy: float, converted: Any, first_images: Callable[[int], Path], tmp_path: Path) -> None:
+    done = cd.export(converted, "native", tmp_path / "m.so", precision="bf16", cpu="host", images=first_images(count))
     random, real = done.comparisons
-    assert real.images == 500 and real.top1 == real.reference_top1 == 0.9
+    assert real.images == count and real.top1 == real.reference_top1 == accuracy
     assert real.agreement >= 0.99 and random.max_error > 1e-5 * random.scale  # it is bf16
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", few(["fp32", "bf16"]))
 def test_nan_goes_where_torch_lets_it_go_and_does_not_stay(precision: str, tmp_path: Path) -> None:
     model = every_kernel()
     path = cd.export(model, "native", tmp_path / "m.so", precision=precision, tolerance=1).path

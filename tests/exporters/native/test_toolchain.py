@@ -19,6 +19,7 @@ from cnet_deploy.hardware.cpu import host_isas, host_machine
 from cnet_deploy.program.lower import lower
 from cnet_deploy.sessions.native import open_file
 from tests.builders import TINY
+from tests.cases import exhaustive, few
 from tests.exporters.native.helpers import drive, driver, exact, images_for, isas, library, network
 
 x86_only = pytest.mark.skipif(host_machine() != "x86_64", reason="targets of x86")
@@ -51,17 +52,17 @@ def test_cxx_comes_first(monkeypatch: pytest.MonkeyPatch, system_tool: Callable[
     assert compiler.command[1:] == ("-pipe",) and "clang" in compiler.version
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("precision", "cpu"), few([("fp32", "host"), ("fp32", None), ("bf16", None)]))
 def test_clang_compiles_the_same_network(
-    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system_tool: Callable[[str], str]
+    precision: str, cpu: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system_tool: Callable[[str], str]
 ) -> None:
     monkeypatch.setenv("CXX", system_tool("clang++"))
     model = network(TINY)
-    done = cd.export(model, "native", tmp_path / "m.so", precision=precision, tolerance=1)
+    done = cd.export(model, "native", tmp_path / "m.so", precision=precision, tolerance=1, cpu=cpu)
     assert "clang" in done.manifest.details["compiler"]
     images = images_for(model, 2)
     expected = exact(model, images)
-    for isa in isas(precision):
+    for isa in isas(precision)[: 1 if cpu else None]:
         with open_file(read_pair(done.path), device="cpu", threads=2, isa=isa) as session:
             error = abs(session.run(images) - expected).max() / abs(expected).max()
             assert error <= (1e-5 if precision == "fp32" else 3e-2)
@@ -113,7 +114,12 @@ def test_a_compiler_that_fails_is_quoted_and_nothing_is_written(tmp_path: Path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken-g++", "m.so"]
 
 
-def test_the_same_network_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("quickly", few([True, False]))
+def test_the_same_network_gives_the_same_bytes(
+    quickly: bool, quick_compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if quickly:
+        monkeypatch.setenv("CXX", str(quick_compiler))
     model = network(TINY)
     first = cd.export(model, "native", tmp_path / "a.so", cpu="host").path.read_bytes()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))  # compiled again
@@ -123,7 +129,8 @@ def test_the_same_network_gives_the_same_bytes(tmp_path: Path, monkeypatch: pyte
         assert place.encode() not in first
 
 
-def test_a_damaged_cache_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_cache_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_compiler: Path) -> None:
+    monkeypatch.setenv("CXX", str(quick_compiler))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     first = cd.export(network(TINY), "native", tmp_path / "m.so", cpu="x86-64-v3" if "avx2" in isas() else "host").path.read_bytes()
     kept = list((tmp_path / "cache" / "cnet-deploy" / "native").iterdir())
@@ -133,20 +140,28 @@ def test_a_damaged_cache_is_compiled_again(tmp_path: Path, monkeypatch: pytest.M
     assert sorted((tmp_path / "cache" / "cnet-deploy" / "native").iterdir()) == sorted(kept)
 
 
-def test_a_relative_cxx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system_tool: Callable[[str], str]) -> None:
-    (tmp_path / "g++").symlink_to(system_tool("g++"))
+def test_a_relative_cxx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_compiler: Path) -> None:
+    (tmp_path / "g++").symlink_to(quick_compiler)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CXX", "./g++")
     assert cd.export(network(TINY), "native", tmp_path / "m.so", cpu="x86-64-v3" if "avx2" in isas() else "host").path.exists()
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_compiler: Path) -> None:
+    monkeypatch.setenv("CXX", str(quick_compiler))
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert cd.export(network(TINY), "native", tmp_path / "m.so", cpu="x86-64-v3" if "avx2" in isas() else "host").path.exists()
 
 
-@pytest.mark.slow
+def test_the_compiler_from_pypi_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ziglang", reason="needs the extra: cnet-deploy[compiler]")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    compiler = find_compiler(host_machine())
+    assert compiler.command[:2] == (sys.executable, "-m") and compiler.is_zig and "clang" in compiler.version
+
+
+@exhaustive("test_the_compiler_from_pypi_answers")
 def test_the_compiler_from_pypi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system_tool: Callable[[str], str]) -> None:
     """ziglang, with nothing of the system's on the path: for this machine and for another."""
     pytest.importorskip("ziglang", reason="needs the extra: cnet-deploy[compiler]")

@@ -1,7 +1,10 @@
-"""Commands run and killed a hundred times at the price of one start: a process that has imported everything forks a child for each.
+"""Commands run a hundred times at the price of one start: a process that has imported everything forks a child for each.
 
-``Forks`` is the tests' side; ``python -m tests.attacks.forks`` the other. Nothing may have started a thread before a fork, so the parent
+``Forks`` is the tests' side; ``python -m tests.forks NAME`` the other. Nothing may have started a thread before a fork, so the parent
 imports and never computes, and its libraries are told to use one thread.
+
+``Forks.command`` is a program to call in place of ``cnet-deploy``, from a shell too, and ``Forks.worker`` stands in for the script of the
+processes that measure: where the start of Python is not what a test is about. Commands that are forked measure with it too.
 """
 
 from __future__ import annotations
@@ -13,19 +16,24 @@ import importlib
 import io
 import json
 import os
+import runpy
+import secrets
+import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
+from cnet_deploy.benchmarks.measure import cells, worker
 from cnet_deploy.cli import COMMANDS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 MODULES = (
     "artifacts.triton", "benchmarks.gate.verdict", "benchmarks.report.terminal", "cli.progress", "exporters.native", "exporters.onnx.graph",
@@ -50,10 +58,29 @@ for name, module in list(sys.modules.items()):
 """
 
 
+# Stands in for ``cnet-deploy``, or for a script: hands over arguments, folder, environment and streams, and ends as the child does.
+CALLER = r"""#!{python} -IS
+import json, os, signal, socket, sys
+server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+server.connect("\0{name}")
+request = {{"script": {script!r}, "argv": sys.argv[1:], "cwd": os.getcwd(), "environment": dict(os.environ)}}
+socket.send_fds(server, [json.dumps(request).encode()], [0, 1, 2])
+pid = int(server.recv(64))
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, _: os.kill(pid, number))
+code = int(server.recv(64))
+if code < 0:
+    signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+sys.exit(code)
+"""
+
+
 class Done(NamedTuple):
     """How a command ended: exit code or minus the signal, what it said, how long it took, and how often its folder changed.
 
-    ``steps``: see ``Forks.run``; ``session`` is the process session that all its children are in.
+    ``steps``: see ``Forks.run``; ``session`` is the process session that all its children are in. ``processor`` is its processor time in
+    seconds, ``memory`` the most that it held in bytes, what it shares with its parent included.
     """
 
     code: int
@@ -63,18 +90,24 @@ class Done(NamedTuple):
     changes: int
     steps: int
     session: int
+    processor: float
+    memory: int
 
 
 class Forks:
-    """The process that forks. ``prefix`` is a command to start it by: ``unshare`` for mounts of its own."""
+    """The process that forks, with these modules of ours. ``prefix`` starts it: ``unshare`` for mounts of its own."""
 
-    def __init__(self, scratch: Path, prefix: Sequence[str] = ()) -> None:
+    def __init__(self, scratch: Path, prefix: Sequence[str] = (), modules: Sequence[str] = MODULES) -> None:
         self.scratch = scratch
         environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(ROOT)}
-        self._process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "tests.attacks.forks"], cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )  # fmt: skip
+        name = f"cnet-deploy-{secrets.token_hex(8)}"  # in no folder: a path may be too long for a socket
+        self.command, self.worker = scratch / "bin" / "cnet-deploy", scratch / "worker.py"
+        self.command.parent.mkdir()
+        for place, script in ((self.command, ""), (self.worker, worker.__file__)):
+            place.write_text(CALLER.format(python=sys.executable, name=name, script=script))
+            place.chmod(0o755)
+        command = [*prefix, sys.executable, "-m", "tests.forks", name, str(self.worker), *modules]
+        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdout is not None and self._process.stdin is not None
         self._answers, self._requests = self._process.stdout, self._process.stdin
         self.threads = self._ask({"do": "threads"})["threads"]
@@ -152,11 +185,12 @@ class _Child:
             _be_the_command(request, self.report)
         self.pid = pid
 
-    def wait(self) -> dict[str, Any]:
+    def wait(self, meanwhile: Callable[[], None]) -> dict[str, Any]:
         """Kill it at its time, reap it, and tell."""
         after, upon = self.request.get("after"), self.request.get("upon", 0)
         due = None if after is None or upon else self.began + after
-        while (ended := os.waitpid(self.pid, os.WNOHANG))[0] == 0:
+        while (ended := os.wait4(self.pid, os.WNOHANG))[0] == 0:
+            meanwhile()
             now = time.monotonic()
             if self.request.get("folder") and (names := self._list()) != self._names:
                 self._names, self.changes = names, self.changes + 1
@@ -178,7 +212,9 @@ class _Child:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
         code = os.waitstatus_to_exitcode(ended[1])
-        return Done(code, out, err, seconds, self.changes, int(steps or 0), self.pid)._asdict()
+        used = ended[2]
+        processor, memory = used.ru_utime + used.ru_stime, used.ru_maxrss << 10
+        return Done(code, out, err, seconds, self.changes, int(steps or 0), self.pid, processor, memory)._asdict()
 
     def _list(self) -> list[str]:
         folder = self.request.get("folder")
@@ -188,32 +224,128 @@ class _Child:
             return []
 
 
-def serve() -> None:
+class _Call:
+    """A command that ``CALLER`` asked for over a connection."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        data, streams, *_ = socket.recv_fds(connection, 1 << 20, 3)
+        gc.freeze()
+        if not (pid := os.fork()):
+            _be_the_called(json.loads(data), streams)
+        for stream in streams:
+            os.close(stream)
+        self.pid, self.ends = pid, os.pidfd_open(pid)
+        connection.send(str(pid).encode())
+
+    def ended(self) -> None:
+        """Reap it, and tell how it ended."""
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        with contextlib.suppress(OSError):  # nobody waits any more
+            self.connection.send(str(code).encode())
+        self.connection.close()
+        os.close(self.ends)
+
+
+class _Calls:
+    """Those who ask by the socket of this name."""
+
+    def __init__(self, name: str) -> None:
+        self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listening.bind(f"\0{name}")
+        self._listening.listen()
+        self._running: list[_Call] = []
+
+    def answer(self, *others: IO[str], seconds: float | None = None) -> list[IO[str]]:
+        """Begin and end what there is to begin and end; whichever of the others can be read."""
+        ends = [end for call in self._running for end in (call.ends, call.connection)]
+        ready = select.select([self._listening, *ends, *others], [], [], seconds)[0]
+        for call in [call for call in self._running if call.ends in ready or call.connection in ready]:
+            if call.ends not in ready:  # whoever asked was killed
+                os.kill(call.pid, signal.SIGKILL)
+            self._running.remove(call)
+            call.ended()
+        if self._listening in ready:
+            self._running.append(_Call(self._listening.accept()[0]))
+        return [other for other in others if other in ready]
+
+
+def serve(name: str, script: str, *modules: str) -> None:
     """Answer requests until there are no more."""
     requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     os.dup2(2, 1)
-    for name in MODULES:
-        importlib.import_module(f"cnet_deploy.{name}")
-    importlib.import_module("torch").set_num_threads(1)
+    for module in modules:
+        importlib.import_module(f"cnet_deploy.{module}")
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+    cells._SCRIPT = Path(script)
     children: dict[int, _Child] = {}
-    for line in requests:
-        request = json.loads(line)
-        answer: dict[str, Any] = {}
-        if request["do"] == "threads":
-            answer = {"threads": len(os.listdir("/proc/self/task"))}  # noqa: PTH208
-        elif request["do"] == "shell":
-            answer = {"status": subprocess.run(["sh", "-c", request["command"]], check=False).returncode}
-        elif request["do"] == "start":
-            child = _Child(request)
-            children[child.pid] = child
-            answer = {"pid": child.pid}
-        elif request["do"] == "running":
-            answer = {"running": os.waitid(os.P_PID, request["pid"], os.WEXITED | os.WNOHANG | os.WNOWAIT) is None}
+    calls = _Calls(name)
+    while True:
+        if calls.answer(requests):
+            if not (line := requests.readline()):
+                return
+            answers.write(json.dumps(_answer(json.loads(line), children, calls)) + "\n")
+            answers.flush()
+
+
+def _answer(request: dict[str, Any], children: dict[int, _Child], calls: _Calls) -> dict[str, Any]:
+    if request["do"] == "threads":
+        return {"threads": len(os.listdir("/proc/self/task"))}  # noqa: PTH208
+    if request["do"] == "shell":
+        return {"status": subprocess.run(["sh", "-c", request["command"]], check=False).returncode}
+    if request["do"] == "start":
+        child = _Child(request)
+        children[child.pid] = child
+        return {"pid": child.pid}
+    if request["do"] == "running":
+        calls.answer(seconds=0)
+        return {"running": os.waitid(os.P_PID, request["pid"], os.WEXITED | os.WNOHANG | os.WNOWAIT) is None}
+    return children.pop(request["pid"]).wait(lambda: calls.answer(seconds=0))
+
+
+def _be_the_called(request: dict[str, Any], streams: list[int]) -> None:
+    """The child of a call: its caller's streams, folder and environment, then the command line."""
+    code = 70
+    try:
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+        os.closerange(3, 256)
+        sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
+        os.chdir(request["cwd"])
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        if request["script"]:
+            sys.argv = [request["script"], *request["argv"]]
+            runpy.run_path(request["script"], run_name="__main__")
+            code = 0
         else:
-            answer = children.pop(request["pid"]).wait()
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+            code = _run(request["argv"])
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _run(argv: list[str]) -> int:
+    """The exit code of the command line, as Python ends with it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    tempfile.tempdir = None
+    try:
+        from cnet_deploy.cli import main
+
+        main.main(argv)
+        return 0
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 0
+    except BaseException:
+        traceback.print_exc()
+        return 71
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
 
 
 def _be_the_command(request: dict[str, Any], report: Path) -> None:
@@ -221,9 +353,7 @@ def _be_the_command(request: dict[str, Any], report: Path) -> None:
     code, before = 70, set(sys.modules)
     try:
         os.setsid()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ.update(request.get("env", {}))
-        tempfile.tempdir = None
         for number, end, default in ((0, "stdin", os.devnull), (1, "stdout", f"{report}.out"), (2, "stderr", f"{report}.err")):
             if (place := request.get(end, default)) == "closed":
                 os.close(number)
@@ -239,18 +369,8 @@ def _be_the_command(request: dict[str, Any], report: Path) -> None:
         if request.get("step") is not None:
             _watch(request["folder"], request["step"], f"{report}.steps")
         exec(request.get("setup", ""), {})
-        from cnet_deploy.cli import main
-
-        main.main(request["argv"])
-        code = 0
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 0
-    except BaseException:
-        code = 71
-        traceback.print_exc()
+        code = _run(request["argv"])
     finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
         with contextlib.suppress(Exception):
             os.write(learned, "\n".join(set(sys.modules) - before).encode())
         os._exit(code)
@@ -298,4 +418,4 @@ def _watch(folder: str, wanted: int, report: str) -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(*sys.argv[1:])
