@@ -16,8 +16,8 @@ from cnet_deploy.cli import COMMANDS
 from tests.cases import few
 from tests.conftest import Road
 from tests.forks import Forks
-from tests.release.pages import PAGES, README, ROAD, ROOT, blocks, commands, hurried, of_the_road, shell, steps, surroundings
 from tests.pictures import assert_same
+from tests.release.pages import PAGES, README, ROAD, ROOT, blocks, commands, hurried, of_the_road, shell, steps, surroundings
 
 RECORDED = ROOT / "cnet_deploy" / "benchmarks" / "results" / "amd-epyc-2-cores" / "table-2-threads.json"
 LONG = ["docs/native.md", "docs/evaluating.md", "docs/measuring.md"]  # the README has such commands too
