@@ -9,7 +9,7 @@ from typing import Any
 from cnet_deploy.artifacts.onnx_metadata import INPUT, OUTPUT
 from cnet_deploy.artifacts.pair import Pair
 from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, printable
-from cnet_deploy.hardware import tensorrt as tensorrt_flavours
+from cnet_deploy.hardware import tensorrt as flavours
 from cnet_deploy.hardware.cuda import Device, Graph
 from cnet_deploy.hardware.engine_layers import of_engine
 from cnet_deploy.sessions.base import Backend, Binding, DeviceBinding, Floats, Part, Probe, Session
@@ -63,13 +63,13 @@ class TensorrtSession(Session):
         except CnetDeployError as error:
             raise type(error)(f"{path}: {error}") from None
 
-    def _flavour(self) -> tensorrt_flavours.Flavour:
+    def _flavour(self) -> flavours.Flavour:
         """The TensorRT that built the engine. Raises Unavailable for another version, and without a driver."""
         assert self.manifest is not None
         name, version = (self.manifest.details.get(key) for key in ("flavour", "version"))
         if not isinstance(name, str) or not isinstance(version, str):
             raise InputRefused("its manifest does not name the TensorRT that built it; export the model again")
-        flavour = tensorrt_flavours.find(name)
+        flavour = flavours.find(name)
         if flavour.version != version:
             raise Unavailable(
                 f"was built by {name} {printable(version, 40)}, and only that version reads it, but {flavour.version} is installed; "
@@ -90,7 +90,7 @@ class TensorrtSession(Session):
                 "export the model again on this device"
             )
 
-    def _open(self, flavour: tensorrt_flavours.Flavour, data: bytes) -> None:
+    def _open(self, flavour: flavours.Flavour, data: bytes) -> None:
         trt, self._log = flavour.module, flavour.logger()
         self._trt = trt
         runtime = trt.Runtime(self._log)

@@ -19,7 +19,7 @@ from cnet_deploy.benchmarks.studies.script import run
 from cnet_deploy.files import check_output, write_text
 from cnet_deploy.models.architecture import NAMED, Architecture
 from cnet_deploy.models.build import build_random
-from cnet_deploy.workflows import export as deployment
+from cnet_deploy.workflows.export import export
 
 FORMAT_VERSION = 1
 EXAMPLE = Architecture((4, 4, 4), (8, 16, 32), classes=10, stem_stride=1, input_size=(32, 32), classifier_keep=0.5)  # of examples/
@@ -63,7 +63,7 @@ def main(output: Path, notify: Callable[[str], None] = print) -> None:
         for number, (name, architecture) in enumerate(NETWORKS.items()):
             for backend, suffix in TARGETS.items():
                 path = str(Path(folder) / f"{number}{suffix}")
-                deployment.export(build_random(architecture), "native" if backend == "native" else "onnx", path)
+                export(build_random(architecture), "native" if backend == "native" else "onnx", path)
                 cell = OpenCell(path, backend, 1, 1, {})
                 count = max(3, round(TURN_SECONDS / statistics.median(cell.measure(0.2, 0.1, 3)["samples"])))
                 times = overhead(cell, count)

@@ -37,7 +37,7 @@ from cnet_deploy.models.build import build_random
 from cnet_deploy.program.forms import dense_pointwise
 from cnet_deploy.program.lower import lower
 from cnet_deploy.sessions.native import MAX_THREADS
-from cnet_deploy.workflows import export as deployment
+from cnet_deploy.workflows.export import export
 
 FORMAT_VERSION = 2
 IMAGENET = ("condensenet-74-g4", "condensenet-74-g8")
@@ -59,8 +59,8 @@ class Suite:
         paths = {key: str(self.folder / f"{name}-{key}{suffix}") for key, suffix in _FORMS.items()}
         if not Path(paths["onnx"]).exists():
             model = build_random(NAMED[name])
-            deployment.export(model, "native", paths["native"])
-            deployment.export(model, "native", paths["native-bf16"], precision="bf16")
+            export(model, "native", paths["native"])
+            export(model, "native", paths["native-bf16"], precision="bf16")
             program = lower(model)
             for key, source in (("onnx", program), ("onnx-dense", dense_pointwise(program))):
                 Path(paths[key]).write_bytes(build_graph(source).SerializeToString())
