@@ -46,12 +46,6 @@ def test_there_is_something_to_run() -> None:
     assert {block.split()[1] for page in PAGES.values() for block, output in steps(page) if output} >= SHOWN
 
 
-def test_links_lead_somewhere() -> None:
-    for page in ("README.md", "CONTRIBUTING.md", *(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))):
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8")):
-            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
-
-
 def test_the_picture_is_the_recorded_run() -> None:
     assert_same((ROOT / "docs" / "latency.svg").read_text(encoding="utf-8"), picture(read_report(RECORDED)))
 
