@@ -25,7 +25,7 @@ def test_the_papers_own_ratios() -> None:
 
 def test_recorded_runs_can_be_read() -> None:
     folder = Path(__file__).parents[3] / "cnet_deploy" / "benchmarks" / "results"
-    found = [read_report(path) for path in sorted(folder.glob("*/table-*.json"))]
+    found = [read_report(path) for path in sorted(folder.glob("amd-epyc-2-cores/table-*.json"))]
     assert len(found) >= 2
     for made in found:
         assert made.after is not None and [row.label for row in made.rows] == [row.model for row in PAPER]
