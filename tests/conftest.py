@@ -81,6 +81,12 @@ def first_images(once: Once, images_path: Path) -> Callable[[int], Path]:
 
 
 @pytest.fixture(scope="session")
+def few_images(first_images: Callable[[int], Path]) -> Path:
+    """A hundred of them: the network is as right as on all, and need not run as long."""
+    return first_images(100)
+
+
+@pytest.fixture(scope="session")
 def trained(checkpoint_path: Path) -> DenselyConnected:
     """The real checkpoint in training form. Not to be changed."""
     return cd.load(checkpoint_path)

@@ -12,7 +12,7 @@ import safetensors.torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.cases import examples
+from tests.cases import examples, few
 
 from .helpers import REFERENCE, group_conv_state, loads_or_refused, refused_checkpoint, saved, training_state, written
 
@@ -49,11 +49,12 @@ def test_truncations_at_every_part(tmp_path: Path, container: str) -> None:
         assert not loads_or_refused(written(tmp_path, data[:end], named(container))), f"cut at {end} of {len(data)}"
 
 
-def test_bit_flips_in_the_example(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flips", few([30, 90]))
+def test_bit_flips_in_the_example(tmp_path: Path, flips: int) -> None:
     """Seeded; most of the bytes are weights, so half of the flips go to the pickle in front and to the directory at the end."""
     data, chance = REFERENCE.read_bytes(), random.Random(0)
     spots = [(0, len(data)), (0, 40_000), (len(data) - 20_000, len(data))]
-    for number in range(90):
+    for number in range(flips):
         low, high = spots[number % len(spots)]
         _flip_and_load(tmp_path, data, chance.randrange(low, high), chance.randrange(8), "checkpoint.pth.tar")
 

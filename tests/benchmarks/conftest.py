@@ -12,6 +12,7 @@ import cnet_deploy as cd
 from cnet_deploy.models.build import build_random
 from tests.benchmarks.gate.gating import NETWORK
 from tests.builders import TINY
+from tests.once import Once
 
 
 @pytest.fixture(autouse=True)
@@ -20,10 +21,14 @@ def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cnet_deploy.benchmarks.measure.rounds.SETTLE_SECONDS", 0.0)
 
 
-@pytest.fixture(scope="module")
-def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+@pytest.fixture(scope="session")
+def artifacts(once: Once) -> dict[str, Path]:
     """A network, the same again, and one that does twice the work on as many operators. Small ones, where speed does not matter."""
-    folder = tmp_path_factory.mktemp("gate")
+    folder = once("gate", make_artifacts)
+    return {name: folder / f"{name}.onnx" for name in ("base", "equal", "double", "small", "small equal", "missing")}
+
+
+def make_artifacts(folder: Path) -> None:
     size = (96, 96)
     larger = (int(96 * 2**0.5) // 4 * 4, int(96 * 2**0.5) // 4 * 4 + 4)
     made = {"base": replace(NETWORK, input_size=size), "double": replace(NETWORK, input_size=larger), "small": TINY}
@@ -32,4 +37,3 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, equal in (("base", "equal"), ("small", "small equal")):
         for suffix in ("", ".json"):
             shutil.copy(f"{paths[name]}{suffix}", folder / f"{equal}.onnx{suffix}")
-    return {name: folder / f"{name}.onnx" for name in (*made, "equal", "small equal", "missing")}

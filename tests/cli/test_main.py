@@ -147,12 +147,12 @@ def test_usage_errors_exit_2(arguments: list[str], message: str) -> None:
     assert message in done.stderr
 
 
-def test_native_from_checkpoint_to_table(road: Road, first_images: Callable[[int], Path], tmp_path: Path) -> None:
+def test_native_from_checkpoint_to_table(road: Road, few_images: Path, tmp_path: Path) -> None:
     model, artifact = tmp_path / "m.safetensors", tmp_path / "m.so"
     shutil.copyfile(road.folder / "model.safetensors", model)
     exported = run("export", model, "--native")
     assert exported.exit_code == 0 and "max error" in exported.stdout and f"wrote {artifact} (" in exported.stdout
-    verified = run("verify", artifact, model, "--images", first_images(100))
+    verified = run("verify", artifact, model, "--images", few_images)
     assert verified.exit_code == 0 and "top-1 accuracy 91.00% (model: 91.00%)" in verified.stdout
     inspected = run("inspect", artifact)
     assert inspected.exit_code == 0 and "native library" in inspected.stdout and "baseline" in inspected.stdout
@@ -204,12 +204,12 @@ def test_help_and_import_do_not_import_torch() -> None:
 
 
 @pytest.mark.parametrize("delay", few([0.1, 0.0, 1.0]))
-def test_ctrl_c_loses_nothing(checkpoint_path: Path, first_images: Callable[[int], Path], tmp_path: Path, delay: float) -> None:
+def test_ctrl_c_loses_nothing(checkpoint_path: Path, few_images: Path, tmp_path: Path, delay: float) -> None:
     pair = [tmp_path / "m.onnx", tmp_path / "m.onnx.json"]
     for path in pair:
         path.write_text("old")
     command = [sys.executable, "-m", "cnet_deploy", "export", str(checkpoint_path), "--onnx", "-o", str(pair[0])]
-    process = subprocess.Popen([*command, "--images", str(first_images(100))], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, "--images", str(few_images)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     assert "converting it first" in process.stderr.readline()  # the work has begun
     time.sleep(delay)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import cnet_deploy as cd
 from cnet_deploy.errors import InputRefused, Unavailable
@@ -69,6 +70,15 @@ def test_the_caller_s_module_stays_as_it_was(tiny: DenselyConnected, options: di
     assert all(value.dtype == after[name].dtype and torch.equal(value, after[name]) for name, value in before.items())
     assert [value.stride() for value in tiny.parameters()] == strides
     assert tiny._compiled_call_impl is None
+
+
+def test_a_compiled_module_computes_the_same() -> None:
+    """A small one: what takes long is the compiler. `make test-all` has networks."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 6 * 6, 10)).eval()
+    batch = np.random.default_rng(0).standard_normal((2, 3, 8, 8), np.float32)
+    with TorchSession(module, (8, 8), 10, compiled=True) as opened, TorchSession(module, (8, 8), 10) as plain:
+        assert close_to(opened.run(batch), plain.run(batch), "fp32") and opened.compiled
 
 
 def test_plain_sessions_copy_nothing(tiny: DenselyConnected) -> None:

@@ -78,7 +78,7 @@ def test_formats_and_precisions_compute_the_same_but_for_rounding(options: dict[
     assert all(parameter.dtype == torch.float32 for parameter in dressed.model.parameters())
 
 
-@exhaustive("tests/workflows/test_doctor.py::test_everything")
+@exhaustive("tests/sessions/test_torch.py::test_a_compiled_module_computes_the_same")
 def test_a_compiled_step_computes_the_same() -> None:
     plain, compiled = trainer(), trainer(compile=True)
     for one in (plain, compiled):

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner
 
 from cnet_deploy.cli import main
 from cnet_deploy.hardware.cuda import why_no_device
+from tests.cases import few
 
 
 def doctor(*arguments: str, path: Path | None = None) -> tuple[int, dict[str, Any], str]:
@@ -23,17 +25,25 @@ def doctor(*arguments: str, path: Path | None = None) -> tuple[int, dict[str, An
     return done.returncode, {entry["name"]: entry for entry in found}, done.stderr
 
 
-def test_everything(compiled: None) -> None:
-    code, found, _ = doctor()
+@pytest.mark.parametrize("wanted", few([["native", "onnxruntime", "openvino"], []]), ids=lambda names: " ".join(names) or "all")
+def test_what_works(wanted: list[str], compiled: None) -> None:
+    code, found, _ = doctor(*wanted)
     assert code == 0
-    assert {"torch", "native", "onnxruntime", "tensorrt", "tensorrt-rtx", "CUDA device"} <= set(found)
-    assert found["torch"]["works"] and found["native"]["works"] and found["torch.compile"]["works"]
+    assert found["native"]["works"] and found["openvino"]["works"]
     assert found["onnxruntime"]["works"] and found["onnxruntime"]["version"]
     for entry in found.values():
         assert entry["works"] or len(entry["reason"]) > 20
     if why_no_device():
         for name in ("onnxruntime on cuda", "onnxruntime on cuda, tensorrt"):
             assert not found[name]["works"] and "pip install" in found[name]["reason"]
+    if not wanted:
+        everything_works(found)
+
+
+def everything_works(found: dict[str, Any]) -> None:
+    assert {"torch", "native", "onnxruntime", "tensorrt", "tensorrt-rtx", "CUDA device"} <= set(found)
+    assert found["torch"]["works"] and found["torch.compile"]["works"]
+    if why_no_device():
         assert found["tensorrt-rtx"]["builds"] and "CUDA driver" in found["tensorrt-rtx"]["reason"]
         assert "CUDA" in found["torch on cuda"]["reason"] and not found["CUDA device"]["works"]
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from cnet_deploy.cli import main
 from tests.builders import TINY
 
-QUICK = ("--seconds", "0.05", "--warmup", "0.05", "--threads", "1", "--max-rounds", "16")
+QUICK = ("--seconds", "0.02", "--warmup", "0.02", "--threads", "1", "--max-rounds", "16")
 
 
 NETWORK = replace(TINY, stages=(6, 6, 6))

@@ -23,7 +23,7 @@ def test_options_and_variants_reach_the_session(onnx_path: Path) -> None:
         assert "no_such_option" in held.open()["error"]
 
 
-@exhaustive("tests/workflows/test_doctor.py::test_everything")
+@exhaustive("tests/sessions/test_torch.py::test_a_compiled_module_computes_the_same")
 def test_torch_compile_is_a_backend_of_its_own(checkpoint_path: Path) -> None:
     with worker(Cell("x", str(checkpoint_path), "torch.compile", 1)) as held:
         opened = held.open()

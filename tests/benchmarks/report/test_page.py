@@ -24,6 +24,7 @@ from cnet_deploy.benchmarks.sweep.results import Report, Row, read_report
 from cnet_deploy.sessions import backends
 from cnet_deploy.svg import COLOURS
 from tests.benchmarks.helpers import on_cuda, report, result
+from tests.cases import few
 from tests.pictures import Picture
 
 RECORDED = Path(__file__).parents[3] / "cnet_deploy" / "benchmarks" / "results" / "amd-epyc-2-cores" / "table-2-threads.json"
@@ -262,7 +263,7 @@ def ink(path: Path) -> tuple[int, float, int]:
     return pixels.shape[1], float(marked.mean()), int(columns[-1])
 
 
-@pytest.mark.parametrize(("width", "height"), [(390, 3000), (1280, 2000)])
+@pytest.mark.parametrize(("width", "height"), few([(390, 3000), (1280, 2000)]))
 def test_in_a_browser(width: int, height: int, browser: str, tmp_path: Path) -> None:
     html = tmp_path / "r.html"
     html.write_text(page(report()))

@@ -56,7 +56,7 @@ def test_native_libraries_and_models(converted, tmp_path: Path) -> None:  # type
     native = figures_of(cd.export(converted, "native", tmp_path / "m.so").path)
     assert model.multiply_adds == native.multiply_adds == converted.architecture.cost().macs
     assert native.operators == {"Stem": 1, "DenseLayer": 12, "Transition": 2, "Pool": 1, "Head": 1} and native.precision == "fp32"
-    bf16 = figures_of(cd.export(converted, "native", tmp_path / "b.so", precision="bf16").path)
+    bf16 = figures_of(cd.export(converted, "native", tmp_path / "b.so", precision="bf16", cpu="host").path)
     assert [str(change) for change in changes(native, bf16) if change.what == "precision"] == ["precision: fp32 -> bf16 (worse)"]
 
 

@@ -224,6 +224,6 @@ def test_a_file_on_another_backend_than_its_own(onnx_path: Path) -> None:
         bench([str(onnx_path)], backends=["torch"], settings=QUICK)
 
 
-def test_top_1_error_comes_from_the_manifest(converted, first_images, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    path = cd.export(converted, "onnx", tmp_path / "m.onnx", images=first_images(100)).path
+def test_top_1_error_comes_from_the_manifest(converted, few_images, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    path = cd.export(converted, "onnx", tmp_path / "m.onnx", images=few_images).path
     assert bench([str(path)], threads=[1], settings=QUICK).rows[0].top1_error == pytest.approx(9.0)

@@ -15,7 +15,7 @@ from cnet_deploy.exporters.native.toolchain import SOURCES, Compiler, find_compi
 from cnet_deploy.hardware.cpu import host_isas, host_machine
 from cnet_deploy.models.condensenet import DenselyConnected
 from tests.builders import TINY_LGC
-from tests.cases import few
+from tests.cases import exhaustive, few
 from tests.exporters.native.helpers import every_kernel, network, plan_of
 
 x86_only = pytest.mark.skipif(host_machine() != "x86_64", reason="instruction sets of x86")
@@ -181,6 +181,7 @@ def test_every_header_compiles_alone(isa: str, name: str, tmp_path: Path, system
     check_headers(of(system_tool(name)), ".hpp", isa, tmp_path)
 
 
+@exhaustive("test_every_header_compiles_alone")
 def test_every_header_compiles_alone_for_neon(tmp_path: Path, system_tool: Callable[[str], str]) -> None:
     if host_machine() != "aarch64":
         system_tool("aarch64-linux-gnu-g++")

@@ -95,7 +95,7 @@ def test_sanitizers_find_nothing(sanitizer: str, times: int, precision: str, tmp
 
 
 def test_nothing_leaks(tmp_path: Path) -> None:
-    flags = ("-fsanitize=address", "-O1", "-g")
+    flags = ("-fsanitize=address", "-O0", "-g")
     path = library(network(TINY), tmp_path / "m.so", ("baseline",) if host_machine() == "x86_64" else isas()[-1:], extra=flags)
     program = driver(tmp_path / "driver", path, flags=flags)
     images_for(network(TINY), 1).tofile(tmp_path / "images")
