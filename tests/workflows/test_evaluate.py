@@ -34,12 +34,6 @@ def files(tmp_path_factory: pytest.TempPathFactory, checkpoint_path: Path) -> li
     return [checkpoint_path, folder / "model.safetensors", folder / "model.onnx"]
 
 
-@pytest.fixture(scope="module")
-def hundred(first_images: Callable[[int], Path]) -> Path:
-    """100 of the images."""
-    return first_images(100)
-
-
 def command(*words: object) -> tuple[int, str]:
     done = CliRunner().invoke(main, ["evaluate", *map(str, words)])
     return done.exit_code, done.output
@@ -68,9 +62,9 @@ def test_three_forms_side_by_side(count: int, errors: list[float], files: list[P
 
 
 @pytest.mark.parametrize("keyword", ["progress", "told"])  # the second is its name until 0.1.0
-def test_progress(keyword: str, files: list[Path], hundred: Path) -> None:
+def test_progress(keyword: str, files: list[Path], few_images: Path) -> None:
     steps: list[tuple[str, float]] = []
-    evaluate(files[1], hundred, batch=50, **{keyword: lambda text, share: steps.append((text, share))})
+    evaluate(files[1], few_images, batch=50, **{keyword: lambda text, share: steps.append((text, share))})
     assert steps == [("50 of 100 images", 0.5), ("100 of 100 images", 1.0)]
 
 
@@ -103,7 +97,7 @@ def test_places_of_labels_ties_and_what_is_not_finite() -> None:
     assert place[:2].tolist() == [1, 1] and answers[:2].tolist() == [1, 0] and finite.tolist() == [True, True, False, False]
 
 
-def test_a_network_of_nan_is_wrong_everywhere(tmp_path: Path, hundred: Path) -> None:
+def test_a_network_of_nan_is_wrong_everywhere(tmp_path: Path, few_images: Path) -> None:
     model = build_random(TINY)
     cd.save(model, tmp_path / "m.safetensors")
     cd.export(model, "onnx", tmp_path / "m.onnx")
@@ -114,9 +108,9 @@ def test_a_network_of_nan_is_wrong_everywhere(tmp_path: Path, hundred: Path) -> 
         if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 1 and tensor.dims[0] == 10:
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(10, np.nan, np.float32), tensor.name))
     onnx.save(graph, tmp_path / "bad.onnx")
-    found = evaluate(tmp_path / "bad.onnx", hundred).files[0]
+    found = evaluate(tmp_path / "bad.onnx", few_images).files[0]
     assert (found.not_finite, found.top1_error, found.top5_error) == (100, 100, 100)
-    assert "100 ANSWERS ARE NOT FINITE" in command(tmp_path / "bad.onnx", "--data", hundred)[1]
+    assert "100 ANSWERS ARE NOT FINITE" in command(tmp_path / "bad.onnx", "--data", few_images)[1]
 
 
 def write_folder(folder: Path, classes: int, each: int = 2) -> Path:
@@ -151,10 +145,10 @@ def test_corrupt_images_are_named_and_counted(tmp_path: Path, files: list[Path])
     assert code == 4 and "none of its 20 images can be read" in output
 
 
-def test_data_that_does_not_fit_the_network(tmp_path: Path, files: list[Path], hundred: Path) -> None:
+def test_data_that_does_not_fit_the_network(tmp_path: Path, files: list[Path], few_images: Path) -> None:
     with pytest.raises(InputRefused, match=r"has 3 classes \(class0, class1, class2 …\), but .* tells 10 apart; expected the same"):
         evaluate(files[1], write_folder(tmp_path / "three", 3))
-    (tmp_path / "bad.bin").write_bytes(hundred.read_bytes()[: 3073 * 3 - 1])
+    (tmp_path / "bad.bin").write_bytes(few_images.read_bytes()[: 3073 * 3 - 1])
     assert command(files[1], "--data", tmp_path / "bad.bin")[0] == 4
     (tmp_path / "label.bin").write_bytes(bytes([200]) + bytes(3072))
     code, output = command(files[1], "--data", tmp_path / "label.bin")
@@ -163,21 +157,21 @@ def test_data_that_does_not_fit_the_network(tmp_path: Path, files: list[Path], h
     assert code == 4 and "no such folder; expected one with" in output
 
 
-def test_preprocessing_is_the_file_s_unless_overridden(files: list[Path], hundred: Path) -> None:
-    own, other = evaluate(files[1], hundred), evaluate(files[1], hundred, steps=Overrides(statistics="imagenet"))
+def test_preprocessing_is_the_file_s_unless_overridden(files: list[Path], few_images: Path) -> None:
+    own, other = evaluate(files[1], few_images), evaluate(files[1], few_images, steps=Overrides(statistics="imagenet"))
     assert own.files[0].preprocessing.statistics == "cifar10" and own.files[0].right1 != other.files[0].right1
     mean, std = STATISTICS["cifar10"]
-    same = evaluate(files[1], hundred, steps=Overrides(mean=mean, std=std))
+    same = evaluate(files[1], few_images, steps=Overrides(mean=mean, std=std))
     assert (same.files[0].answers == own.files[0].answers).all()
-    larger = evaluate(files[1], hundred, steps=Overrides(resize=40))
+    larger = evaluate(files[1], few_images, steps=Overrides(resize=40))
     assert larger.files[0].preprocessing.resize == 40 and larger.files[0].right1 < own.files[0].right1
     for wrong, message in ((Overrides(statistics="x"), "no statistics are called 'x'"), (Overrides(resize=8), "resize is 8; expected 32"),
                            (Overrides(std=(0.0, 1.0, 1.0)), "over 0"), (Overrides(mean=(math.nan, 0, 0)), "finite")):  # fmt: skip
         with pytest.raises(InputRefused, match=message):
-            evaluate(files[1], hundred, steps=wrong)
+            evaluate(files[1], few_images, steps=wrong)
 
 
-def test_a_foreign_network_needs_to_be_told(tmp_path: Path, hundred: Path) -> None:
+def test_a_foreign_network_needs_to_be_told(tmp_path: Path, few_images: Path) -> None:
     """An ONNX file that says nothing of itself, as from another tool."""
     import onnx
 
@@ -185,31 +179,31 @@ def test_a_foreign_network_needs_to_be_told(tmp_path: Path, hundred: Path) -> No
     graph = onnx.load(tmp_path / "m.onnx")
     del graph.metadata_props[:]
     onnx.save(graph, tmp_path / "foreign.onnx")
-    code, output = command(tmp_path / "foreign.onnx", "--data", hundred)
+    code, output = command(tmp_path / "foreign.onnx", "--data", few_images)
     assert code == 4 and "says nothing of preprocessing; give --statistics" in output
-    code, output = command(tmp_path / "foreign.onnx", tmp_path / "m.onnx", "--data", hundred, "--statistics", "cifar10")
+    code, output = command(tmp_path / "foreign.onnx", tmp_path / "m.onnx", "--data", few_images, "--statistics", "cifar10")
     assert code == 0 and "100.00% of answers the same" in output
 
 
-def test_networks_of_two_sizes_see_the_same_images(tmp_path: Path, hundred: Path) -> None:
+def test_networks_of_two_sizes_see_the_same_images(tmp_path: Path, few_images: Path) -> None:
     cd.save(build_random(TINY), tmp_path / "small.safetensors")
     cd.save(build_random(tiny(input_size=(48, 48))), tmp_path / "large.safetensors")
-    found = evaluate([tmp_path / "small.safetensors", tmp_path / "large.safetensors"], hundred)
+    found = evaluate([tmp_path / "small.safetensors", tmp_path / "large.safetensors"], few_images)
     assert [file.preprocessing.crop for file in found.files] == [(32, 32), (48, 48)] and found.images == 100
 
 
-def test_checkpoints_that_can_not_tell_their_groups(tmp_path: Path, hundred: Path) -> None:
+def test_checkpoints_that_can_not_tell_their_groups(tmp_path: Path, few_images: Path) -> None:
     path = save_checkpoint(tmp_path / "c.pth.tar", state_dict(training_model(TINY, stage=0)))
-    assert command(path, "--data", hundred)[0] == 4
-    assert command(path, "--data", hundred, "--groups", "4", "--condense-factor", "4")[0] == 0
+    assert command(path, "--data", few_images)[0] == 4
+    assert command(path, "--data", few_images, "--groups", "4", "--condense-factor", "4")[0] == 0
     cd.export(build_random(TINY), "onnx", tmp_path / "m.onnx")
-    code, output = command(tmp_path / "m.onnx", "--data", hundred, "--groups", "4")
+    code, output = command(tmp_path / "m.onnx", "--data", few_images, "--groups", "4")
     assert code == 4 and "is an artifact, whose architecture is fixed; expected no groups" in output
 
 
-def test_a_backend_by_name(files: list[Path], hundred: Path) -> None:
-    found = evaluate(files[1], hundred, backend="torch.bf16", threads=1)
+def test_a_backend_by_name(files: list[Path], few_images: Path) -> None:
+    found = evaluate(files[1], few_images, backend="torch.bf16", threads=1)
     assert found.files[0].precision == "bf16" and found.files[0].top1_error < 13
     assert torch.get_num_threads() > 0
-    code, output = command(files[2], "--data", hundred, "--backend", "nobody")
+    code, output = command(files[2], "--data", few_images, "--backend", "nobody")
     assert code == 4 and "no backend is called 'nobody'" in output
