@@ -17,6 +17,8 @@ def main(folder: Path) -> None:
     """Every module of the package; what a package exports comes first, its modules after."""
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", "Error parsing type annotation .*__init__")  # of a NamedTuple: looked for in another module
+    # Types of JSON objects that are written TypedDict("…", {…}): pdoc looks for the lines of their entries.
+    warnings.filterwarnings("ignore", "Cannot determine where .*environment\\._")
     for package in ["cnet_deploy", *(found.name for found in pkgutil.walk_packages(cnet_deploy.__path__, "cnet_deploy.") if found.ispkg)]:
         module = importlib.import_module(package)
         if hasattr(module, "__all__"):  # pdoc would take the modules for private ones
