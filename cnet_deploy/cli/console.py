@@ -92,6 +92,8 @@ class Commands(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         terminated: list[int] = []
+        _LOG.handlers[:] = [_Handler()]
+        _LOG.setLevel(logging.WARNING)
         try:
             with _termination(terminated):
                 return super().main(*args, **{**kwargs, "standalone_mode": False})
@@ -165,7 +167,6 @@ def _be_quiet(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 def _be_verbose(ctx: click.Context, _: click.Parameter, value: int) -> None:
     if value:
         ctx.meta[_VERBOSE] = ctx.meta.get(_VERBOSE, 0) + value
-        _LOG.handlers[:] = [_Handler()]
         _LOG.setLevel(logging.INFO if ctx.meta[_VERBOSE] == 1 else logging.DEBUG)
 
 
@@ -178,13 +179,16 @@ _VERBOSITY = [
 
 
 class _Handler(logging.Handler):
-    """Prints log lines on standard error, with the seconds since the command began."""
+    """Prints log lines on standard error: warnings as notes to the user, steps (-v) with the seconds since the command began."""
 
     def __init__(self) -> None:
         super().__init__()
         self.start = time.monotonic()
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            note(printable(record.getMessage()))
+            return
         click.echo(f"{time.monotonic() - self.start:8.3f} s  {printable(record.getMessage())}", err=True)
         if record.exc_info:
             for line in "".join(traceback.format_exception(*record.exc_info)).splitlines():
