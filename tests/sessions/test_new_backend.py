@@ -17,8 +17,9 @@ from cnet_deploy.sessions import names
 ROOT = Path(__file__).parents[2]
 # Rooms that are about single backends: their own two, what reads a machine, and the studies, each of one runtime.
 THEIR_OWN = ("sessions", "exporters", "hardware", "benchmarks/studies")
-# What is called like a backend and isn't one: a module in a pickle, a package whose version is recorded.
+# What is called like a backend and isn't one: a module in a pickle, a package whose version is recorded, a kind of file.
 OTHERS = {
+    ("files/kinds.py", "onnx"),
     ("checkpoints/tensor_pickle.py", "torch"),
     ("training/run.py", "torch"),
     ("benchmarks/measure/environment.py", "onnx"),
