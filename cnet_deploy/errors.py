@@ -96,6 +96,10 @@ class InputRefused(CnetDeployError):
     exit_code = 4
 
 
+class Damaged(ValueError):
+    """A part of a file is not what it must be; the message says which. Its reader adds the file's name and raises InputRefused."""
+
+
 class PruningUnfinished(InputRefused):
     """A training checkpoint whose pruning is unfinished, or that does not tell whether it is finished."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from cnet_deploy.errors import naming
 from cnet_deploy.models.build import build
 from cnet_deploy.models.condensenet import DenselyConnected, Source
 
+log = logging.getLogger(__name__)
+
 
 def load(
     path: Path | str,
@@ -22,15 +25,17 @@ def load(
     condense_factor: int | None = None,
     input_size: tuple[int, int] | None = None,
     stem_stride: int | None = None,
+    weights: str | None = None,
     sha256: str | None = None,
     data: bytes | None = None,
 ) -> DenselyConnected:
     """Load a model from a checkpoint of the family, in the form in which it is stored and in evaluation mode.
 
-    ``groups``, ``condense_factor``, ``input_size`` (height, width) and ``stem_stride``: see ``infer_architecture``; ``sha256`` and
-    ``data``: see ``read_tensors``. Raises InputRefused as both do; the message begins with the file's name.
+    ``groups``, ``condense_factor``, ``input_size`` (height, width) and ``stem_stride``: see ``infer_architecture``; ``weights`` (the key
+    of a set of weights in the file), ``sha256`` and ``data``: see ``read_tensors``. Raises InputRefused as both do; the message begins
+    with the file's name.
     """
-    read = read_tensors(path, sha256, data)
+    read = read_tensors(path, sha256, data, weights=weights)
     with naming(path):
         form = infer_form(read.tensors)
         arch = architecture_of(read, groups=groups, condense_factor=condense_factor, input_size=input_size, stem_stride=stem_stride)
@@ -38,6 +43,8 @@ def load(
         own: OwnMetadata | None = read.metadata.get(METADATA_KEY)
         steps = own.preprocessing if own else model.preprocessing
         model.class_names = class_names_of(read, arch.classes)
+    for note in read.notes:
+        log.warning("%s: %s", path, note)
     # Old files may lack the counters, or store them in another shape; everything else was checked name by name.
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     model.load_state_dict({name: torch.from_numpy(value).reshape(shapes[name]) for name, value in read.tensors.items()}, strict=False)

@@ -1,66 +1,127 @@
 """Read a checkpoint's tensors (as arrays) and metadata, without torch and without executing anything in it.
 
-A pickle that asks for more than tensors and plain containers is refused; the message names what it asked for.
+Container -> sets of weights -> dialect -> the original's names. Objects beside the weights are left inert: see files/pickle_reader.py.
 """
 
 from __future__ import annotations
 
 import math
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 
 from cnet_deploy.checkpoints.formats import format_of
+from cnet_deploy.checkpoints.formats.archives import unpacked
 from cnet_deploy.checkpoints.metadata import METADATA_KEY, with_own
-from cnet_deploy.checkpoints.tensors import Contents, StoredTensor
-from cnet_deploy.errors import InputRefused
+from cnet_deploy.checkpoints.tensor_pickle import as_tensor
+from cnet_deploy.checkpoints.tensors import Contents, FoundWeights, InertObject
+from cnet_deploy.checkpoints.weights import WeightSet, choose, companions_in_words, find, kind, tensors_of
+from cnet_deploy.errors import Damaged, InputRefused, naming
 from cnet_deploy.files import digest, read_bytes, require_digest
-from cnet_deploy.files.pickle_reader import OddKey
-from cnet_deploy.files.pickle_scan import Findings, examine, is_torchscript
+from cnet_deploy.files.kinds import describe, kind_of
+from cnet_deploy.files.pickle_reader import Inert
+from cnet_deploy.files.pickle_scan import Findings, examine, runs_code
 
-_KINDS = {
-    "NoneType": "nothing", "bool": "a truth value", "int": "a number", "float": "a number", "str": "a text", "bytes": "bytes",
-    "list": "a list", "tuple": "a list", "set": "a set", "frozenset": "a set", "dict": "a dictionary", "OrderedDict": "a dictionary",
-    "Name": "a function or class",
-}  # fmt: skip
-MAX_PREFIXES = 4  # of DataParallel's "module.", which is added each time that a model is wrapped
-MAX_TENSORS = 20_000  # the largest of the paper's networks have some 2,000
 MAX_SHARED = 16 << 20  # bytes that all tensors may take beyond four times the file's size: many can be views of one storage
+_EXPECTED = "a checkpoint (.pth.tar, .pt or .safetensors)"
+_WHOLE = ("models.", "torch.nn.", "torchvision.")  # the beginnings of classes of modules
 
 
-def read_tensors(path: Path | str, sha256: str | None = None, data: bytes | None = None) -> Contents:
-    """The state dict of a checkpoint in any container: legacy pickle, zip, safetensors.
+@dataclass(frozen=True)
+class _Opened:
+    """A file's object, its tensors as StoredTensor, and what is known of it before that is looked at."""
 
-    Floating-point tensors become float32. ``sha256`` is the digest that the file must have; ``data`` its bytes if they were already read.
-    Raises InputRefused for an unreadable file, for a pickle that asks for more than tensors (with the names), and for a file without a
-    state dict.
+    loaded: Any
+    metadata: Mapping[str, Any]
+    container: str
+    size: int
+    inert: tuple[InertObject, ...]
+
+
+def read_tensors(path: Path | str, sha256: str | None = None, data: bytes | None = None, *, weights: str | None = None) -> Contents:
+    """A set of weights of a checkpoint in any container: legacy pickle, zip, safetensors, or one of them in a zip archive or gzip file.
+
+    Names are the original's, without what wraps a network; floating-point tensors become float32. ``weights`` is the key of the set to
+    take, as `inspect` lists them; None takes the file's ``state_dict``, or the only set of the family. ``sha256`` is the digest that the
+    file must have; ``data`` its bytes if they were already read. Raises InputRefused for an unreadable file, for one without weights, for
+    one with several sets that fit equally, and for a set that holds anything but tensors.
     """
     path = Path(path)
     data = read_bytes(path) if data is None else data
     require_digest(path, data, sha256)
-    if path.suffix == ".onnx":
-        raise InputRefused(f"{path}: is an artifact; expected the checkpoint or model that it was made from")
-    format, findings = format_of(data, path.suffix), Findings()
     try:
-        if format.pickled:
-            findings = examine(data)
-            if findings.wanted or findings.problem:
-                raise ValueError(findings.problem or "it asks for more than tensors")
-        loaded, metadata = format.read(data)
-        metadata = with_own(_plain_entries(loaded) if format.pickled else metadata)
-        return Contents(_state_dict(loaded, len(data)), path.name, digest(data), len(data), format.name, metadata)
+        opened = _open(data, path.suffix)
+        sets = find(opened.loaded)
+        if not sets:
+            raise InputRefused(_without_weights(opened))
+        chosen, why = choose(sets, weights)
+        stored, companions = tensors_of(chosen)
+        tensors = with_plain_classifier(_arrays(stored, opened.size))
     except InputRefused as error:
         raise InputRefused(f"{path}: {error}") from None
     except Exception as error:  # a damaged or hostile file can make its reader raise anything
-        if format.pickled:
-            raise InputRefused(f"{path}: {_why_unreadable(error, data, findings)}") from None
-        remedy = "get it again, or convert the checkpoint again"
-        raise InputRefused(f"{path}: is no complete {format.name} file: {_first_line(error)}; {remedy}") from None
+        raise InputRefused(f"{path}: {_why_unreadable(error, data, path.suffix)}") from None
+    return Contents(
+        tensors, path.name, digest(data), len(data), opened.container, dict(opened.metadata),
+        weights=tuple(FoundWeights(one.place, len(one.names), one.bytes, one is chosen) for one in sets),
+        why=why, dialect=chosen.dialect, companions=companions, inert=opened.inert, notes=tuple(_notes(sets, chosen, why, companions)),
+    )  # fmt: skip
+
+
+def _notes(sets: Sequence[WeightSet], chosen: WeightSet, why: str, companions: Sequence[str]) -> Iterator[str]:
+    """What the owner of a file should know of how it was read."""
+    fitting = [one for one in sets if one.dialect]
+    if len(fitting) > 1:
+        others = ", ".join(one.place for one in fitting if one is not chosen)
+        yield f"takes the weights {chosen.place} ({why}); --weights takes others: {others}"
+    if companions:
+        yield f"leaves out what lies beside the network: {companions_in_words(companions)}"
+
+
+def open_pickled(data: bytes) -> Any:
+    """The object of a checkpoint that torch.save wrote, its tensors as StoredTensor, objects of other classes inert.
+
+    Raises Damaged for bytes that are not safe to read, and any other exception for a damaged file (see ``reason_of``).
+    """
+    inner, _ = unpacked(data)
+    if problem := examine(inner).problem:
+        raise Damaged(problem)
+    return format_of(inner).read(inner)[0]
+
+
+def _open(data: bytes, suffix: str) -> _Opened:
+    _require_kind(data)
+    inner, archive = unpacked(data)
+    if archive:
+        with naming(f"is a {archive}, which"):
+            _require_kind(inner)
+    format, findings = format_of(inner, suffix), Findings()
+    if format.pickled:
+        findings = examine(inner)
+        if findings.problem:
+            raise Damaged(findings.problem)
+    loaded, metadata = format.read(inner)
+    metadata = with_own(_plain_entries(loaded) if format.pickled else metadata)
+    inert = tuple(InertObject(name, runs_code(name)) for name in findings.wanted)
+    return _Opened(loaded, metadata, f"{archive}: {format.name}" if archive else format.name, len(inner), inert)
+
+
+def _require_kind(data: bytes) -> None:
+    """Raise InputRefused for a file whose first bytes are those of something else."""
+    kind = kind_of(data)
+    if kind is not None and kind.opened_by != "checkpoint":
+        raise InputRefused(describe(kind, "the checkpoint that it was made from" if kind.opened_by else _EXPECTED))
 
 
 def _plain_entries(loaded: Any) -> dict[str, Any]:
     """The metadata of a checkpoint: its plain entries beside the tensors."""
+    loaded = loaded.entries if isinstance(loaded, Inert) else loaded
     if not isinstance(loaded, dict):
         return {}
     entries = {key: loaded.get(key) for key in ("epoch", "best_prec1", "model", METADATA_KEY)}
@@ -71,59 +132,66 @@ def _plain_entries(loaded: Any) -> dict[str, Any]:
     }
 
 
-def _why_unreadable(error: Exception, data: bytes, findings: Findings) -> str:
-    if is_torchscript(data):
-        return "is a TorchScript program, which is code; expected a state dict: torch.save(model.state_dict(), …)"
-    text = not data[:4096].strip(b"\t\n\r\f\b" + bytes(range(32, 127)))
-    if findings.wanted and (findings.whole or not text):  # a text may begin like a pickle
-        whole = findings.wanted[0].startswith(("models.", "torch.nn.", "torchvision."))
+def _without_weights(opened: _Opened) -> str:
+    """Why a whole file has no weights."""
+    loaded, inert = opened.loaded, opened.inert
+    held = [loaded, *(loaded.values() if isinstance(loaded, dict) else ())]
+    module = next((one.name for one in held if isinstance(one, Inert) and isinstance(one.state, dict) and "_modules" in one.state), None)
+    if module or (isinstance(loaded, Inert) and loaded.name.startswith(_WHOLE)):
         return (
-            f"{'is a whole pickled module' if whole else 'holds more than weights'}: its pickle wants {', '.join(findings.wanted[:3])}, "
-            "which can run code; expected tensors and plain containers only. "
-            "If you trust its origin, open it there and torch.save(model.state_dict(), …)"
+            f"is a whole pickled module ({module or loaded.name}), which is code: nothing of it is run; expected its weights: "
+            "open it where it was made and torch.save(model.state_dict(), …)"
         )
-    if text:
-        return f"is text (it begins {data[:40].decode('ascii', 'replace')!r}); expected a checkpoint (.pth.tar, .pt, .safetensors)"
+    empty = isinstance(loaded, dict) and not loaded
+    text = f"holds {'nothing' if empty else kind(loaded)}; expected a state dict, which has tensors by name"
+    if runs := [one.name for one in inert if one.runs_code]:
+        text += f" (it asks for {', '.join(runs[:3])}, which would run code where pickles are loaded the usual way; nothing of it was run)"
+    elif inert:
+        text += f" (it asks for {', '.join(one.name for one in inert[:3])}, which is left inert)"
+    return text
+
+
+def _why_unreadable(error: Exception, data: bytes, suffix: str) -> str:
+    format = format_of(data, suffix)
+    if not format.pickled:
+        return f"is no complete {format.name} file: {reason_of(error)}; get it again, or convert the checkpoint again"
+    findings = examine(data)
     if findings.problem and findings.whole:
-        return f"is no checkpoint that can be opened safely: {findings.problem}; expected .pth.tar, .pt or .safetensors"
-    reason = findings.problem or _first_line(f"{type(error).__name__}: {error}")
-    return f"is truncated, damaged or no checkpoint at all ({reason}); expected .pth.tar, .pt or .safetensors"
+        return f"is no checkpoint that can be opened safely: {findings.problem}; expected {_EXPECTED}"
+    known = kind_of(data)
+    what = "is truncated or damaged" if known is not None else "is truncated, damaged or no checkpoint at all"
+    return f"{what} ({reason_of(error)}); expected {_EXPECTED}: get it again"
 
 
-def _state_dict(loaded: Any, size: int) -> dict[str, npt.NDArray[Any]]:
-    entries = loaded
-    for key in ("state_dict", "model"):
-        if isinstance(entries, dict) and isinstance(entries.get(key), dict):
-            entries = entries.get(key)
-    if not isinstance(entries, dict) or not entries:
-        raise InputRefused(f"holds {'nothing' if isinstance(entries, dict) else _kind(entries)}; expected a state dict")
-    if len(entries) > MAX_TENSORS:
-        raise InputRefused(f"holds {len(entries)} entries; expected a state dict of at most {MAX_TENSORS} tensors")
-    tensors: dict[str, StoredTensor] = {}
-    for key, value in entries.items():
-        if not isinstance(key, str) or not isinstance(value, StoredTensor):
-            what = f"entry {key!r}" if isinstance(key, str) else f"an entry whose key is {_kind(key)}"
-            raise InputRefused(f"{what} holds {_kind(value)}; expected a state dict, which has only tensors by name")
-        tensors[key] = value
-    for _ in range(MAX_PREFIXES):
-        if all(key.startswith("module.") for key in tensors):
-            tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+def _arrays(stored: Mapping[str, tuple[Any, Any]], size: int) -> dict[str, npt.NDArray[Any]]:
     left, arrays = 4 * size + MAX_SHARED, dict[str, npt.NDArray[Any]]()
-    for name, tensor in tensors.items():
-        left -= tensor.bytes_as_array(name)
-        if left < 0 and tensor.shape:
-            raise InputRefused(f"{name} has shape {tensor.shape} in a file of {size} bytes; expected weights of its own")
-        arrays[name] = tensor.array(name)
+    for name, (value, mask) in stored.items():
+        parts = []
+        for part in (value, mask):
+            if part is None:
+                continue
+            tensor = as_tensor(part)
+            left -= tensor.bytes_as_array(name)
+            if left < 0 and tensor.shape:
+                raise InputRefused(f"{name} has shape {tensor.shape} in a file of {size} bytes; expected weights of its own")
+            parts.append(tensor.array(name))
+        if len({part.shape for part in parts}) > 1:
+            raise InputRefused(f"{name} has shape {parts[0].shape} and its mask {parts[1].shape}; expected the same")
+        arrays[name] = parts[0] if len(parts) == 1 else parts[0] * (parts[1] != 0)
     return arrays
 
 
-def _kind(value: object) -> str:
-    """A noun for a value's type, for messages."""
-    if isinstance(value, StoredTensor):
-        return "a tensor"
-    name = value.type if isinstance(value, OddKey) else type(value).__name__
-    return _KINDS.get(name, f"an object of type {name}")
+def with_plain_classifier(tensors: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of a converted network; where it has a plain classifier, as after transfer learning, that reads all features."""
+    weight = tensors.get("classifier.weight")
+    if weight is None or weight.ndim != 2 or "classifier.index" in tensors or not any(name.endswith(".conv_1.index") for name in tensors):
+        return tensors
+    renamed = {f"classifier.linear.{name[11:]}" if name.startswith("classifier.") else name: value for name, value in tensors.items()}
+    return renamed | {"classifier.index": np.arange(weight.shape[1])}
 
 
-def _first_line(error: object) -> str:
-    return (str(error).strip().splitlines() or ["no reason given"])[0].partition(". ")[0][:200]
+def reason_of(error: Exception) -> str:
+    """What is wrong with a damaged file, in words: Python's own exceptions say nothing that its owner could use."""
+    if isinstance(error, (Damaged, pickle.UnpicklingError, SafetensorError)):
+        return (str(error).strip().splitlines() or ["its content is malformed"])[0].partition(". ")[0][:200]
+    return "its content is malformed"

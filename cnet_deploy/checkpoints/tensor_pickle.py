@@ -1,6 +1,7 @@
-"""Read pickles of tensors and plain containers, as torch.save writes them, without torch and without executing anything.
+"""Read pickles of tensors, arrays and plain containers, as torch.save writes them, without torch and without executing anything.
 
-The functions below build an inert value for each call that such a pickle makes (see files/pickle_reader.py).
+The functions below build a value for each call that such a pickle makes of torch, numpy and Python's containers. For every other call an
+Inert stands (see files/pickle_reader.py).
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 from cnet_deploy.checkpoints.tensors import Storage, StoredTensor
-from cnet_deploy.files.pickle_reader import Name, PickleReader
+from cnet_deploy.errors import Damaged
+from cnet_deploy.files import pickle_arrays
+from cnet_deploy.files.pickle_arrays import StoredArray
+from cnet_deploy.files.pickle_reader import MAX_COPIED, Inert, Name, PickleReader
 
 # torch's storage classes: the type of their numbers, and its size in bytes.
 STORAGES: dict[str, tuple[str | None, int]] = {
@@ -25,13 +29,19 @@ STORAGES: dict[str, tuple[str | None, int]] = {
 }  # fmt: skip
 
 
+# numpy's codes of the same types.
+_ARRAY_TYPES = {
+    "f2": "float16", "f4": "float32", "f8": "float64", "i1": "int8", "i2": "int16", "i4": "int32", "i8": "int64", "u1": "uint8",
+    "b1": "bool",
+}  # fmt: skip
+
 FindStorage = Callable[[tuple[Any, ...]], Storage]
 
 
 def storage_type(kind: object) -> tuple[str | None, int]:
-    """Type and size in bytes of the elements of a storage class. Raises ValueError for anything else."""
+    """Type and size in bytes of the elements of a storage class. Raises Damaged for anything else."""
     if not isinstance(kind, Name) or kind.module not in ("torch", "torch.storage") or kind.name not in STORAGES:
-        raise ValueError(f"{kind if isinstance(kind, Name) else 'a value'} is not a storage class")
+        raise Damaged(f"{kind if isinstance(kind, Name) else 'a value'} is not a storage class")
     return STORAGES[kind.name]
 
 
@@ -39,7 +49,8 @@ class TensorReader(PickleReader):
     """Reads one pickle. ``find_storage`` returns the storage of a persistent id (without its first word)."""
 
     def __init__(self, file: io.BytesIO, find_storage: FindStorage) -> None:
-        super().__init__(file, "utf-8")
+        # numpy's arrays are texts in old protocols, which may be as long as the file; text of Python 2 is Latin-1.
+        super().__init__(file, "latin-1", max(MAX_COPIED, file.getbuffer().nbytes))
         self.find_storage = find_storage
 
     def persistent_load(self, saved: Any) -> Any:
@@ -54,25 +65,45 @@ class TensorReader(PickleReader):
         for beginning, odd in _ODD.items():
             if text.startswith(beginning):
                 return StoredTensor("", odd=odd)
-        raise pickle.UnpicklingError(f"it calls {text}")
+        value = pickle_arrays.made(name, arguments)
+        return super().called(name, arguments) if value is None else value
+
+    def built(self, target: Any, state: Any) -> None:
+        if not pickle_arrays.built(target, state):
+            super().built(target, state)
+
+
+def as_tensor(value: StoredTensor | StoredArray) -> StoredTensor:
+    """A tensor, or an array of numpy as a tensor. Raises Damaged for a damaged array."""
+    if isinstance(value, StoredTensor):
+        return value
+    dtype = _ARRAY_TYPES.get(value.code)
+    if dtype is None:
+        return StoredTensor("", odd=f"an array of {value.code or 'objects'}")
+    shape, by_columns, content = value.parts(lambda text: text.encode("latin-1"))
+    strides, step = [0] * len(shape), 1
+    for axis in range(len(shape)) if by_columns else reversed(range(len(shape))):
+        strides[axis] = step
+        step *= shape[axis]
+    return StoredTensor(dtype, Storage(dtype, lambda: memoryview(content)), 0, shape, tuple(strides))
 
 
 def _ordered(reader: TensorReader, entries: Any = ()) -> OrderedDict[Any, Any]:
     pairs = list(reader.copied(entries.items() if isinstance(entries, dict) else entries))
     if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
-        raise ValueError("a dictionary is built from something other than pairs")
+        raise Damaged("a dictionary is built from something other than pairs")
     return OrderedDict((reader.key(key), value) for key, value in pairs)
 
 
 def _row(reader: TensorReader, entries: Any = ()) -> list[Any]:
     if not isinstance(entries, (list, tuple, set, frozenset)):
-        raise ValueError("a container is built from something other than a sequence or set")
+        raise Damaged("a container is built from something other than a sequence or set")
     return list(reader.copied(entries))
 
 
 def _encoded(reader: TensorReader, text: Any, encoding: Any = "latin1") -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise ValueError("it encodes something other than Latin-1 text")
+        raise Damaged("it encodes something other than Latin-1 text")
     reader.copied(text)
     return text.encode("latin-1")
 
@@ -86,12 +117,12 @@ def _tensor(_: TensorReader, storage: Any, offset: Any, shape: Any, strides: Any
     metadata = more[2] if len(more) > 2 else None
     dtype = dtype or (storage.dtype if isinstance(storage, Storage) else None)
     if not isinstance(storage, Storage) or dtype is None or not isinstance(metadata, (dict, type(None))):
-        raise ValueError("a tensor is built from something other than a storage")
+        raise Damaged("a tensor is built from something other than a storage")
     for row in (shape, strides, (offset,)):
         if not isinstance(row, tuple) or not all(type(number) is int and 0 <= number < 1 << 63 for number in row):
-            raise ValueError("a tensor's shape, strides and offset are not whole numbers")
+            raise Damaged("a tensor's shape, strides and offset are not whole numbers")
     if len(shape) != len(strides):
-        raise ValueError(f"a tensor has {len(shape)} dimensions and {len(strides)} strides")
+        raise Damaged(f"a tensor has {len(shape)} dimensions and {len(strides)} strides")
     return StoredTensor(dtype, storage, offset, shape, strides, bool((metadata or {}).get("neg")))
 
 
@@ -116,15 +147,33 @@ def _of_type(reader: TensorReader, called: Any, _: Any, arguments: Any, *__: Any
     return reader.called(called, arguments)
 
 
+def _of_device(_: TensorReader, numbers: Any, *__: Any) -> StoredTensor:
+    """A tensor of a device without storages, as XLA's: stored as an array of numpy, or as a tensor on the CPU."""
+    if not isinstance(numbers, (StoredArray, StoredTensor)):
+        raise Damaged("a device's tensor is built from something other than an array")
+    return as_tensor(numbers)
+
+
+def _instance(_: TensorReader, kind: Any, _base: Any = None, state: Any = None, *__: Any) -> Inert:
+    """An object of a Python class (copyreg._reconstructor)."""
+    made = Inert(str(kind) if isinstance(kind, Name) else "an object")
+    if isinstance(state, dict):
+        made.entries = state
+    return made
+
+
 def _type_name(dtype: Any) -> str:
     if not isinstance(dtype, Name) or dtype.module != "torch":
-        raise ValueError("a tensor's type is not one of torch's")
+        raise Damaged("a tensor's type is not one of torch's")
     return dtype.name
 
 
 _MAKERS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered,
     "collections.Counter": _ordered,
+    "collections.defaultdict": lambda _, *__: OrderedDict(),
+    "copyreg._reconstructor": _instance,
+    "copy_reg._reconstructor": _instance,
     "_codecs.encode": _encoded,
     "torch.Size": lambda reader, entries=(): tuple(_row(reader, entries)),
     "torch.device": lambda _, kind, index=None: kind if index is None else f"{kind}:{index}",
@@ -133,6 +182,9 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _typed_tensor,
     "torch._utils._rebuild_meta_tensor_no_storage": _without_data,
+    "torch._utils._rebuild_device_tensor_from_numpy": _of_device,
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _of_device,
+    "torch._utils._rebuild_xla_tensor": _of_device,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch.nn.parameter.Parameter": _parameter,
@@ -142,6 +194,7 @@ _MAKERS: dict[str, Callable[..., Any]] = {
 for _module in ("builtins", "__builtin__"):
     _MAKERS |= {
         f"{_module}.set": lambda reader, entries=(): set(map(reader.key, _row(reader, entries))),
+        f"{_module}.frozenset": lambda reader, entries=(): frozenset(map(reader.key, _row(reader, entries))),
         f"{_module}.bytearray": _bytes,
         f"{_module}.complex": lambda *_: Name("builtins", "complex"),
     }  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cnet_deploy.checkpoints.dialects.base import Dialect
 from cnet_deploy.errors import InputRefused
 
 MAX_EXPANDED = 16 << 20  # bytes that a view may claim over a smaller storage
@@ -114,8 +115,30 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
+class FoundWeights:
+    """A set of weights in a file: its key, the number of its tensors and their bytes as stored, and whether it is the one that is read."""
+
+    key: str
+    tensors: int
+    bytes: int
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class InertObject:
+    """A class or function that a pickle names and that is left inert. ``runs_code``: elsewhere it would run code, as ``os.system``."""
+
+    name: str
+    runs_code: bool
+
+
+@dataclass(frozen=True)
 class Contents:
-    """A file's tensors (arrays of float32 or integers, names without ``module.``) and its metadata. ``source`` is the file's name."""
+    """A file's tensors (arrays of float32 or integers, by the original's names) and its metadata. ``source`` is the file's name.
+
+    ``weights`` are all sets of weights in the file, ``why`` says why the chosen one is read. ``companions`` are names that were left out.
+    ``notes`` are sentences for the file's owner about how it was read.
+    """
 
     tensors: dict[str, npt.NDArray[Any]]
     source: str
@@ -123,3 +146,9 @@ class Contents:
     size: int
     container: str
     metadata: dict[str, Any]
+    weights: tuple[FoundWeights, ...] = ()
+    why: str = ""
+    dialect: Dialect | None = None
+    companions: tuple[str, ...] = ()
+    inert: tuple[InertObject, ...] = ()
+    notes: tuple[str, ...] = ()

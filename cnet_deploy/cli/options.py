@@ -26,6 +26,7 @@ def model_options(command: F) -> F:
         click.option("--input-size", type=Size(), help="Input in pixels, as 224 or HEIGHTxWIDTH, instead of the inferred size."),
         click.option("--condense-factor", type=click.IntRange(1), help="C, if the checkpoint's counters don't tell it."),
         click.option("--groups", type=click.IntRange(1), help="G of the 1x1 convolutions, if the masks don't tell it."),
+        click.option("--weights", metavar="KEY", help="Which weights of a checkpoint that holds several sets; `inspect` lists them."),
     ):
         command = option(command)
     return command
@@ -129,7 +130,7 @@ def take(options: dict[str, Any], *names: str) -> dict[str, Any]:
 
 def take_overrides(options: dict[str, Any]) -> dict[str, Any]:
     """Remove the options of ``model_options`` and return them."""
-    return take(options, "groups", "condense_factor", "input_size", "stem_stride")
+    return take(options, "weights", "groups", "condense_factor", "input_size", "stem_stride")
 
 
 def require_target(target: str | None, triton: Path | None, output: Path | None) -> str:

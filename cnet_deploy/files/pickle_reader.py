@@ -1,8 +1,8 @@
 """A reader of pickles that executes nothing: names in a pickle are never looked up, imported or called.
 
-A name becomes a ``Name``. A derived class decides in ``called`` which inert value stands for the result of a call. Opcodes that
-checkpoints and datasets don't need are refused. Scan a pickle with ``pickle_scan.examine`` first, which limits nesting, lengths and the
-number of instructions.
+A pickle is a program, and this is an interpreter of its own for it. A name becomes a ``Name``, which is text. A derived class decides in
+``called`` which value stands for the result of a call; where it knows none, an ``Inert`` does. Opcodes that checkpoints and datasets don't
+need are refused. Scan a pickle with ``pickle_scan.examine`` first, which limits nesting, lengths and the number of instructions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _UNCHANGED = (
     pickle.NEWFALSE, pickle.INT, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG, pickle.LONG1, pickle.LONG4, pickle.FLOAT,
     pickle.BINFLOAT, pickle.STRING, pickle.BINSTRING, pickle.SHORT_BINSTRING, pickle.UNICODE, pickle.BINUNICODE, pickle.SHORT_BINUNICODE,
     pickle.BINUNICODE8, pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.BINBYTES8, pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1,
-    pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_LIST, pickle.LIST, pickle.APPEND, pickle.APPENDS, pickle.EMPTY_DICT, pickle.EMPTY_SET,
+    pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_LIST, pickle.LIST, pickle.EMPTY_DICT, pickle.EMPTY_SET,
     pickle.GET, pickle.BINGET, pickle.LONG_BINGET, pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.GLOBAL,
     pickle.STACK_GLOBAL, pickle.PERSID, pickle.BINPERSID,
 )  # fmt: skip
@@ -41,6 +41,20 @@ class Name:
         return f"{self.module}.{self.name}"
 
 
+class Inert:
+    """Stands for an object that is not made: its class or the function that was to make it, and what the pickle gave it.
+
+    ``entries`` are those of a dictionary of a class of its own; elements of such a list or set are dropped.
+    """
+
+    __slots__ = ("entries", "name", "state")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.state: Any = None
+        self.entries: dict[Any, Any] = {}
+
+
 class OddKey:
     """Stands for a dictionary key that is neither text nor a small number: hashing or comparing it could take forever."""
 
@@ -54,6 +68,7 @@ class PickleReader(pickle._Unpickler):
 
     stack: list[Any]
     read: Callable[[int], bytes]
+    readline: Callable[[], bytes]
     pop_mark: Callable[[], list[Any]]
     dispatch: ClassVar[dict[int, Any]] = {opcode[0]: _LOADS[opcode[0]] for opcode in _UNCHANGED}
 
@@ -61,12 +76,14 @@ class PickleReader(pickle._Unpickler):
         super().__init__(file, encoding=encoding)
         self.left = copies
 
-    def called(self, name: Name, arguments: tuple[Any, ...]) -> Any:
-        """The value that stands for the result of a call. Raises pickle.UnpicklingError for an unknown name."""
-        raise NotImplementedError
+    def called(self, name: Name, arguments: tuple[Any, ...]) -> Any:  # noqa: ARG002
+        """The value that stands for the result of a call: for a name that a derived class does not know, an Inert."""
+        return Inert(str(name))
 
     def built(self, target: Any, state: Any) -> None:
-        """Called when attributes (``state``) are set on ``target``. Ignored unless a derived class overrides it."""
+        """Called when attributes (``state``) are set on ``target``. Only an Inert keeps them, unless a derived class overrides this."""
+        if isinstance(target, Inert):
+            target.state = state
 
     def key(self, key: Any) -> Any:
         """The key of a dictionary or element of a set, replaced by an OddKey if hashing it is not safe."""
@@ -95,6 +112,8 @@ class PickleReader(pickle._Unpickler):
         raise pickle.UnpicklingError("it refers to something outside of it by a persistent id")
 
     def _fill(self, target: Any, items: list[Any]) -> None:
+        if isinstance(target, Inert):
+            target = target.entries
         if not isinstance(target, dict) or len(items) % 2:
             raise pickle.UnpicklingError("it sets entries of an object that is not a dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
@@ -116,9 +135,25 @@ class PickleReader(pickle._Unpickler):
 
     def _add_items(self) -> None:
         items = self.pop_mark()
-        if not isinstance(self.stack[-1], set):
+        target = self.stack[-1]
+        if isinstance(target, set):
+            target.update(map(self.key, items))
+        elif not isinstance(target, Inert):
             raise pickle.UnpicklingError("it adds elements to an object that is not a set")
-        self.stack[-1].update(map(self.key, items))
+
+    def _append(self) -> None:
+        item = self.stack.pop()
+        self._extend([item])
+
+    def _append_items(self) -> None:
+        self._extend(self.pop_mark())
+
+    def _extend(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, list):
+            target.extend(items)
+        elif not isinstance(target, Inert):
+            raise pickle.UnpicklingError("it appends to an object that is not a list")
 
     def _frozen_set(self) -> None:
         items = self.pop_mark()
@@ -126,10 +161,29 @@ class PickleReader(pickle._Unpickler):
 
     def _call(self) -> None:
         arguments = self.stack.pop()
-        name = self.stack[-1]
+        self.stack[-1] = self._result(self.stack[-1], arguments)
+
+    def _call_with_keywords(self) -> None:
+        self.stack.pop()
+        self._call()
+
+    def _call_marked(self) -> None:
+        """OBJ: a class and its arguments after a mark."""
+        name, *arguments = self.pop_mark()
+        self.stack.append(self._result(name, tuple(arguments)))
+
+    def _call_named(self) -> None:
+        """INST: as OBJ, with the name in the instruction."""
+        module, name = (self.readline()[:-1].decode("utf-8", "replace") for _ in range(2))
+        arguments = self.pop_mark()
+        self.stack.append(self._result(self.find_class(module, name), tuple(arguments)))
+
+    def _result(self, name: Any, arguments: Any) -> Any:
+        if isinstance(name, Inert):  # what an inert call returned is called in turn
+            return Inert(name.name)
         if not isinstance(name, Name) or not isinstance(arguments, tuple):
             raise pickle.UnpicklingError("it calls an object that is not a named function")
-        self.stack[-1] = self.called(name, arguments)
+        return self.called(name, arguments)
 
     def _build(self) -> None:
         state = self.stack.pop()
@@ -141,6 +195,7 @@ class PickleReader(pickle._Unpickler):
 
     dispatch |= {
         pickle.SETITEM[0]: _set_item, pickle.SETITEMS[0]: _set_items, pickle.DICT[0]: _dict, pickle.ADDITEMS[0]: _add_items,
-        pickle.FROZENSET[0]: _frozen_set, pickle.REDUCE[0]: _call, pickle.NEWOBJ[0]: _call, pickle.BUILD[0]: _build,
-        pickle.BYTEARRAY8[0]: _byte_array,
+        pickle.FROZENSET[0]: _frozen_set, pickle.APPEND[0]: _append, pickle.APPENDS[0]: _append_items, pickle.REDUCE[0]: _call,
+        pickle.NEWOBJ[0]: _call, pickle.NEWOBJ_EX[0]: _call_with_keywords, pickle.OBJ[0]: _call_marked, pickle.INST[0]: _call_named,
+        pickle.BUILD[0]: _build, pickle.BYTEARRAY8[0]: _byte_array,
     }  # fmt: skip

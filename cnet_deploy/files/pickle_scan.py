@@ -1,7 +1,7 @@
-"""Scan a pickle's opcodes without executing any, to see what it would import and whether it is safe to read.
+"""Scan a pickle's opcodes without executing any, to see which names it has and whether it is safe to read.
 
-A reader that calls nothing can still be made to crash or to hang, by a key nested a million deep or a name of a megabyte. The scan
-refuses those too.
+The reader (pickle_reader.py) calls nothing, whatever the names. But it can still be made to crash or to hang, by a key nested a million
+deep or a name of a megabyte. The scan refuses those.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import lzma
 import pickletools
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from cnet_deploy.errors import printable
 
-MAX_BYTES = 16 << 20  # of the pickle inside a zip container; the weights are separate entries
+MAX_BYTES = 64 << 20  # of the pickle inside a zip container; tensors are separate entries, but numpy's arrays are within
 MAX_OPCODES = 150_000  # in total; a checkpoint of CondenseNet-182 with its optimizer has some 60,000
 MAX_DEPTH = 100
 MAX_NAME = 200
@@ -25,11 +27,25 @@ MAX_LINE = 100_000  # parsing a number takes time quadratic in its digits
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_STREAMS = 5  # magic number, protocol, system, object, keys of the storages
 _NAME = re.compile(r"[A-Za-z_][\w.<>]*")
-# What torch's own reader of weights builds: tensors, storages, dtypes, sizes, dictionaries, sets.
+# What the readers make values of: tensors, storages, dtypes, sizes, numpy's arrays and numbers, dictionaries, sets.
 _HARMLESS = re.compile(
-    r"collections\.(OrderedDict|Counter)|_codecs\.encode|(__builtin__|builtins)\.(set|bytearray|complex)"
+    r"collections\.(OrderedDict|Counter|defaultdict)|_codecs\.encode"
+    r"|(__builtin__|builtins)\.(set|frozenset|bytearray|complex|object|list|dict|tuple|int|float|str|bool)"
+    r"|(copyreg|copy_reg)\._reconstructor|numpy\.(ndarray|dtype)|numpy\._?core\.(multiarray\.(_reconstruct|scalar)|numeric\._frombuffer)"
     r"|torch\.(\w*Storage|bits\w+|per_\w+|sparse_\w+|strided|serialization\._get_layout|Size|Tensor|device|float\w*|double|half|bfloat16|u?int\w*|long|bool|quint\w*|qint\w*)"
     r"|torch\.storage\.\w+|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_\w+|torch\.nn\.parameter\.Parameter"
+)
+# What runs code, opens files or reaches the network where pickles are loaded the usual way.
+_RUNS_CODE = re.compile(
+    r"(os|posix|nt|ntpath|posixpath|subprocess|sys|shutil|pty|runpy|importlib|imp|pkgutil|codeop|pdb|bdb|timeit|asyncio|multiprocessing"
+    r"|threading|_thread|socket|ssl|socketserver|http|urllib|urllib2|httplib|requests|aiohttp|ftplib|smtplib|telnetlib|xmlrpc|webbrowser"
+    r"|ctypes|_ctypes|cffi|pickle|_pickle|cPickle|dill|cloudpickle|joblib|marshal|shelve|pydoc|doctest|tempfile|glob|fileinput|signal"
+    r"|resource|pip|setuptools|distutils|venv|ensurepip|idlelib|lib2to3|operator|_operator|atexit|numpy\.testing|numpy\.f2py"
+    r"|numpy\.distutils|torch\.hub|torch\.jit|torch\.ops|torch\.classes|torch\._dynamo|torch\._inductor|torch\.utils\.cpp_extension)(\..*)?"
+    r"|(__builtin__|builtins)\.(eval|exec|execfile|compile|open|input|getattr|setattr|delattr|vars|globals|locals|__import__|breakpoint"
+    r"|apply|map|filter|type|help|exit|quit)"
+    r"|(io|_io)\.(open\w*|FileIO)|pathlib\..*\..*|types\.(Function|Code|Lambda)Type|functools\.(reduce|_reduce)|torch\.(load|save)"
+    r"|(.*\.)?(getoutput|getstatusoutput|system|popen\w*|spawn[lv]\w*|exec|exec[lv]\w*|_execvpe|__globals__|__subclasses__)"
 )
 _CHANGERS = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
 _MARK = pickletools.markobject
@@ -37,8 +53,8 @@ _MARK = pickletools.markobject
 
 @dataclass
 class Findings:
-    """The result of a scan. ``wanted``: functions and classes (``module.name``) beyond those of tensors. ``problem``: why the pickle must
-    not be given to a reader, or None. ``whole``: whether the scanned part is a complete pickle."""
+    """The result of a scan. ``wanted``: functions and classes (``module.name``) beyond those of tensors and arrays, for which an Inert will
+    stand. ``problem``: why the pickle must not be given to a reader, or None. ``whole``: whether the scanned part is a complete pickle."""
 
     wanted: list[str] = field(default_factory=list)
     problem: str | None = None
@@ -58,19 +74,22 @@ def examine(data: bytes) -> Findings:
                 _Machine(findings, counter).run(stream)
     except _Refused as error:
         findings.problem = str(error)
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, OSError):
+        findings.problem, findings.whole = "its zip archive is damaged or incomplete", False
     except Exception as error:  # bytes that are no pickle can raise anything
-        findings.problem, findings.whole = f"{type(error).__name__}: {error}", False
+        short = isinstance(error, EOFError) or re.search("exhausted|not enough data|no newline|expected \\d+ bytes", str(error))
+        findings.problem, findings.whole = "its end is missing" if short else "its pickle is malformed", False
     findings.wanted = list(dict.fromkeys(findings.wanted))
     return findings
 
 
-def is_torchscript(data: bytes) -> bool:
-    """Whether it is an archive of torch.jit.save, which holds a program instead of a state dict."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except Exception:  # as above
-        return False
+def runs_code(name: str) -> bool:
+    """Whether ``module.name`` runs code, opens files or reaches the network where pickles are loaded the usual way, as ``os.system`` does.
+
+    >>> runs_code("posix.system"), runs_code("argparse.Namespace")
+    (True, False)
+    """
+    return bool(_RUNS_CODE.fullmatch(name))
 
 
 class _Stream(io.BytesIO):
@@ -173,6 +192,6 @@ def _zipped_pickle(data: bytes) -> bytes:
         entries = [entry for entry in archive.infolist() if entry.filename.rpartition("/")[2] == "data.pkl"]
         if len(entries) != 1:
             raise _Refused(f"the archive has {len(entries)} entries data.pkl, expected one")
-        if entries[0].file_size > MAX_BYTES:
+        if entries[0].file_size > min(MAX_BYTES, len(data)):  # torch.save does not compress it
             raise _Refused(f"its pickle takes {entries[0].file_size} bytes")
         return archive.read(entries[0])

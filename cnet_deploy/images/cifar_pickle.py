@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from cnet_deploy.errors import InputRefused, printable
 from cnet_deploy.files import read_bytes
+from cnet_deploy.files.pickle_arrays import StoredArray, built, made
 from cnet_deploy.files.pickle_reader import Name, PickleReader
 from cnet_deploy.files.pickle_scan import examine
 
@@ -30,8 +31,9 @@ def read_arrays(file: Path) -> dict[str, Any]:
     """The dictionary in one of CIFAR's Python files, with numpy arrays of bytes. Raises InputRefused for any other pickle."""
     data = read_bytes(file, limit=MAX_BYTES)
     findings = examine(data)
-    if foreign := [name for name in findings.wanted if name not in _ARRAY_PARTS]:
-        raise InputRefused(f"{file}: its pickle wants {', '.join(foreign[:3])}, which can run code; expected only CIFAR's arrays and lists")
+    if findings.wanted:
+        wanted = ", ".join(findings.wanted[:3])
+        raise InputRefused(f"{file}: its pickle wants {wanted}, which can run code; expected only CIFAR's arrays and lists")
     if findings.problem:
         raise InputRefused(f"{file}: is truncated, damaged or not one of CIFAR's Python files ({findings.problem}); get it again")
     try:
@@ -39,21 +41,14 @@ def read_arrays(file: Path) -> dict[str, Any]:
         loaded = reader.load()
         if not isinstance(loaded, dict):
             raise ValueError("it holds something other than a dictionary")
-        return {key: _as_array(value, reader) if isinstance(value, _Array) else value for key, value in loaded.items()}
+        return {key: _as_array(value, reader) if isinstance(value, StoredArray) else value for key, value in loaded.items()}
     except Exception as error:  # a damaged pickle can make its reader raise anything
         reason = f"{type(error).__name__}: {error}"
         raise InputRefused(f"{file}: is truncated, damaged or not one of CIFAR's Python files ({reason}); get it again") from None
 
 
-class _Array:
-    """The parts of a pickled array."""
-
-    def __init__(self, state: Any = None, code: Any = None) -> None:
-        self.state, self.code = state, code
-
-
 class _ArrayReader(PickleReader):
-    """Reads numpy arrays as ``_Array``. The total length of text that becomes bytes is limited to the file's size, since a pickle can
+    """Reads numpy arrays as StoredArray. The total length of text that becomes bytes is limited to the file's size, since a pickle can
     refer to the same text many times."""
 
     def __init__(self, file: io.BytesIO, size: int) -> None:
@@ -75,15 +70,13 @@ class _ArrayReader(PickleReader):
             if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
                 raise ValueError("it encodes something other than Latin-1 text")
             return self.encoded(text)
-        if name.name == "_frombuffer":
-            raw, dtype, shape, order = arguments
-            return _Array((1, shape, dtype, order == "F", raw))
-        return _Array(code=arguments[0]) if str(name) == "numpy.dtype" else _Array()
+        if (value := made(name, arguments)) is None:
+            raise pickle.UnpicklingError(f"it calls {name}")
+        return value
 
     def built(self, target: Any, state: Any) -> None:
-        if not isinstance(target, _Array):
+        if not built(target, state):
             raise pickle.UnpicklingError("it sets attributes of an object that is not an array")
-        target.state = state
 
     def encoded(self, text: str) -> bytes:
         """The bytes that a text stands for."""
@@ -93,14 +86,8 @@ class _ArrayReader(PickleReader):
             raise ValueError("its arrays are larger than the file") from None
 
 
-def _as_array(made: _Array, reader: _ArrayReader) -> npt.NDArray[np.uint8]:
-    _, shape, dtype, by_columns, raw = made.state
-    code = dtype.code if isinstance(dtype, _Array) else None
-    if not isinstance(code, str) or code != "u1":
-        raise ValueError(f"its array is of {printable(code, 20) if isinstance(code, str) else 'no known type'}; expected bytes (u1)")
-    if not isinstance(shape, tuple) or not all(type(side) is int and side >= 0 for side in shape):
-        raise ValueError("its array's shape is damaged")
-    content = reader.encoded(raw) if isinstance(raw, str) else raw
-    if not isinstance(content, (bytes, bytearray)):
-        raise ValueError("its array holds something other than bytes")
+def _as_array(stored: StoredArray, reader: _ArrayReader) -> npt.NDArray[np.uint8]:
+    if stored.code != "u1":
+        raise ValueError(f"its array is of {printable(stored.code or 'no known type', 20)}; expected bytes (u1)")
+    shape, by_columns, content = stored.parts(reader.encoded)
     return np.frombuffer(content, np.uint8).reshape(shape, order="F" if by_columns else "C")

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -24,12 +25,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnet_deploy.checkpoints.formats import read_pickled
 from cnet_deploy.checkpoints.metadata import METADATA_KEY, own_metadata
+from cnet_deploy.checkpoints.read import open_pickled, reason_of
+from cnet_deploy.checkpoints.tensor_pickle import as_tensor
 from cnet_deploy.checkpoints.tensors import StoredTensor
-from cnet_deploy.errors import InputRefused, OutputRefused
+from cnet_deploy.checkpoints.weights import choose, find, inert_in, kind, tensors_of
+from cnet_deploy.errors import InputRefused, OutputRefused, naming
 from cnet_deploy.files import atomic_output, check_output, read_bytes
-from cnet_deploy.files.pickle_scan import examine
+from cnet_deploy.files.pickle_arrays import StoredArray
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.training.recipe import MODELS
 
@@ -117,43 +120,90 @@ class Checkpoints:
             words = read_bytes(pointer, 1 << 16).decode("utf-8", "replace").splitlines()[:1]
             named = self.folder / Path(words[0]).name if words else pointer
             candidates.sort(key=lambda path: path != named)
+        refused = ""
         for path in candidates:
             try:
                 state = read(path)
             except InputRefused as error:
                 notify(f"{error}; falling back to the checkpoint before it")
+                refused = str(error)
                 continue
-            if (kind := state.training.get("model")) != model:
-                stored = repr(kind) if isinstance(kind, str) else "of an unknown kind"
-                raise InputRefused(f"{path}: is of model {stored}; expected {model!r}: give another --savedir, or train that model")
+            stored = state.training.get("model")
+            if stored != model and stored is not None:
+                of = repr(stored) if isinstance(stored, str) else "of an unknown kind"
+                raise InputRefused(f"{path}: is of model {of}; expected {model!r}: give another --savedir, or train that model")
             return state
         if candidates:
-            raise InputRefused(f"{self.folder}: all of its {len(candidates)} checkpoints are damaged; move them away to start anew")
+            raise InputRefused(
+                f"{self.folder}: none of its {len(candidates)} checkpoints can be resumed from ({refused}); move them away to start anew"
+            )
         return None
 
 
 def read(path: Path) -> State:
-    """Read a checkpoint to resume from, the reference's or this tool's. Nothing in it is executed. Raises InputRefused if it is damaged."""
+    """Read a checkpoint to resume from, the reference's or this tool's. Nothing in it is executed; objects beside the weights are ignored.
+
+    Raises InputRefused if it is damaged, and for a whole file that is no checkpoint to resume from; the message says which.
+    """
     data = read_bytes(path)
     try:
-        findings = examine(data)
-        if findings.wanted or findings.problem:
-            raise ValueError(findings.problem or "it asks for more than tensors")
-        loaded = _as_torch(read_pickled(data))
-        epoch, best, optimizer = loaded["epoch"], loaded["best_prec1"], loaded["optimizer"]
-        tensors = {name.removeprefix("module."): value for name, value in loaded["state_dict"].items()}
-        training = {}
-        if METADATA_KEY in loaded:
-            own = json.loads(loaded[METADATA_KEY])
-            training = dict(own["training"])
-            if own["tensors_sha256"] != _digest(tensors, optimizer):
-                raise ValueError("its tensors are not those that were saved")
-        if type(epoch) is not int or epoch < 0 or not isinstance(best, (int, float, Tensor)):
-            raise ValueError("its epoch or best_prec1 is no such number")
-        return State(path, epoch, float(best), tensors, optimizer, {**training, "model": loaded["model"]})
+        loaded = open_pickled(data)
+    except InputRefused as error:
+        raise InputRefused(f"{path}: {error}") from None
     except Exception as error:  # a damaged file can raise anything
-        reason = str(error).splitlines()[0][:120] if str(error) else ""
-        raise InputRefused(f"{path}: is damaged, or is no checkpoint to resume from ({type(error).__name__}: {reason})") from None
+        raise InputRefused(f"{path}: is damaged ({reason_of(error)})") from None
+    with naming(path):
+        return _state(path, loaded)
+
+
+def _state(path: Path, loaded: Any) -> State:
+    """The state in a whole file. Raises InputRefused where something that training needs is missing, or is not what was saved."""
+    if not isinstance(loaded, dict) or (missing := [key for key in ("epoch", "state_dict", "optimizer") if key not in loaded]):
+        lacks = f"it has no {' and no '.join(missing)}" if isinstance(loaded, dict) else f"it holds {kind(loaded)}"
+        raise InputRefused(f"is no checkpoint to resume from: {lacks}; expected epoch, state_dict and optimizer, as training saves them")
+    epoch, optimizer = loaded["epoch"], loaded["optimizer"]
+    if type(epoch) is not int or epoch < 0:
+        raise InputRefused(f"is no checkpoint to resume from: its epoch is {kind(epoch)}; expected a number from 0")
+    if not isinstance(optimizer, dict) or (inert := inert_in(optimizer)) is not None:
+        holds = kind(optimizer) if not isinstance(optimizer, dict) else f"a dictionary with the object {inert}"
+        raise InputRefused(f"is no checkpoint to resume from: its optimizer is {holds}; expected optimizer.state_dict()")
+    chosen, _ = choose(find(loaded), "state_dict")
+    if chosen.dialect is None or chosen.dialect.table:
+        names = chosen.dialect.name if chosen.dialect else "another network"
+        raise InputRefused(f"is no checkpoint to resume from: its tensors have the names of {names}; expected the original's")
+    stored, _ = tensors_of(chosen)
+    try:
+        tensors = {name: _as_torch(value, name) for name, (value, _) in stored.items()}
+        momenta = _as_torch(optimizer)
+    except InputRefused:
+        raise
+    except Exception as error:  # a damaged file can raise anything
+        raise InputRefused(f"is damaged ({reason_of(error)})") from None
+    training = _own_training(loaded, tensors, momenta)
+    return State(path, epoch, _accuracy(loaded.get("best_prec1")), tensors, momenta, {**training, "model": loaded.get("model")})
+
+
+def _own_training(loaded: Mapping[str, Any], tensors: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> dict[str, Any]:
+    """What this tool wrote of the run; empty for the reference's checkpoints. Raises InputRefused if the tensors are not those saved."""
+    if METADATA_KEY not in loaded:
+        return {}
+    try:
+        own = json.loads(loaded[METADATA_KEY])
+        training, sha256 = dict(own["training"]), own["tensors_sha256"]
+        same = sha256 == _digest(tensors, optimizer)
+    except Exception:  # damaged text can raise anything
+        raise InputRefused("is damaged (its metadata can't be read)") from None
+    if not same:
+        raise InputRefused("is damaged (its tensors are not those that were saved)")
+    return training
+
+
+def _accuracy(best: Any) -> float:
+    """``best_prec1``, which was stored as a number, a number of numpy or a tensor; 0 where it is something else, which a run soon beats."""
+    if isinstance(best, (StoredTensor, StoredArray)):
+        best = as_tensor(best).array("best_prec1")
+        best = float(best.reshape(-1)[0]) if best.size == 1 else None
+    return float(best) if isinstance(best, (int, float)) and math.isfinite(best) else 0.0
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -170,8 +220,9 @@ def _on_cpu(value: Any) -> Any:
 
 
 def _as_torch(value: Any, name: str = "a tensor") -> Any:
-    """``value`` with StoredTensors replaced by torch tensors, equal to the bit."""
-    if isinstance(value, StoredTensor):
+    """``value`` with stored tensors and arrays replaced by torch tensors, equal to the bit."""
+    if isinstance(value, (StoredTensor, StoredArray)):
+        value = as_tensor(value)
         numbers = torch.from_numpy(value.bits(name)).view(getattr(torch, value.dtype))
         # In torch's own memory and with the stored strides: the rounding of kernels depends on both.
         made = torch.empty_strided(value.shape, value.strides, dtype=numbers.dtype) if value.dense else torch.empty_like(numbers)

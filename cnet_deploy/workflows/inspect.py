@@ -8,11 +8,15 @@ from typing import Any
 
 from cnet_deploy.artifacts.manifest import manifest_path
 from cnet_deploy.artifacts.pair import Pair, read_pair
+from cnet_deploy.checkpoints.tensors import FoundWeights, InertObject
+from cnet_deploy.checkpoints.weights import companions_in_words
 from cnet_deploy.errors import InputRefused, PruningUnfinished, naming, printable
 from cnet_deploy.exporters import module_of, target_by_suffix, targets
 from cnet_deploy.exporters.base import Inside
 from cnet_deploy.files import digest
 from cnet_deploy.models.architecture import Architecture
+
+SHOWN = 10  # sets of weights and inert objects that the text names; the JSON has all
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class LayerState:
 class Inspection:
     """The description of a file. ``problem`` says why it can't be used as it is; None if it can.
 
-    ``operators`` counts an artifact's nodes by operator; ``layers`` is empty for anything but the training form.
+    ``operators`` counts an artifact's nodes by operator; ``layers`` is empty for anything but the training form. ``weights`` and what
+    follows is of checkpoints: see ``checkpoints.tensors.Contents``; ``dialect`` says whose names the tensors have.
     """
 
     path: str
@@ -43,6 +48,11 @@ class Inspection:
     operators: dict[str, int] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
+    weights: tuple[FoundWeights, ...] = ()
+    why: str = ""
+    dialect: str | None = None
+    companions: tuple[str, ...] = ()
+    inert: tuple[InertObject, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values."""
@@ -62,6 +72,7 @@ class Inspection:
             lines.append(
                 f"as group-conv form: {cost.flops / 1e6:,.2f} M FLOPs, {cost.macs / 1e6:,.2f} M multiply-adds, {cost.params:,} params"
             )
+        lines += self._reading()
         lines += [f"{key}: {value}" for key, value in self.details.items() if value is not None]
         if self.operators:
             lines.append("operators: " + ", ".join(f"{name} {count}" for name, count in self.operators.items()))
@@ -74,6 +85,23 @@ class Inspection:
         if self.problem:
             lines.append(f"can't be used as it is: {self.problem}")
         return "\n".join(map(printable, lines))  # text from a file must not forge lines or control the terminal
+
+    def _reading(self) -> list[str]:
+        """How a checkpoint was read: its sets of weights, whose names they have, what was left out, what was left inert."""
+        lines = [
+            f"weights: {one.key}, {one.tensors} tensors, {one.bytes:,} bytes" + (f" - read: {self.why}" if one.chosen else "")
+            for one in self.weights[:SHOWN]
+        ]
+        if more := len(self.weights) - SHOWN if len(self.weights) > SHOWN else 0:
+            lines.append(f"weights: {more} other sets")
+        if self.dialect:
+            lines.append(f"dialect: {self.dialect}")
+        if self.companions:
+            lines.append(f"left out: {companions_in_words(self.companions)}")
+        if self.inert:
+            names = [one.name + (" (WOULD RUN CODE where pickles are loaded the usual way)" if one.runs_code else "") for one in self.inert]
+            lines.append("left inert: " + ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""))
+        return lines
 
 
 def inspect(path: Path | str, *, sha256: str | None = None, **overrides: Any) -> Inspection:
@@ -99,7 +127,7 @@ def _inspect_checkpoint(path: Path, overrides: dict[str, Any]) -> Inspection:
     from cnet_deploy.checkpoints.recognise import architecture_of, infer_form, pruning_layers
     from cnet_deploy.models.pruning import require_finished
 
-    read = read_tensors(path, overrides.pop("sha256"))
+    read = read_tensors(path, overrides.pop("sha256"), weights=overrides.pop("weights", None))
     details = {key: value for key, value in read.metadata.items() if key != METADATA_KEY}
     if own := read.metadata.get(METADATA_KEY):
         details.update({"source": asdict(own.source), "preprocessing": own.preprocessing.to_dict(), "tool": own.tool})
@@ -125,7 +153,9 @@ def _inspect_checkpoint(path: Path, overrides: dict[str, Any]) -> Inspection:
                 finished = False
         layers.append(LayerState(layer.name, layer.in_channels, layer.survivors, layer.stage, finished))
     return Inspection(
-        str(path), read.container, read.size, read.digest, form, architecture, tuple(layers), details=details, problem=problem
+        str(path), read.container, read.size, read.digest, form, architecture, tuple(layers), details=details, problem=problem,
+        weights=read.weights, why=read.why, dialect=read.dialect.name if read.dialect else None,
+        companions=read.companions, inert=read.inert,
     )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def plot(path: Path | str, output: Path | str, *, sha256: str | None = None, **o
     Raises InputRefused for a file that can't be read or has no learned groups, OutputRefused if the picture can't be written,
     Unavailable if matplotlib is missing.
     """
-    read = read_tensors(path, sha256)
+    read = read_tensors(path, sha256, weights=overrides.pop("weights", None))
     with naming(path):
         layers = list(connections(read, overrides))
         if not layers:

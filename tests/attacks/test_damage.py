@@ -81,7 +81,7 @@ def test_zip_entries_that_lie_about_their_compression(tmp_path: Path, method: in
     data = bytearray(small("zip"))
     for signature, offset in ((LOCAL, 8), (CENTRAL, 10)):
         data[data.find(signature) + offset] = method
-    refused_checkpoint(written(tmp_path, bytes(data)), "expected .pth.tar")
+    refused_checkpoint(written(tmp_path, bytes(data)), "expected a checkpoint (.pth.tar")
 
 
 def test_a_zip_bomb(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ class Format:
     """A container of weights; each module of this package declares one.
 
     ``recognises`` checks the first bytes. ``read`` returns the saved object, its tensors as StoredTensor, and the container's metadata.
-    ``pickled``: the object is a pickle, which must be scanned with ``pickle_scan.examine`` first. Files with one of ``suffixes`` have this
-    format regardless of their first bytes.
+    ``pickled``: the object is a pickle, which must be scanned with ``pickle_scan.examine`` first. A file with one of ``suffixes`` is taken
+    for this format if its first bytes are those of none.
     """
 
     name: str

@@ -1,0 +1,9 @@
+"""Whose names a file has: each dialect is a module of this package with ``DIALECT = Dialect(…)``, listed in the tuple below."""
+
+from __future__ import annotations
+
+from cnet_deploy.checkpoints.dialects import hagerrady13, original, original_converted, pytorchcv
+from cnet_deploy.checkpoints.dialects.base import Dialect
+
+# In the order in which they are tried.
+DIALECTS: tuple[Dialect, ...] = (original_converted.DIALECT, original.DIALECT, pytorchcv.DIALECT, hagerrady13.DIALECT)

@@ -1,0 +1,43 @@
+"""The declaration of a dialect."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """The names that one implementation gives to a network's tensors; each module of this package declares one.
+
+    ``anchor`` is a name that every one of its files has and that no other dialect uses. ``needs`` is the end of a name that must be there
+    too, if the anchor alone does not tell it from another dialect. ``table`` has pairs of a pattern for a whole name and its replacement
+    in the original's names; a name that no pattern matches stays as it is. ``origin`` is the repository. ``statistics`` names the mean
+    and standard deviation that all of its files were trained with, if that is known.
+    """
+
+    name: str
+    origin: str
+    anchor: str
+    needs: str = ""
+    table: tuple[tuple[str, str], ...] = ()
+    statistics: str | None = None
+
+    def recognises(self, names: Iterable[str]) -> bool:
+        """Whether these are its names, without the prefix before the anchor."""
+        names = set(names)
+        return self.anchor in names and any(name.endswith(self.needs) for name in names)
+
+    def renamed(self, name: str) -> str:
+        """The original's name for one of its own."""
+        for pattern, replacement in _compiled(self.table):
+            if match := pattern.fullmatch(name):
+                return match.expand(replacement)
+        return name
+
+
+@functools.cache
+def _compiled(table: tuple[tuple[str, str], ...]) -> tuple[tuple[re.Pattern[str], str], ...]:
+    return tuple((re.compile(pattern), replacement) for pattern, replacement in table)
