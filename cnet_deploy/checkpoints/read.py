@@ -69,8 +69,8 @@ def read_tensors(path: Path | str, sha256: str | None = None, data: bytes | None
         raise InputRefused(f"{path}: {_why_unreadable(error, data, path.suffix)}") from None
     return Contents(
         tensors, path.name, digest(data), len(data), opened.container, dict(opened.metadata),
-        weights=tuple(FoundWeights(one.place, len(one.names), one.bytes, one is chosen) for one in sets),
-        why=why, dialect=chosen.dialect, companions=companions, inert=opened.inert, notes=tuple(_notes(sets, chosen, why, companions)),
+        weights=tuple(FoundWeights(one.place, len(one.names), one.bytes, one is chosen) for one in sets), why=why, dialect=chosen.dialect,
+        companions=companions, inert=opened.inert, notes=tuple(_notes([] if weights else sets, chosen, why, companions)),
     )  # fmt: skip
 
 

@@ -1,0 +1,118 @@
+"""Every case of files.py is read to the bit, or refused in words that help: by Python, and by the command line."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import cnet_deploy as cd
+from cnet_deploy.cli import main
+from cnet_deploy.errors import InputRefused
+from tests.attacks.helpers import refused
+from tests.dialects.files import EXAMPLE, READ, REFUSED, Case, converted, pruned, with_plain_classifier, write
+
+
+def titles(cases: tuple[Case, ...]) -> list[str]:
+    return [case.title for case in cases]
+
+
+def expected(case: Case) -> dict[str, torch.Tensor]:
+    """The tensors that are read, by the original's names."""
+    if "classifier of its own" in case.title:
+        state = with_plain_classifier()
+        weight, bias = state.pop("classifier.weight"), state.pop("classifier.bias")
+        whole = {"classifier.linear.weight": weight, "classifier.linear.bias": bias, "classifier.index": torch.arange(weight.shape[1])}
+        return state | whole
+    if "torch.nn.utils.prune:" in case.title:
+        return {}
+    return converted() if case.form == "group-conv" else dict(cd.load(EXAMPLE).state_dict())
+
+
+@pytest.mark.parametrize("case", READ, ids=titles(READ))
+def test_what_is_read(case: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(case, tmp_path)
+    with caplog.at_level(logging.WARNING, "cnet_deploy"):
+        model = cd.load(path, weights=case.weights)
+    assert model.form == case.form
+    state = model.state_dict()
+    for name, value in expected(case).items():
+        assert torch.equal(state[name], value.reshape(state[name].shape)), name
+    notes = [record.getMessage() for record in caplog.records if "preprocessing" not in record.getMessage()]
+    assert bool(notes) == bool(case.notes), notes
+    for words in case.notes:
+        assert words in notes[0]
+    inspection = cd.inspect(path)
+    assert {one.name: one.runs_code for one in inspection.inert} == case.inert
+    assert [one.chosen for one in inspection.weights].count(True) == 1
+    assert inspection.dialect is not None and inspection.dialect in inspection.summary()
+
+
+def test_masks_of_pruning_are_applied(tmp_path: Path) -> None:
+    state = pruned()
+    torch.save(state, tmp_path / "pruned.pth")
+    loaded = cd.load(tmp_path / "pruned.pth").state_dict()
+    names = [name.removesuffix("_orig") for name in state if name.endswith("_orig")]
+    assert len(names) == 12
+    for name in names:
+        assert torch.equal(loaded[name], state[f"{name}_orig"] * state[f"{name}_mask"]), name
+        assert (loaded[name] == 0).any()
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=titles(REFUSED))
+def test_what_is_refused(case: Case, tmp_path: Path) -> None:
+    path = write(case, tmp_path)
+    refused("inspect", path, says=case.says)
+    with pytest.raises(InputRefused):
+        cd.load(path)
+
+
+def test_another_set_of_weights(tmp_path: Path) -> None:
+    case = next(case for case in READ if "averaged" in case.title)
+    path = write(case, tmp_path)
+    inspection = cd.inspect(path, weights="state_dict_ema")
+    assert [(one.key, one.tensors, one.chosen) for one in inspection.weights] == [("state_dict", 188, False), ("state_dict_ema", 188, True)]
+    assert "read: as --weights asks" in inspection.summary()
+    name = "features.denseblock_1.denselayer_1.conv_1.conv.weight"
+    raw, averaged = (cd.load(path, weights=key).state_dict()[name] for key in (None, "state_dict_ema"))
+    assert torch.equal(averaged, raw * 2)
+    with pytest.raises(InputRefused, match=r"has no weights called 'ema'; expected one of state_dict \(188 tensors\), state_dict_ema"):
+        cd.load(path, weights="ema")
+
+
+def test_a_network_in_another_is_no_part_of_it(tmp_path: Path) -> None:
+    """A teacher beside its student: two networks in one mapping."""
+    state = {f"{owner}.{name}": value for owner in ("student", "teacher") for name, value in converted().items()}
+    torch.save({"state_dict": state}, tmp_path / "both.ckpt")
+    with pytest.raises(InputRefused, match=r"state_dict\.student \(\d+ tensors\), state_dict\.teacher .* choose one with --weights"):
+        cd.load(tmp_path / "both.ckpt")
+    assert cd.load(tmp_path / "both.ckpt", weights="state_dict.teacher").form == "group-conv"
+
+
+def test_one_tensor_under_two_names(tmp_path: Path) -> None:
+    state = {**converted(), "module.features.init_conv.weight": torch.zeros(16, 3, 3, 3)}
+    torch.save(state, tmp_path / "twice.pth")
+    with pytest.raises(InputRefused, match="which are one tensor once wrappers are removed"):
+        cd.load(tmp_path / "twice.pth")
+
+
+def exported(folder: Path, path: Path) -> Path:
+    cd.export(path, "onnx", folder / "made.onnx", overrides={"weights": "state_dict_ema"})
+    return folder / "made.onnx"
+
+
+@pytest.mark.parametrize("command", ["convert", "export", "verify", "run", "evaluate"])
+def test_every_command_takes_the_key(command: str, tmp_path: Path, first_images: object) -> None:
+    path = write(next(case for case in READ if "averaged" in case.title), tmp_path)
+    images = first_images(5)  # type: ignore[operator]
+    arguments = {
+        "convert": ("convert", path, "-o", tmp_path / "a.safetensors"), "export": ("export", path, "--onnx", "-o", tmp_path / "a.onnx"),
+        "verify": ("verify", exported(tmp_path, path), path), "run": ("run", path, images), "evaluate": ("evaluate", path, "--data", images),
+    }[command]  # fmt: skip
+    result = CliRunner().invoke(main, [*map(str, arguments), "--weights", "state_dict_em"])
+    assert result.exit_code == 4 and "has no weights called 'state_dict_em'" in result.stderr, result.stderr
+    result = CliRunner().invoke(main, [*map(str, arguments), "--weights", "state_dict_ema"])
+    assert result.exit_code == 0, result.stderr
