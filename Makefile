@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE =  # tests start hundreds of processes, and each 
 demo: .venv/ready
 	mkdir -p $(OUT)
 	$(BIN)/cnet-deploy inspect examples/reference-cifar10.pth.tar
-	$(BIN)/cnet-deploy convert examples/reference-cifar10.pth.tar -o $(OUT)/model.safetensors --labels examples/cifar10-labels.txt --images examples/cifar10-test-500.bin
+	$(BIN)/cnet-deploy convert examples/reference-cifar10.pth.tar -o $(OUT)/model.safetensors --statistics cifar10 --labels examples/cifar10-labels.txt --images examples/cifar10-test-500.bin
 	$(BIN)/cnet-deploy export $(OUT)/model.safetensors --onnx -o $(OUT)/model.onnx
 	$(BIN)/cnet-deploy verify $(OUT)/model.onnx $(OUT)/model.safetensors --images examples/cifar10-test-500.bin
 	$(BIN)/cnet-deploy export $(OUT)/model.safetensors --native -o $(OUT)/model.so

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from cnet_deploy.checkpoints.load import load as load
     from cnet_deploy.checkpoints.save import save as save
     from cnet_deploy.errors import CnetDeployError as CnetDeployError
+    from cnet_deploy.images.preprocessing import Overrides as Overrides
+    from cnet_deploy.images.preprocessing import Preprocessing as Preprocessing
     from cnet_deploy.models.architecture import Architecture as Architecture
     from cnet_deploy.models.convert import convert as convert
     from cnet_deploy.program.lower import lower as lower
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 _MODULES = {
     "Architecture": "models.architecture",
     "CnetDeployError": "errors",
+    "Overrides": "images.preprocessing",
+    "Preprocessing": "images.preprocessing",
     "classify": "workflows.classify",
     "convert": "models.convert",
     "evaluate": "workflows.evaluate",
@@ -51,6 +55,8 @@ _MODULES = {
 __all__ = [
     "Architecture",
     "CnetDeployError",
+    "Overrides",
+    "Preprocessing",
     "__version__",
     "classify",
     "convert",

@@ -51,6 +51,8 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values, the format's version among them."""
         values = {FORMAT: FORMAT_VERSION, **asdict(self)}
+        values["architecture"] = self.architecture and self.architecture.to_dict()
+        values["preprocessing"] = self.preprocessing and self.preprocessing.to_dict()
         if not self.class_names:
             del values["class_names"]
         return values

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from cnet_deploy.checkpoints.metadata import METADATA_KEY, OwnMetadata, class_names_of
+from cnet_deploy.checkpoints.metadata import METADATA_KEY, OwnMetadata, class_names_of, preprocessing_of
 from cnet_deploy.checkpoints.read import read_tensors
 from cnet_deploy.checkpoints.recognise import architecture_of, infer_form
 from cnet_deploy.errors import naming
@@ -41,7 +40,7 @@ def load(
         arch = architecture_of(read, groups=groups, condense_factor=condense_factor, input_size=input_size, stem_stride=stem_stride)
         model = build(arch, form)
         own: OwnMetadata | None = read.metadata.get(METADATA_KEY)
-        steps = own.preprocessing if own else model.preprocessing
+        model.preprocessing = preprocessing_of(read, arch)
         model.class_names = class_names_of(read, arch.classes)
     for note in read.notes:
         log.warning("%s: %s", path, note)
@@ -51,9 +50,4 @@ def load(
     model.source = Source(read.digest, read.source, form)
     if own and own.source.sha256:
         model.source = Source(own.source.sha256, own.source.name, own.source.form)
-    # Resizing depends on the input size: if that was overridden, only the statistics are taken from the file.
-    if steps.crop == arch.input_size:
-        model.preprocessing = steps
-    else:
-        model.preprocessing = replace(model.preprocessing, statistics=steps.statistics, mean=steps.mean, std=steps.std)
     return model

@@ -57,6 +57,13 @@ def class_names_of(read: Contents, classes: int) -> tuple[str, ...]:
     return checked_labels(names, classes) if names else ()
 
 
+def preprocessing_of(read: Contents, arch: Architecture) -> Preprocessing:
+    """How images are prepared for a file's network: as the file states it, else as the network's shape suggests (see ``guessed`` there)."""
+    own: OwnMetadata | None = read.metadata.get(METADATA_KEY)
+    # Resizing depends on the input size: if that was overridden, only the rest is taken from the file.
+    return own.preprocessing.of_size(arch.input_size) if own else Preprocessing.of(arch.input_size, arch.classes)
+
+
 def with_own(metadata: dict[str, Any]) -> dict[str, Any]:
     """A file's metadata with what this tool wrote as OwnMetadata. Raises InputRefused where that is damaged, or of another version."""
     if METADATA_KEY not in metadata:

@@ -45,10 +45,9 @@ def evaluate(files: tuple[Path, ...], data: Path, as_json: bool, **options: Any)
     """
     share_the_processor()
     from cnet_deploy.cli.progress import bar
-    from cnet_deploy.images.preprocessing import Overrides
     from cnet_deploy.workflows.evaluate import evaluate as compare
 
-    steps = Overrides(**parameters.take(options, "statistics", "mean", "std", "resize"))
+    steps = parameters.take_steps(options)
     with bar("evaluate") as progress:
         result = compare(files, data, steps=steps, progress=progress, **options)
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else "\n".join(result.lines()))

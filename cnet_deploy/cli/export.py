@@ -9,7 +9,7 @@ import click
 
 from cnet_deploy.cli import options as parameters
 from cnet_deploy.cli.console import Command, note, tell
-from cnet_deploy.cli.options import images_option, keep_option, labels_option, model_options, pin_option, tolerance_option
+from cnet_deploy.cli.options import images_option, keep_option, labels_option, model_options, pin_option, steps_options, tolerance_option
 from cnet_deploy.cli.types import ModelOrName
 from cnet_deploy.hardware.cpu import share_the_processor
 
@@ -32,6 +32,7 @@ from cnet_deploy.hardware.cpu import share_the_processor
 @labels_option("They are stored in the artifact. [default: the model's own]")
 @images_option
 @tolerance_option
+@steps_options
 @pin_option
 @model_options
 def export(model: Path, target: str | None, triton: Path | None, output: Path | None, form: str | None, **options: Any) -> None:
@@ -40,6 +41,7 @@ def export(model: Path, target: str | None, triton: Path | None, output: Path | 
     MODEL may be the name of a network (see `bench`): it is exported with random weights, for measuring.
     """
     common: dict[str, Any] = {"overrides": parameters.take_overrides(options), "notify": note}
+    common["preprocessing"] = parameters.take_steps(options)
     common |= parameters.take(options, "classifier_keep", "labels", "images", "tolerance", "sha256")
     form = options.pop("lowering") or form
     target = parameters.require_target(target, triton, output)

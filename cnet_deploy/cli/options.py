@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from cnet_deploy.cli.types import Batches, Bytes, Channels, Depths, Digest, Finite, Size
 from cnet_deploy.exporters import targets
 from cnet_deploy.exporters.base import Option
+
+if TYPE_CHECKING:
+    from cnet_deploy.images.preprocessing import Overrides
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,7 +36,7 @@ def model_options(command: F) -> F:
 
 
 def steps_options(command: F) -> F:
-    """Options that override the preprocessing in the files' metadata."""
+    """Options for how images are prepared, instead of what files state or what is guessed where they state nothing."""
     for option in reversed(
         (
             click.option(
@@ -41,9 +44,10 @@ def steps_options(command: F) -> F:
                 type=click.Choice(["cifar10", "cifar100", "imagenet", "fashion-mnist"]),
                 help="The dataset whose mean and standard deviation to use.",
             ),
-            click.option("--mean", type=Channels(), help="Mean of pixels from 0 to 1. These four options override the files' metadata."),
+            click.option("--mean", type=Channels(), help="Mean of pixels from 0 to 1. These five options override what files state."),
             click.option("--std", type=Channels(), help="Standard deviation of pixels from 0 to 1."),
             click.option("--resize", type=click.IntRange(1), help="Pixels of the shorter side before the centre is cropped."),
+            click.option("--interpolation", type=click.Choice(["bilinear", "bicubic"]), help="How images are resized. [default: bilinear]"),
         )
     ):
         command = option(command)
@@ -131,6 +135,13 @@ def take(options: dict[str, Any], *names: str) -> dict[str, Any]:
 def take_overrides(options: dict[str, Any]) -> dict[str, Any]:
     """Remove the options of ``model_options`` and return them."""
     return take(options, "weights", "groups", "condense_factor", "input_size", "stem_stride")
+
+
+def take_steps(options: dict[str, Any]) -> Overrides:
+    """Remove the options of ``steps_options`` and return them."""
+    from cnet_deploy.images.preprocessing import Overrides
+
+    return Overrides(**take(options, "statistics", "mean", "std", "resize", "interpolation"))
 
 
 def require_target(target: str | None, triton: Path | None, output: Path | None) -> str:

@@ -39,10 +39,9 @@ def run(file: Path, images: tuple[Path, ...], as_json: bool, **options: Any) -> 
     An IMAGE is a PNG, JPEG, BMP, WebP or PPM file, a folder of them, or a CIFAR binary file. It is preprocessed as FILE's metadata says.
     """
     share_the_processor()
-    from cnet_deploy.images.preprocessing import Overrides
     from cnet_deploy.workflows.classify import classify
 
-    steps = Overrides(**parameters.take(options, "statistics", "mean", "std", "resize"))
+    steps = parameters.take_steps(options)
     answers, problems = [], []
     for answer in classify(file, images, steps=steps, **options):
         answers.append(answer)

@@ -161,6 +161,7 @@ def resized(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.
         size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
     if size[0] * size[1] > MAX_PIXELS:
         raise ValueError(f"{image.width}x{image.height} pixels would become {size[0]}x{size[1]} when resized, which is too large")
-    whole = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+    how = Image.Resampling.BICUBIC if preprocessing.interpolation == "bicubic" else Image.Resampling.BILINEAR
+    whole = image.convert("RGB").resize(size, how)
     left, top = round((whole.width - width) / 2), round((whole.height - height) / 2)
     return np.asarray(whole.crop((left, top, left + width, top + height))).transpose(2, 0, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,8 @@ class _Run:
         torch.manual_seed(recipe.seed)
         model = build(arch, "training" if arch.learned else "group-conv")
         initialise(model)
-        model.preprocessing = Preprocessing.of(arch.input_size, arch.classes, training.statistics)
+        # Whatever it is, it is what the network is trained with: nothing about it is a guess.
+        model.preprocessing = replace(Preprocessing.of(arch.input_size, arch.classes, training.statistics), guessed=())
         self.samples = Samples(
             training, model.preprocessing, recipe.batch_size, recipe.seed, peers.rank, peers.processes, workers
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -16,6 +17,8 @@ from cnet_deploy.images.decode import Pixels, walk_images
 from cnet_deploy.images.preprocessing import NO_OVERRIDES, Overrides, Preprocessing
 from cnet_deploy.sessions import open_session, resolve_backend
 from cnet_deploy.sessions.base import Session
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ def classify(
     with open_session(path, backend, device, threads, sha256=sha256, **overrides) as session:
         with naming(path):
             preprocessing = steps.apply_to(session.preprocessing, session.input_shape[2:])
+        if doubts := preprocessing.doubts(steps):
+            log.warning("%s: %s here, or to convert or export, whose files keep it", path, doubts)
         names = session.class_names if labels is None else read_labels(labels, session.classes)
         waiting: list[tuple[str, Pixels]] = []
         for source in chain.from_iterable(walk_images(path, preprocessing, session.classes) for path in named):

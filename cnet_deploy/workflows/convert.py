@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,15 @@ from cnet_deploy.checkpoints.save import save
 from cnet_deploy.errors import CheckFailed, naming
 from cnet_deploy.files import check_output
 from cnet_deploy.images.decode import Images, read_images
+from cnet_deploy.images.preprocessing import NO_OVERRIDES, Overrides
 from cnet_deploy.models.architecture import Cost
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.convert import convert
 from cnet_deploy.sessions.torch import from_module
-from cnet_deploy.workflows.prepare import default_output, group_conv_form, named_by
+from cnet_deploy.workflows.prepare import default_output, group_conv_form, named_by, prepared_by
 from cnet_deploy.workflows.verify import TOLERANCES, Batch, Comparison, compare
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,12 @@ def convert_file(
     images: Path | str | None = None,
     sha256: str | None = None,
     overrides: dict[str, Any] | None = None,
+    preprocessing: Overrides = NO_OVERRIDES,
 ) -> Converted:
     """Convert a training checkpoint, compare both forms on ``images`` (default: random inputs), and write the group-conv form.
 
     ``labels`` is a file with the classes' names (see images/class_names.py), ``sha256`` the digest that the checkpoint must have.
+    ``preprocessing`` states how images are prepared, where the checkpoint does not or is wrong; the written file states it then.
     A file that is already in group-conv form is rewritten unchanged. ``out`` None writes a ``.safetensors`` file beside the checkpoint.
     Raises CheckFailed if the outputs of the two forms differ; InputRefused and OutputRefused as ``checkpoints.load``, ``convert`` and
     ``checkpoints.save`` do.
@@ -79,6 +85,12 @@ def convert_file(
     out = default_output(path, ".safetensors") if out is None else Path(out)
     check_output(out, source=path)
     model = named_by(load(path, sha256=sha256, **(overrides or {})), labels)
+    with naming(path):
+        model = prepared_by(model, preprocessing)
+    if preprocessing != NO_OVERRIDES and out.suffix != ".safetensors":
+        log.warning(
+            "%s: the reference's format does not hold how images are prepared; give the options again to export, or write .safetensors", out
+        )
     data = read_images(images, model.preprocessing, model.architecture.classes) if images is not None else None
     with naming(path):
         converted = group_conv_form(model, classifier_keep, notify=lambda _: None)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from cnet_deploy.images.preprocessing import NO_OVERRIDES, Floats, Overrides, Pr
 from cnet_deploy.sessions import open_session, resolve_backend
 from cnet_deploy.sessions.base import Session
 
+log = logging.getLogger(__name__)
 Z = 1.959963984540054  # of the normal distribution: 95 % lie between -Z and Z
 NAMED = 10  # corrupt images that a message names
 Interval = tuple[float, float]
@@ -176,10 +178,21 @@ def evaluate(
         for path, session in zip(paths, sessions, strict=True):
             with naming(path):
                 preprocessings.append(steps.apply_to(session.preprocessing, session.input_shape[2:]))
+        for doubts, doubted in _by_doubts(paths, preprocessings, steps).items():
+            log.warning("%s: %s here, or to convert or export, whose files keep it", ", ".join(doubted), doubts)
         tallies = [_Tally(str(path), session, own) for path, session, own in zip(paths, sessions, preprocessings, strict=True)]
         refused = _run(tallies, dataset, batch, workers, skip_corrupt, progress)
     images = len(dataset) - len(refused)
     return Evaluation(dataset.name, split, images, dataset.classes, tuple(tally.result() for tally in tallies), tuple(refused))
+
+
+def _by_doubts(paths: Sequence[Path | str], preprocessings: Sequence[Preprocessing], steps: Overrides) -> dict[str, list[str]]:
+    """The files whose preprocessing was guessed and is not stated by ``steps``, by what was guessed."""
+    files: dict[str, list[str]] = {}
+    for path, own in zip(paths, preprocessings, strict=True):
+        if doubts := own.doubts(steps):
+            files.setdefault(doubts, []).append(str(path))
+    return files
 
 
 class _Tally:
@@ -222,14 +235,15 @@ def ranked(logits: Floats, labels: Labels) -> tuple[Labels, Labels, npt.NDArray[
 
 def _run(tallies: Sequence[_Tally], dataset: Dataset, size: int, workers: int | None, skip_corrupt: int, progress: Progress) -> list[str]:
     """Run all images through all sessions. Returns why some could not be read."""
-    kinds = list(dict.fromkeys(tally.preprocessing for tally in tallies))
+    own = [replace(tally.preprocessing, guessed=()) for tally in tallies]  # images are the same whether it was guessed or not
+    kinds = list(dict.fromkeys(own))
     refused: list[str] = []
     done = 0
     for batch in _named(batches(dataset, kinds, range(len(dataset)), size, workers), refused):
         done += len(batch.labels) + len(batch.refused)
         if len(refused) <= skip_corrupt and len(batch.labels):  # beyond that, go on only to count and name the unreadable ones
-            for tally in tallies:
-                tally.take(batch.pixels[kinds.index(tally.preprocessing)], batch.labels)
+            for tally, kind in zip(tallies, own, strict=True):
+                tally.take(batch.pixels[kinds.index(kind)], batch.labels)
         progress(f"{done:,} of {len(dataset):,} images", done / len(dataset))
     if len(refused) > skip_corrupt:
         more = f" and {len(refused) - NAMED} more" if len(refused) > NAMED else ""

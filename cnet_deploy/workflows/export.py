@@ -21,6 +21,7 @@ from cnet_deploy.exporters import exporter, options_of, target_of
 from cnet_deploy.exporters.base import Written
 from cnet_deploy.files import check_output
 from cnet_deploy.images.decode import Images
+from cnet_deploy.images.preprocessing import NO_OVERRIDES, Overrides
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.program.forms import rewrite
 from cnet_deploy.program.lower import lower
@@ -28,7 +29,7 @@ from cnet_deploy.program.program import Program
 from cnet_deploy.sessions import open_session
 from cnet_deploy.sessions.base import Session
 from cnet_deploy.sessions.torch.session import TorchSession
-from cnet_deploy.workflows.prepare import Notify, default_output, exportable, input_of, open_model, output_of
+from cnet_deploy.workflows.prepare import Notify, default_output, exportable, input_of, open_model, output_of, stated_by
 from cnet_deploy.workflows.publish import publish, serving_of
 from cnet_deploy.workflows.verify import TOLERANCES, Comparison, compare_all
 
@@ -68,6 +69,7 @@ def export(
     tolerance: float | None = None,
     sha256: str | None = None,
     overrides: dict[str, Any] | None = None,
+    preprocessing: Overrides = NO_OVERRIDES,
     notify: Notify = lambda _: None,
     form: Forms | Callable[[Program], Forms] = "gather",
     **options: Any,
@@ -78,7 +80,8 @@ def export(
     ``notify`` gets lines of text about such steps. The artifact is compared with the model on fresh random inputs and on ``images``. If it
     can't be run here, the manifest says so and carries a self-check that runs when the artifact is first opened. ``form`` is one of
     program.forms.FORMS for all dense blocks, a mapping from block to form, or a function that chooses for the Program. ``labels`` is a
-    file with the classes' names (see images/class_names.py), ``sha256`` the digest that the model's file must have. ``options`` are the
+    file with the classes' names (see images/class_names.py), ``sha256`` the digest that the model's file must have. ``preprocessing``
+    states how images are prepared, where the model does not or is wrong: ``Overrides(statistics="cifar10")``. ``options`` are the
     target's own (see ``write`` in its module); ``overrides`` are those of ``checkpoints.load``. ``out`` None puts the artifact beside the
     model's file. Raises CheckFailed if the outputs differ beyond ``tolerance`` (relative to the largest logit): then no file is written
     and an existing one is kept; InputRefused and OutputRefused as the steps do.
@@ -93,6 +96,8 @@ def export(
     check_output(out, source=source)
     if not isinstance(model, nn.Module):
         model = open_model(model, {**(overrides or {}), "sha256": sha256}, notify)
+    with naming(source):
+        model = stated_by(model, preprocessing)
     size, classes, data = input_of(model, images)
     with naming(source):
         model = exportable(model, classifier_keep, labels, notify)

@@ -14,6 +14,7 @@ from cnet_deploy.errors import InputRefused, PruningUnfinished, naming, printabl
 from cnet_deploy.exporters import module_of, target_by_suffix, targets
 from cnet_deploy.exporters.base import Inside
 from cnet_deploy.files import digest
+from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.models.architecture import Architecture
 
 SHOWN = 10  # sets of weights and inert objects that the text names; the JSON has all
@@ -73,7 +74,9 @@ class Inspection:
                 f"as group-conv form: {cost.flops / 1e6:,.2f} M FLOPs, {cost.macs / 1e6:,.2f} M multiply-adds, {cost.params:,} params"
             )
         lines += self._reading()
-        lines += [f"{key}: {value}" for key, value in self.details.items() if value is not None]
+        for key, value in self.details.items():
+            if value is not None:
+                lines.append(f"{key}: {Preprocessing.from_dict(value).summary() if key == 'preprocessing' else value}")
         if self.operators:
             lines.append("operators: " + ", ".join(f"{name} {count}" for name, count in self.operators.items()))
         for layer in self.layers:
@@ -122,7 +125,7 @@ def inspect(path: Path | str, *, sha256: str | None = None, **overrides: Any) ->
 
 
 def _inspect_checkpoint(path: Path, overrides: dict[str, Any]) -> Inspection:
-    from cnet_deploy.checkpoints.metadata import METADATA_KEY, class_names_of
+    from cnet_deploy.checkpoints.metadata import METADATA_KEY, class_names_of, preprocessing_of
     from cnet_deploy.checkpoints.read import read_tensors
     from cnet_deploy.checkpoints.recognise import architecture_of, infer_form, pruning_layers
     from cnet_deploy.models.pruning import require_finished
@@ -130,11 +133,12 @@ def _inspect_checkpoint(path: Path, overrides: dict[str, Any]) -> Inspection:
     read = read_tensors(path, overrides.pop("sha256"), weights=overrides.pop("weights", None))
     details = {key: value for key, value in read.metadata.items() if key != METADATA_KEY}
     if own := read.metadata.get(METADATA_KEY):
-        details.update({"source": asdict(own.source), "preprocessing": own.preprocessing.to_dict(), "tool": own.tool})
+        details.update({"source": asdict(own.source), "preprocessing": None, "tool": own.tool})
     architecture, problem = None, None
     try:
         pruning, form = pruning_layers(read.tensors), infer_form(read.tensors)
         architecture = architecture_of(read, **overrides)
+        details["preprocessing"] = preprocessing_of(read, architecture).to_dict()
         details["class_names"] = list(class_names_of(read, architecture.classes)) or None
         if pruning:
             require_finished(pruning, architecture.group_1x1, architecture.condense_factor)

@@ -16,6 +16,7 @@ from cnet_deploy.exporters import target_of
 from cnet_deploy.files import exists
 from cnet_deploy.images.class_names import read_labels
 from cnet_deploy.images.decode import Images, read_images
+from cnet_deploy.images.preprocessing import NO_OVERRIDES, Overrides
 from cnet_deploy.models.architecture import CLASSES, INPUT_SIZE
 from cnet_deploy.models.baselines import BASELINES
 from cnet_deploy.models.build import NAMES, build_named
@@ -47,6 +48,29 @@ def named_by(model: DenselyConnected, labels: Path | str | None) -> DenselyConne
     named = copy.copy(model)
     named.class_names = read_labels(labels, model.architecture.classes)
     return named
+
+
+def prepared_by(model: DenselyConnected, stated: Overrides) -> DenselyConnected:
+    """The model with what ``stated`` says of how its images are prepared. The weights are shared.
+
+    Raises InputRefused as ``Overrides.apply_to`` does.
+    """
+    if stated == NO_OVERRIDES:
+        return model
+    prepared = copy.copy(model)
+    prepared.preprocessing = stated.apply_to(model.preprocessing, model.architecture.input_size)
+    return prepared
+
+
+def stated_by(model: nn.Module, stated: Overrides) -> nn.Module:
+    """As ``prepared_by``. Raises InputRefused for a network whose artifacts can't hold it."""
+    if isinstance(model, DenselyConnected):
+        return prepared_by(model, stated)
+    if stated != NO_OVERRIDES:
+        raise InputRefused(
+            "an artifact of this network can't hold how images are prepared; expected no --statistics and the like here, but at `run`"
+        )
+    return model
 
 
 def group_conv_form(model: DenselyConnected, keep: float | None, notify: Notify) -> DenselyConnected:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.images.preprocessing import Preprocessing
+from cnet_deploy.images.preprocessing import Overrides, Preprocessing
 from tests.builders import TINY
 
 
@@ -45,3 +45,53 @@ def test_any_dictionary_comes_back_or_is_refused(mean: Any, std: Any, resize: An
     except InputRefused:
         return
     assert Preprocessing.from_dict(json.loads(json.dumps(steps.to_dict()))) == steps
+
+
+def test_what_is_guessed_and_what_is_stated() -> None:
+    small, large = Preprocessing.of((32, 32), 10), Preprocessing.of((224, 224), 1000)
+    assert (small.guessed, large.guessed) == (("statistics",), ("statistics", "resize"))
+    assert Preprocessing.of((224, 224), 1000, "imagenet").guessed == ("resize",)
+    assert large.doubts() == "mean, std and resize guessed from the input size and number of classes: give --statistics and --resize"
+    for stated, left in (
+        (Overrides("imagenet"), ("resize",)),
+        (Overrides(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)), ("resize",)),
+        (Overrides(mean=(0.5, 0.5, 0.5)), ("statistics", "resize")),  # the standard deviation is still a guess
+        (Overrides(resize=256), ("statistics",)),
+        (Overrides("imagenet", resize=232, interpolation="bicubic"), ()),
+        (Overrides(interpolation="bicubic"), ("statistics", "resize")),
+    ):
+        result = stated.apply_to(large, (224, 224))
+        assert result.guessed == left and (result.doubts() == "") == (left == ())
+        assert result.interpolation == (stated.interpolation or "bilinear") and result.resize == (stated.resize or 256)
+        assert Preprocessing.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+def test_another_size_keeps_the_statistics_and_guesses_the_resizing_anew() -> None:
+    stated = Overrides(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2), resize=232, interpolation="bicubic").apply_to(None, (224, 224))
+    assert stated.guessed == () and stated.of_size((224, 224)) is stated
+    larger = stated.of_size((448, 384))
+    assert (larger.resize, larger.crop, larger.guessed) == (round(384 * 256 / 224), (448, 384), ("resize",))
+    assert (larger.mean, larger.interpolation) == (stated.mean, "bicubic")
+    assert Preprocessing.of((32, 32), 10).of_size((48, 48)) == Preprocessing.of((48, 48), 10)
+
+
+def test_files_of_old_versions_read_and_write_the_same() -> None:
+    old = {"statistics": "cifar10", "mean": [0.4, 0.4, 0.4], "std": [0.2, 0.2, 0.2], "resize": None, "crop": [32, 32]}
+    assert Preprocessing.from_dict(old).to_dict() == old
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"interpolation": "lanczos"}, 'preprocessing.interpolation is "lanczos"; expected one of bilinear, bicubic'),
+        ({"guessed": ["crop"]}, r"preprocessing.guessed\[0\] is \"crop\"; expected one of statistics, resize"),
+        ({"guessed": ["resize"] * 3}, "preprocessing.guessed is a list of 3"),
+        ({"mean": [0.5, 0.5], "std": [0.5, 0.5]}, "2 numbers in mean and 2 in std; expected 1, 3 or 4"),
+        ({"mean": [0.5]}, "1 numbers in mean and 3 in std"),
+        ({"mean": [0.5] * 5}, "preprocessing.mean is a list of 5; expected a list of 1, 3 or 4 numbers"),
+    ],
+)
+def test_damaged_values(values: dict[str, Any], message: str) -> None:
+    whole = Preprocessing.of((32, 32), 10).to_dict()
+    with pytest.raises(InputRefused, match=message):
+        Preprocessing.from_dict(whole | values)

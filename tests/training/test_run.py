@@ -65,6 +65,7 @@ def test_the_model_knows_how_its_images_were_prepared(whole: Path) -> None:
     model = cd.load(whole / "save_models" / "checkpoint_003.pth.tar")
     assert model.preprocessing.statistics == "fashion-mnist" and model.preprocessing.mean == (0.286, 0.286, 0.286)
     assert cd.convert(model).preprocessing == model.preprocessing
+    assert model.preprocessing.guessed == ()  # whatever it is trained with is known
 
 
 def test_a_run_is_reproducible(whole: Path, tmp_path: Path, small_dataset: Path) -> None:

@@ -77,7 +77,7 @@ def test_the_command_prints_text_and_json(
 ) -> None:
     code, output = command(*files[:2], "--data", first_images(count))
     assert code == 0 and f"top-1 error {error}" in output and f"{points} points" in output and f"{count} images" in output
-    code, output = command(files[2], "--data", first_images(count), "--json", "--batch", "7")
+    code, output = command(files[2], "--data", first_images(count), "--json", "--batch", "7", "--statistics", "cifar10")
     assert code == 0 and json.loads(output)["files"][0]["top1_interval"][0] == pytest.approx(low, abs=0.01)
 
 
