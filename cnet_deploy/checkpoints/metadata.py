@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cnet_deploy.checkpoints.tensors import Contents
@@ -58,10 +58,16 @@ def class_names_of(read: Contents, classes: int) -> tuple[str, ...]:
 
 
 def preprocessing_of(read: Contents, arch: Architecture) -> Preprocessing:
-    """How images are prepared for a file's network: as the file states it, else as the network's shape suggests (see ``guessed`` there)."""
+    """How images are prepared for a file's network: as the file states it, or as its dialect always does, else as the network's shape
+    suggests (see ``guessed`` there)."""
     own: OwnMetadata | None = read.metadata.get(METADATA_KEY)
-    # Resizing depends on the input size: if that was overridden, only the rest is taken from the file.
-    return own.preprocessing.of_size(arch.input_size) if own else Preprocessing.of(arch.input_size, arch.classes)
+    if own:  # resizing depends on the input size: if that was overridden, only the rest is taken from the file
+        return own.preprocessing.of_size(arch.input_size)
+    data = read.dialect.data if read.dialect else None
+    if data is None or data.classes != arch.classes:
+        return Preprocessing.of(arch.input_size, arch.classes)
+    known = replace(Preprocessing.of(data.input_size, data.classes, data.statistics), guessed=())
+    return known.of_size(arch.input_size)
 
 
 def with_own(metadata: dict[str, Any]) -> dict[str, Any]:

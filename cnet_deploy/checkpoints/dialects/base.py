@@ -9,13 +9,22 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Data:
+    """What a network was trained on: the name of the usual mean and standard deviation, the input size in pixels, the classes."""
+
+    statistics: str
+    input_size: tuple[int, int]
+    classes: int
+
+
+@dataclass(frozen=True)
 class Dialect:
     """The names that one implementation gives to a network's tensors; each module of this package declares one.
 
     ``anchor`` is a name that every one of its files has and that no other dialect uses. ``needs`` is the end of a name that must be there
     too, if the anchor alone does not tell it from another dialect. ``table`` has pairs of a pattern for a whole name and its replacement
-    in the original's names; a name that no pattern matches stays as it is. ``origin`` is the repository. ``statistics`` names the mean
-    and standard deviation that all of its files were trained with, if that is known.
+    in the original's names; a name that no pattern matches stays as it is. ``origin`` is the repository. ``data`` is the only one that
+    its code trains on, if that is so.
     """
 
     name: str
@@ -23,7 +32,7 @@ class Dialect:
     anchor: str
     needs: str = ""
     table: tuple[tuple[str, str], ...] = ()
-    statistics: str | None = None
+    data: Data | None = None
 
     def recognises(self, names: Iterable[str]) -> bool:
         """Whether these are its names, without the prefix before the anchor."""

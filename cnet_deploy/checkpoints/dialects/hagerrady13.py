@@ -5,13 +5,13 @@ Its images are prepared with the original's mean and deviation (datasets/cifar10
 
 from __future__ import annotations
 
-from cnet_deploy.checkpoints.dialects.base import Dialect
+from cnet_deploy.checkpoints.dialects.base import Data, Dialect
 
 _BLOCKS = {"one": 1, "two": 2, "three": 3}
 
 DIALECT = Dialect(
     "hagerrady13", "github.com/hagerrady13/CondenseNet-PyTorch", anchor="denseblock_one.dense_layer_1.conv_1.conv.weight",
-    statistics="cifar10",
+    data=Data("cifar10", (32, 32), 10),
     table=(
         (r"init_conv\.(.+)", r"features.init_conv.\1"),
         *(
