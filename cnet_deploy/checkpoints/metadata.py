@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnet_deploy.checkpoints.tensors import Contents
 from cnet_deploy.files.strict_json import convert, of_version, parse_json, reading, to_json
-from cnet_deploy.images.class_names import ClassName, checked_labels
+from cnet_deploy.images.class_names import ClassName, checked_labels, names_of
 from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.models.architecture import Architecture, Form
 from cnet_deploy.version import __version__
@@ -51,10 +51,13 @@ class OwnMetadata:
 def class_names_of(read: Contents, classes: int) -> tuple[str, ...]:
     """The names of the classes, where the file has them: a model's own, or those of the data that a checkpoint was trained on.
 
-    Raises InputRefused where they are not as many as the classes."""
+    Other people's files have them as ``classes``, ``class_to_idx`` and the like; what does not name these classes is ignored there.
+    Raises InputRefused for a file of ours where they are not as many as the classes.
+    """
     own: OwnMetadata | None = read.metadata.get(METADATA_KEY)
-    names = own and (own.class_names or (own.training and own.training.class_names))
-    return checked_labels(names, classes) if names else ()
+    if names := own and (own.class_names or (own.training and own.training.class_names)):
+        return checked_labels(names, classes)
+    return next((names for value in read.named.values() if (names := names_of(value, classes))), ())
 
 
 def preprocessing_of(read: Contents, arch: Architecture) -> Preprocessing:

@@ -30,6 +30,7 @@ from cnet_deploy.files.pickle_scan import Findings, examine, runs_code
 
 MAX_SHARED = 16 << 20  # bytes that all tensors may take beyond four times the file's size: many can be views of one storage
 _EXPECTED = "a checkpoint (.pth.tar, .pt or .safetensors)"
+_NAMES = ("class_to_idx", "classes", "class_names", "idx_to_class", "id2label", "label2id")  # entries that name the classes
 _WHOLE = ("models.", "torch.nn.", "torchvision.")  # the beginnings of classes of modules
 
 
@@ -71,6 +72,7 @@ def read_tensors(path: Path | str, sha256: str | None = None, data: bytes | None
         tensors, path.name, digest(data), len(data), opened.container, dict(opened.metadata),
         weights=tuple(FoundWeights(one.place, len(one.names), one.bytes, one is chosen) for one in sets), why=why, dialect=chosen.dialect,
         companions=companions, inert=opened.inert, notes=tuple(_notes([] if weights else sets, chosen, why, companions)),
+        named=_entries(opened.loaded, _NAMES),
     )  # fmt: skip
 
 
@@ -121,15 +123,17 @@ def _require_kind(data: bytes) -> None:
 
 def _plain_entries(loaded: Any) -> dict[str, Any]:
     """The metadata of a checkpoint: its plain entries beside the tensors."""
-    loaded = loaded.entries if isinstance(loaded, Inert) else loaded
-    if not isinstance(loaded, dict):
-        return {}
-    entries = {key: loaded.get(key) for key in ("epoch", "best_prec1", "model", METADATA_KEY)}
     return {
         key: value
-        for key, value in entries.items()
+        for key, value in _entries(loaded, ("epoch", "best_prec1", "model", METADATA_KEY)).items()
         if isinstance(value, (int, float, str)) and (not isinstance(value, float) or math.isfinite(value))
     }
+
+
+def _entries(loaded: Any, keys: Sequence[str]) -> dict[str, Any]:
+    """Those of some entries that a file has."""
+    loaded = loaded.entries if isinstance(loaded, Inert) else loaded
+    return {key: loaded[key] for key in keys if key in loaded} if isinstance(loaded, dict) else {}
 
 
 def _without_weights(opened: _Opened) -> str:

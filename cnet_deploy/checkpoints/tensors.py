@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -137,7 +137,7 @@ class Contents:
     """A file's tensors (arrays of float32 or integers, by the original's names) and its metadata. ``source`` is the file's name.
 
     ``weights`` are all sets of weights in the file, ``why`` says why the chosen one is read. ``companions`` are names that were left out.
-    ``notes`` are sentences for the file's owner about how it was read.
+    ``notes`` are sentences for the file's owner about how it was read. ``named`` are entries that may name the classes.
     """
 
     tensors: dict[str, npt.NDArray[Any]]
@@ -152,3 +152,4 @@ class Contents:
     companions: tuple[str, ...] = ()
     inert: tuple[InertObject, ...] = ()
     notes: tuple[str, ...] = ()
+    named: Mapping[str, Any] = field(default_factory=dict)

@@ -5,9 +5,10 @@ Nothing in a file is executed; CIFAR's Python files are pickles (see cifar_pickl
 
 from __future__ import annotations
 
+import logging
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,8 +18,11 @@ import numpy.typing as npt
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.files import read_bytes
 from cnet_deploy.images.cifar_pickle import read_arrays
-from cnet_deploy.images.decode import IMAGE_SUFFIXES, cifar_records, read_image, resized
+from cnet_deploy.images.decode import cifar_records, hidden, images_in, not_taken, refuse_url, resized
+from cnet_deploy.images.image_file import IMAGE_SUFFIXES, opened_image, orientation
 from cnet_deploy.images.preprocessing import Preprocessing
+
+log = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -40,14 +44,22 @@ LAYOUTS = (
 
 class Dataset(ABC):
     """Images with labels [N] from 0 to ``classes`` - 1. ``statistics`` names the usual mean and standard deviation, ``input_size``
-    (height, width) is that of the networks for it."""
+    (height, width) is that of the networks for it. ``named``: ``class_names`` are names, and not numbers for want of them.
+
+    ``upright``: images are turned as they are tagged (EXIF). ``tagged`` has the indices of the images read so far that have such a tag.
+    ``not_taken`` names the files that lie among the images and are none.
+    """
 
     name: str
     labels: Labels
     classes: int
     class_names: tuple[str, ...] = ()
+    named: bool = True
     statistics: str = "imagenet"
     input_size: tuple[int, int] = (224, 224)
+    upright: bool = False
+    tagged: Collection[int] = ()
+    not_taken: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -79,38 +91,78 @@ class ArrayDataset(Dataset):
 
 
 class FolderDataset(Dataset):
-    """A folder of images for each class. Classes are the folders in the order of their names, as in torchvision's ImageFolder."""
+    """A folder of images for each class. Classes are the folders in the order of their names, as in torchvision's ImageFolder.
 
-    def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        self.class_names = tuple(sorted(entry.name for entry in path.iterdir() if entry.is_dir()))
+    Raises InputRefused where there are no folders of classes, or one without images.
+    """
+
+    def __init__(self, path: Path, *, upright: bool = False) -> None:
+        self.name, self.upright = str(path), upright
+        self.tagged: set[int] = set()
+        self.class_names = tuple(sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not hidden(entry.name)))
         self.classes = len(self.class_names)
         self.files: list[Path] = []
-        labels = []
+        labels, others = [], [name for name in _loose(path) if self.class_names]
         for label, name in enumerate(self.class_names):
-            files = sorted(p for p in (path / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            files, rest = images_in(path / name)
             if not files:
-                raise InputRefused(f"{path / name}: holds no images; expected {', '.join(IMAGE_SUFFIXES)} in every class's folder")
+                also = f" ({not_taken(rest)})" if rest else ""
+                raise InputRefused(f"{path / name}: holds no images{also}; expected {', '.join(IMAGE_SUFFIXES)} in every class's folder")
             self.files += files
             labels += [label] * len(files)
+            others += [f"{name}/{other}" for other in rest]
         if not self.files:
-            raise InputRefused(f"{path}: holds no images; expected {LAYOUTS}")
-        self.labels = np.asarray(labels, np.int64)
+            raise InputRefused(f"{path}: {_without_classes(path)}")
+        if deeper := _deeper(path, self.class_names):
+            raise InputRefused(f"{path}: has one folder, {self.class_names[0]}, which holds folders and no images; {deeper}")
+        self.labels, self.not_taken = np.asarray(labels, np.int64), tuple(others)
+        if others:
+            log.warning("%s: %s", path, not_taken(others))
 
     def image(self, index: int, preprocessing: Preprocessing) -> Pixels:
-        return read_image(self.files[index], preprocessing)
+        with opened_image(self.files[index], upright=self.upright) as image:
+            if orientation(image) != 1:
+                self.tagged.add(index)
+            return resized(image, preprocessing)
 
 
-def open_dataset(path: Path | str, split: Split = "val", classes: int | None = None) -> Dataset:
+def _loose(path: Path) -> list[str]:
+    """Images beside the folders of the classes."""
+    return sorted(entry.name for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES and not hidden(entry.name))
+
+
+def _without_classes(path: Path) -> str:
+    if loose := _loose(path):
+        return (
+            f"holds images ({len(loose):,}, the first is {loose[0]}) but no folders of classes; expected a folder for each class, such as "
+            f"{path.name}/cat/{loose[0]}: move each image into the folder of its class"
+        )
+    return f"holds no images; expected {LAYOUTS}"
+
+
+def _deeper(path: Path, folders: Sequence[str]) -> str:
+    """What to give instead of a path whose only folder holds the folders of the classes; empty where it is not so."""
+    if len(folders) != 1:
+        return ""
+    inner = [entry for entry in (path / folders[0]).iterdir() if not hidden(entry.name)]
+    if any(entry.is_file() for entry in inner) or not any(entry.is_dir() for entry in inner):
+        return ""
+    return f"give {path / folders[0]} itself"
+
+
+def open_dataset(path: Path | str, split: Split = "val", classes: int | None = None, *, upright: bool = False) -> Dataset:
     """Open the training or the test part of a dataset. Its layout is recognised by the files in the folder, or in a subfolder with the
     official name.
 
     ``path`` may be a single CIFAR binary file; ``classes`` says whether it is of CIFAR-10 or 100. A folder without ``train`` and ``val``
-    is a test part. Raises InputRefused for missing, truncated or damaged files, labels out of range, and unknown layouts.
+    is a test part. ``upright``: image files are turned as they are tagged (EXIF); torchvision does not. Raises InputRefused for missing,
+    truncated or damaged files, labels out of range, and unknown layouts.
     """
+    refuse_url(path)
     path = Path(path)
     try:
         if path.is_file():
+            _refuse_other_files(path)
             return _binary(path.name, [path], classes or 10, None)
         if not path.is_dir():
             raise InputRefused(f"{path}: no such folder; expected one with {LAYOUTS}")
@@ -119,12 +171,27 @@ def open_dataset(path: Path | str, split: Split = "val", classes: int | None = N
                 return dataset
         inner = path / split
         if not inner.is_dir() and (split == "train" or (path / "train").is_dir()):
-            raise InputRefused(f"{path}: has no folder {split}; expected {LAYOUTS}")
-        return FolderDataset(inner if inner.is_dir() else path)
+            raise InputRefused(f"{path}: has no folder {split}{_other_part(path, split)}; expected {LAYOUTS}")
+        return FolderDataset(inner if inner.is_dir() else path, upright=upright)
     except OSError as error:
         raise InputRefused(f"{error.filename or path}: can't be read: {error.strerror}") from None
     except RecursionError:
         raise InputRefused(f"{path}: has folders nested too deep to be read; expected {LAYOUTS}") from None
+
+
+def _refuse_other_files(path: Path) -> None:
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        raise InputRefused(f"{path}: is a single image, which has no label; expected {LAYOUTS}")
+    if suffix in (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z"):
+        raise InputRefused(f"{path}: is an archive; unpack it and give the folder")
+
+
+def _other_part(path: Path, split: Split) -> str:
+    """What may be meant by a folder that has another name."""
+    names = ("test", "valid", "validation") if split == "val" else ("training",)
+    there = next((name for name in names if (path / name).is_dir()), None)
+    return f" but {there}: rename that, or for `evaluate` give {path / there}" if there else ""
 
 
 _OFFICIAL = ("cifar-10-batches-bin", "cifar-10-batches-py", "cifar-100-binary", "cifar-100-python", "FashionMNIST/raw", "FashionMNIST")
@@ -198,9 +265,12 @@ def _described(label: object) -> str:
 
 
 def _cifar(name: str, pixels: Sequence[Pixels], labels: Sequence[Labels], classes: int, names: Sequence[str]) -> Dataset:
-    names = names if len(names) == classes else [str(number) for number in range(classes)]
+    known = len(names) == classes
     statistics = "cifar10" if classes == 10 else "cifar100"
-    return ArrayDataset(name, np.concatenate(pixels), np.concatenate(labels), names, statistics)
+    words = names if known else [str(number) for number in range(classes)]
+    dataset = ArrayDataset(name, np.concatenate(pixels), np.concatenate(labels), words, statistics)
+    dataset.named = known
+    return dataset
 
 
 def _require_count(file: Path, count: int, expected: int | None) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
-from collections.abc import Callable, Iterator
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,19 +14,21 @@ import numpy as np
 import numpy.typing as npt
 
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.files import read_bytes
+from cnet_deploy.files import exists, read_bytes
+from cnet_deploy.images.image_file import IMAGE_SUFFIXES, Unfit, opened_image
 from cnet_deploy.images.preprocessing import Floats, Preprocessing
 
 if TYPE_CHECKING:
     from PIL import Image
 
+log = logging.getLogger(__name__)
+
 Pixels = npt.NDArray[np.uint8]
 MAX_IMAGES = 10_000
 MAX_PIXELS = 1 << 25  # of an image after resizing
-MAX_DECODED = 1 << 28  # bytes of a decoded image plus its RGB copy: some 67 megapixels, or 33 with transparency
+NAMED = 10  # files that a message names
 _PLANES = 3 * 32 * 32
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")  # only these: some of Pillow's other decoders start programs
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
+_HIDDEN = ("__macosx", "thumbs.db", "desktop.ini")  # what systems leave in folders; names that begin with a dot are hidden too
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,17 @@ class Source:
     label: int | None = None
 
 
-def walk_images(path: Path | str, preprocessing: Preprocessing, classes: int, most: int | None = None) -> list[Source]:
+def walk_images(
+    path: Path | str, preprocessing: Preprocessing, classes: int, most: int | None = None, *, upright: bool = False
+) -> list[Source]:
     """The images of a path: those of a CIFAR binary file (``.bin``; named FILE#0, FILE#1 …), a single image file, or all image files in a
-    folder and its subfolders, sorted by name.
+    folder and its subfolders, sorted by name. Other files in a folder are named in a warning.
 
-    Their ``read`` returns pixels at the network's input size, and raises InputRefused for an image that can't be read. Raises InputRefused
-    for a folder without images, a binary file of another image size, labels beyond ``classes``, and more than ``most`` images.
+    Their ``read`` returns pixels at the network's input size (``upright``: of the image turned as it is tagged), and raises InputRefused
+    for an image that can't be read. Raises InputRefused for a folder without images, a binary file of another image size, labels beyond
+    ``classes``, and more than ``most`` images.
     """
+    refuse_url(path)
     path = Path(path)
     if path.suffix == ".bin":
         if preprocessing.crop != (32, 32):
@@ -72,17 +77,62 @@ def walk_images(path: Path | str, preprocessing: Preprocessing, classes: int, mo
         pixels, labels = cifar_records(path, classes)
         sources = [Source(f"{path}#{n}", partial(pixels.__getitem__, n), int(label)) for n, label in enumerate(labels)]
     elif path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        files, others = images_in(path)
         if not files:
+            also = f" ({not_taken(others)})" if others else ""
             raise InputRefused(
-                f"{path}: holds no images; expected {', '.join(IMAGE_SUFFIXES)} (for a CIFAR .bin file give the file itself)"
+                f"{path}: holds no images{also}; expected {', '.join(IMAGE_SUFFIXES)} (for a CIFAR .bin file give the file itself)"
             )
-        sources = [Source(str(file), partial(read_image, file, preprocessing)) for file in files]
+        if others:
+            log.warning("%s: %s", path, not_taken(others))
+        sources = [Source(str(file), partial(read_image, file, preprocessing, upright=upright)) for file in files]
     else:
-        sources = [Source(str(path), partial(read_image, path, preprocessing))]
+        sources = [Source(str(path), partial(read_image, path, preprocessing, upright=upright))]
     if most is not None and len(sources) > most:
         raise InputRefused(f"{path}: holds {len(sources)} images; expected at most {most}")
     return sources
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder of this name is none of the user's: .DS_Store, ._x.jpg, .ipynb_checkpoints, __MACOSX, Thumbs.db …"""
+    return name.startswith(".") or name.lower() in _HIDDEN
+
+
+def images_in(folder: Path) -> tuple[list[Path], list[str]]:
+    """The image files in a folder and its subfolders, sorted, and the names (from the folder on) of the other files. What is ``hidden`` is
+    in neither. Images are known by their suffixes, as in torchvision's ImageFolder. Raises InputRefused for folders that can't be read."""
+    files, others = [], []
+    depth = len(folder.parts)
+    try:
+        for path in folder.rglob("*"):
+            parts = path.parts[depth:]
+            if any(map(hidden, parts)):
+                continue
+            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+                files.append(path)
+            elif not path.is_dir():
+                others.append("/".join(parts))
+    except OSError as error:
+        raise InputRefused(f"{error.filename or folder}: can't be read: {error.strerror}") from None
+    except RecursionError:
+        raise InputRefused(f"{folder}: has folders nested too deep to be read; move the images up") from None
+    return sorted(files), sorted(others)
+
+
+def not_taken(names: Sequence[str]) -> str:
+    """A sentence about files that are no images: how many, and the first of them by name."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    counted = "1 file was" if len(names) == 1 else f"{len(names):,} files were"
+    return f"{counted} not taken for images: {', '.join(names[:NAMED])}{more}"
+
+
+def refuse_url(path: Path | str) -> None:
+    """Raise InputRefused for a URL, also one that became a path (which has one slash less)."""
+    match = re.match(r"([a-z][a-z0-9+]+):/+(?=.)", str(path), re.IGNORECASE)
+    if match and not exists(path):
+        url = f"{match[1]}://{str(path)[match.end() :]}"
+        how = f"curl -O {url}" if match[1].lower() in ("http", "https", "ftp") else "with the tool of its service"
+        raise InputRefused(f"{url}: is a URL; download it first: {how}")
 
 
 def read_images(path: Path | str, preprocessing: Preprocessing, classes: int) -> Images:
@@ -111,43 +161,20 @@ def cifar_records(path: Path, classes: int) -> tuple[npt.NDArray[np.uint8], npt.
     return records[:, header:].reshape(-1, 3, 32, 32), labels
 
 
-def read_image(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+def read_image(path: Path, preprocessing: Preprocessing, *, upright: bool = False) -> npt.NDArray[np.uint8]:
     """An image file as RGB [3, H, W] at the network's input size: the shorter side is resized, then the centre is cropped.
 
-    Raises InputRefused for a file that is no image, and for an image too large to be decoded safely.
+    ``upright``: turned first, as it is tagged. Raises InputRefused for a file that is no image, and for an image too large to be decoded
+    safely.
     """
-    with opened_image(path) as image:
+    with opened_image(path, upright=upright) as image:
         return resized(image, preprocessing)
-
-
-@contextlib.contextmanager
-def opened_image(path: Path) -> Iterator[Image.Image]:
-    """An open image file. Exceptions of its decoder become InputRefused."""
-    from PIL import Image, UnidentifiedImageError
-
-    data = read_bytes(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                _check_size(image)
-                yield image
-    except Exception as error:  # decoders can raise anything on damaged images
-        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
-        raise InputRefused(f"{path}: is no readable image ({reason}); expected a complete {', '.join(_FORMATS)} file") from None
-
-
-def _check_size(image: Image.Image) -> None:
-    stored = 1 if image.mode in ("1", "L", "P") else 4
-    size = image.width * image.height * (stored + (0 if image.mode == "RGB" else 4))
-    if size > MAX_DECODED:
-        raise ValueError(f"{image.width}x{image.height} pixels would take {size:,} bytes; expected at most {MAX_DECODED:,}")
 
 
 def resized(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
     """An image as RGB [3, H, W] at the network's input size: the shorter side is resized, then the centre is cropped (reference: main.py).
 
-    Raises ValueError if the resized image would be too large.
+    Raises ValueError (``Unfit``) if the resized image would be too large.
     """
     from PIL import Image
 
@@ -160,7 +187,7 @@ def resized(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.
     else:
         size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
     if size[0] * size[1] > MAX_PIXELS:
-        raise ValueError(f"{image.width}x{image.height} pixels would become {size[0]}x{size[1]} when resized, which is too large")
+        raise Unfit(f"{image.width}x{image.height} pixels would become {size[0]}x{size[1]} when resized, which is too large")
     how = Image.Resampling.BICUBIC if preprocessing.interpolation == "bicubic" else Image.Resampling.BILINEAR
     whole = image.convert("RGB").resize(size, how)
     left, top = round((whole.width - width) / 2), round((whole.height - height) / 2)

@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.images.batches import default_workers, in_order
 from cnet_deploy.images.datasets import ArrayDataset, Dataset, FolderDataset, Labels, Pixels
-from cnet_deploy.images.decode import opened_image
+from cnet_deploy.images.image_file import opened_image
 from cnet_deploy.images.preprocessing import Preprocessing
 
 if TYPE_CHECKING:

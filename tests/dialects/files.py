@@ -230,6 +230,7 @@ def _torchscript() -> bytes:
     return buffer.getvalue()
 
 
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NUMPY = np.random.default_rng(0).standard_normal(3)
 READ: tuple[Case, ...] = (
     Case("the original's training checkpoint, `module.` and all", "ShichenLiu/CondenseNet", checkpoint),

@@ -13,7 +13,7 @@ import cnet_deploy as cd
 from cnet_deploy.cli import main
 from cnet_deploy.errors import InputRefused
 from tests.attacks.helpers import refused
-from tests.dialects.files import EXAMPLE, READ, REFUSED, Case, converted, pruned, with_plain_classifier, write
+from tests.dialects.files import EXAMPLE, NAMES, READ, REFUSED, Case, checkpoint, converted, pruned, with_plain_classifier, write
 
 
 def titles(cases: tuple[Case, ...]) -> list[str]:
@@ -97,6 +97,19 @@ def test_one_tensor_under_two_names(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "twice.pth")
     with pytest.raises(InputRefused, match="which are one tensor once wrappers are removed"):
         cd.load(tmp_path / "twice.pth")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [{"classes": list(NAMES)}, {"class_to_idx": {name: number for number, name in reversed(list(enumerate(NAMES)))}},
+     {"idx_to_class": dict(enumerate(NAMES))}, {"classes": 10, "class_names": NAMES}],
+    ids=lambda entry: "+".join(entry),
+)  # fmt: skip
+def test_names_of_classes_in_a_checkpoint(entry: dict[str, object], tmp_path: Path) -> None:
+    torch.save(checkpoint(**entry), tmp_path / "named.pth.tar")
+    assert cd.load(tmp_path / "named.pth.tar").class_names == NAMES
+    torch.save(checkpoint(classes=["cat", "dog"]), tmp_path / "others.pth.tar")
+    assert cd.load(tmp_path / "others.pth.tar").class_names == ()
 
 
 def exported(folder: Path, path: Path) -> Path:

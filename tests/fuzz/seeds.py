@@ -84,15 +84,23 @@ def manifests() -> list[bytes]:
 def images() -> list[bytes]:
     pixels = np.random.default_rng(0).integers(0, 255, (9, 12, 3), dtype=np.uint8)
     made = []
-    for mode in ("RGB", "L", "RGBA", "P", "1", "CMYK"):
-        picture = Image.fromarray(pixels).convert(mode)
-        for kind in ("PNG", "JPEG", "BMP", "PPM", "WEBP"):
-            buffer = io.BytesIO()
-            try:
-                picture.save(buffer, kind)
-            except (OSError, ValueError):  # not every format has every mode
-                continue
-            made.append(buffer.getvalue())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    deep = Image.fromarray(np.random.default_rng(0).integers(0, 1 << 16, (9, 12), dtype=np.uint16))
+    pictures = [deep, *(Image.fromarray(pixels).convert(mode) for mode in ("RGB", "L", "RGBA", "P", "1", "CMYK"))]
+    options: dict[str, list[dict[str, Any]]] = {
+        "PNG": [{}], "BMP": [{}], "PPM": [{}], "WEBP": [{}], "JPEG": [{}, {"exif": exif}],
+        "TIFF": [{}, {"compression": "tiff_lzw", "exif": exif}, {"compression": "tiff_adobe_deflate"}, {"compression": "jpeg"}],
+    }  # fmt: skip
+    for picture in pictures:
+        for kind, several in options.items():
+            for more in several:
+                buffer = io.BytesIO()
+                try:
+                    picture.save(buffer, kind, **more)
+                except (OSError, ValueError, RuntimeError):  # not every format has every mode
+                    continue
+                made.append(buffer.getvalue())
     return [*made, bytes(3073), b"\x09" + bytes(range(256)) * 12]
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.images.decode import read_image, read_images
+from cnet_deploy.images.decode import read_image, read_images, walk_images
 from cnet_deploy.images.preprocessing import Preprocessing
 from tests.builders import TINY
 
@@ -81,6 +81,28 @@ def test_folders_are_read_in_order_and_deep(tmp_path: Path) -> None:
         Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no image")
     assert read_images(tmp_path, CIFAR, 10).pixels[:, 0, 0, 0].tolist() == [1, 0, 2]
+
+
+def test_files_that_are_not_taken_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("a.png", "sub/b.TIF"):
+        Image.new("L", (32, 32)).save(tmp_path / name)
+    for name in ("c.gif", "sub/d.heic", ".DS_Store", "._a.png", "Thumbs.db", "desktop.ini"):
+        (tmp_path / name).write_bytes(b"x")
+    for name in (".ipynb_checkpoints", "__MACOSX"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (32, 32)).save(tmp_path / name / "a.png")
+    assert len(read_images(tmp_path, CIFAR, 10)) == 2
+    assert caplog.messages == [f"{tmp_path}: 2 files were not taken for images: c.gif, sub/d.heic"]
+    for number in range(12):
+        (tmp_path / f"e{number:02}.txt").touch()
+    caplog.clear()
+    walk_images(tmp_path, CIFAR, 10)
+    assert "14 files were not taken" in caplog.text and "e08.txt and 4 more" in caplog.text and "e09" not in caplog.text
+    for name in ("a.png", "sub/b.TIF"):
+        (tmp_path / name).unlink()
+    with pytest.raises(InputRefused, match=r"holds no images \(14 files were not taken for images: c.gif, e00.txt"):
+        walk_images(tmp_path, CIFAR, 10)
 
 
 def test_what_is_no_image(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cnet_deploy.images.datasets import ArrayDataset, FolderDataset, open_dataset
 
@@ -63,11 +64,62 @@ def test_a_folder_of_no_images(tmp_path: Path, split: str) -> None:
     (tmp_path / split).mkdir()
     refuses(tmp_path, f"{tmp_path / split}: holds no images; expected cifar-10", split=split)
     image(tmp_path / split / "loose.png")  # of no class
-    refuses(tmp_path, "holds no images; expected cifar-10", split=split)
+    refuses(tmp_path, "holds images (1, the first is loose.png) but no folders of classes", f"such as {split}/cat/loose.png", split=split)
 
 
 def test_an_empty_class(tmp_path: Path) -> None:
     image(tmp_path / "a" / "1.png")
     (tmp_path / "b" / "deeper").mkdir(parents=True)
     (tmp_path / "b" / "notes.txt").write_text("no image")
-    refuses(tmp_path, f"{tmp_path / 'b'}: holds no images; expected .png, .jpg, .jpeg", "in every class's folder")
+    refuses(
+        tmp_path,
+        f"{tmp_path / 'b'}: holds no images (1 file was not taken for images: notes.txt); expected .jpg, .jpeg, .png",
+        "in every class's folder",
+    )
+
+
+def test_what_is_not_taken_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a/1.png", "a/2.tif", "b/1.PGM", "loose.png"):
+        image(tmp_path / name)
+    for name in ("a/x.gif", "b/notes.txt", "a/._1.png", "b/Thumbs.db", "README.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    found = open_dataset(tmp_path)
+    assert len(found) == 3 and found.not_taken == ("loose.png", "a/x.gif", "b/notes.txt")
+    assert caplog.messages == [f"{tmp_path}: 3 files were not taken for images: loose.png, a/x.gif, b/notes.txt"]
+
+
+def test_hidden_folders_are_no_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a/1.png", "b/1.png", ".ipynb_checkpoints/1.png", "__MACOSX/a/1.png", "a/.ipynb_checkpoints/1.png", ".git/x.png"):
+        image(tmp_path / name)
+    found = open_dataset(tmp_path)
+    assert found.class_names == ("a", "b") and len(found) == 2 and not found.not_taken and not caplog.messages
+
+
+def test_images_that_lie_elsewhere(tmp_path: Path) -> None:
+    image(tmp_path / "data" / "cats" / "1.png")
+    image(tmp_path / "data" / "dogs" / "1.png")
+    refuses(tmp_path, f"has one folder, data, which holds folders and no images; give {tmp_path / 'data'} itself")
+    assert open_dataset(tmp_path / "data").class_names == ("cats", "dogs")
+    (tmp_path / "data").rename(tmp_path / "valid")
+    (tmp_path / "train").mkdir()
+    refuses(tmp_path, f"has no folder val but valid: rename that, or for `evaluate` give {tmp_path / 'valid'}")
+    refuses(tmp_path / "valid" / "cats" / "1.png", "is a single image, which has no label")
+    refuses(tmp_path / "valid" / "cats", "holds images (1, the first is 1.png) but no folders of classes", "such as cats/cat/1.png")
+    (tmp_path / "data.zip").write_bytes(b"PK")
+    refuses(tmp_path / "data.zip", "is an archive; unpack it and give the folder")
+    refuses(Path("https://example.org/data"), "https://example.org/data: is a URL; download it first")
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_images_tagged_to_be_turned_are_counted(tmp_path: Path, upright: bool) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, more in (("a/1.jpg", {"exif": exif}), ("a/2.jpg", {}), ("b/1.jpg", {"exif": exif})):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture = Image.new("RGB", (32, 32))
+        picture.paste((255, 255, 255), (0, 0, 32, 16))  # above: after a turn to the right it is on the right
+        picture.save(tmp_path / name, **more)
+    found = open_dataset(tmp_path, upright=upright)
+    pixels = [found.image(index, CIFAR) for index in range(3)]
+    assert sorted(found.tagged) == [0, 2]
+    assert [bool(image[0, 4, 24] > 200 and image[0, 28, 24] > 200) for image in pixels] == [upright, False, upright]
