@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 
 from cnet_deploy.models.architecture import Architecture
@@ -89,3 +90,13 @@ def write_idx(path: Path, values: np.ndarray[Any, np.dtype[np.uint8]]) -> Path:
     header = bytes([0, 0, 8, values.ndim]) + b"".join(side.to_bytes(4, "big") for side in values.shape)
     path.write_bytes(header + values.tobytes())
     return path
+
+
+def ending_in_softmax(path: Path, out: Path) -> Path:
+    """An ONNX file whose outputs are the probabilities for the logits of another, with the other's metadata."""
+    model = onnx.load(path)
+    (output,) = model.graph.output
+    model.graph.node.append(onnx.helper.make_node("Softmax", [output.name], ["probabilities"], axis=1))
+    output.name = "probabilities"
+    onnx.save(model, out)
+    return out

@@ -36,12 +36,14 @@ from cnet_deploy.hardware.cpu import share_the_processor
 @click.option(
     "--skip-corrupt", type=click.IntRange(0), default=0, show_default=True, help="How many unreadable images to accept; they are named."
 )
+@click.option("--exif", is_flag=True, help="Turn images as their EXIF data say. [default: as stored, as torchvision]")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @model_options
 def evaluate(files: tuple[Path, ...], data: Path, as_json: bool, **options: Any) -> None:
     """Top-1 and top-5 error of FILEs (checkpoints, models, artifacts) on labelled images, side by side.
 
-    Each error is followed by its 95 % interval. Images are preprocessed as each file's metadata says.
+    Each error is followed by its 95 % interval. Images are preprocessed as each file's metadata says. Classes are matched by name where
+    FILE has the names of DATA's.
     """
     share_the_processor()
     from cnet_deploy.cli.progress import bar

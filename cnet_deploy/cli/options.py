@@ -172,7 +172,9 @@ def require_own_options(target: str, options: Mapping[str, Any], form: str | Non
 
 def labels_option(more: str) -> Callable[[F], F]:
     """The option for a file of class names; ``more`` is added to its help."""
-    return click.option("--labels", type=click.Path(path_type=Path), help=f"File of class names: one per line, or JSON. {more}")
+    return click.option(
+        "--labels", type=click.Path(path_type=Path), help=f"File of class names: one per line, JSON, or a Python dict. {more}"
+    )
 
 
 pin_option = click.option("--sha256", type=Digest(), help="The SHA-256 that the (first) file must have; otherwise it is refused.")

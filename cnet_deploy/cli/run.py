@@ -36,7 +36,8 @@ from cnet_deploy.hardware.cpu import share_the_processor
 def run(file: Path, images: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     """Classify IMAGEs with FILE (a checkpoint, a model or an artifact): print the most likely classes of each.
 
-    An IMAGE is a PNG, JPEG, BMP, WebP or PPM file, a folder of them, or a CIFAR binary file. It is preprocessed as FILE's metadata says.
+    An IMAGE is a PNG, JPEG, TIFF, BMP, WebP, PPM or PGM file, a folder of them, or a CIFAR binary file. It is turned as its EXIF data say
+    and preprocessed as FILE's metadata says.
     """
     share_the_processor()
     from cnet_deploy.workflows.classify import classify

@@ -17,13 +17,16 @@ from cnet_deploy.images.decode import Pixels, walk_images
 from cnet_deploy.images.preprocessing import NO_OVERRIDES, Overrides, Preprocessing
 from cnet_deploy.sessions import open_session, resolve_backend
 from cnet_deploy.sessions.base import Session
+from cnet_deploy.workflows.probabilities import are_probabilities, softmax
+
+log = logging.getLogger(__name__)
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Guess:
-    """A class, its name if it is known, and its softmax probability, 0 to 1."""
+    """A class, its name if it is known, and its probability, 0 to 1: the softmax, or what the network answers if it ends in one."""
 
     label: int
     name: str | None
@@ -69,11 +72,11 @@ def classify(
 ) -> Iterator[Answer]:
     """Classify images with a checkpoint, a model or an artifact. Yields one Answer per image, as the images are read.
 
-    ``images`` are image files, folders of them, or CIFAR binary files, whose images are named ``FILE#0``, ``FILE#1`` … They are
-    preprocessed as the model's metadata says; ``steps`` overrides that. An Answer has the ``top`` most likely classes. Their names come
-    from the file ``labels`` (see ``images.class_names.read_labels``), else from the model. ``backend``, ``device``, ``threads``,
-    ``sha256``: see ``open_session``; ``overrides``: see ``checkpoints.load``. Raises InputRefused for a model, labels or images that
-    can't be used; an image that can't be read gives an Answer with a ``problem``.
+    ``images`` are image files, folders of them, or CIFAR binary files, whose images are named ``FILE#0``, ``FILE#1`` … They are turned as
+    their EXIF data say and preprocessed as the model's metadata says; ``steps`` overrides the latter. An Answer has the ``top`` most likely
+    classes. Their names come from the file ``labels`` (see ``images.class_names.read_labels``), else from the model. ``backend``,
+    ``device``, ``threads``, ``sha256``: see ``open_session``; ``overrides``: see ``checkpoints.load``. Raises InputRefused for a model,
+    labels or images that can't be used; an image that can't be read gives an Answer with a ``problem``.
     """
     named = [Path(image) for image in ([images] if isinstance(images, (str, Path)) else images)]
     if backend is not None:
@@ -84,31 +87,43 @@ def classify(
         if doubts := preprocessing.doubts(steps):
             log.warning("%s: %s here, or to convert or export, whose files keep it", path, doubts)
         names = session.class_names if labels is None else read_labels(labels, session.classes)
+        answered = _Answers(session, preprocessing, names, top, str(path))
         waiting: list[tuple[str, Pixels]] = []
-        for source in chain.from_iterable(walk_images(path, preprocessing, session.classes) for path in named):
+        for source in chain.from_iterable(walk_images(image, preprocessing, session.classes, upright=True) for image in named):
             try:
                 waiting.append((source.name, source.read()))
             except InputRefused as error:
-                yield from _answers(session, preprocessing, waiting, names, top)  # keeps the order of the images
+                yield from answered(waiting)  # keeps the order of the images
                 waiting = []
                 yield Answer(source.name, problem=str(error))
             if len(waiting) == batch:
-                yield from _answers(session, preprocessing, waiting, names, top)
+                yield from answered(waiting)
                 waiting = []
-        yield from _answers(session, preprocessing, waiting, names, top)
+        yield from answered(waiting)
 
 
-def _answers(
-    session: Session, preprocessing: Preprocessing, images: Sequence[tuple[str, Pixels]], names: Sequence[str], top: int
-) -> Iterator[Answer]:  # fmt: skip
-    if not images:
-        return
-    logits = session.run(preprocessing.apply(np.stack([pixels for _, pixels in images]))).astype(np.float64)
-    for (name, _), row in zip(images, logits, strict=True):
-        if not np.isfinite(row).all():
-            yield Answer(name, problem=f"{name}: the network's output is not finite; verify the artifact against its model")
-            continue
-        shares = np.exp(row - row.max())
-        shares /= shares.sum()
-        best = np.argsort(-row, kind="stable")[:top]
-        yield Answer(name, tuple(Guess(int(label), names[label] if names else None, float(shares[label])) for label in best))
+class _Answers:
+    """The answers of a session. Its first batch shows whether its outputs are logits or probabilities."""
+
+    def __init__(self, session: Session, preprocessing: Preprocessing, names: Sequence[str], top: int, path: str) -> None:
+        self.session, self.preprocessing, self.names, self.top, self.path = session, preprocessing, names, top, path
+        self.probabilities: bool | None = None
+
+    def __call__(self, images: Sequence[tuple[str, Pixels]]) -> Iterator[Answer]:
+        if not images:
+            return
+        rows = self.session.run(self.preprocessing.apply(np.stack([pixels for _, pixels in images]))).astype(np.float64)
+        finite = np.logical_and.reduce(np.isfinite(rows), axis=1)
+        if self.probabilities is None and finite.any():
+            self.probabilities = are_probabilities(rows[finite])
+            if self.probabilities:
+                log.warning("%s: answers with probabilities (it ends in a softmax), which are printed as they are", self.path)
+        shares = rows if self.probabilities else softmax(rows)
+        for (name, _), row, valid in zip(images, shares, finite, strict=True):
+            if not valid:
+                yield Answer(name, problem=f"{name}: the network's output is not finite; verify the artifact against its model")
+                continue
+            best = np.argsort(-row, kind="stable")[: self.top]
+            yield Answer(
+                name, tuple(Guess(int(label), self.names[label] if self.names else None, float(row[label])) for label in best)
+            )  # fmt: skip

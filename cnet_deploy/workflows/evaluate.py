@@ -16,14 +16,18 @@ import numpy.typing as npt
 
 from cnet_deploy.errors import InputRefused, naming, printable
 from cnet_deploy.images.batches import Batch, batches
-from cnet_deploy.images.datasets import Dataset, Labels, Split, open_dataset
+from cnet_deploy.images.class_names import Matching, match_classes
+from cnet_deploy.images.datasets import Dataset, FolderDataset, Labels, Split, open_dataset
+from cnet_deploy.images.decode import not_taken
 from cnet_deploy.images.preprocessing import NO_OVERRIDES, Floats, Overrides, Preprocessing
 from cnet_deploy.sessions import open_session, resolve_backend
 from cnet_deploy.sessions.base import Session
 
 log = logging.getLogger(__name__)
+
 Z = 1.959963984540054  # of the normal distribution: 95 % lie between -Z and Z
 NAMED = 10  # corrupt images that a message names
+BY_NUMBER = Matching("by number")
 Interval = tuple[float, float]
 Progress = Callable[[str, float], None]  # a line of text, and the share of the work that is done (0 to 1)
 
@@ -31,7 +35,8 @@ Progress = Callable[[str, float], None]  # a line of text, and the share of the 
 @dataclass(frozen=True)
 class FileResult:
     """The counts of one file: images whose label was the top answer (``right1``) or among the top five (``right5``), and images whose
-    logits were not finite (counted as wrong). ``seconds`` is the time of inference alone."""
+    logits were not finite (counted as wrong). ``seconds`` is the time of inference alone. ``answers`` are numbers of the dataset's classes;
+    ``matching`` says how those correspond to the file's own."""
 
     path: str
     backend: str
@@ -46,6 +51,7 @@ class FileResult:
     seconds: float
     answers: npt.NDArray[np.int64] = field(repr=False)
     correct: npt.NDArray[np.bool_] = field(repr=False)
+    matching: Matching = BY_NUMBER
 
     @property
     def top1_error(self) -> float:
@@ -68,12 +74,18 @@ class FileResult:
             "top5_interval": wilson(self.images - self.right5, self.images),
             "images_per_second": self.images / self.seconds if self.seconds else None,
             "preprocessing": self.preprocessing.to_dict(),
+            "classes_matched": self.matching.how,
+            **({"classes_not_by_name": self.matching.problem} if self.matching.problem else {}),
         }
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of all files on the same images. ``refused`` says why an image could not be read; such images are not counted."""
+    """The results of all files on the same images. ``refused`` says why an image could not be read; such images are not counted.
+
+    ``not_taken`` names the files among the images that are none. ``tagged`` counts the images with an EXIF tag that turns or mirrors them,
+    which was done if ``exif``.
+    """
 
     dataset: str
     split: str
@@ -81,6 +93,9 @@ class Evaluation:
     classes: int
     files: tuple[FileResult, ...]
     refused: tuple[str, ...]
+    not_taken: tuple[str, ...] = ()
+    tagged: int = 0
+    exif: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values. ``agreement[i][j]``: the share of images to which files i and j give the same first answer."""
@@ -90,6 +105,9 @@ class Evaluation:
             "images": self.images,
             "classes": self.classes,
             "refused": list(self.refused),
+            "not_taken": list(self.not_taken),
+            "tagged_to_be_turned": self.tagged,
+            "exif": self.exif,
             "files": [file.to_dict() for file in self.files],
             "agreement": [[float((a.answers == b.answers).mean()) for b in self.files] for a in self.files],
             "difference_to_first": [
@@ -102,6 +120,13 @@ class Evaluation:
         lines = [f"{self.dataset} ({self.split}): {self.images:,} images, {self.classes} classes"]
         if self.refused:
             lines.append(f"not counted, because they can't be read: {len(self.refused)} images; {'; '.join(self.refused[:NAMED])}")
+        if self.not_taken:
+            lines.append(not_taken(self.not_taken))
+        if self.tagged:
+            counted, was, it = ("1 image has", "was", "it") if self.tagged == 1 else (f"{self.tagged:,} images have", "were", "them")
+            done = "turned" if self.exif else f"taken as stored, as torchvision does; --exif turns {it}"
+            lines.append(f"{counted} an EXIF orientation, and {was} {done}")
+        lines += self._matched()
         width = max(len(file.path) for file in self.files)
         for file in self.files:
             (low, high), (low5, high5) = (wilson(self.images - right, self.images) for right in (file.right1, file.right5))
@@ -115,6 +140,19 @@ class Evaluation:
             text = f"{file.path:{width}}  against {first.path}: {points:+.2f} points ({low:+.2f} to {high:+.2f})"
             lines.append(f"{text}, {same:.2%} of answers the same")
         return [printable(line, 2000) for line in lines]
+
+    def _matched(self) -> list[str]:
+        """By what the classes were matched: a line for all files, or one for each where they differ. None where nothing has names."""
+        ways: dict[tuple[str, str | None], list[str]] = {}
+        for file in self.files:
+            ways.setdefault((file.matching.how, file.matching.problem), []).append(file.path)
+        if list(ways) == [(BY_NUMBER.how, None)]:
+            return []
+        lines = []
+        for (how, problem), files in ways.items():
+            which = f" ({', '.join(files)})" if len(ways) > 1 else ""
+            lines.append(f"classes matched {how}{f': {problem}' if problem else ''}{which}")
+        return lines
 
 
 def wilson(wrong: int, images: int) -> Interval:
@@ -151,14 +189,17 @@ def evaluate(
     workers: int | None = None,
     steps: Overrides = NO_OVERRIDES,
     skip_corrupt: int = 0,
+    exif: bool = False,
     progress: Progress = lambda text, share: None,  # noqa: ARG005
     **overrides: Any,
 ) -> Evaluation:
     """Run all files on all images of a dataset (``data``: see ``images.datasets.open_dataset``).
 
     Images are preprocessed as each file's metadata says; ``steps`` overrides that. ``backend``, ``device``, ``threads``: see
-    ``open_session``; ``overrides``: see ``checkpoints.load``. ``progress`` gets a line of text and the share that is done. Errors are in
-    percent, their 95 % intervals Wilson's (1927). Raises InputRefused for files and data that can't be used or don't fit each other, and
+    ``open_session``; ``overrides``: see ``checkpoints.load``. ``exif``: image files are turned as they are tagged, which torchvision does
+    not. Classes are matched by name where a file and the dataset have the same names (see ``images.class_names.match_classes``), else in
+    their order. ``progress`` gets a line of text and the share that is done. Errors are in percent, their 95 % intervals Wilson's (1927).
+    Raises InputRefused for files and data that can't be used or don't fit each other, and
     for more than ``skip_corrupt`` images that can't be read; Unavailable for a backend that is not installed.
     """
     progress = overrides.pop("told", progress)  # its name until 0.1.0
@@ -167,7 +208,7 @@ def evaluate(
         resolve_backend(backend)
     with contextlib.ExitStack() as stack:
         sessions = [stack.enter_context(open_session(path, backend, device, threads, **overrides)) for path in paths]
-        dataset = open_dataset(data, split, sessions[0].classes)
+        dataset = open_dataset(data, split, sessions[0].classes, upright=exif)
         for path, session in zip(paths, sessions, strict=True):
             if session.classes != dataset.classes:
                 names = ", ".join(dataset.class_names[:3])
@@ -180,10 +221,23 @@ def evaluate(
                 preprocessings.append(steps.apply_to(session.preprocessing, session.input_shape[2:]))
         for doubts, doubted in _by_doubts(paths, preprocessings, steps).items():
             log.warning("%s: %s here, or to convert or export, whose files keep it", ", ".join(doubted), doubts)
-        tallies = [_Tally(str(path), session, own) for path, session, own in zip(paths, sessions, preprocessings, strict=True)]
+        tallies = [
+            _Tally(str(path), session, own, _matched(path, session, dataset))
+            for path, session, own in zip(paths, sessions, preprocessings, strict=True)
+        ]
         refused = _run(tallies, dataset, batch, workers, skip_corrupt, progress)
-    images = len(dataset) - len(refused)
-    return Evaluation(dataset.name, split, images, dataset.classes, tuple(tally.result() for tally in tallies), tuple(refused))
+    return Evaluation(
+        dataset.name, split, len(dataset) - len(refused), dataset.classes, tuple(tally.result() for tally in tallies), tuple(refused),
+        dataset.not_taken, len(dataset.tagged), exif,
+    )  # fmt: skip
+
+
+def _matched(path: Path | str, session: Session, dataset: Dataset) -> Matching:
+    otherwise = "by the sorted order of the folders" if isinstance(dataset, FolderDataset) else BY_NUMBER.how
+    found = match_classes(session.class_names, dataset.class_names if dataset.named else (), otherwise)
+    if found.problem:
+        log.warning("%s: its classes are matched with those of %s %s, not by name: %s", path, dataset.name, found.how, found.problem)
+    return found
 
 
 def _by_doubts(paths: Sequence[Path | str], preprocessings: Sequence[Preprocessing], steps: Overrides) -> dict[str, list[str]]:
@@ -198,8 +252,8 @@ def _by_doubts(paths: Sequence[Path | str], preprocessings: Sequence[Preprocessi
 class _Tally:
     """A session and its answers so far."""
 
-    def __init__(self, path: str, session: Session, preprocessing: Preprocessing) -> None:
-        self.path, self.session, self.preprocessing = path, session, preprocessing
+    def __init__(self, path: str, session: Session, preprocessing: Preprocessing, matching: Matching) -> None:
+        self.path, self.session, self.preprocessing, self.matching = path, session, preprocessing, matching
         self.answers: list[Labels] = []
         self.correct: list[npt.NDArray[np.bool_]] = []
         self.right5, self.not_finite, self.seconds = 0, 0, 0.0
@@ -209,6 +263,8 @@ class _Tally:
         start = time.perf_counter()
         logits = self.session.run(images)
         self.seconds += time.perf_counter() - start
+        if self.matching.order is not None:
+            logits = logits[:, self.matching.order]  # in the order of the dataset's classes
         answers, place, finite = ranked(logits, labels)
         self.answers.append(answers)
         self.correct.append(finite & (place == 0))
@@ -219,7 +275,7 @@ class _Tally:
         session, correct = self.session, np.concatenate(self.correct)
         return FileResult(
             self.path, session.backend, session.device, session.precision, session.form, self.preprocessing, len(correct),
-            int(correct.sum()), self.right5, self.not_finite, self.seconds, np.concatenate(self.answers), correct,
+            int(correct.sum()), self.right5, self.not_finite, self.seconds, np.concatenate(self.answers), correct, self.matching,
         )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.sessions import backend_of, backends, open_session
 from cnet_deploy.sessions.base import Session
+from cnet_deploy.workflows.probabilities import Rows, are_probabilities, softmax
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ class Comparison:
 
     ``max_error`` and ``mean_error`` are absolute, ``scale`` is the model's largest absolute logit, ``cosine`` is over all logits,
     ``agreement`` is the share of inputs with the same top-1 class. ``top1`` and ``reference_top1`` are the top-1 accuracies of the
-    artifact and the model, if labels are known.
+    artifact and the model, if labels are known. ``note`` says what was met where not both answer with logits: probabilities are compared
+    with the softmax of logits, and all figures are of probabilities.
     """
 
     inputs: str
@@ -52,6 +54,7 @@ class Comparison:
     tolerance: float
     top1: float | None = None
     reference_top1: float | None = None
+    note: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -62,21 +65,27 @@ class Comparison:
         """Plain JSON-ready values."""
         # JSON has no NaN and no infinity.
         figures = {key: str(v) if isinstance(v, float) and not np.isfinite(v) else v for key, v in asdict(self).items()}
+        if self.note is None:
+            del figures["note"]
         return {**figures, "passed": self.passed}
 
     def summary(self) -> str:
         """One line of text."""
+        what = "probabilities" if self.note else "logits"
         text = (
-            f"{self.inputs}: max error {self.max_error:.2e} and mean {self.mean_error:.2e} on logits up to {self.scale:.3g} "
+            f"{self.inputs}: max error {self.max_error:.2e} and mean {self.mean_error:.2e} on {what} up to {self.scale:.3g} "
             f"(tolerance {self.tolerance * self.scale:.2e}), cosine {self.cosine:.9f}, top-1 agreement {self.agreement:.2%}"
         )
         if self.top1 is not None and self.reference_top1 is not None:
             text += f", top-1 accuracy {self.top1:.2%} (model: {self.reference_top1:.2%})"
-        return text
+        return f"{text}; {self.note}" if self.note else text
 
 
 def compare(run: Run, reference: Run, batches: Iterable[Batch], *, inputs: str, tolerance: float) -> Comparison:
-    """Run both on the same batches and compare their logits. Raises InputRefused if their shapes differ."""
+    """Run both on the same batches and compare their logits, or their probabilities where one of them answers with those.
+
+    Raises InputRefused if their shapes differ.
+    """
     ours, theirs, labels = [], [], []
     for batch, truth in batches:
         ours.append(run(batch).astype(np.float64))
@@ -86,6 +95,7 @@ def compare(run: Run, reference: Run, batches: Iterable[Batch], *, inputs: str, 
     log.info("compared logits on %s: %s images", inputs, len(a))
     if a.shape != b.shape:
         raise InputRefused(f"the artifact has {a.shape[1]} classes and the model {b.shape[1]}; expected the same network")
+    a, b, note = _in_the_same_terms(a, b)
     with np.errstate(invalid="ignore"):  # infinities become NaN here, and NaN fails the check
         error, norms = np.abs(a - b), float(np.linalg.norm(a) * np.linalg.norm(b))
         cosine = float((a * b).sum() / norms) if norms else float(not error.any())
@@ -95,7 +105,28 @@ def compare(run: Run, reference: Run, batches: Iterable[Batch], *, inputs: str, 
         float((a.argmax(1) == b.argmax(1)).mean()), tolerance,
         None if truth is None else float((a.argmax(1) == truth).mean()),
         None if truth is None else float((b.argmax(1) == truth).mean()),
+        note,
     )  # fmt: skip
+
+
+def _in_the_same_terms(artifact: Rows, model: Rows) -> tuple[Rows, Rows, str | None]:
+    """The outputs of both as they are, or as probabilities if one has those, and a note on that."""
+    match are_probabilities(artifact), are_probabilities(model):
+        case True, False:
+            return (
+                artifact,
+                softmax(model),
+                "the artifact answers with probabilities, the model with logits: compared after a softmax of the logits",
+            )
+        case False, True:
+            return (
+                softmax(artifact),
+                model,
+                "the model answers with probabilities, the artifact with logits: compared after a softmax of the logits",
+            )
+        case True, True:
+            return artifact, model, "both answer with probabilities"
+    return artifact, model, None
 
 
 def compare_all(session: Session, reference: Session, images: Images | None = None, tolerance: float | None = None) -> list[Comparison]:

@@ -105,6 +105,17 @@ def test_files_that_are_not_taken_are_named(tmp_path: Path, caplog: pytest.LogCa
         walk_images(tmp_path, CIFAR, 10)
 
 
+def test_images_to_compare_networks_on_are_not_turned(tmp_path: Path) -> None:
+    """`run` turns them; with --images both networks see the same pixels, which are those of earlier versions."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    picture = Image.new("RGB", (32, 32))
+    picture.paste((255, 255, 255), (0, 0, 32, 16))
+    picture.save(tmp_path / "a.png", exif=exif)
+    (turned,) = walk_images(tmp_path, CIFAR, 10, upright=True)
+    assert read_images(tmp_path, CIFAR, 10).pixels[0, 0, ::31, 0].tolist() == [255, 0] and turned.read()[0, ::31, 0].tolist() == [0, 255]
+
+
 def test_what_is_no_image(tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match="holds no images"):
         read_images(tmp_path, CIFAR, 10)

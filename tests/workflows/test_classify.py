@@ -22,6 +22,7 @@ from cnet_deploy.images.preprocessing import Overrides
 from cnet_deploy.models.build import build_random
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.workflows.classify import Answer, Guess, classify
+from tests.builders import ending_in_softmax
 from tests.cases import few
 
 ROOT = Path(__file__).parents[2]
@@ -197,3 +198,46 @@ def test_lines_can_not_steer_the_terminal() -> None:
     assert all(line.isprintable() for line in answer.lines())
     with pytest.raises(InputRefused):
         list(classify("nothing", [], steps=Overrides(statistics="none")))
+
+
+def test_a_photograph_is_turned_as_it_is_tagged(named: Path, tmp_path: Path) -> None:
+    upright = run("run", named / "m.onnx", PICTURES / "cat.png", "--top", 1).stdout.split("\n", 1)[1]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(PICTURES / "cat.png") as picture:
+        picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "cat.png", exif=exif)
+        picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "lying.png")
+    assert run("run", named / "m.onnx", tmp_path / "cat.png", "--top", 1).stdout.split("\n", 1)[1] == upright
+    assert run("run", named / "m.onnx", tmp_path / "lying.png", "--top", 1).stdout.split("\n", 1)[1] != upright
+
+
+def test_16_bits_are_the_picture_of_8(named: Path, tmp_path: Path) -> None:
+    with Image.open(PICTURES / "ship.png") as picture:
+        grey = picture.convert("L")
+    grey.save(tmp_path / "eight.png")
+    Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(tmp_path / "sixteen.png")
+    eight, sixteen = classify(named / "m.onnx", [tmp_path / "eight.png", tmp_path / "sixteen.png"])
+    assert eight.guesses == sixteen.guesses
+
+
+def test_probabilities_are_printed_as_they_are(named: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ending_in_softmax(named / "m.onnx", tmp_path / "s.onnx")
+    (logits,), (shares,) = (list(classify(file, PICTURES / "cat.png")) for file in (named / "m.onnx", tmp_path / "s.onnx"))
+    assert shares.guesses[0].name == "cat" and shares.guesses[0].probability > 0.5
+    assert [guess.probability for guess in shares.guesses] == pytest.approx([guess.probability for guess in logits.guesses], abs=1e-5)
+    assert caplog.messages == [f"{tmp_path / 's.onnx'}: answers with probabilities (it ends in a softmax), which are printed as they are"]
+    caplog.clear()
+    assert len(list(classify(tmp_path / "s.onnx", PICTURES, batch=1))) == 3 and len(caplog.messages) == 1
+
+
+def test_urls_and_folders_of_other_files(onnx_path: Path, tmp_path: Path) -> None:
+    done = run("run", onnx_path, "https://example.org/cat.jpg")
+    assert (
+        done.exit_code == 4
+        and "https://example.org/cat.jpg: is a URL; download it first: curl -O https://example.org/cat.jpg" in done.stderr
+    )
+    shutil.copy(PICTURES / "cat.png", tmp_path / "cat.png")
+    (tmp_path / "dog.heic").write_bytes(b"x")
+    done = run("run", onnx_path, tmp_path, "--top", 1)
+    assert done.exit_code == 0 and done.stderr == f"{tmp_path}: 1 file was not taken for images: dog.heic\n"
+    assert not run("run", onnx_path, tmp_path, "--top", 1, "--quiet").stderr

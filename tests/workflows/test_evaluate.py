@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -207,3 +207,88 @@ def test_a_backend_by_name(files: list[Path], few_images: Path) -> None:
     assert torch.get_num_threads() > 0
     code, output = command(files[2], "--data", few_images, "--backend", "nobody")
     assert code == 4 and "no backend is called 'nobody'" in output
+
+
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SORTED_OTHERWISE = ("Airplane", "automobile", "Bird", "cat", "Deer", "dog", "Frog", "horse", "Ship", "truck")
+
+
+@pytest.fixture(scope="module")
+def named_files(files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The real network with its classes' names, and one whose classes stand in another order."""
+    folder = tmp_path_factory.mktemp("named")
+    model = cd.load(files[1])
+    model.class_names = NAMES
+    cd.save(model, folder / "named.safetensors")
+    with torch.no_grad():
+        for tensor in model.classifier.linear.parameters():
+            tensor.copy_(tensor.flip(0))
+    model.class_names = NAMES[::-1]
+    cd.save(model, folder / "reversed.safetensors")
+    return [folder / "named.safetensors", folder / "reversed.safetensors"]
+
+
+def write_class_folders(folder: Path, images: Path, names: Sequence[str]) -> Path:
+    """Real images in folders; ``names`` are those of classes 0, 1 …"""
+    source = open_dataset(images)
+    assert isinstance(source, ArrayDataset)
+    for number, (pixels, label) in enumerate(zip(source.pixels, source.labels, strict=True)):
+        (folder / names[label]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(folder / names[label] / f"{number:03}.png")
+    return folder
+
+
+def test_classes_are_matched_by_name_whatever_the_order_of_the_folders(
+    files: list[Path], named_files: list[Path], few_images: Path, tmp_path: Path
+) -> None:
+    """The error is that on the same images in CIFAR's own file."""
+    data = write_class_folders(tmp_path / "val", few_images, SORTED_OTHERWISE)
+    found = evaluate(named_files, data)
+    assert [file.top1_error for file in found.files] == pytest.approx([9.0, 9.0])
+    assert [file.matching.how for file in found.files] == ["by name"] * 2 and found.files[0].matching.order != tuple(range(10))
+    assert found.to_dict()["agreement"][0][1] == 1 and "classes matched by name" in found.lines()
+    assert found.files[0].right5 == evaluate(files[1], few_images).files[0].right5
+    code, output = command(files[1], named_files[0], "--data", data)
+    assert code == 0 and f"classes matched by the sorted order of the folders ({files[1]})" in output
+    assert f"classes matched by name ({named_files[0]})" in output and "top-1 error 9.00 %" in output
+    assert evaluate(files[1], data).files[0].top1_error > 50  # a file without names can't tell
+
+
+def test_published_datasets_are_matched_by_name_too(named_files: list[Path], few_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def named(*arguments: object, **options: object) -> ArrayDataset:
+        dataset = open_dataset(few_images)
+        assert isinstance(dataset, ArrayDataset) and not dataset.named
+        dataset.class_names, dataset.named = NAMES, True
+        return dataset
+
+    assert evaluate(named_files[0], few_images).files[0].matching.how == "by number"
+    monkeypatch.setattr("cnet_deploy.workflows.evaluate.open_dataset", named)
+    found = evaluate(named_files, few_images)
+    assert [file.top1_error for file in found.files] == pytest.approx([9.0, 9.0])
+    assert [file.matching.order for file in found.files] == [None, tuple(range(9, -1, -1))]
+
+
+def test_classes_of_other_names_are_named(named_files: list[Path], few_images: Path, tmp_path: Path) -> None:
+    data = write_class_folders(tmp_path / "val", few_images, [*NAMES[:9], "lorry"])
+    code, output = command(named_files[0], "--data", data)
+    assert code == 0 and "only the model has truck; only the dataset has lorry" in output
+    values = evaluate(named_files[0], data).to_dict()["files"][0]
+    assert values["classes_matched"] == "by the sorted order of the folders" and "lorry" in values["classes_not_by_name"]
+
+
+def test_what_was_not_taken_and_what_is_tagged_is_told(named_files: list[Path], few_images: Path, tmp_path: Path) -> None:
+    data = write_class_folders(tmp_path / "val", few_images, NAMES)
+    (data / "cat" / "notes.txt").write_text("no image")
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    path = data / "dog" / sorted(file.name for file in (data / "dog").iterdir())[0]
+    with Image.open(path) as image:
+        image.rotate(-90).save(path.with_suffix(".png"), exif=exif)
+    code, output = command(named_files[0], "--data", data)
+    assert code == 0 and output.count("1 file was not taken for images: cat/notes.txt") == 2  # as a note and in the result
+    assert "1 image has an EXIF orientation and taken as stored" not in output
+    assert "1 image has an EXIF orientation, and was taken as stored, as torchvision does; --exif turns it" in output
+    values = json.loads(CliRunner().invoke(main, ["evaluate", str(named_files[0]), "--data", str(data), "--exif", "--json"]).stdout)
+    assert (values["not_taken"], values["tagged_to_be_turned"], values["exif"]) == (["cat/notes.txt"], 1, True)
+    assert values["files"][0]["top1_error"] == pytest.approx(9.0)
+    assert "1 image has an EXIF orientation, and was turned" in evaluate(named_files[0], data, exif=True).lines()[2]

@@ -12,8 +12,9 @@ import pytest
 import cnet_deploy as cd
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.models.condensenet import DenselyConnected
+from cnet_deploy.workflows.probabilities import are_probabilities
 from cnet_deploy.workflows.verify import Comparison, compare
-from tests.builders import TINY, save_checkpoint, state_dict, training_model
+from tests.builders import TINY, ending_in_softmax, save_checkpoint, state_dict, training_model
 from tests.cases import few
 
 LOGITS = np.array([[1.0, -8.0, 3.0], [0.5, 0.25, 4.0]], np.float32)
@@ -100,3 +101,38 @@ def test_what_tensors_do_not_tell_is_taken_from_the_artifact(tmp_path: Path) -> 
     assert cd.verify(artifact, path)[0].passed
     with pytest.raises(InputRefused, match="expected the same input size"):
         cd.verify(artifact, path, input_size=(32, 32))
+
+
+def test_probabilities_are_compared_with_the_softmax_of_logits(
+    onnx_path: Path, checkpoint_path: Path, few_images: Path, tmp_path: Path
+) -> None:
+    ended = ending_in_softmax(onnx_path, tmp_path / "s.onnx")
+    for found in cd.verify(ended, checkpoint_path, images=few_images):
+        assert found.passed and found.scale <= 1 and found.max_error < 1e-5 and found.agreement == 1
+        assert "on probabilities up to" in found.summary()
+        assert found.summary().endswith(
+            "; the artifact answers with probabilities, the model with logits: compared after a softmax of the logits"
+        )
+        assert "probabilities" in found.to_dict()["note"]
+    assert "the model answers with probabilities" in cd.verify(onnx_path, ended)[0].summary()
+    both = cd.verify(ended, ended)[0]
+    assert both.max_error == 0 and both.summary().endswith("both answer with probabilities")
+    assert "note" not in cd.verify(onnx_path, checkpoint_path)[0].to_dict()
+
+
+def test_other_probabilities_do_not_pass() -> None:
+    shares = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
+    assert against(shares).passed and not against(shares[:, ::-1]).passed
+    assert not against(LOGITS + 1).passed  # which has the same softmax: logits are compared as logits
+    assert against(shares.astype(np.float16), tolerance=1e-2).note
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([[0.5, 0.5], [0, 1]], True), ([[0.4996, 0.5], [1, 0]], True), ([[0.49, 0.5]], False), ([[1.5, -0.5]], False), ([[0, 0]], False),
+        ([[np.nan, 1]], False), ([[np.inf, 0]], False), ([[0.5, 0.5], [3, 4]], False), ([[1.0]], False),
+    ],
+)  # fmt: skip
+def test_which_rows_are_probabilities(rows: list[list[float]], expected: bool) -> None:
+    assert are_probabilities(np.asarray(rows, np.float64)) is expected
