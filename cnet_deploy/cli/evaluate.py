@@ -27,7 +27,7 @@ from cnet_deploy.hardware.cpu import share_the_processor
 @click.option(
     "--split", type=click.Choice(["val", "train"]), default="val", show_default=True, help="The test images, or the training images."
 )
-@click.option("--backend", shell_complete=complete_backends, help="The backend for all files. [default: by each file's suffix]")
+@click.option("--backend", shell_complete=complete_backends, help="The backend for all files. [default: by each file's content]")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="The device. [default: cpu; engines: cuda]")
 @click.option("--threads", type=click.IntRange(1), help="Threads of inference. [default: the backend's own]")
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images per inference.")

@@ -18,7 +18,7 @@ from cnet_deploy.cli.types import Finite, Share, complete_backends, complete_mod
 )
 @click.argument("models", nargs=-1, required=True, metavar="[BASE] HEAD", shell_complete=complete_models)
 @click.option("--tolerance", type=Share(), default=0.05, help="How much more time head may take: 5% or 0.05. [default: 5%]")
-@click.option("--backend", shell_complete=complete_backends, help="The backend for both. [default: by each file's suffix]")
+@click.option("--backend", shell_complete=complete_backends, help="The backend for both. [default: by each file's content]")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="The device for both. [default: cpu; with --baseline: as recorded]")
 @click.option("--threads", type=click.IntRange(1), help="Threads of both. [default: all cores]")
 @click.option("--max-rounds", type=click.IntRange(8), default=64, show_default=True, help="Most rounds before the verdict is inconclusive.")

@@ -25,7 +25,7 @@ from cnet_deploy.hardware.cpu import share_the_processor
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path(path_type=Path))
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes to print for each image.")
 @labels_option("[default: those in FILE]")
-@click.option("--backend", shell_complete=complete_backends, help="The backend. [default: by FILE's suffix]")
+@click.option("--backend", shell_complete=complete_backends, help="The backend. [default: by FILE's content]")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="The device. [default: cpu; engines: cuda]")
 @click.option("--threads", type=click.IntRange(1), help="Threads of inference. [default: the backend's own]")
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Images per inference.")

@@ -15,10 +15,12 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType, ModuleType
 
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.exporters.base import Target, Written
+from cnet_deploy.files.kinds import Kind
 
 # The order of preference and of listings. Modules that are not listed here come last.
 ORDER = ("onnx", "native", "tensorrt")
@@ -59,3 +61,12 @@ def options_of(name: str) -> frozenset[str]:
 def target_by_suffix(suffix: str) -> str | None:
     """The name of the target whose artifacts have this suffix; None if there is none."""
     return next((name for name, target in targets().items() if target.suffix == suffix), None)
+
+
+def target_of_file(path: Path | str, kind: Kind | None) -> str | None:
+    """The name of the target whose artifact a file of this kind is; its suffix decides for a kind that is not known. None for others."""
+    if kind is None:
+        return target_by_suffix(Path(path).suffix.lower())
+    by_kind = (name for name, target in targets().items() if target.kind and target.kind == kind.opened_by)
+    by_suffix = (name for name, target in targets().items() if not target.kind and target.suffix == Path(path).suffix)
+    return next(by_kind, None) or next(by_suffix, None)

@@ -50,15 +50,17 @@ class Serving:
 class Target:
     """The declaration of a target: ``TARGET = Target(…)`` in a module of this package. The module's name is the target's.
 
-    ``suffix`` is that of its artifacts, ``title`` its name in messages, ``help`` the help of its flag, ``container`` the name of the file
-    format in `inspect`. ``family_only`` targets take only a Program, so not the paper's other networks. ``forms``: whether the forms of
-    program/forms.py can be chosen. ``serving`` is None if Triton does not serve its artifacts.
+    ``suffix`` is that of its artifacts, ``kind`` what they are by their first bytes (see Kind.opened_by), ``title`` its name in messages,
+    ``help`` the help of its flag, ``container`` the name of the file format in `inspect`. ``family_only`` targets take only a Program, so
+    not the paper's other networks. ``forms``: whether the forms of program/forms.py can be chosen. ``serving`` is None if Triton does not
+    serve its artifacts.
     """
 
     suffix: str
     title: str
     help: str
     container: str = ""
+    kind: str = ""
     options: tuple[Option, ...] = ()
     family_only: bool = False
     forms: bool = True

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 TARGET = Target(
     suffix=".engine",
+    kind="engine",
     title="TensorRT",
     help="Build a TensorRT engine for NVIDIA GPUs.",
     container="TensorRT engine",

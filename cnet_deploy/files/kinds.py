@@ -44,6 +44,14 @@ _AGAIN = "get the file itself again"
 _TO_ONNX = "convert it to ONNX where it was made"
 _ONE_CHECKPOINT = "give the checkpoint in it (the original's .pth.tar is no tar archive)"
 
+# What opens each, in the words of a message that expects one.
+EXPECTED = {
+    "checkpoint": "a checkpoint",
+    "onnx": "an ONNX file",
+    "library": "a library of `export`",
+    "engine": "a TensorRT engine",
+}
+
 GIT_LFS = Kind("a Git LFS pointer", "fetch the content that it stands for: git lfs pull")
 GIT_ANNEX = Kind("a git-annex pointer", "fetch the content that it stands for: git annex get")
 WEB_PAGE = Kind("a web page (HTML)", f"such a page comes where a download failed: {_AGAIN}")
@@ -100,8 +108,8 @@ _BY_FIRST_BYTES: tuple[tuple[bytes, Kind], ...] = (
     (rb"\x08\x01\x12[\x80-\xff]{0,4}[\0-\x7f]\x0a", SAVED_MODEL),
     (rb"\x08[\x02-\x0f]\x12[\x80-\xff]{0,4}[\0-\x7f]\x0a", CORE_ML),
     (rb"\x0a[\x80-\xff]?[\0-\x7f]\x0a[\0-\x7f][\w/.-]+\x12[\0-\x7f][A-Z]\w+", TF_GRAPH),
-    (rb"\x7fELF.{12}\x03", LIBRARY),
-    (rb"\x7fELF", Kind("a compiled program (ELF)", "give the library that `export` wrote")),
+    (rb"\x7fELF(?!.{12}[\1\2\4])", LIBRARY),
+    (rb"\x7fELF", Kind("a compiled program (ELF)", "give the file that `export` wrote")),
     (rb"MZ", Kind("a Windows program or library", _NOT_LINUX)),
     (rb"[\xce\xcf]\xfa\xed\xfe|\xca\xfe\xba\xbe", Kind("a macOS program or library", _NOT_LINUX)),
     (rb"[fv]trt", ENGINE),  # vtrt: those of TensorRT for RTX
@@ -143,13 +151,15 @@ def kind_of(data: bytes | memoryview) -> Kind | None:
 
 
 def kind_of_file(path: Path | str) -> Kind | None:
-    """``kind_of`` for a file, which is not read whole. Raises InputRefused for a path that is no readable file."""
+    """``kind_of`` for a file, which is not read whole. Raises InputRefused for a path that is no readable file with content."""
     check_input(path)
     try:
         with open(path, "rb") as file:
-            return _kind(file.read(HEAD), lambda: file)
+            if head := file.read(HEAD):
+                return _kind(head, lambda: file)
     except OSError as error:
         raise InputRefused(f"{path}: can't be read: {error.strerror}") from None
+    raise InputRefused(f"{path}: is empty; expected a file with content")
 
 
 def described(data: bytes | memoryview, expected: str = "") -> str:
@@ -183,7 +193,7 @@ def _is_text(head: bytes) -> bool:
         text = codecs.getincrementaldecoder("utf-8")().decode(head)
     except ValueError:
         return False
-    return bool(text) and all(c.isprintable() or c in "\t\n\r\f\b\ufeff" for c in text)
+    return bool(text) and all(c.isprintable() or c in "\t\n\r\f\ufeff" for c in text)
 
 
 def _zip_kind(names: Sequence[str]) -> Kind:

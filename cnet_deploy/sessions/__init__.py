@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cnet_deploy.errors import CheckFailed, InputRefused, OutputRefused, Unavailable
+from cnet_deploy.files.kinds import EXPECTED, Kind, describe, kind_of_file
 
 if TYPE_CHECKING:
     from cnet_deploy.artifacts.manifest import Manifest
@@ -54,13 +55,51 @@ def backends() -> Mapping[str, Backend]:
 
 
 def backend_of(path: Path | str) -> str:
-    """The default backend for a file's suffix. Raises InputRefused if there is none."""
-    suffix = Path(path).suffix
+    """The default backend for a file, by its first bytes (see ``opens``). Raises InputRefused if there is none, or no file."""
+    kind = kind_of_file(path)
+    for name, backend in backends().items():
+        if _opens(backend, path, kind):
+            return name
+    named = next((backend for backend in backends().values() if _has_suffix(backend, path)), None)
+    expected = _expected(named) if named else ", ".join(dict.fromkeys(map(_expected, backends().values())))
+    code = next((backend for backend in backends().values() if backend.runs_code and kind and kind.opened_by in backend.opens), None)
+    if kind is not None and code is not None:
+        raise InputRefused(
+            f"{path}: is {kind.name}, which is code, and is opened under a name that ends in {code.suffixes[0]} alone; rename it if you "
+            "trust where it comes from"
+        )
+    raise InputRefused(f"{path}: {describe(kind, expected)}")
+
+
+def backend_by_suffix(suffix: str) -> str:
+    """The default backend for files with this suffix. Raises InputRefused if there is none."""
     for name, backend in backends().items():
         if suffix in backend.suffixes:
             return name
-    known = ", ".join(dict.fromkeys(suffix for backend in backends().values() for suffix in backend.suffixes))
-    raise InputRefused(f"{path}: no backend opens the suffix {suffix or '(none)'!r}; expected one of {known}")
+    raise InputRefused(f"no backend opens files that end in {suffix}")
+
+
+def opens(backend: Backend, path: Path | str) -> bool:
+    """Whether a backend opens a file: by its first bytes, and by its suffix where these are like nothing known.
+
+    A file that is code must have the suffix too: nobody runs code that calls itself a file of data.
+    """
+    return _opens(backend, path, kind_of_file(path))
+
+
+def _opens(backend: Backend, path: Path | str, kind: Kind | None) -> bool:
+    if kind is None or not backend.opens:
+        return _has_suffix(backend, path)
+    return kind.opened_by in backend.opens and (not backend.runs_code or _has_suffix(backend, path))
+
+
+def _has_suffix(backend: Backend, path: Path | str) -> bool:
+    return Path(path).suffix.lower() in backend.suffixes
+
+
+def _expected(backend: Backend) -> str:
+    """What a backend opens, for messages."""
+    return " or ".join(EXPECTED[kind] for kind in backend.opens) or f"a file that ends in {' or '.join(backend.suffixes)}"
 
 
 def resolve_backend(name: str) -> Variant:
@@ -93,15 +132,14 @@ def open_session(
 ) -> Session:  # fmt: skip
     """Open an artifact or a model to run batches: ``with open_session("model.onnx") as session: session.run(batch)``.
 
-    ``backend`` None takes the default for the suffix; a name may have parts, as in "torch.compile". ``device`` None is "cpu", or "cuda" for
-    backends that need it; ``threads`` None leaves the number to the backend. ``sha256`` is the digest that the file must have, in
-    hexadecimal. ``options`` are the backend's own (native: ``isa``; openvino: ``precision``; torch: ``compiled`` …) and, for a checkpoint,
-    those of ``checkpoints.load``. An artifact that could not be run where it was made is verified now, by the self-check in its manifest,
-    and the manifest is updated. Raises InputRefused for a file that can't be opened, Unavailable for a missing backend or device,
-    CheckFailed for an artifact whose outputs differ from its model's.
+    ``backend`` None takes the default for the file, by its first bytes; a name may have parts, as in "torch.compile". ``device`` None is
+    "cpu", or "cuda" for backends that need it; ``threads`` None leaves the number to the backend. ``sha256`` is the digest that the file
+    must have, in hexadecimal. ``options`` are the backend's own (native: ``isa``; openvino: ``precision``; torch: ``compiled`` …) and, for
+    a checkpoint, those of ``checkpoints.load``. An artifact that could not be run where it was made is verified now, by the self-check in
+    its manifest, and the manifest is updated. Raises InputRefused for a file that can't be opened, Unavailable for a missing backend or
+    device, CheckFailed for an artifact whose outputs differ from its model's.
     """
     from cnet_deploy.artifacts.pair import read_pair, update_manifest
-    from cnet_deploy.files import check_input
     from cnet_deploy.sessions.base import LOADING_OPTIONS
 
     path = Path(path)
@@ -109,13 +147,12 @@ def open_session(
         raise Unavailable(f"no backend is called {backend!r}; expected one of {', '.join(names())}")
     if threads is not None and threads < 1:
         raise InputRefused(f"threads is {threads}; expected at least 1")
-    check_input(path)
     variant = resolve_backend(backend or backend_of(path))
-    spec = backends()[variant.backend]
-    if path.suffix not in spec.suffixes:
-        raise InputRefused(
-            f"{path}: {variant.backend} does not open {path.suffix or 'files without a suffix'}; expected {', '.join(spec.suffixes)}"
-        )
+    spec, kind = backends()[variant.backend], kind_of_file(path)
+    if not _opens(spec, path, kind):
+        backend_of(path)  # if none opens it, the reason is there
+        what = kind.name if kind is not None else f"no {_expected(spec).partition(' ')[2]}"
+        raise InputRefused(f"{path}: is {what}, which {variant.backend} does not open; expected {_expected(spec)}")
     given = {key: value for key, value in options.items() if value is not None or key not in LOADING_OPTIONS}
     if not spec.opens_models and (foreign := [key for key in given if key in LOADING_OPTIONS]):
         raise InputRefused(f"{path}: is an artifact, whose architecture is fixed; expected no {', '.join(foreign)}")

@@ -54,7 +54,9 @@ class Probe(NamedTuple):
 class Backend:
     """The declaration of a backend: ``BACKEND = Backend(…)`` in a module of this package. The module's name is the backend's.
 
-    ``suffixes`` are those of the files that it opens; ``devices`` are those on which it runs, the default first. ``packages`` are the
+    ``opens`` are the kinds of files that it opens, by their first bytes (see Kind.opened_by); ``suffixes`` decide where these are like
+    nothing known, and for a backend without ``opens``. ``runs_code``: its files are code, so both must agree before one is opened.
+    ``devices`` are those on which it runs, the default first. ``packages`` are the
     distributions that provide it, any one of which is enough (those in ``exclusive`` overwrite each other's files); ``remedy`` says how to
     get it. ``parts`` may follow its name after dots and select a variant. ``table`` has for each device the variants that `bench` measures
     by default: ("", "compile") is the backend itself and one variant. ``opens_models``: it opens checkpoints and models, which have no
@@ -63,6 +65,8 @@ class Backend:
     """
 
     suffixes: tuple[str, ...]
+    opens: tuple[str, ...] = ()
+    runs_code: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
     packages: tuple[str, ...] = ()
     exclusive: tuple[str, ...] = ()

@@ -24,6 +24,8 @@ from cnet_deploy.sessions.base import Backend, Binding, Floats, Part, Session
 
 BACKEND = Backend(
     suffixes=(".so",),
+    opens=("library",),
+    runs_code=True,
     devices=("cpu",),
     remedy="apt-get install g++, or pip install 'cnet-deploy[compiler]'",
     parts={"bf16": Part(export={"precision": "bf16"})},

@@ -24,6 +24,7 @@ from cnet_deploy.sessions.base import Backend, Binding, DeviceBinding, Floats, P
 
 BACKEND = Backend(
     suffixes=(".onnx",),
+    opens=("onnx",),
     packages=("onnxruntime-gpu", "onnxruntime"),
     exclusive=("onnxruntime", "onnxruntime-gpu"),
     remedy="pip install 'cnet-deploy[cpu]' or 'cnet-deploy[gpu]'",

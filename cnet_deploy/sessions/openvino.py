@@ -14,6 +14,7 @@ from cnet_deploy.sessions.base import Backend, Binding, Floats, Part, Session
 
 BACKEND = Backend(
     suffixes=(".onnx",),
+    opens=("onnx",),
     devices=("cpu",),
     packages=("openvino",),
     remedy="pip install 'cnet-deploy[openvino]'",

@@ -16,6 +16,8 @@ from cnet_deploy.sessions.base import Backend, Binding, DeviceBinding, Floats, P
 
 BACKEND = Backend(
     suffixes=(".engine",),
+    opens=("engine",),
+    runs_code=True,
     devices=("cuda",),
     packages=("tensorrt", "tensorrt-rtx"),
     remedy="pip install 'cnet-deploy[gpu]' or 'cnet-deploy[rtx]'",

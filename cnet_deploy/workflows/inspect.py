@@ -11,9 +11,10 @@ from cnet_deploy.artifacts.pair import Pair, read_pair
 from cnet_deploy.checkpoints.tensors import FoundWeights, InertObject
 from cnet_deploy.checkpoints.weights import companions_in_words
 from cnet_deploy.errors import InputRefused, PruningUnfinished, naming, printable
-from cnet_deploy.exporters import module_of, target_by_suffix, targets
+from cnet_deploy.exporters import module_of, target_by_suffix, target_of_file, targets
 from cnet_deploy.exporters.base import Inside
 from cnet_deploy.files import digest
+from cnet_deploy.files.kinds import EXPECTED, describe, kind_of_file
 from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.models.architecture import Architecture
 
@@ -114,8 +115,13 @@ def inspect(path: Path | str, *, sha256: str | None = None, **overrides: Any) ->
     checkpoint whose pruning is unfinished is described, with ``problem`` set.
     """
     path = Path(path)
-    target = target_by_suffix(path.suffix)
+    kind = kind_of_file(path)
+    target = target_of_file(path, kind)
     if target is None:
+        if kind is not None and kind.opened_by != "checkpoint":
+            by_suffix = target_by_suffix(path.suffix)
+            expected = EXPECTED.get(targets()[by_suffix].kind if by_suffix else "", "a checkpoint, a model or an artifact of `export`")
+            raise InputRefused(f"{path}: {describe(kind, expected)}")
         return _inspect_checkpoint(path, {**overrides, "sha256": sha256})
     pair = read_pair(path, sha256)
     if look := getattr(module_of(target), "inspect", None):

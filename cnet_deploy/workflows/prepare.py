@@ -23,6 +23,9 @@ from cnet_deploy.models.build import NAMES, build_named
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.convert import DEFAULT_KEEP, convert, require_classifier_keep
 
+# Of models' files, from the last to the first: model.pth.tar.gz.
+_SUFFIXES = (".gz", ".zip", ".tar", ".safetensors", ".pth", ".pt", ".ckpt", ".th", ".pkl", ".bin")
+
 Notify = Callable[[str], None]  # gets lines of text about what is done
 
 
@@ -31,13 +34,14 @@ def default_output(source: Path | str, suffix: str) -> Path:
 
     >>> default_output("dir/model.pth.tar", ".onnx").as_posix()
     'dir/model.onnx'
+    >>> default_output("net.PTH.zip", ".onnx").as_posix()
+    'net.onnx'
     """
     source = Path(source)
     name = source.name
-    for known in (".pth.tar", ".safetensors", ".pth", ".pt", ".tar"):
-        if name.endswith(known):
-            name = name.removesuffix(known)
-            break
+    for known in _SUFFIXES:
+        if len(name) > len(known) and name.lower().endswith(known):
+            name = name[: -len(known)]
     return source.with_name(name + suffix)
 
 

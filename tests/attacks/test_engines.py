@@ -68,7 +68,8 @@ def test_a_swapped_engine(folder: Path, picture: Path, engine: Made, command: st
     spoiled[len(spoiled) // 2] ^= 1
     contents = {"a byte": bytes(spoiled), "a part": content[:-100], "more": content + b"\0", "another's": b"\x7fELF" * 1000, "empty": b""}
     path = pair(folder, contents.get(change, content), None if change == "no manifest" else manifest)
-    says = {"no manifest": "has no manifest", "empty": "is empty"}.get(change, "does not belong together")
+    swapped = "is a shared library" if command == "run" else "does not belong together"
+    says = {"no manifest": "has no manifest", "empty": "is empty", "another's": swapped}.get(change, "does not belong together")
     refused(command, path, *([picture] if command == "run" else []), file=path, says=(says,))
 
 

@@ -113,7 +113,7 @@ def test_very_verbose_shows_where_an_error_was_raised(tmp_path: Path) -> None:
 
 def test_a_log_line_can_not_steer_the_terminal(tmp_path: Path) -> None:
     name = tmp_path / "a\x1b[2Jb\nc"
-    name.write_bytes(b"text")
+    name.write_bytes(b"\0")
     done = run("-v", "inspect", name)
     assert ESCAPE not in done.stderr and all(line.isprintable() for line in done.stderr.splitlines())
     assert len(done.stderr.splitlines()) == 2

@@ -278,11 +278,19 @@ def test_a_library_for_another_machine(pair: Path) -> None:
         cd.open_session(pair)
 
 
-@pytest.mark.parametrize("content", [b"not a library at all" * 100, b"\x7fELF" + bytes(4000)])
-def test_what_is_no_library(pair: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not a library at all" * 100, "is a text file; expected a library of `export`"),
+        (b"\x7fELF" + bytes(12) + b"\2" + bytes(4000), r"is a compiled program \(ELF\); expected a library"),
+        (bytes(4000), "can't be loaded as a library"),
+        (b"\x7fELF" + bytes(12) + b"\3" + bytes(4000), "can't be loaded as a library"),
+    ],
+)
+def test_what_is_no_library(pair: Path, content: bytes, message: str) -> None:
     pair.write_bytes(content)
     change_manifest(pair, sha256=digest(content), bytes=len(content))
-    with pytest.raises(InputRefused, match="can't be loaded as a library"):
+    with pytest.raises(InputRefused, match=message):
         cd.open_session(pair)
 
 
@@ -301,7 +309,7 @@ def test_what_is_not_there(made: Path) -> None:
         cd.open_session(made, device="cuda")
     with pytest.raises(InputRefused, match=r"model.so: the library carries no code of that name"):
         open_file(read_pair(made), device="cpu", threads=1, isa="altivec")
-    with pytest.raises(InputRefused, match="onnxruntime does not open .so"):
+    with pytest.raises(InputRefused, match="is a shared library, which onnxruntime does not open; expected an ONNX file"):
         cd.open_session(made, backend="onnxruntime")
 
 

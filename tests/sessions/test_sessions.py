@@ -155,20 +155,23 @@ def test_unknown_backends_and_devices(onnx_path: Path) -> None:
     for backend in names():
         with pytest.raises((Unavailable, InputRefused)):
             cd.open_session(onnx_path, backend=backend, device="tpu")
-    with pytest.raises(InputRefused, match="torch does not open .onnx"):
+    with pytest.raises(InputRefused, match="is an ONNX file, which torch does not open; expected a checkpoint"):
         cd.open_session(onnx_path, backend="torch")
     with pytest.raises(InputRefused, match="at least 1"):
         cd.open_session(onnx_path, threads=0)
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
-    (tmp_path / "m.bin").write_bytes(b"x")
-    (tmp_path / "m.onnx").write_bytes(b"x")
+    for name, content in (("m", b"\0"), ("m.pb", b"x"), ("m.onnx", b"\0"), ("text.onnx", b"x"), ("empty.onnx", b"")):
+        (tmp_path / name).write_bytes(content)
     for name, message in (
         ("none.onnx", "no such file"),
         (".", "is a directory"),
-        ("m.bin", "no backend opens"),
+        ("m", "m: is of no kind that is known here; expected a library of `export`, a TensorRT engine, an ONNX file, a checkpoint"),
+        ("m.pb", "is a text file; expected a library"),
         ("m.onnx", "can't load it"),
+        ("text.onnx", "is a text file; expected an ONNX file: give the model's own file"),
+        ("empty.onnx", "is empty"),
     ):
         with pytest.raises(InputRefused, match=message):
             cd.open_session(tmp_path / name)

@@ -72,7 +72,7 @@ def test_onnx_is_inspected_without_a_runtime(onnx_path: Path, monkeypatch: pytes
     assert cd.inspect(onnx_path).form == "group-conv"
 
 
-@pytest.mark.parametrize("content", [b"\x00", b"text", b"\x08\x08"])
+@pytest.mark.parametrize("content", [b"\x00", b"text\0", b"\x08\x08", b"\x08\x08\x3a"])
 def test_what_is_no_onnx(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.onnx").write_bytes(content)
     with pytest.raises(InputRefused, match="is no readable ONNX model"):

@@ -10,9 +10,10 @@ from typing import Any
 from cnet_deploy.artifacts.manifest import manifest_path
 from cnet_deploy.artifacts.pair import read_manifest
 from cnet_deploy.errors import naming, printable
-from cnet_deploy.exporters import module_of, target_by_suffix
+from cnet_deploy.exporters import module_of, target_by_suffix, target_of_file, targets
 from cnet_deploy.exporters.base import Inside
 from cnet_deploy.files import read_bytes
+from cnet_deploy.files.kinds import kind_of
 from cnet_deploy.files.strict_json import Whole, closed
 from cnet_deploy.workflows.inspect import inspect
 
@@ -25,8 +26,8 @@ class Figures:
     """What was counted, None or empty where the file does not tell.
 
     ``multiply_adds`` and ``params`` of an ONNX file are counted in its graph, whatever its metadata say; of anything else they follow from
-    the architecture. So only figures of one ``format`` (the file's suffix) are compared. ``operators`` counts nodes of a graph, or layers
-    of a native library, by kind.
+    the architecture. So only figures of one ``format`` (the suffix of such files) are compared. ``operators`` counts nodes of a graph, or
+    layers of a native library, by kind.
     """
 
     format: str
@@ -60,15 +61,19 @@ def figures_of(path: Path | str) -> Figures:
     data = read_bytes(path)
     manifest = read_manifest(path, data) if manifest_path(path).exists() else None
     precision = manifest.precision if manifest else None
-    target = target_by_suffix(path.suffix)
+    target = target_of_file(path, kind_of(data))
+    if target is not None:
+        format = targets()[target].suffix
+    else:
+        format = path.suffix if target_by_suffix(path.suffix) is None else "checkpoint"
     if target is not None and (look := getattr(module_of(target), "inspect", None)):
         with naming(path):
             inside: Inside = look(data)
-        return Figures(path.suffix, len(data), inside.multiply_adds, inside.params, precision, dict(sorted(inside.operators.items())))
+        return Figures(format, len(data), inside.multiply_adds, inside.params, precision, dict(sorted(inside.operators.items())))
     inspection = inspect(path)
     cost = inspection.architecture.cost("training" if inspection.form == "training" else "group-conv") if inspection.architecture else None
     operators = {key: value for key, value in (inspection.details.get("operators") or {}).items() if isinstance(value, int)}
-    return Figures(path.suffix, len(data), cost.macs if cost else None, cost.params if cost else None, precision, operators)
+    return Figures(format, len(data), cost.macs if cost else None, cost.params if cost else None, precision, operators)
 
 
 def changes(base: Figures, head: Figures) -> list[Change]:

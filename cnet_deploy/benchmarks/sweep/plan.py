@@ -24,7 +24,7 @@ from cnet_deploy.files import check_input, digest, exists, read_bytes
 from cnet_deploy.hardware.cuda import why_no_device
 from cnet_deploy.models.baselines import BASELINES
 from cnet_deploy.models.build import NAMES
-from cnet_deploy.sessions import DEVICES, backend_of, backends, names, resolve_backend
+from cnet_deploy.sessions import DEVICES, backend_of, backends, names, opens, resolve_backend
 from cnet_deploy.sessions.base import Backend
 from cnet_deploy.sessions.native import MAX_THREADS
 from cnet_deploy.workflows.export import export
@@ -98,7 +98,7 @@ def backends_of(name: str, wanted: Sequence[str], device: str = "cpu") -> tuple[
         return (own,)
     a_model = backends()[own].opens_models  # can be exported for any backend
     # What was exported already has the precision that it has.
-    fitting = tuple(backend for backend in wanted if a_model or (opens(backend, name) and not resolve_backend(backend).export))
+    fitting = tuple(backend for backend in wanted if a_model or (opens(described(backend), name) and not resolve_backend(backend).export))
     if not fitting:
         raise InputRefused(
             f"{name}: runs on {own}, which is not among {', '.join(wanted)}; give its model for what has to be exported anew"
@@ -127,14 +127,9 @@ def copied(path: Path | str, folder: Path) -> Path:
     return copy
 
 
-def opens(backend: str, path: Path | str) -> bool:
-    """Whether a backend opens files of this suffix."""
-    return Path(path).suffix in described(backend).suffixes
-
-
 def target_for(backend: str, model: str) -> str | None:
     """What a model has to be exported to for a backend; None if it runs as it is."""
-    return None if not is_named(model) and opens(backend, model) else _target_of(backend)
+    return None if not is_named(model) and opens(described(backend), model) else _target_of(backend)
 
 
 def export_options(backend: str, batch: int) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from cnet_deploy.files import check_output, exists, write_text
 from cnet_deploy.hardware.cuda import why_no_device
 from cnet_deploy.program.forms import FORMS, blocks, rewrite
 from cnet_deploy.program.program import Program
-from cnet_deploy.sessions import DEVICES, backend_of, backends
+from cnet_deploy.sessions import DEVICES, backend_by_suffix, backends
 
 SETTINGS = Settings(rounds=12, seconds=0.1)
 
@@ -174,7 +174,7 @@ def chooser(
 
 def _measured_by(target: str) -> tuple[str, str]:
     """The backend that measures a target's artifacts, and the device that it prefers."""
-    backend = backend_of(f"artifact{target_of(target).suffix}")
+    backend = backend_by_suffix(target_of(target).suffix)
     return backend, backends()[backend].devices[0]
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "bf16")
 TARGET = Target(
     suffix=".so",
+    kind="library",
     title="native",
     help="Compile a shared library for the CPU: no runtime, several times faster.",
     container="native library",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 TARGET = Target(
     suffix=".onnx",
+    kind="onnx",
     title="ONNX",
     help="Write an ONNX file.",
     container="onnx",

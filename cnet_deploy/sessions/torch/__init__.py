@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from cnet_deploy.sessions.torch.session import TorchSession
 
 BACKEND = Backend(
-    suffixes=(".safetensors", ".tar", ".pth", ".pt"),
+    suffixes=(".safetensors", ".tar", ".pth", ".pt", ".ckpt", ".th", ".pkl", ".bin"),
+    opens=("checkpoint",),
     packages=("torch",),
     remedy="pip install torch (pytorch.org/get-started)",
     parts={

@@ -56,7 +56,7 @@ def test_a_missing_base_is_no_pass(artifacts: dict[str, Path], tmp_path: Path, m
 
 
 def test_a_damaged_head_is_refused(artifacts: dict[str, Path], tmp_path: Path) -> None:
-    (tmp_path / "h.onnx").write_bytes(b"damage")
+    (tmp_path / "h.onnx").write_bytes(b"\0damage")
     done = run(artifacts["base"], tmp_path / "h.onnx", *QUICK)
     assert done.exit_code == 4 and done.stderr.splitlines()[-1].startswith(f"Error: head: {tmp_path / 'h.onnx'}: is no readable ONNX model")
 

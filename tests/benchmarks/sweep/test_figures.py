@@ -82,6 +82,6 @@ def test_what_is_worse(head: Figures, found: dict[str, bool]) -> None:
 
 
 def test_damage_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "m.onnx").write_bytes(b"damage")
+    (tmp_path / "m.onnx").write_bytes(b"\0damage")
     with pytest.raises(InputRefused, match="no readable ONNX model"):
         figures_of(tmp_path / "m.onnx")

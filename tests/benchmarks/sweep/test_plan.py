@@ -210,7 +210,7 @@ def test_another_file_of_the_same_name_is_another_sweep(onnx_path: Path, tmp_pat
 
 @pytest.mark.parametrize(
     ("models", "backends", "message"),
-    [(["none.onnx"], [], "no network of that name"), ([], ["tflite"], "no backend is called"), (["README.md"], [], "no backend opens")],
+    [(["none.onnx"], [], "no network of that name"), ([], ["tflite"], "no backend is called"), (["README.md"], [], "is a text file")],
 )
 def test_what_can_not_be_measured_is_told_first(models: list[str], backends: list[str], message: str) -> None:
     heard: list[str] = []
