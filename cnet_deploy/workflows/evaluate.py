@@ -235,6 +235,8 @@ def evaluate(
 def _matched(path: Path | str, session: Session, dataset: Dataset) -> Matching:
     otherwise = "by the sorted order of the folders" if isinstance(dataset, FolderDataset) else BY_NUMBER.how
     found = match_classes(session.class_names, dataset.class_names if dataset.named else (), otherwise)
+    if found.how == otherwise and not found.problem and (odd := _numbers_out_of_order(dataset.class_names)):
+        found = Matching(otherwise, problem=f"the folders are numbers, which sort as {odd}; fill them up with zeros to change that")
     if found.problem:
         log.warning("%s: its classes are matched with those of %s %s, not by name: %s", path, dataset.name, found.how, found.problem)
     return found
@@ -247,6 +249,13 @@ def _by_doubts(paths: Sequence[Path | str], preprocessings: Sequence[Preprocessi
         if doubts := own.doubts(steps):
             files.setdefault(doubts, []).append(str(path))
     return files
+
+
+def _numbers_out_of_order(names: Sequence[str]) -> str:
+    """The first names, if all are numbers whose order as text, which is the folders' order, is not that of their values; else empty."""
+    if not all(name.isascii() and name.isdecimal() for name in names) or list(names) == sorted(names, key=lambda name: (len(name), name)):
+        return ""
+    return ", ".join(names[:4])
 
 
 class _Tally:

@@ -65,7 +65,7 @@ def test_masks_of_pruning_are_applied(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", REFUSED, ids=titles(REFUSED))
 def test_what_is_refused(case: Case, tmp_path: Path) -> None:
     path = write(case, tmp_path)
-    refused("inspect", path, says=case.says)
+    refused("convert", path, says=case.says)
     with pytest.raises(InputRefused):
         cd.load(path)
 
@@ -103,7 +103,7 @@ def test_one_tensor_under_two_names(tmp_path: Path) -> None:
     "entry",
     [{"classes": list(NAMES)}, {"class_to_idx": {name: number for number, name in reversed(list(enumerate(NAMES)))}},
      {"idx_to_class": dict(enumerate(NAMES))}, {"classes": 10, "class_names": NAMES}],
-    ids=lambda entry: "+".join(entry),
+    ids="+".join,
 )  # fmt: skip
 def test_names_of_classes_in_a_checkpoint(entry: dict[str, object], tmp_path: Path) -> None:
     torch.save(checkpoint(**entry), tmp_path / "named.pth.tar")

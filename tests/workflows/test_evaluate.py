@@ -292,3 +292,14 @@ def test_what_was_not_taken_and_what_is_tagged_is_told(named_files: list[Path], 
     assert (values["not_taken"], values["tagged_to_be_turned"], values["exif"]) == (["cat/notes.txt"], 1, True)
     assert values["files"][0]["top1_error"] == pytest.approx(9.0)
     assert "1 image has an EXIF orientation, and was turned" in evaluate(named_files[0], data, exif=True).lines()[2]
+
+
+@pytest.mark.parametrize(("form", "problem"), [("{}", "the folders are numbers, which sort as 0, 1, 10, 11; "), ("{:02}", "")])
+def test_folders_that_are_numbers_sort_as_text(tmp_path: Path, caplog: pytest.LogCaptureFixture, form: str, problem: str) -> None:
+    cd.save(build_random(tiny(classes=12)), tmp_path / "m.safetensors")
+    for number in range(12):
+        (tmp_path / "val" / form.format(number)).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "val" / form.format(number) / "1.png")
+    (found,) = evaluate(tmp_path / "m.safetensors", tmp_path).files
+    assert found.matching.how == "by the sorted order of the folders" and problem in (found.matching.problem or "")
+    assert bool(caplog.messages) == bool(problem) and problem in caplog.text
