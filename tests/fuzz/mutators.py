@@ -22,12 +22,15 @@ _NAMES = (
     b"torch._utils\n_rebuild_qtensor", b"torch._tensor\n_rebuild_from_type_v2", b"torch._utils\n_rebuild_meta_tensor_no_storage",
     b"collections\nOrderedDict", b"collections\nCounter", b"_codecs\nencode", b"__builtin__\nset", b"__builtin__\nbytearray",
     b"builtins\ncomplex", b"posix\nsystem", b"torch.storage\n_load_from_bytes", b"torch.nn.parameter\nParameter",
+    b"torch._utils\n_rebuild_device_tensor_from_numpy", b"torch._utils\n_rebuild_device_tensor_from_cpu_tensor",
+    b"numpy.core.multiarray\n_reconstruct", b"numpy._core.multiarray\nscalar", b"numpy._core.numeric\n_frombuffer", b"numpy\nndarray",
+    b"numpy\ndtype", b"argparse\nNamespace", b"copyreg\n_reconstructor", b"builtins\nobject", b"collections\ndefaultdict",
 )  # fmt: skip
 _INSTRUCTIONS = [
     b"N", b"\x88", b"\x89", b"]", b")", b"}", b"(", b"0", b"1", b"2", b"a", b"b", b"e", b"s", b"u", b"t", b"\x85", b"\x86", b"\x87", b"R",
     b"\x81", b"\x8f", b"\x90", b"\x91", b"\x94", b"Q", b"K\0", b"K\1", b"K\x7f", b"J\xff\xff\xff\xff", b"G\x7f\xf8\0\0\0\0\0\0",
     b"X\1\0\0\0a", b"U\1a", b"B\1\0\0\0a", b"\x8c\1a", b"\x8b\1\0\0\0\1", b"\x95\0\0\0\0\0\0\0\0", b"h\0", b"h\1", b"h\2", b"q\0", b"q\1",
-    *(b"c" + name + b"\n" for name in _NAMES),
+    b"\x92", b"o", b"\x98", b"\x97", *(b"c" + name + b"\n" for name in _NAMES), *(b"i" + name + b"\n" for name in _NAMES),
 ]  # fmt: skip
 _VALUES = (
     None, True, False, 0, 1, -1, 2, 10, 1 << 24, 1 << 63, 0.5, -0.0, 1e308, "", "x", "\x1b[31m\n", "\ud800", "\u202e", "training",

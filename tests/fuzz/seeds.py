@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import gzip
 import io
+import pickle
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +62,32 @@ def checkpoints() -> list[bytes]:
                 buffer = io.BytesIO()
                 torch.save(value, buffer, pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy)
                 made.append(buffer.getvalue())
+    made += others(whole, training)
     made.append(safetensors.torch.save(training, {METADATA_KEY: own_metadata(trained)}))
     made.append(safetensors.torch.save({name: value.contiguous() for name, value in converted.state_dict().items()}))
     return made
+
+
+def others(whole: dict[str, Any], training: dict[str, torch.Tensor]) -> list[bytes]:
+    """As other people leave them: objects beside the weights, arrays for tensors, other names, archives."""
+    beside = {
+        "args": argparse.Namespace(lr=0.1),
+        "best_prec1": np.float64(1.5),
+        "random": [np.arange(3), Path("a")],
+        "state_dict_ema": training,
+    }
+    arrays = {name: value.numpy() for name, value in training.items()}
+    wrapped = {f"module._orig_mod.{name}": value for name, value in training.items()} | {"criterion.weight": torch.ones(2)}
+    saved = []
+    for value in ({**whole, **beside}, {"net": {"model": wrapped}}, arrays):
+        buffer = io.BytesIO()
+        torch.save(value, buffer, _use_new_zipfile_serialization=value is not arrays)
+        saved.append(buffer.getvalue())
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("net.pth", saved[1])
+    pickled = [pickle.dumps(arrays, protocol) for protocol in (0, 2, 5)]
+    return [*saved, *pickled, pickle.dumps({"state_dict": training}, 2), gzip.compress(saved[2]), zipped.getvalue()]
 
 
 def manifests() -> list[bytes]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import cnet_deploy as cd
+from cnet_deploy.checkpoints.metadata import METADATA_KEY
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.models.build import build
 from cnet_deploy.models.condensenet import DenselyConnected
@@ -135,3 +139,44 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match="no checkpoint to resume from"):
         read(path)
     assert not (tmp_path / "ran").exists()
+
+
+class Meter:
+    """As training loops keep one."""
+
+    def __init__(self) -> None:
+        self.avg, self.count = 0.5, 3
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [{"args": argparse.Namespace(lr=0.1)}, {"best_prec1": np.float64(87.0)}, {"meter": Meter()}, {"best_prec1": torch.tensor(87.0)},
+     {"rng": [np.random.RandomState(0).get_state(), torch.get_rng_state()]}],
+    ids=["namespace", "numpy", "meter", "tensor", "random states"],
+)  # fmt: skip
+def test_whole_files_with_objects_beside_the_weights(tmp_path: Path, beside: dict[str, Any]) -> None:
+    """A run goes on from them, as from the file without."""
+    path = saved(tmp_path, 1).numbered()[0]
+    plain = torch.load(path, weights_only=True)
+    own = {key: value for key, value in plain.items() if key != METADATA_KEY}  # as another tool's
+    torch.save({**own, **beside}, path)
+    state = read(path)
+    assert state.epoch == plain["epoch"] and state.training == {"model": plain["model"]}
+    assert state.best_prec1 == (87.0 if "best_prec1" in beside else plain["best_prec1"])
+    for name, value in plain["state_dict"].items():
+        assert torch.equal(state.tensors[name.removeprefix("module.")], value)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [({"state_dict": {}}, "it has no epoch and no optimizer"), ([1, 2], "it holds a list"),
+     ({"epoch": "three", "state_dict": {}, "optimizer": {}}, "its epoch is a text"),
+     ({"epoch": 1, "state_dict": {}, "optimizer": argparse.Namespace()}, "its optimizer is the object argparse.Namespace"),
+     ({"epoch": 1, "state_dict": {"a.b": torch.ones(1), "a.c": torch.ones(1)}, "optimizer": {}}, "have the names of another network")],
+    ids=["entries", "list", "epoch", "optimizer", "names"],
+)  # fmt: skip
+def test_whole_files_are_never_called_damaged(tmp_path: Path, content: Any, says: str) -> None:
+    torch.save(content, tmp_path / "c.pth.tar")
+    with pytest.raises(InputRefused, match=f"is no checkpoint to resume from: .*{re.escape(says)}") as caught:
+        read(tmp_path / "c.pth.tar")
+    assert "damaged" not in str(caught.value)

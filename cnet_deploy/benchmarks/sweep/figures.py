@@ -62,10 +62,8 @@ def figures_of(path: Path | str) -> Figures:
     manifest = read_manifest(path, data) if manifest_path(path).exists() else None
     precision = manifest.precision if manifest else None
     target = target_of_file(path, kind_of(data))
-    if target is not None:
-        format = targets()[target].suffix
-    else:
-        format = path.suffix if target_by_suffix(path.suffix) is None else "checkpoint"
+    other = path.suffix if target_by_suffix(path.suffix) is None else "checkpoint"
+    format = targets()[target].suffix if target is not None else other
     if target is not None and (look := getattr(module_of(target), "inspect", None)):
         with naming(path):
             inside: Inside = look(data)
