@@ -11,6 +11,7 @@ from cnet_deploy.checkpoints.metadata import METADATA_KEY, OwnMetadata, class_na
 from cnet_deploy.checkpoints.read import read_tensors
 from cnet_deploy.checkpoints.recognise import architecture_of, infer_form
 from cnet_deploy.errors import naming
+from cnet_deploy.models.architecture import FinalPool
 from cnet_deploy.models.build import build
 from cnet_deploy.models.condensenet import DenselyConnected, Source
 
@@ -25,19 +26,22 @@ def load(
     input_size: tuple[int, int] | None = None,
     stem_stride: int | None = None,
     weights: str | None = None,
+    final_pool: FinalPool | None = None,
     sha256: str | None = None,
     data: bytes | None = None,
 ) -> DenselyConnected:
     """Load a model from a checkpoint of the family, in the form in which it is stored and in evaluation mode.
 
-    ``groups``, ``condense_factor``, ``input_size`` (height, width) and ``stem_stride``: see ``infer_architecture``; ``weights`` (the key
-    of a set of weights in the file), ``sha256`` and ``data``: see ``read_tensors``. Raises InputRefused as both do; the message begins
-    with the file's name.
+    ``groups``, ``condense_factor``, ``input_size`` (height, width), ``stem_stride`` and ``final_pool``: see ``infer_architecture``;
+    ``weights`` (the key of a set of weights in the file), ``sha256`` and ``data``: see ``read_tensors``. Raises InputRefused as both do;
+    the message begins with the file's name.
     """
     read = read_tensors(path, sha256, data, weights=weights)
     with naming(path):
         form = infer_form(read.tensors)
-        arch = architecture_of(read, groups=groups, condense_factor=condense_factor, input_size=input_size, stem_stride=stem_stride)
+        arch = architecture_of(
+            read, groups=groups, condense_factor=condense_factor, input_size=input_size, stem_stride=stem_stride, final_pool=final_pool
+        )  # fmt: skip
         model = build(arch, form)
         own: OwnMetadata | None = read.metadata.get(METADATA_KEY)
         model.preprocessing = preprocessing_of(read, arch)

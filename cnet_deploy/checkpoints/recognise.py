@@ -17,7 +17,7 @@ import numpy as np
 from cnet_deploy.checkpoints.metadata import METADATA_KEY, OwnMetadata
 from cnet_deploy.checkpoints.tensors import Contents
 from cnet_deploy.errors import InputRefused, PruningUnfinished, printable
-from cnet_deploy.models.architecture import Architecture, DenseLayerShape, Form, Kind
+from cnet_deploy.models.architecture import Architecture, DenseLayerShape, FinalPool, Form, Kind
 from cnet_deploy.models.pruning import LayerPruning, infer_condense_factor, infer_groups, read_layer
 
 Tensors = Mapping[str, Any]
@@ -69,12 +69,13 @@ def infer_architecture(
     condense_factor: int | None = None,
     input_size: tuple[int, int] | None = None,
     stem_stride: int | None = None,
+    final_pool: FinalPool | None = None,
 ) -> Architecture:
     """The Architecture of a state dict of the family (any form), checked against every tensor's shape.
 
     ``groups`` and ``condense_factor`` are needed if pruning has not begun or the counters are missing; they must agree with the tensors.
-    ``input_size`` (height, width) and ``stem_stride`` override what stages and classes suggest. Raises InputRefused for another network,
-    missing or extra tensors, wrong shapes, and if something can't be inferred.
+    ``input_size`` (height, width) and ``stem_stride`` override what stages and classes suggest; no tensor tells ``final_pool`` (None:
+    "whole"). Raises InputRefused for another network, missing or extra tensors, wrong shapes, and if something can't be inferred.
     """
     stages = infer_stages(tensors)
     blocks = range(1, len(stages) + 1)
@@ -107,6 +108,7 @@ def infer_architecture(
         classifier_keep=1.0,
         transition_channels=tuple(_dim(tensors, f"features.transition_{b}.conv.conv.weight", 0) for b in blocks[:-1])
         if kind != "condensenet" else (),
+        final_pool=final_pool or "whole",
     )  # fmt: skip
     if "classifier.index" in tensors:
         arch = _with_keep(arch, _dim(tensors, "classifier.index", 0))
@@ -279,6 +281,7 @@ def architecture_of(
     condense_factor: int | None = None,
     input_size: tuple[int, int] | None = None,
     stem_stride: int | None = None,
+    final_pool: FinalPool | None = None,
 ) -> Architecture:
     """The Architecture of a file's tensors, checked against each: from this package's metadata if the file has it, else inferred.
 
@@ -292,10 +295,14 @@ def architecture_of(
         )
     if stored:
         input_size, stem_stride = input_size or stored.input_size, stem_stride or stored.stem_stride
+        final_pool = final_pool or stored.final_pool
     if stored and infer_form(read.tensors) == "training":
         groups, condense_factor = groups or stored.group_1x1, condense_factor or stored.condense_factor
-    arch = infer_architecture(read.tensors, groups=groups, condense_factor=condense_factor, input_size=input_size, stem_stride=stem_stride)
-    if stored and replace(stored, input_size=arch.input_size, stem_stride=arch.stem_stride, classifier_keep=arch.classifier_keep) != arch:
+    arch = infer_architecture(
+        read.tensors, groups=groups, condense_factor=condense_factor, input_size=input_size, stem_stride=stem_stride, final_pool=final_pool
+    )  # fmt: skip
+    may_differ = {name: getattr(arch, name) for name in ("input_size", "stem_stride", "classifier_keep", "final_pool")}
+    if stored and replace(stored, **may_differ) != arch:
         raise InputRefused(
             f"the metadata describes {stored.summary()}, but the tensors are those of {arch.summary()}; convert the checkpoint again"
         )

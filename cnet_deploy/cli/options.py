@@ -22,6 +22,11 @@ def model_options(command: F) -> F:
     """Options for what a checkpoint doesn't record."""
     for option in (
         click.option(
+            "--final-pool",
+            type=click.Choice(["whole", "original"]),
+            help="What the last pooling averages: the whole map, or the original's window at its top left. [default: whole]",
+        ),
+        click.option(
             "--stem-stride",
             type=click.IntRange(1, 16),
             help="Stride of the first convolution, instead of the inferred one.",
@@ -134,7 +139,7 @@ def take(options: dict[str, Any], *names: str) -> dict[str, Any]:
 
 def take_overrides(options: dict[str, Any]) -> dict[str, Any]:
     """Remove the options of ``model_options`` and return them."""
-    return take(options, "weights", "groups", "condense_factor", "input_size", "stem_stride")
+    return take(options, "weights", "groups", "condense_factor", "input_size", "stem_stride", "final_pool")
 
 
 def take_steps(options: dict[str, Any]) -> Overrides:

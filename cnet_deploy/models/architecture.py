@@ -16,6 +16,8 @@ from cnet_deploy.images.preprocessing import Size
 
 Kind = Literal["condensenet", "densenet", "densenet_lgc"]
 Form = Literal["training", "group-conv"]
+FinalPool = Literal["whole", "original"]
+_LEFT_OUT: Mapping[str, Any] = {"final_pool": "whole"}  # by to_dict
 _MOST = (1 << 24) - 1
 Number = Annotated[int, Meta(ge=1, le=_MOST, description=f"a whole number from 1 to {_MOST}")]
 
@@ -72,9 +74,12 @@ class Architecture:
     ``bottleneck * growth`` channels in ``group_1x1`` groups (G), each reading 1/``condense_factor`` (C) of its inputs; the
     3x3 has ``group_3x3`` groups. ``classifier_keep`` is the share of the features that the classifier of the group-conv form
     reads. ``transition_channels`` are the widths after each transition, where transitions have convolutions (DenseNet).
-    ``input_size`` is (height, width) in pixels.
+    ``input_size`` is (height, width) in pixels. ``final_pool`` is what the last pooling averages: the "whole" map, or the "original"
+    window of 7x7 (stem stride 2) or 8x8 at its top left (reference: models/condensenet.py, AvgPool2d and view). The two are the same where
+    the map has just that size, as for 224 and 32 pixels.
 
-    Raises InputRefused where a number can't be: not positive, or channels that groups don't divide.
+    Raises InputRefused where a number can't be: not positive, channels that groups don't divide, or a map that the original window does
+    not fit just once.
     """
 
     stages: tuple[Number, ...]
@@ -89,6 +94,7 @@ class Architecture:
     input_size: Size = (224, 224)
     classifier_keep: Annotated[float, Meta(gt=0, le=1, description="a number over 0, at most 1")] = 0.5
     transition_channels: tuple[Number, ...] = ()
+    final_pool: FinalPool = "whole"
 
     def __post_init__(self) -> None:
         coerce_fields(self, "architecture")
@@ -112,8 +118,9 @@ class Architecture:
         return convert(values, cls, "architecture")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready values; tuples become lists."""
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+        """Plain JSON-ready values; tuples become lists. What is as in most files, and as version 0.1.0 knew it, is left out."""
+        values = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+        return {key: v for key, v in values.items() if _LEFT_OUT.get(key) != v}
 
     # ---- the network, layer by layer -------------------------------------------------------------------------------
 
@@ -168,6 +175,24 @@ class Architecture:
         return list(self.layers())[-1].size
 
     @property
+    def original_window(self) -> int:
+        """Rows and columns of the window that the original averages (reference: models/condensenet.py: 7 for ImageNet, 8 for CIFAR)."""
+        return 7 if self.stem_stride == 2 else 8
+
+    @property
+    def pool_window(self) -> tuple[int, int]:
+        """Height and width of what the last pooling averages, from the top left of the last map."""
+        return (self.original_window, self.original_window) if self.final_pool == "original" else self.final_size
+
+    @property
+    def pools_as_original(self) -> bool | None:
+        """Whether the last pooling gives what the original gives; None where the original can't run: its window must fit just once."""
+        window = self.original_window
+        if not all(window <= side < 2 * window for side in self.final_size):
+            return None
+        return self.pool_window == (window, window)
+
+    @property
     def kept_features(self) -> int:
         """Features that the classifier of the group-conv form reads (the reference's ``int(features * keep)``)."""
         return math.floor(self.features * self.classifier_keep + 1e-6)
@@ -182,7 +207,7 @@ class Architecture:
         """What a form costs as it is executed: the training form runs its 1x1 dense under a mask, classifier whole."""
         dense = form == "training" and self.learned
         params = stem = 27 * self.stem_channels
-        final = self.final_size[0] * self.final_size[1]
+        final = math.prod(self.final_size) + math.prod(self.pool_window)  # elements of the last ReLU, and of the last pooling
         stem_size = next(self.layers()).size
         macs = stem * stem_size[0] * stem_size[1]
         others = 0  # ReLUs, poolings and the classifier's bias: in the reference's count, not in the multiply-adds
@@ -205,7 +230,7 @@ class Architecture:
         linear = (self.features if dense else self.kept_features) * self.classes
         params += 2 * self.features + linear + self.classes
         macs += linear
-        others += 2 * self.features * final + self.classes
+        others += self.features * final + self.classes
         return Cost(macs + others, macs, params)
 
     @property
@@ -230,7 +255,16 @@ class Architecture:
             f"{self.kind} {'-'.join(map(str, self.stages))} growth {'-'.join(map(str, self.growth))} bottleneck {self.bottleneck} "
             f"{groups} 3x3 groups {self.group_3x3}, {self.classes} classes, "
             f"{self.input_size[0]}x{self.input_size[1]} stem stride {self.stem_stride}, classifier keep {self.classifier_keep:g}"
+            f"{self._pool_summary()}"
         )
+
+    def _pool_summary(self) -> str:
+        """What the last pooling averages, where that is not what the original averages or not the whole map."""
+        if self.final_pool == "whole" and self.final_size == (self.original_window,) * 2:
+            return ""
+        text = f", final pool {self.final_pool}"
+        (height, width), window = self.final_size, self.original_window
+        return text + (f" ({height}x{width})" if self.final_pool == "whole" else f" ({window}x{window} of {height}x{width})")
 
 
 def _check(arch: Architecture) -> None:
@@ -251,6 +285,14 @@ def _check(arch: Architecture) -> None:
     layers = list(arch.layers())
     if min(layers[-1].size) < 1:
         refuse(f"input size {arch.input_size} is too small: nothing is left of the map after {len(arch.stages) - 1} transitions")
+    if arch.final_pool == "original" and arch.pools_as_original is None:
+        (height, width), window = layers[-1].size, arch.original_window
+        least = window << (len(arch.stages) - 1)  # rows and columns of the first map
+        sizes = f"{(least - 1) * arch.stem_stride + 1} to {(2 * least - 1) * arch.stem_stride}"
+        refuse(
+            f"final_pool original averages {window}x{window} pixels of the last map, which is {height}x{width} here; expected an input of "
+            f"{sizes} pixels a side, where that window fits just once, or final_pool whole (--final-pool whole), which averages any map"
+        )
     if arch.kept_features < 1:
         refuse(f"classifier_keep {arch.classifier_keep} leaves none of {arch.features} features")
     for conv in (layer.pointwise for layer in layers if layer.pointwise is not None):

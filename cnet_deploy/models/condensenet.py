@@ -24,9 +24,9 @@ class Source:
 
 
 class DenselyConnected(nn.Module):
-    """The base class of the family: stem, dense blocks, transitions, final norm, global average pooling and classifier.
+    """The base class of the family: stem, dense blocks, transitions, final norm, average pooling and classifier.
 
-    Parameter names are the reference's. Global pooling, and transitions that round down, allow other input sizes.
+    Parameter names are the reference's. Pooling of the whole map, and transitions that round down, allow other input sizes.
     """
 
     kind: ClassVar[Kind]
@@ -58,7 +58,8 @@ class DenselyConnected(nn.Module):
                 self.features.add_module(parent, Transition(conv))
         self.features.add_module("norm_last", nn.BatchNorm2d(architecture.features))
         self.features.add_module("relu_last", nn.ReLU(inplace=False))
-        self.features.add_module("pool_last", nn.AdaptiveAvgPool2d(1))
+        whole = architecture.final_pool == "whole"
+        self.features.add_module("pool_last", nn.AdaptiveAvgPool2d(1) if whole else nn.AvgPool2d(architecture.pool_window))
         if form == "group-conv" and architecture.learned:
             self.classifier: nn.Module = IndexedLinear(architecture.kept_features, architecture.classes)
         else:

@@ -35,13 +35,15 @@ def lower(model: DenselyConnected) -> Program:
         else:
             conv = layer.pointwise
             body.append(Transition(layer.name, None if conv is None else _pointwise(model, arch, conv, None)))
+    scale, shift = _norm(model, "features.norm_last")
+    window = arch.pool_window if arch.final_pool == "original" else None
     classifier = "classifier.linear" if arch.learned else "classifier"
     index = _array(state["classifier.index"], np.int64) if arch.learned else _frozen(np.arange(arch.features))
     return Program(
         arch,
         Stem("features.init_conv", _array(state["features.init_conv.weight"]), arch.stem_stride),
         tuple(body),
-        Pool("features.norm_last", *map(_rounded, _norm(model, "features.norm_last"))),
+        Pool("features.norm_last", _rounded(scale), _rounded(shift), window),
         Head(
             "classifier",
             arch.features,

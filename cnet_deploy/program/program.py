@@ -71,11 +71,12 @@ class Transition:
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Scale and shift [features], ReLU, average over the whole map."""
+    """Scale and shift [features], ReLU, average over the whole map, or over a ``window`` (height, width) at its top left."""
 
     name: str
     scale: Floats
     shift: Floats
+    window: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +114,8 @@ class Program:
                 x = x if layer.pointwise is None else _pointwise(x, layer.pointwise)
                 n, c, h, w = x.shape
                 x = x[:, :, : h // 2 * 2, : w // 2 * 2].reshape(n, c, h // 2, 2, w // 2, 2).mean((3, 5))
-        features = np.maximum(_affine(x, self.pool.scale, self.pool.shift), 0).mean((2, 3))
+        height, width = self.pool.window or x.shape[2:]
+        features = np.maximum(_affine(x[:, :, :height, :width], self.pool.scale, self.pool.shift), 0).mean((2, 3))
         logits: Array = features[:, self.head.index] @ self.head.weight.T.astype(x.dtype) + self.head.bias.astype(x.dtype)
         return logits
 

@@ -21,7 +21,7 @@ from cnet_deploy.models.architecture import Architecture, Form
 
 Floats = npt.NDArray[np.float32]
 # Options that only backends for models take: see checkpoints/load.py.
-LOADING_OPTIONS = ("groups", "condense_factor", "input_size", "stem_stride", "weights")
+LOADING_OPTIONS = ("groups", "condense_factor", "input_size", "stem_stride", "final_pool", "weights")
 _KEPT = 4  # number of batch sizes whose device buffers are kept
 
 

@@ -51,7 +51,7 @@ class Trainer:
             if parameter.shape[2:] == (1, 1):  # both formats are the same here; use the strides of the gradient
                 parameter.data = parameter.data.flatten().view(parameter.shape)
         # The same average, but faster: the gradient of adaptive pooling is an expanded view, which slows the batch norm before it.
-        self.model.features.pool_last = nn.AvgPool2d(model.architecture.final_size)
+        self.model.features.pool_last = nn.AvgPool2d(model.architecture.pool_window)
         for name, module in self.model.named_modules():
             if isinstance(module, nn.ReLU):
                 module.inplace = True  # nothing else reads its input

@@ -20,7 +20,7 @@ from cnet_deploy.models.architecture import Cost
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.convert import convert
 from cnet_deploy.sessions.torch import from_module
-from cnet_deploy.workflows.prepare import default_output, group_conv_form, named_by, prepared_by
+from cnet_deploy.workflows.prepare import default_output, group_conv_form, named_by, prepared_by, tell_of_pool
 from cnet_deploy.workflows.verify import TOLERANCES, Batch, Comparison, compare
 
 log = logging.getLogger(__name__)
@@ -87,6 +87,7 @@ def convert_file(
     model = named_by(load(path, sha256=sha256, **(overrides or {})), labels)
     with naming(path):
         model = prepared_by(model, preprocessing)
+    tell_of_pool(model, overrides)
     if preprocessing != NO_OVERRIDES and out.suffix != ".safetensors":
         log.warning(
             "%s: the reference's format does not hold how images are prepared; give the options again to export, or write .safetensors", out

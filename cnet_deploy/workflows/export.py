@@ -29,7 +29,7 @@ from cnet_deploy.program.program import Program
 from cnet_deploy.sessions import open_session
 from cnet_deploy.sessions.base import Session
 from cnet_deploy.sessions.torch.session import TorchSession
-from cnet_deploy.workflows.prepare import Notify, default_output, exportable, input_of, open_model, output_of, stated_by
+from cnet_deploy.workflows.prepare import Notify, default_output, exportable, input_of, open_model, output_of, stated_by, tell_of_pool
 from cnet_deploy.workflows.publish import publish, serving_of
 from cnet_deploy.workflows.verify import TOLERANCES, Comparison, compare_all
 
@@ -98,6 +98,7 @@ def export(
         model = open_model(model, {**(overrides or {}), "sha256": sha256}, notify)
     with naming(source):
         model = stated_by(model, preprocessing)
+    tell_of_pool(model, overrides)
     size, classes, data = input_of(model, images)
     with naming(source):
         model = exportable(model, classifier_keep, labels, notify)

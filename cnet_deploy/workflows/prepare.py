@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from cnet_deploy.models.build import NAMES, build_named
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.convert import DEFAULT_KEEP, convert, require_classifier_keep
 
+log = logging.getLogger(__name__)
 # Of models' files, from the last to the first: model.pth.tar.gz.
 _SUFFIXES = (".gz", ".zip", ".tar", ".safetensors", ".pth", ".pt", ".ckpt", ".th", ".pkl", ".bin")
 
@@ -75,6 +77,20 @@ def stated_by(model: nn.Module, stated: Overrides) -> nn.Module:
             "an artifact of this network can't hold how images are prepared; expected no --statistics and the like here, but at `run`"
         )
     return model
+
+
+def tell_of_pool(model: nn.Module, overrides: Mapping[str, Any] | None) -> None:
+    """Warn where the last pooling averages another part of the map than the original does, and nobody chose that."""
+    if not isinstance(model, DenselyConnected) or (overrides or {}).get("final_pool"):
+        return
+    arch = model.architecture
+    if arch.pools_as_original is False:
+        (height, width), window = arch.final_size, arch.original_window
+        log.warning(
+            "%s: the whole last map of %dx%d is averaged (the default, --final-pool whole), but the original averages %dx%d at its "
+            "top left: give --final-pool original if the network was trained or measured so",
+            model.source.name if model.source else "the network", height, width, window, window,
+        )  # fmt: skip
 
 
 def group_conv_form(model: DenselyConnected, keep: float | None, notify: Notify) -> DenselyConnected:

@@ -192,7 +192,7 @@ def _open_reference(model: Path | str, session: Session, overrides: dict[str, An
     from cnet_deploy.sessions.torch import from_module
 
     if own := session.architecture:
-        known = {"input_size": own.input_size, "stem_stride": own.stem_stride}
+        known = {"input_size": own.input_size, "stem_stride": own.stem_stride, "final_pool": own.final_pool}
         overrides = {**known, **{key: value for key, value in overrides.items() if value is not None}}
     loaded = _load_as(model, own, overrides)
     if session.form == "training" and loaded.form != "training":

@@ -62,7 +62,7 @@ def test_an_error_is_red_on_a_terminal_and_plain_elsewhere(tmp_path: Path, forks
 
 
 def test_a_bar_on_a_terminal_leaves_nothing_in_a_log(onnx_path: Path, few_images: Path, forks: Forks) -> None:
-    command = ("evaluate", onnx_path, "--data", few_images, "--batch", 1)
+    command = ("evaluate", onnx_path, "--data", few_images, "--batch", 1, "--statistics", "cifar10")
     bar = re.compile(r"[━╸]")
     shown = on_a_terminal(forks.command, *command)
     assert bar.search(shown) and f"{ESCAPE}[2K" in shown  # drawn, and wiped off again

@@ -138,3 +138,29 @@ def test_any_dictionary_comes_back_or_is_refused(values: dict[str, Any]) -> None
         return
     assert Architecture.from_dict(json.loads(json.dumps(arch.to_dict()))) == arch
     assert min(arch.flops, arch.macs, arch.params, *arch.final_size, arch.kept_features) > 0
+
+
+@pytest.mark.parametrize(
+    ("stages", "stride", "least", "most"), [(5, 2, 223, 446), (3, 1, 32, 63), (3, 3, 94, 189), (1, 1, 8, 15), (4, 2, 111, 222)]
+)
+def test_the_original_pools_where_its_window_fits_just_once(stages: int, stride: int, least: int, most: int) -> None:
+    def arch(side: int, final_pool: str = "original") -> Architecture:
+        size = (side, least)
+        return Architecture((1,) * stages, (8,) * stages, stem_stride=stride, input_size=size, final_pool=final_pool)  # type: ignore[arg-type]
+
+    window = 7 if stride == 2 else 8
+    for side in (least, most):
+        assert arch(side).pool_window == (window, window)
+        assert arch(side, "whole").pools_as_original is (arch(side).final_size == (window, window))
+    for side in (least - 1, most + 1):
+        assert arch(side, "whole").pools_as_original is None
+        with pytest.raises(InputRefused, match=f"expected an input of {least} to {most} pixels a side"):
+            arch(side)
+
+
+def test_the_original_s_pooling_is_counted_as_it_is() -> None:
+    arch = Architecture((1,) * 5, (8,) * 5, input_size=(256, 256), final_pool="original")
+    counted = count(build(arch, "group-conv"), arch.input_size)
+    assert (arch.flops, arch.macs, arch.params) == (counted.flops, counted.macs, counted.params)
+    assert replace(arch, final_pool="whole").flops - arch.flops == arch.features * (8 * 8 - 7 * 7)
+    assert Architecture.from_dict(arch.to_dict()) == arch and "final_pool" not in replace(arch, final_pool="whole").to_dict()

@@ -55,7 +55,7 @@ def write(network: Program | nn.Module, path: Path, *, cpu: str | None = None, p
     target = resolve(cpu, precision)
     compiler = find_compiler(target.machine)
     plan = make_plan(network, precision=precision, description=describe(network, precision, target.isas), isas=target.isas)
-    build(compiler, target.isas, precision=precision, source=plan.source, weights=plan.weights, out=path)
+    build(compiler, target.isas, precision=precision, source=plan.source, weights=plan.weights, out=path, general=plan.general)
     details = {
         "machine": target.machine, "isas": list(target.isas), "layouts": list(plan.layouts), "compiler": compiler.version,
         "operators": dict(Counter(type(layer).__name__ for layer in (network.stem, *network.body, network.pool, network.head))),

@@ -31,11 +31,15 @@ from cnet_deploy.program.program import DenseLayer, Head, Pointwise, Pool, Progr
 
 @dataclass(frozen=True)
 class Plan:
-    """``source`` is plan.cpp, ``weights`` the words that it points into, ``layouts`` "wide" or "narrow" for each block."""
+    """``source`` is plan.cpp, ``weights`` the words that it points into, ``layouts`` "wide" or "narrow" for each block.
+
+    ``general``: it has what is a constant in the kernels of most networks, and all sources must be compiled for that.
+    """
 
     source: str
     weights: bytes
     layouts: tuple[str, ...]
+    general: bool = False
 
 
 def make_plan(program: Program, *, precision: str, description: str, isas: Sequence[str], layouts: Sequence[str] | None = None) -> Plan:
@@ -70,12 +74,15 @@ def make_plan(program: Program, *, precision: str, description: str, isas: Seque
     head = _head(program.head, program.pool, blocks[-1], data)
     height, width = program.architecture.input_size
     weights = data.tobytes()
+    window = _window(program.pool)
+    general = window != 0
     top = _struct(
         height=height, width=width, stem=stem, head=head, blocks=len(blocks), block="blocks", layer="layers", activations=activations,
         between=between, data="cnet_data", description="description",
+        **({"window": window} if general else {}),
     )  # fmt: skip
-    source = _source(lines, layers, top, description, isas, weights_name(weights), paired)
-    return Plan(source, weights, tuple(block.layout for block in blocks))
+    source = _source(lines, layers, top, description, isas, weights_name(weights), paired, general)
+    return Plan(source, weights, tuple(block.layout for block in blocks), general)
 
 
 # ---- structures --------------------------------------------------------------------------------------------------------------------
@@ -201,6 +208,15 @@ def _head(head: Head, pool: Pool, block: Block, data: Data) -> str:
     )  # fmt: skip
 
 
+def _window(pool: Pool) -> int:
+    """Rows and columns of the window that is averaged at the end; 0: the whole map."""
+    if pool.window is None:
+        return 0
+    height, width = pool.window
+    assert height == width, "the original's windows are square"
+    return height
+
+
 def _rows(values: npt.NDArray[np.float64], rows: list[int]) -> npt.NDArray[np.float64]:
     """Rows by number; zeros for -1."""
     picked = values[rows]
@@ -221,7 +237,8 @@ def weights_name(weights: bytes) -> str:
     return f"weights-{digest(weights)}.bin"
 
 
-def _source(blocks: list[str], layers: list[str], top: str, description: str, isas: Sequence[str], weights: str, paired: bool) -> str:
+def _source(blocks: list[str], layers: list[str], top: str, description: str, isas: Sequence[str], weights: str, paired: bool,
+            general: bool) -> str:  # fmt: skip
     """plan.cpp. The assembler includes the weights from the file beside it; the compiler does not see them."""
     letters = [f"\\{byte:03o}" if byte in b'"\\?' or not 32 <= byte < 127 else chr(byte) for byte in description.encode()]
     pieces = "\n    ".join('"' + "".join(letters[i : i + 100]) + '"' for i in range(0, len(letters), 100))
@@ -247,6 +264,7 @@ namespace cnet {{
 
 {constants.assertions()}
 static_assert(CNET_BF16 == {int(paired)}, "the plan and the kernels are for different precisions; build both for one");
+static_assert(CNET_GENERAL == {int(general)}, "the plan and the kernels are for different kinds of networks; build both for one");
 
 static const char description[] =
     {pieces};
@@ -262,6 +280,7 @@ static constexpr Block blocks[] = {{
 constexpr Plan plan = {top};
 
 static_assert(laid_out(plan), "geometry.py lays a map out as the kernels don't expect it; see laid_out in plan_check.h");
+static_assert(pooled_within(plan), "the last pooling reads beyond the map; see pooled_within in plan_check.h");
 static_assert(between_of(plan, CNET_BF16 ? 2 : 1) == plan.between,
               "planning.py and the kernels differ on the buffer between two convolutions; see between_of in plan_check.h");
 

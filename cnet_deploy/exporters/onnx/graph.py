@@ -162,7 +162,11 @@ def _affine(graph: _Graph, x: str, name: str, scale: npt.NDArray[np.float32], sh
 
 def _pool(graph: _Graph, x: str, pool: Pool) -> str:
     x = graph.node("Relu", pool.name, [_affine(graph, x, pool.name, pool.scale, pool.shift)])
-    return graph.node("Flatten", pool.name, [graph.node("GlobalAveragePool", pool.name, [x])])
+    if pool.window is None:
+        x = graph.node("GlobalAveragePool", pool.name, [x])
+    else:  # the window fits just once, so with its own size as the stride the result has one pixel
+        x = graph.node("AveragePool", pool.name, [x], kernel_shape=list(pool.window), strides=list(pool.window))
+    return graph.node("Flatten", pool.name, [x])
 
 
 def _head(graph: _Graph, features: str, head: Head) -> str:

@@ -78,8 +78,9 @@ def library(model: DenselyConnected, out: Path, names: Sequence[str], precision:
     """A library straight from the toolchain, with flags of its own."""
     plan = plan_of(model, names, precision)
     build(
-        find_compiler(machine or host_machine()), names, precision=precision, source=plan.source, weights=plan.weights, out=out, extra=extra
-    )
+        find_compiler(machine or host_machine()), names, precision=precision, source=plan.source, weights=plan.weights, out=out,
+        general=plan.general, extra=extra,
+    )  # fmt: skip
     return out
 
 

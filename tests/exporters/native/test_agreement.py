@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ from cnet_deploy.exporters.native import constants, toolchain
 from cnet_deploy.exporters.native.toolchain import SOURCES, Compiler, find_compiler
 from cnet_deploy.hardware.cpu import host_isas, host_machine
 from cnet_deploy.models.condensenet import DenselyConnected
-from tests.builders import TINY_LGC
+from tests.builders import TINY, TINY_LGC
 from tests.cases import exhaustive, few
 from tests.exporters.native.helpers import every_kernel, network, plan_of
 
+WINDOWED = replace(TINY, input_size=(48, 48), final_pool="original")
 x86_only = pytest.mark.skipif(host_machine() != "x86_64", reason="instruction sets of x86")
 # Instruction set -> the precision to try it in: half of them each.
 PRECISIONS = {"avx512_bf16": "bf16", "avx512": "fp32", "avx2": "fp32", "baseline": "bf16", "neon": "fp32"}
@@ -28,12 +30,12 @@ def source(model: DenselyConnected | None = None, precision: str = "fp32") -> st
     return plan_of(model or every_kernel(), ("baseline",), precision).source
 
 
-def complaints(text: str, folder: Path, compiler: Compiler, precision: str = "fp32") -> str:
+def complaints(text: str, folder: Path, compiler: Compiler, precision: str = "fp32", general: bool = False) -> str:
     """What a compiler has against a plan.cpp, warnings included; nothing if it takes it."""
     (folder / "plan.cpp").write_text(text)
     for weights in re.findall(r"weights-\w+\.bin", text):
         (folder / weights).touch()
-    command = [*compiler.command, *toolchain.plan_flags(precision), "-Werror", "-c", "plan.cpp", "-o", "plan.o"]
+    command = [*compiler.command, *toolchain.plan_flags(precision, general), "-Werror", "-c", "plan.cpp", "-o", "plan.o"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert bool(done.returncode) == ("error: " in done.stderr), done.stderr
     return done.stderr
@@ -135,6 +137,15 @@ def test_a_plan_that_breaks_a_rule_stops_the_build(field: str, by: int, complain
 
 def test_a_plan_and_kernels_for_different_precisions(tmp_path: Path, gcc: Compiler) -> None:
     assert "the plan and the kernels are for different precisions" in complaints(source(), tmp_path, gcc, "bf16")
+
+
+def test_a_plan_and_kernels_for_different_networks(tmp_path: Path, gcc: Compiler) -> None:
+    """A window of the last map is in the plan, and in kernels that read it there."""
+    text = source(network(WINDOWED))
+    assert complaints(text, tmp_path, gcc, general=True) == ""
+    assert "the plan and the kernels are for different kinds of networks" in complaints(source(), tmp_path, gcc, general=True)
+    assert "no non-static data member named" in complaints(text, tmp_path, gcc)
+    assert "the last pooling reads beyond the map" in complaints(text.replace(".window = 8", ".window = 13"), tmp_path, gcc, general=True)
 
 
 @x86_only

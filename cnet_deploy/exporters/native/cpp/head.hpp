@@ -19,7 +19,7 @@ static void average(const Plan &p, const Block &b, const float *map, float *feat
         const float *plane = map + planes[i];
         const float scale = p.data[p.head.scale + i], shift = p.data[p.head.shift + i];
         const vec scales = broadcast(scale), shifts = broadcast(shift);
-        // A wide map's rows have a column between them, a narrow one's are one run.
+        // A wide map's rows have a column between them (those of a window have more), a narrow one's are one run.
         const int rows = b.pitch == b.width ? 1 : b.height;
         const int64_t run = b.pitch == b.width ? (int64_t)b.height * b.width : b.width;
         vec sums = vec{};

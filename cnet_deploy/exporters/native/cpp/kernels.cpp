@@ -75,7 +75,12 @@ static void run(const Plan &plan, const Memory &memory, Member &m, const float *
             }
         }
     }
+#if CNET_GENERAL
+    Block last = plan.block[plan.blocks - 1];
+    if (plan.window) last.height = last.width = plan.window;  // what is averaged, as if it were the whole map
+#else
     const Block &last = plan.block[plan.blocks - 1];
+#endif
     phase(m, [&](int share) { average(plan, last, memory.activations + last.map, memory.features, share, shares); });
     phase(m, [&](int share) { classify(plan, memory.features, logits, share, shares); });
 }

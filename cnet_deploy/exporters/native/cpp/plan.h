@@ -7,6 +7,12 @@
 
 #include <stdint.h>
 
+// Most networks average the whole last map. For them that is a constant of the kernels, and the plan does not have it; where it is
+// otherwise, the plan and all sources are compiled with CNET_GENERAL=1.
+#ifndef CNET_GENERAL
+#define CNET_GENERAL 0
+#endif
+
 namespace cnet {
 
 using Words = int64_t;
@@ -83,6 +89,9 @@ struct Plan {
     int64_t between;      // floats of the buffer between the two convolutions of a layer that all threads share
     const float *data;
     const char *description;  // JSON
+#if CNET_GENERAL
+    int32_t window;  // rows and columns of the last map that are averaged, from its top left; 0: all
+#endif
 };
 
 extern __attribute__((visibility("hidden"))) const Plan plan;

@@ -23,6 +23,16 @@ constexpr bool laid_out(const Plan &plan) {
     return true;
 }
 
+// Whether the last pooling stays within the map.
+constexpr bool pooled_within(const Plan &plan) {
+#if CNET_GENERAL
+    const Block &last = plan.block[plan.blocks - 1];
+    return plan.window >= 0 && plan.window <= last.height && plan.window <= last.width;
+#else
+    return plan.blocks > 0;
+#endif
+}
+
 // Words that lie between the two convolutions of a layer, where threads share them.
 constexpr int64_t between_of(const Block &b, const Layer &l, int per_word) {
     if (b.layout == Layout::wide) return ((int64_t)l.second.groups * l.second.inputs + 1) * b.whole;
