@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cnet_deploy.benchmarks.measure.environment import stolen
 from cnet_deploy.benchmarks.sweep.results import Report
 from cnet_deploy.errors import printable
@@ -35,12 +37,7 @@ def _clocks(report: Report) -> list[str]:
             "Trust ratios within this run, and measure on the machine that you deploy to for times."
         )
     clocks = [clock for state in (here, report.after or {}) for clock in state.get("clock_mhz") or ()]
-    if clocks and max(clocks) > min(clocks) * (1 + FLOATING):
-        advice.append(
-            f"Clocks float: {min(clocks):.0f} to {max(clocks):.0f} MHz were seen before and after the run. Fix the frequency "
-            "(sudo cpupower frequency-set -d F -u F), or compare ratios only."
-        )
-    return advice
+    return advice + _floating("Clocks float", clocks, "fix the frequency (sudo cpupower frequency-set -d F -u F)")
 
 
 def _gpu(report: Report) -> list[str]:
@@ -63,12 +60,14 @@ def _gpu(report: Report) -> list[str]:
             "The GPU's persistence mode is off, so the driver may put it to sleep between processes: turn it on (sudo nvidia-smi -pm 1)."
         )
     clocks = [state["sm_mhz"] for state in (here, after or {}) if state.get("sm_mhz") and "idle" not in (state["reasons"] or ())]
-    if clocks and max(clocks) > min(clocks) * (1 + FLOATING):
-        advice.append(
-            f"The GPU's clock floats: {min(clocks):.0f} and {max(clocks):.0f} MHz were seen before and after the run: lock it "
-            "(sudo nvidia-smi -lgc F), or compare ratios only."
-        )
-    return advice
+    return advice + _floating("The GPU's clock floats", clocks, "lock it (sudo nvidia-smi -lgc F)")
+
+
+def _floating(what: str, clocks: Sequence[float], remedy: str) -> list[str]:
+    """The advice on clocks in MHz that differ; none where they don't."""
+    if not clocks or max(clocks) <= min(clocks) * (1 + FLOATING):
+        return []
+    return [f"{what}: {min(clocks):.0f} to {max(clocks):.0f} MHz were seen before and after the run: {remedy}, or compare ratios only."]
 
 
 def _neighbours(report: Report) -> list[str]:

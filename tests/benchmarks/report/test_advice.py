@@ -33,7 +33,7 @@ def test_a_quiet_machine_needs_none() -> None:
         ({"governor": "powersave"}, {}, "governor is 'powersave'", "cpupower frequency-set -g performance"),
         ({"turbo": True}, {}, "Turbo is on", "cpufreq/boost"),
         ({"governor": None, "virtual": True}, {}, "virtual machine", "Trust ratios"),
-        ({}, {"clock_mhz": [2000.0, 3000.0]}, "Clocks float: 2000 to 3000 MHz", "Fix the frequency"),
+        ({}, {"clock_mhz": [2000.0, 3000.0]}, "Clocks float: 2000 to 3000 MHz", "fix the frequency"),
         ({"load_average": [0.9, 0, 0]}, {}, "load average was 0.9", "stop what else runs"),
         ({"cores": 4, "machine_cores": 4}, {}, "not pinned", "taskset -c 0-0"),
         (
@@ -80,7 +80,7 @@ def test_a_quiet_gpu_needs_none() -> None:
         ({}, {"reasons": ["idle", "hw_thermal_slowdown"]}, "held its clocks down (hw_thermal_slowdown)", "nvidia-smi -lgc"),
         ({}, {"slowdown_microseconds": {"sw_power_cap": 2_500_012.0}}, "(sw_power_cap for 2.5 s)", "power limit"),
         ({"persistence": "Disabled"}, {}, "persistence mode is off", "nvidia-smi -pm 1"),
-        ({}, {"sm_mhz": 1500.0}, "clock floats: 1500 and 1980 MHz", "nvidia-smi -lgc"),
+        ({}, {"sm_mhz": 1500.0}, "clock floats: 1500 to 1980 MHz", "nvidia-smi -lgc"),
     ],
 )
 def test_what_the_gpu_did_and_what_to_do(before: dict[str, Any], after: dict[str, Any], finds: str, does: str) -> None:
