@@ -58,10 +58,17 @@ def class_names_of(read: Contents, classes: int) -> tuple[str, ...]:
 
 
 def preprocessing_of(read: Contents, arch: Architecture) -> Preprocessing:
-    """How images are prepared for a file's network: as the file states it, else as the network's shape suggests (see ``guessed`` there)."""
+    """How images are prepared for a file's network: as the file states it, else as the network's shape suggests (see ``guessed`` there).
+
+    Raises InputRefused where the file states it for images of other channels.
+    """
     own: OwnMetadata | None = read.metadata.get(METADATA_KEY)
     # Resizing depends on the input size: if that was overridden, only the rest is taken from the file.
-    return own.preprocessing.of_size(arch.input_size) if own else Preprocessing.of(arch.input_size, arch.classes)
+    if own is None:
+        return Preprocessing.of(arch.input_size, arch.classes, channels=arch.image_channels)
+    with reading("its metadata", "convert the checkpoint again"):
+        own.preprocessing.require_channels(arch.image_channels)
+    return own.preprocessing.of_size(arch.input_size)
 
 
 def with_own(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ Pixels = npt.NDArray[np.uint8]
 MAX_IMAGES = 10_000
 MAX_PIXELS = 1 << 25  # of an image after resizing
 MAX_DECODED = 1 << 28  # bytes of a decoded image plus its RGB copy: some 67 megapixels, or 33 with transparency
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by the network's channels
 _PLANES = 3 * 32 * 32
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")  # only these: some of Pillow's other decoders start programs
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
@@ -32,7 +33,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
 
 @dataclass(frozen=True)
 class Images:
-    """``pixels`` uint8 [N, 3, H, W], RGB, at the network's input size; ``labels`` [N], or None if the source has none."""
+    """``pixels`` uint8 [N, channels, H, W] at the network's input size; ``labels`` [N], or None if the source has none."""
 
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64] | None
@@ -49,7 +50,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Source:
-    """An image that is not read yet: its name, a function that reads it as RGB [3, H, W], and its label if the file has one."""
+    """An image that is not read yet: its name, a function that reads it as [channels, H, W], and its label if the file has one."""
 
     name: str
     read: Callable[[], Pixels]
@@ -70,7 +71,9 @@ def walk_images(path: Path | str, preprocessing: Preprocessing, classes: int, mo
                 f"{path}: CIFAR's images are 32x32, but the network reads {'x'.join(map(str, preprocessing.crop))}; give image files"
             )
         pixels, labels = cifar_records(path, classes)
-        sources = [Source(f"{path}#{n}", partial(pixels.__getitem__, n), int(label)) for n, label in enumerate(labels)]
+        sources = [
+            Source(f"{path}#{n}", partial(with_channels, pixels[n], preprocessing.channels), int(label)) for n, label in enumerate(labels)
+        ]
     elif path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
@@ -112,7 +115,7 @@ def cifar_records(path: Path, classes: int) -> tuple[npt.NDArray[np.uint8], npt.
 
 
 def read_image(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """An image file as RGB [3, H, W] at the network's input size: the shorter side is resized, then the centre is cropped.
+    """An image file as [channels, H, W] at the network's input size: the shorter side is resized, then the centre is cropped.
 
     Raises InputRefused for a file that is no image, and for an image too large to be decoded safely.
     """
@@ -145,9 +148,10 @@ def _check_size(image: Image.Image) -> None:
 
 
 def resized(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """An image as RGB [3, H, W] at the network's input size: the shorter side is resized, then the centre is cropped (reference: main.py).
+    """An image as [channels, H, W] at the network's input size: the shorter side is resized, then the centre is cropped.
 
-    Raises ValueError if the resized image would be too large.
+    As the reference does it (main.py). Its channels are the network's: grey, RGB or RGBA. Raises ValueError if the resized image would be
+    too large.
     """
     from PIL import Image
 
@@ -162,6 +166,20 @@ def resized(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.
     if size[0] * size[1] > MAX_PIXELS:
         raise ValueError(f"{image.width}x{image.height} pixels would become {size[0]}x{size[1]} when resized, which is too large")
     how = Image.Resampling.BICUBIC if preprocessing.interpolation == "bicubic" else Image.Resampling.BILINEAR
-    whole = image.convert("RGB").resize(size, how)
+    whole = image.convert(_MODES[preprocessing.channels]).resize(size, how)
     left, top = round((whole.width - width) / 2), round((whole.height - height) / 2)
-    return np.asarray(whole.crop((left, top, left + width, top + height))).transpose(2, 0, 1)
+    return _planes(whole.crop((left, top, left + width, top + height)))
+
+
+def with_channels(pixels: Pixels, channels: int) -> Pixels:
+    """RGB pixels [3, H, W] as so many channels: grey as Pillow computes it, or with an alpha that is opaque."""
+    from PIL import Image
+
+    if channels == 3:
+        return pixels
+    return _planes(Image.fromarray(pixels.transpose(1, 2, 0)).convert(_MODES[channels]))
+
+
+def _planes(image: Image.Image) -> Pixels:
+    pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
