@@ -76,7 +76,7 @@ def save_checkpoint(path: Path, state: Any, *, legacy: bool = True) -> Path:
 
 def noise(model: DenselyConnected, batch: int = 2, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Random images of the network's input size."""
-    return np.random.default_rng(seed).standard_normal((batch, 3, *model.architecture.input_size), np.float32)
+    return np.random.default_rng(seed).standard_normal((batch, *model.architecture.image_shape), np.float32)
 
 
 def logits(model: torch.nn.Module, batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -69,6 +69,8 @@ class Manifest:
         made = convert(values, cls)
         if made.class_names and made.architecture is not None:
             checked_labels(made.class_names, made.architecture.classes)
+        if made.preprocessing is not None and made.architecture is not None:
+            made.preprocessing.require_channels(made.architecture.image_channels)
         return made
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import Any
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.files.strict_json import convert, parse_json, reading, to_json
 from cnet_deploy.images.class_names import ClassNames, checked_labels
-from cnet_deploy.images.preprocessing import Preprocessing
+from cnet_deploy.images.preprocessing import CHANNELS, Preprocessing
 from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.version import __version__
 
@@ -50,6 +50,8 @@ def read_metadata(entries: Mapping[str, str]) -> OnnxMetadata:
         typed = {key: convert(parse_json(ours[key], key), kind, key) for key, kind in _TYPED.items() if ours.get(key)}
         if "architecture" in typed and "class_names" in typed:
             checked_labels(typed["class_names"], typed["architecture"].classes)
+        if "architecture" in typed and "preprocessing" in typed:
+            typed["preprocessing"].require_channels(typed["architecture"].image_channels)
     return OnnxMetadata(**typed, other={key: value for key, value in ours.items() if key not in _TYPED})
 
 
@@ -57,10 +59,12 @@ def _pixels(size: tuple[int, int]) -> str:
     return "x".join(map(str, size))
 
 
-def check_metadata(metadata: OnnxMetadata, input_size: tuple[int, int], classes: int, stated: Architecture | None) -> None:
+def check_metadata(
+    metadata: OnnxMetadata, input_size: tuple[int, int], classes: int, stated: Architecture | None, channels: int = 3
+) -> None:  # fmt: skip
     """Raise InputRefused if the metadata describes another network than the graph or the manifest.
 
-    ``input_size`` (height, width) and ``classes`` are the graph's; ``stated`` is the manifest's architecture.
+    ``input_size`` (height, width), ``classes`` and ``channels`` are the graph's; ``stated`` is the manifest's architecture.
     """
     arch = metadata.architecture
     if arch is not None and (arch.classes, arch.input_size) != (classes, input_size):
@@ -68,6 +72,8 @@ def check_metadata(metadata: OnnxMetadata, input_size: tuple[int, int], classes:
             f"its metadata describes {arch.classes} classes and {_pixels(arch.input_size)} pixels, "
             f"but its graph has {classes} classes and reads {_pixels(input_size)} pixels"
         )
+    if (known := arch.image_channels if arch else metadata.preprocessing and metadata.preprocessing.channels) and known != channels:
+        raise InputRefused(f"its metadata describes {CHANNELS[known]} images, but its graph reads {CHANNELS[channels]} images")
     if metadata.class_names and len(metadata.class_names) != classes:
         raise InputRefused(f"its metadata names {len(metadata.class_names)} classes, its graph has {classes}")
     if stated is not None and stated != arch:

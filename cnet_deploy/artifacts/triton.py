@@ -255,7 +255,7 @@ def _profile(profiles: Any) -> tuple[int, int, int]:
 def _shapes(stated: Manifest) -> tuple[list[int], list[int]]:
     """The shapes of an image and its logits. The paper's other networks record no architecture and all have the same shapes."""
     if stated.architecture is not None:
-        return [3, *stated.architecture.input_size], [stated.architecture.classes]
+        return list(stated.architecture.image_shape), [stated.architecture.classes]
     return [3, *INPUT_SIZE], [CLASSES]
 
 

@@ -62,13 +62,18 @@ def class_names_of(read: Contents, classes: int) -> tuple[str, ...]:
 
 def preprocessing_of(read: Contents, arch: Architecture) -> Preprocessing:
     """How images are prepared for a file's network: as the file states it, or as its dialect always does, else as the network's shape
-    suggests (see ``guessed`` there)."""
+    suggests (see ``guessed`` there).
+
+    Raises InputRefused where the file states it for images of other channels.
+    """
     own: OwnMetadata | None = read.metadata.get(METADATA_KEY)
     if own:  # resizing depends on the input size: if that was overridden, only the rest is taken from the file
+        with reading("its metadata", "convert the checkpoint again"):
+            own.preprocessing.require_channels(arch.image_channels)
         return own.preprocessing.of_size(arch.input_size)
     data = read.dialect.data if read.dialect else None
-    if data is None or data.classes != arch.classes:
-        return Preprocessing.of(arch.input_size, arch.classes)
+    if data is None or data.classes != arch.classes or arch.image_channels != 3:
+        return Preprocessing.of(arch.input_size, arch.classes, channels=arch.image_channels)
     known = replace(Preprocessing.of(data.input_size, data.classes, data.statistics), guessed=())
     return known.of_size(arch.input_size)
 

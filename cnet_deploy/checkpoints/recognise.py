@@ -10,13 +10,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from cnet_deploy.checkpoints.metadata import METADATA_KEY, OwnMetadata
 from cnet_deploy.checkpoints.tensors import Contents
 from cnet_deploy.errors import InputRefused, PruningUnfinished, printable
+from cnet_deploy.images.preprocessing import CHANNELS
 from cnet_deploy.models.architecture import Architecture, DenseLayerShape, FinalPool, Form, Kind
 from cnet_deploy.models.pruning import LayerPruning, infer_condense_factor, infer_groups, read_layer
 
@@ -108,7 +109,7 @@ def infer_architecture(
         classifier_keep=1.0,
         transition_channels=tuple(_dim(tensors, f"features.transition_{b}.conv.conv.weight", 0) for b in blocks[:-1])
         if kind != "condensenet" else (),
-        final_pool=final_pool or "whole",
+        final_pool=final_pool or "whole", image_channels=_image_channels(tensors),
     )  # fmt: skip
     if "classifier.index" in tensors:
         arch = _with_keep(arch, _dim(tensors, "classifier.index", 0))
@@ -118,7 +119,7 @@ def infer_architecture(
 
 def expected_shapes(arch: Architecture, form: Form) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a state dict in this form, except for the optional counters of batch norms and pruning."""
-    shapes: dict[str, tuple[int, ...]] = {"features.init_conv.weight": (arch.stem_channels, 3, 3, 3)}
+    shapes: dict[str, tuple[int, ...]] = {"features.init_conv.weight": (arch.stem_channels, arch.image_channels, 3, 3)}
 
     def norm(name: str, channels: int) -> None:
         shapes.update({f"{name}.{part}": (channels,) for part in ("weight", "bias", "running_mean", "running_var")})
@@ -251,6 +252,14 @@ def _infer_input(stages: Sequence[int], classes: int, size: tuple[int, int] | No
         )
     fallback = guess or ((0, 0), 0)
     return size or fallback[0], stride or fallback[1]
+
+
+def _image_channels(tensors: Tensors) -> Literal[1, 3, 4]:
+    channels = _dim(tensors, "features.init_conv.weight", 1)
+    if channels not in CHANNELS:
+        known = ", ".join(f"{count} ({name})" for count, name in CHANNELS.items())
+        raise InputRefused(f"features.init_conv reads images of {channels} channels; expected one of {known}")
+    return cast(Literal[1, 3, 4], channels)
 
 
 def _with_keep(arch: Architecture, kept: int) -> Architecture:

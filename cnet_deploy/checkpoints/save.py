@@ -12,6 +12,7 @@ import torch
 from cnet_deploy.checkpoints.metadata import METADATA_KEY, own_metadata
 from cnet_deploy.errors import OutputRefused
 from cnet_deploy.files import atomic_output
+from cnet_deploy.images.preprocessing import CHANNELS
 from cnet_deploy.models.condensenet import DenselyConnected
 
 
@@ -40,6 +41,8 @@ def reference_cannot_read(model: DenselyConnected) -> list[str]:
         reasons.append(f"C={arch.condense_factor} with G={arch.group_1x1} (only C = G)")
     if model.form == "group-conv" and arch.kept_features != int(arch.features * 0.5):
         reasons.append(f"a classifier keep of {arch.classifier_keep:g} (only 0.5)")
+    if arch.image_channels != 3:
+        reasons.append(f"{CHANNELS[arch.image_channels]} images (only RGB)")
     if arch.classes not in (10, 100, 1000):
         reasons.append(f"{arch.classes} classes (only 10, 100 and 1000)")
     stride, final = (2, 7) if arch.classes == 1000 else (1, 8)

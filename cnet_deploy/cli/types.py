@@ -88,7 +88,7 @@ class Share(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 
 class Channels(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """Three numbers from 0 to 1 for red, green and blue: ``0.485,0.456,0.406``."""
+    """Numbers from 0 to 1 for red, green and blue: ``0.485,0.456,0.406``; or one for grey images, or four with alpha."""
 
     name = "channels"
 
@@ -99,8 +99,9 @@ class Channels(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             numbers = tuple(map(float, value.split(",")))
         except ValueError:
             numbers = ()
-        if len(numbers) != 3 or not all(0 <= number <= 1 for number in numbers):
-            self.fail(f"{value!r} is no colour; expected red, green and blue from 0 to 1, as 0.485,0.456,0.406", param, ctx)
+        if len(numbers) not in (1, 3, 4) or not all(0 <= number <= 1 for number in numbers):
+            expected = "red, green and blue from 0 to 1, as 0.485,0.456,0.406; or 1 number for grey images, or 4 with alpha"
+            self.fail(f"{value!r} is no colour; expected {expected}", param, ctx)
         return numbers
 
 

@@ -22,7 +22,7 @@ _BATCHES_AHEAD = 2
 
 @dataclass(frozen=True)
 class Batch:
-    """uint8 ``pixels`` [N, 3, H, W] for each kind of preprocessing, ``labels`` [N], and the reasons why images are missing."""
+    """uint8 ``pixels`` [N, channels, H, W] for each kind of preprocessing, ``labels`` [N], and the reasons why images are missing."""
 
     pixels: tuple[Pixels, ...]
     labels: Labels
@@ -72,7 +72,8 @@ def batches(
         images = [next(prepared) for _ in part]
         decoded = [image for image in images if not isinstance(image, str)]
         pixels = [
-            np.stack([image[n] for image in decoded]) if decoded else np.empty((0, 3, *kind.crop), np.uint8) for n, kind in enumerate(kinds)
+            np.stack([image[n] for image in decoded]) if decoded else np.empty((0, kind.channels, *kind.crop), np.uint8)
+            for n, kind in enumerate(kinds)
         ]
         read = [index for index, image in zip(part, images, strict=True) if not isinstance(image, str)]
         refused = tuple(reason for reason in images if isinstance(reason, str))

@@ -66,7 +66,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def image(self, index: int, preprocessing: Preprocessing) -> Pixels:
-        """An image as RGB [3, H, W] at the network's input size. Raises InputRefused with its name if it can't be read."""
+        """An image as [channels, H, W] at the network's input size. Raises InputRefused with its name if it can't be read."""
 
 
 class ArrayDataset(Dataset):
@@ -78,8 +78,12 @@ class ArrayDataset(Dataset):
         self.input_size = (pixels.shape[2], pixels.shape[3])
 
     def fits(self, preprocessing: Preprocessing) -> bool:
-        """Whether the images need no resizing for this preprocessing."""
-        return self.input_size == preprocessing.crop and preprocessing.resize in (None, min(preprocessing.crop))
+        """Whether the images are as this preprocessing needs them: of its size, and RGB."""
+        return (
+            preprocessing.channels == 3
+            and self.input_size == preprocessing.crop
+            and preprocessing.resize in (None, min(preprocessing.crop))
+        )
 
     def image(self, index: int, preprocessing: Preprocessing) -> Pixels:
         pixels: Pixels = self.pixels[index]

@@ -27,13 +27,14 @@ Pixels = npt.NDArray[np.uint8]
 MAX_IMAGES = 10_000
 MAX_PIXELS = 1 << 25  # of an image after resizing
 NAMED = 10  # files that a message names
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by the network's channels
 _PLANES = 3 * 32 * 32
 _HIDDEN = ("__macosx", "thumbs.db", "desktop.ini")  # what systems leave in folders; names that begin with a dot are hidden too
 
 
 @dataclass(frozen=True)
 class Images:
-    """``pixels`` uint8 [N, 3, H, W], RGB, at the network's input size; ``labels`` [N], or None if the source has none."""
+    """``pixels`` uint8 [N, channels, H, W] at the network's input size; ``labels`` [N], or None if the source has none."""
 
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64] | None
@@ -50,7 +51,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Source:
-    """An image that is not read yet: its name, a function that reads it as RGB [3, H, W], and its label if the file has one."""
+    """An image that is not read yet: its name, a function that reads it as [channels, H, W], and its label if the file has one."""
 
     name: str
     read: Callable[[], Pixels]
@@ -75,7 +76,9 @@ def walk_images(
                 f"{path}: CIFAR's images are 32x32, but the network reads {'x'.join(map(str, preprocessing.crop))}; give image files"
             )
         pixels, labels = cifar_records(path, classes)
-        sources = [Source(f"{path}#{n}", partial(pixels.__getitem__, n), int(label)) for n, label in enumerate(labels)]
+        sources = [
+            Source(f"{path}#{n}", partial(with_channels, pixels[n], preprocessing.channels), int(label)) for n, label in enumerate(labels)
+        ]
     elif path.is_dir():
         files, others = images_in(path)
         if not files:
@@ -162,7 +165,7 @@ def cifar_records(path: Path, classes: int) -> tuple[npt.NDArray[np.uint8], npt.
 
 
 def read_image(path: Path, preprocessing: Preprocessing, *, upright: bool = False) -> npt.NDArray[np.uint8]:
-    """An image file as RGB [3, H, W] at the network's input size: the shorter side is resized, then the centre is cropped.
+    """An image file as [channels, H, W] at the network's input size: the shorter side is resized, then the centre is cropped.
 
     ``upright``: turned first, as it is tagged. Raises InputRefused for a file that is no image, and for an image too large to be decoded
     safely.
@@ -172,9 +175,10 @@ def read_image(path: Path, preprocessing: Preprocessing, *, upright: bool = Fals
 
 
 def resized(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """An image as RGB [3, H, W] at the network's input size: the shorter side is resized, then the centre is cropped (reference: main.py).
+    """An image as [channels, H, W] at the network's input size: the shorter side is resized, then the centre is cropped.
 
-    Raises ValueError (``Unfit``) if the resized image would be too large.
+    As the reference does it (main.py). Its channels are the network's: grey, RGB or RGBA. Raises ValueError (``Unfit``) if the resized
+    image would be too large.
     """
     from PIL import Image
 
@@ -189,6 +193,20 @@ def resized(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.
     if size[0] * size[1] > MAX_PIXELS:
         raise Unfit(f"{image.width}x{image.height} pixels would become {size[0]}x{size[1]} when resized, which is too large")
     how = Image.Resampling.BICUBIC if preprocessing.interpolation == "bicubic" else Image.Resampling.BILINEAR
-    whole = image.convert("RGB").resize(size, how)
+    whole = image.convert(_MODES[preprocessing.channels]).resize(size, how)
     left, top = round((whole.width - width) / 2), round((whole.height - height) / 2)
-    return np.asarray(whole.crop((left, top, left + width, top + height))).transpose(2, 0, 1)
+    return _planes(whole.crop((left, top, left + width, top + height)))
+
+
+def with_channels(pixels: Pixels, channels: int) -> Pixels:
+    """RGB pixels [3, H, W] as so many channels: grey as Pillow computes it, or with an alpha that is opaque."""
+    from PIL import Image
+
+    if channels == 3:
+        return pixels
+    return _planes(Image.fromarray(pixels.transpose(1, 2, 0)).convert(_MODES[channels]))
+
+
+def _planes(image: Image.Image) -> Pixels:
+    pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

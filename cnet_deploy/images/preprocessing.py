@@ -90,6 +90,13 @@ class Preprocessing:
         """Of an image: 1 (grey), 3 (RGB) or 4 (RGBA)."""
         return len(self.mean)
 
+    def require_channels(self, channels: int) -> None:
+        """Raise InvalidValue where this is not for images of so many channels."""
+        if self.channels != channels:
+            raise InvalidValue(
+                f"preprocessing is for {CHANNELS[self.channels]} images; expected {CHANNELS[channels]} images, which the network reads"
+            )
+
     def of_size(self, input_size: tuple[int, int]) -> Preprocessing:
         """The same for images of another size (height, width). How they are resized depends on it, and is guessed anew."""
         if input_size == self.crop:

@@ -12,12 +12,12 @@ from msgspec import Meta
 
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.files.strict_json import InvalidValue, closed, coerce_fields, convert
-from cnet_deploy.images.preprocessing import Size
+from cnet_deploy.images.preprocessing import CHANNELS, Size
 
 Kind = Literal["condensenet", "densenet", "densenet_lgc"]
 Form = Literal["training", "group-conv"]
 FinalPool = Literal["whole", "original"]
-_LEFT_OUT: Mapping[str, Any] = {"final_pool": "whole"}  # by to_dict
+_LEFT_OUT: Mapping[str, Any] = {"final_pool": "whole", "image_channels": 3}  # by to_dict
 _MOST = (1 << 24) - 1
 Number = Annotated[int, Meta(ge=1, le=_MOST, description=f"a whole number from 1 to {_MOST}")]
 
@@ -76,7 +76,7 @@ class Architecture:
     reads. ``transition_channels`` are the widths after each transition, where transitions have convolutions (DenseNet).
     ``input_size`` is (height, width) in pixels. ``final_pool`` is what the last pooling averages: the "whole" map, or the "original"
     window of 7x7 (stem stride 2) or 8x8 at its top left (reference: models/condensenet.py, AvgPool2d and view). The two are the same where
-    the map has just that size, as for 224 and 32 pixels.
+    the map has just that size, as for 224 and 32 pixels. ``image_channels`` is 1 for grey images, 3 for RGB, 4 for RGBA.
 
     Raises InputRefused where a number can't be: not positive, channels that groups don't divide, or a map that the original window does
     not fit just once.
@@ -95,6 +95,7 @@ class Architecture:
     classifier_keep: Annotated[float, Meta(gt=0, le=1, description="a number over 0, at most 1")] = 0.5
     transition_channels: tuple[Number, ...] = ()
     final_pool: FinalPool = "whole"
+    image_channels: Literal[1, 3, 4] = 3
 
     def __post_init__(self) -> None:
         coerce_fields(self, "architecture")
@@ -123,6 +124,11 @@ class Architecture:
         return {key: v for key, v in values.items() if _LEFT_OUT.get(key) != v}
 
     # ---- the network, layer by layer -------------------------------------------------------------------------------
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return (self.image_channels, *self.input_size)
 
     @property
     def stem_channels(self) -> int:
@@ -206,7 +212,7 @@ class Architecture:
     def cost(self, form: Form = "group-conv") -> Cost:
         """What a form costs as it is executed: the training form runs its 1x1 dense under a mask, classifier whole."""
         dense = form == "training" and self.learned
-        params = stem = 27 * self.stem_channels
+        params = stem = 9 * self.image_channels * self.stem_channels
         final = math.prod(self.final_size) + math.prod(self.pool_window)  # elements of the last ReLU, and of the last pooling
         stem_size = next(self.layers()).size
         macs = stem * stem_size[0] * stem_size[1]
@@ -250,11 +256,12 @@ class Architecture:
 
     def summary(self) -> str:
         """One line for people."""
+        kind = "" if self.image_channels == 3 else f" {CHANNELS[self.image_channels]}"
         groups = f"G={self.group_1x1} C={self.condense_factor}" if self.learned else f"G={self.group_1x1}"
         return (
             f"{self.kind} {'-'.join(map(str, self.stages))} growth {'-'.join(map(str, self.growth))} bottleneck {self.bottleneck} "
             f"{groups} 3x3 groups {self.group_3x3}, {self.classes} classes, "
-            f"{self.input_size[0]}x{self.input_size[1]} stem stride {self.stem_stride}, classifier keep {self.classifier_keep:g}"
+            f"{self.input_size[0]}x{self.input_size[1]}{kind} stem stride {self.stem_stride}, classifier keep {self.classifier_keep:g}"
             f"{self._pool_summary()}"
         )
 

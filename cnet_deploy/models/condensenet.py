@@ -38,12 +38,12 @@ class DenselyConnected(nn.Module):
         self.architecture = architecture
         self.form: Form = form
         self.source: Source | None = None
-        self.preprocessing = Preprocessing.of(architecture.input_size, architecture.classes)
+        self.preprocessing = Preprocessing.of(architecture.input_size, architecture.classes, channels=architecture.image_channels)
         self.class_names: tuple[str, ...] = ()  # one for each class; empty if not known
         self.features = nn.Sequential()
         self.features.add_module(
             "init_conv",
-            nn.Conv2d(3, architecture.stem_channels, 3, stride=architecture.stem_stride, padding=1, bias=False),
+            nn.Conv2d(architecture.image_channels, architecture.stem_channels, 3, stride=architecture.stem_stride, padding=1, bias=False),
         )
         block = nn.Sequential()
         for layer in architecture.layers():
@@ -66,7 +66,7 @@ class DenselyConnected(nn.Module):
             self.classifier = nn.Linear(architecture.features, architecture.classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, 3, H, W] -> logits [N, classes]."""
+        """[N, channels, H, W] -> logits [N, classes]."""
         logits: Tensor = self.classifier(self.features(x).flatten(1))
         return logits
 

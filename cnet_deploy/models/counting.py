@@ -39,7 +39,8 @@ def count(model: nn.Module, input_size: tuple[int, int]) -> Count:
     total = Count(params=sum(p.numel() for p in model.parameters()))
     handles = [module.register_forward_hook(_Hook(total)) for module in model.modules() if not list(module.children())]
     try:
-        model.to("meta").eval()(torch.empty(1, 3, *input_size, device="meta"))
+        channels = next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
+        model.to("meta").eval()(torch.empty(1, channels, *input_size, device="meta"))
     finally:
         for handle in handles:
             handle.remove()

@@ -21,7 +21,7 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Stem:
-    """3x3 convolution of the image, padding 1. ``weight`` [channels, 3, 3, 3]."""
+    """3x3 convolution of the image, padding 1. ``weight`` [channels, channels of the image, 3, 3]."""
 
     name: str
     weight: Floats
@@ -104,7 +104,7 @@ class Program:
     class_names: tuple[str, ...] = ()
 
     def run(self, batch: Array) -> Array:
-        """[N, 3, H, W] -> logits [N, classes], in the precision of ``batch``. Slow: a reference for tests, not a backend."""
+        """[N, channels, H, W] -> logits [N, classes], in the precision of ``batch``. Slow: a reference for tests, not a backend."""
         x = convolve(batch, self.stem.weight, self.stem.stride)
         for layer in self.body:
             if isinstance(layer, DenseLayer):

@@ -163,7 +163,8 @@ class DeviceBinding(Binding):
 class Session(ABC):
     """An open artifact; a context manager.
 
-    ``input_shape`` is (N, 3, H, W). N is None for a free batch size, from ``least_batch`` to ``largest_batch`` (None: any).
+    ``input_shape`` is (N, channels, H, W), with 1 (grey), 3 (RGB) or 4 (RGBA) channels. N is None for a free batch size, from
+    ``least_batch`` to ``largest_batch`` (None: any).
     ``threads`` None means the backend's default. ``architecture``, ``preprocessing`` and ``manifest`` are None if they are not known, as
     for networks that are not of the family.
     """
@@ -188,7 +189,7 @@ class Session(ABC):
         return self.manifest.class_names if self.manifest is not None else ()
 
     def run(self, batch: Floats) -> Floats:
-        """float32 [N, 3, H, W] -> float32 logits [N, classes]. If the artifact's batch size is limited, N is split into several runs.
+        """float32 [N, channels, H, W] -> float32 logits [N, classes]. If the artifact's batch is limited, N is split into several runs.
 
         Raises InputRefused for another shape or dtype.
         """

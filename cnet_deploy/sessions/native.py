@@ -119,12 +119,13 @@ class NativeSession(Session):
             self.architecture = Architecture.from_dict(metadata["architecture"])
             self.preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
             self.precision = str(metadata["precision"])
+            self.preprocessing.require_channels(self.architecture.image_channels)
         except (ValueError, KeyError, TypeError) as error:
             raise InputRefused(f"its description is not that of a library of this tool ({error}); export the model again") from None
         own = self.manifest
         if own is None or (own.architecture, own.precision) != (self.architecture, self.precision):
             raise InputRefused("its manifest describes another network than the library itself; export the model again")
-        self.input_shape = (None, 3, *self.architecture.input_size)
+        self.input_shape = (None, *self.architecture.image_shape)
         self.classes = self.architecture.classes
 
     def bind(self, batch: Floats) -> Binding:

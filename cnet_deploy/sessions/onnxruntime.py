@@ -20,6 +20,7 @@ from cnet_deploy.artifacts.pair import Pair
 from cnet_deploy.errors import InputRefused, Unavailable, deferred_interrupts, naming, raise_if_interrupted
 from cnet_deploy.files.onnx_file import require_one_file
 from cnet_deploy.hardware.cuda import Device
+from cnet_deploy.images.preprocessing import CHANNELS
 from cnet_deploy.sessions.base import Backend, Binding, DeviceBinding, Floats, Part, Probe, Session
 
 BACKEND = Backend(
@@ -142,14 +143,16 @@ class OnnxruntimeSession(Session):
         self._input, self._output = inputs[0].name, outputs[0].name
         shape, logits = inputs[0].shape, outputs[0].shape
         fixed = len(shape) == 4 and all(isinstance(side, int) and side > 0 for side in shape[1:])
-        if inputs[0].type != "tensor(float)" or not fixed or shape[1] != 3:
-            raise InputRefused(f"input is {inputs[0].type} {shape}; expected tensor(float) [N, 3, height, width] of fixed size")
+        if inputs[0].type != "tensor(float)" or not fixed or shape[1] not in CHANNELS:
+            raise InputRefused(
+                f"input is {inputs[0].type} {shape}; expected tensor(float) [N, 1, 3 or 4 channels, height, width] of fixed size"
+            )
         if len(logits) != 2 or not isinstance(logits[1], int):
             raise InputRefused(f"output has shape {logits}; expected [N, classes]")
         self.input_shape = (shape[0] if isinstance(shape[0], int) else None, shape[1], shape[2], shape[3])
         self.classes = logits[1]
         stated = read_metadata(self._session.get_modelmeta().custom_metadata_map)
-        check_metadata(stated, self.input_shape[2:], self.classes, self.manifest.architecture if self.manifest else None)
+        check_metadata(stated, self.input_shape[2:], self.classes, self.manifest.architecture if self.manifest else None, shape[1])
         self.architecture, self.preprocessing, self._class_names = stated.architecture, stated.preprocessing, stated.class_names
 
     @property

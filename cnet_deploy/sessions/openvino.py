@@ -10,6 +10,7 @@ from cnet_deploy.artifacts.onnx_metadata import check_metadata, read_metadata
 from cnet_deploy.artifacts.pair import Pair
 from cnet_deploy.errors import InputRefused, Unavailable, deferred_interrupts, naming, raise_if_interrupted
 from cnet_deploy.files.onnx_file import parse_onnx
+from cnet_deploy.images.preprocessing import CHANNELS
 from cnet_deploy.sessions.base import Backend, Binding, Floats, Part, Session
 
 BACKEND = Backend(
@@ -47,10 +48,14 @@ class OpenvinoSession(Session):
             model = core.read_model(pair.data)
             if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.input().partial_shape) != 4:
                 raise InputRefused("expected one image input and one output of logits")
-            batch, _, height, width = model.input().partial_shape
-            self.input_shape = (batch.get_length() if batch.is_static else None, 3, height.get_length(), width.get_length())
+            batch, channels, height, width = model.input().partial_shape
+            if channels.get_length() not in CHANNELS:
+                raise InputRefused(f"its input has {channels.get_length()} channels; expected images of 1, 3 or 4")
+            sides = (channels.get_length(), height.get_length(), width.get_length())
+            self.input_shape = (batch.get_length() if batch.is_static else None, *sides)
             self.classes = model.output().partial_shape[1].get_length()
-            check_metadata(stated, self.input_shape[2:], self.classes, self.manifest.architecture if self.manifest else None)
+            own = self.manifest.architecture if self.manifest else None
+            check_metadata(stated, self.input_shape[2:], self.classes, own, sides[0])
             self._model: Any = core.compile_model(model, "CPU", settings)
         except (RuntimeError, InputRefused) as error:
             raise InputRefused(f"{pair.path}: openvino can't load it: {str(error).splitlines()[0]}; export the model again") from None

@@ -108,11 +108,12 @@ class TensorrtSession(Session):
             if engine.get_tensor_dtype(name) != trt.float32:
                 raise InputRefused(f"its {name} is {engine.get_tensor_dtype(name)}; expected float32")
         shape, logits = tuple(engine.get_tensor_shape(INPUT)), tuple(engine.get_tensor_shape(OUTPUT))
-        if len(shape) != 4 or shape[1] != 3 or min(shape[2:]) < 1 or len(logits) != 2 or logits[1] < 1:
-            raise InputRefused(f"reads {list(shape)} and gives {list(logits)}; expected [N, 3, height, width] and [N, classes]")
+        channels = 3 if self.architecture is None else self.architecture.image_channels
+        if len(shape) != 4 or shape[1] != channels or min(shape[2:]) < 1 or len(logits) != 2 or logits[1] < 1:
+            raise InputRefused(f"reads {list(shape)} and gives {list(logits)}; expected [N, {channels}, height, width] and [N, classes]")
         least, _, most = (next(iter(sizes)) for sizes in engine.get_tensor_profile_shape(INPUT, 0))
         self.least_batch, self.largest_batch = least, most
-        self.input_shape = (least if least == most else None, 3, shape[2], shape[3])
+        self.input_shape = (least if least == most else None, channels, shape[2], shape[3])
         self.classes = logits[1]
         self._runtime = runtime  # must outlive its engine
         self._bindings: weakref.WeakSet[_TensorrtBinding] = weakref.WeakSet()

@@ -65,7 +65,7 @@ class Trainer:
         wrapped = peers.wrap(self.model)
         self.running: Callable[[Tensor], Tensor] = torch.compile(wrapped) if recipe.compile else wrapped
         self._mean, self._std = (
-            torch.tensor(values, device=peers.device).mul(255).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std)
+            torch.tensor(values, device=peers.device).mul(255).view(1, -1, 1, 1) for values in (preprocessing.mean, preprocessing.std)
         )
 
     def epoch(

@@ -83,7 +83,7 @@ def classify(
         resolve_backend(backend)
     with open_session(path, backend, device, threads, sha256=sha256, **overrides) as session:
         with naming(path):
-            preprocessing = steps.apply_to(session.preprocessing, session.input_shape[2:])
+            preprocessing = steps.apply_to(session.preprocessing, session.input_shape[2:], session.input_shape[1])
         if doubts := preprocessing.doubts(steps):
             log.warning("%s: %s here, or to convert or export, whose files keep it", path, doubts)
         names = session.class_names if labels is None else read_labels(labels, session.classes)

@@ -109,10 +109,10 @@ def convert_file(
 def _side_by_side(ours: DenselyConnected, theirs: DenselyConnected, data: Images | None) -> Comparison:
     """Compare two models on images, or on as many random inputs as run in a few seconds."""
     if data is None:
-        height, width = theirs.architecture.input_size
-        count = min(64, max(1, 400_000 // (height * width)))
+        shape = theirs.architecture.image_shape
+        count = min(64, max(1, 400_000 // (shape[1] * shape[2])))
         inputs = f"{count} random inputs"
-        noise = np.random.default_rng(0).standard_normal((count, 3, height, width), np.float32)
+        noise = np.random.default_rng(0).standard_normal((count, *shape), np.float32)
         batches: Iterator[Batch] = iter([(noise, None)])
     else:
         inputs, batches = f"{len(data)} images", data.batches(theirs.preprocessing)

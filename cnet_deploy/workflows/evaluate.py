@@ -218,7 +218,7 @@ def evaluate(
         preprocessings = []
         for path, session in zip(paths, sessions, strict=True):
             with naming(path):
-                preprocessings.append(steps.apply_to(session.preprocessing, session.input_shape[2:]))
+                preprocessings.append(steps.apply_to(session.preprocessing, session.input_shape[2:], session.input_shape[1]))
         for doubts, doubted in _by_doubts(paths, preprocessings, steps).items():
             log.warning("%s: %s here, or to convert or export, whose files keep it", ", ".join(doubted), doubts)
         tallies = [

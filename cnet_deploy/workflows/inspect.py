@@ -77,7 +77,7 @@ class Inspection:
         lines += self._reading()
         for key, value in self.details.items():
             if value is not None:
-                lines.append(f"{key}: {Preprocessing.from_dict(value).summary() if key == 'preprocessing' else value}")
+                lines.append(f"{key}: {_preparation(value) if key == 'preprocessing' else value}")
         if self.operators:
             lines.append("operators: " + ", ".join(f"{name} {count}" for name, count in self.operators.items()))
         for layer in self.layers:
@@ -106,6 +106,14 @@ class Inspection:
             names = [one.name + (" (WOULD RUN CODE where pickles are loaded the usual way)" if one.runs_code else "") for one in self.inert]
             lines.append("left inert: " + ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""))
         return lines
+
+
+def _preparation(value: Any) -> Any:
+    """How images are prepared, in words; the value as it is where a file's own notes have something else under that name."""
+    try:
+        return Preprocessing.from_dict(value).summary()
+    except InputRefused:
+        return value
 
 
 def inspect(path: Path | str, *, sha256: str | None = None, **overrides: Any) -> Inspection:
@@ -139,7 +147,7 @@ def _inspect_checkpoint(path: Path, overrides: dict[str, Any]) -> Inspection:
     read = read_tensors(path, overrides.pop("sha256"), weights=overrides.pop("weights", None))
     details = {key: value for key, value in read.metadata.items() if key != METADATA_KEY}
     if own := read.metadata.get(METADATA_KEY):
-        details.update({"source": asdict(own.source), "preprocessing": None, "tool": own.tool})
+        details.update({"source": asdict(own.source), "preprocessing": own.preprocessing.to_dict(), "tool": own.tool})
     architecture, problem = None, None
     try:
         pruning, form = pruning_layers(read.tensors), infer_form(read.tensors)

@@ -64,7 +64,7 @@ def prepared_by(model: DenselyConnected, stated: Overrides) -> DenselyConnected:
     if stated == NO_OVERRIDES:
         return model
     prepared = copy.copy(model)
-    prepared.preprocessing = stated.apply_to(model.preprocessing, model.architecture.input_size)
+    prepared.preprocessing = stated.apply_to(model.preprocessing, model.architecture.input_size, model.architecture.image_channels)
     return prepared
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.images.decode import Images, read_images
-from cnet_deploy.images.preprocessing import Floats
+from cnet_deploy.images.preprocessing import CHANNELS, Floats
 from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.sessions import backend_of, backends, open_session
@@ -137,7 +137,7 @@ def compare_all(session: Session, reference: Session, images: Images | None = No
     tolerance = TOLERANCES[session.precision] if tolerance is None else tolerance
     if session.input_shape[1:] != reference.input_shape[1:]:
         raise InputRefused(
-            f"the artifact reads images of {_size(session)} and the model of {_size(reference)}; expected the same input size"
+            f"the artifact reads images of {_size(session)} and the model of {_size(reference)}; expected the same input size and channels"
         )
     seed = secrets.randbits(32)
     noise = random_batches(session.input_shape, seed)
@@ -149,11 +149,11 @@ def compare_all(session: Session, reference: Session, images: Images | None = No
 
 
 def _size(session: Session) -> str:
-    return "x".join(map(str, session.input_shape[2:]))
+    return f"{'x'.join(map(str, session.input_shape[2:]))} {CHANNELS[session.input_shape[1]]}"
 
 
 def random_batches(shape: tuple[int | None, int, int, int], seed: int) -> Iterator[tuple[Floats, None]]:
-    """Normal noise [N, 3, H, W] for an input ``shape``: batches of one and of three, or two batches of the fixed size."""
+    """Normal noise [N, channels, H, W] for an input ``shape``: batches of one and of three, or two batches of the fixed size."""
     random = np.random.default_rng(seed)
     for size in (1, 3) if shape[0] is None else (shape[0], shape[0]):
         yield random.standard_normal((size, *shape[1:]), np.float32), None

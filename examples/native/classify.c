@@ -28,6 +28,7 @@ int main(int argc, char **argv) {
     float input[3], mean[3], std[3];
     cnet_status status = cnet_describe(&json);
     if (status != CNET_OK) return fail(cnet_message(status));
+    if (triple(json, "\"input\":", input) && input[0] != 3) return fail("expected a network that reads RGB images");
     if (!triple(json, "\"input\":", input) || !triple(json, "\"mean\":", mean) || !triple(json, "\"std\":", std) ||
         !(count = strstr(json, "\"classes\": ")))
         return fail("the library does not describe itself");

@@ -140,5 +140,6 @@ def test_neon(precision: str, tmp_path: Path, system_tool: Callable[[str], str])
 def test_networks_that_average_the_whole_map_have_the_plan_that_they_had() -> None:
     """Kernels for them are compiled without any knowledge of windows."""
     plan = plan_of(network(replace(SMALL, final_pool="whole")), ("baseline",))
-    assert not plan.general and ".window" not in plan.source
-    assert plan_of(network(SMALL), ("baseline",)).general and ".window = 8" in plan_of(network(SMALL), ("baseline",)).source
+    assert plan.defines == () and ".window" not in plan.source
+    windowed = plan_of(network(SMALL), ("baseline",))
+    assert windowed.defines == ("-DCNET_WINDOWED=1",) and ".window = 8" in windowed.source

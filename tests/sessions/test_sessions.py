@@ -181,7 +181,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     ("shape", "kind", "message"),
     [
         (["n", 3, "h", "w"], onnx.TensorProto.FLOAT, "of fixed size"),
-        ([1, 4, 8, 8], onnx.TensorProto.FLOAT, "of fixed size"),
+        ([1, 5, 8, 8], onnx.TensorProto.FLOAT, "of fixed size"),
         ([1, 3, 8, 8], onnx.TensorProto.DOUBLE, "expected tensor"),
         ([1, 3, 8], onnx.TensorProto.FLOAT, "of fixed size"),
     ],

@@ -175,3 +175,11 @@ def test_a_file_that_was_guessed_differently_is_decoded_once(stated: Path, check
     assert guessed.preprocessing.guessed == ("statistics",) and known.preprocessing.guessed == ()
     assert (guessed.answers == known.answers).all()
     assert cd.load(tmp_path / "a.safetensors").preprocessing.guessed == ("statistics",)  # it is still a guess when it is read again
+
+
+def test_a_manifest_s_own_notes_cannot_stop_inspect(stated: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.so").write_bytes((stated / "m.so").read_bytes())
+    values = json.loads(Path(f"{stated / 'm.so'}.json").read_text())
+    values["details"]["preprocessing"], values["preprocessing"] = "as one likes", None
+    (tmp_path / "m.so.json").write_text(json.dumps(values))
+    assert "preprocessing: as one likes" in cd.inspect(tmp_path / "m.so").summary()

@@ -55,7 +55,7 @@ def write(network: Program | nn.Module, path: Path, *, cpu: str | None = None, p
     target = resolve(cpu, precision)
     compiler = find_compiler(target.machine)
     plan = make_plan(network, precision=precision, description=describe(network, precision, target.isas), isas=target.isas)
-    build(compiler, target.isas, precision=precision, source=plan.source, weights=plan.weights, out=path, general=plan.general)
+    build(compiler, target.isas, precision=precision, source=plan.source, weights=plan.weights, out=path, defines=plan.defines)
     details = {
         "machine": target.machine, "isas": list(target.isas), "layouts": list(plan.layouts), "compiler": compiler.version,
         "operators": dict(Counter(type(layer).__name__ for layer in (network.stem, *network.body, network.pool, network.head))),
@@ -76,7 +76,7 @@ def describe(program: Program, precision: str, isas: tuple[str, ...]) -> str:
     arch = program.architecture
     return json.dumps(
         {
-            "tool": f"cnet-deploy {__version__}", "precision": precision, "isas": list(isas), "input": [3, *arch.input_size],
+            "tool": f"cnet-deploy {__version__}", "precision": precision, "isas": list(isas), "input": list(arch.image_shape),
             "classes": arch.classes, "architecture": arch.to_dict(), "preprocessing": program.preprocessing.to_dict(),
             "source_sha256": program.source_digest,
         },

@@ -33,13 +33,13 @@ from cnet_deploy.program.program import DenseLayer, Head, Pointwise, Pool, Progr
 class Plan:
     """``source`` is plan.cpp, ``weights`` the words that it points into, ``layouts`` "wide" or "narrow" for each block.
 
-    ``general``: it has what is a constant in the kernels of most networks, and all sources must be compiled for that.
+    ``defines`` are macros that all sources must be compiled with; none for most networks (see cpp/plan.h).
     """
 
     source: str
     weights: bytes
     layouts: tuple[str, ...]
-    general: bool = False
+    defines: tuple[str, ...] = ()
 
 
 def make_plan(program: Program, *, precision: str, description: str, isas: Sequence[str], layouts: Sequence[str] | None = None) -> Plan:
@@ -74,15 +74,15 @@ def make_plan(program: Program, *, precision: str, description: str, isas: Seque
     head = _head(program.head, program.pool, blocks[-1], data)
     height, width = program.architecture.input_size
     weights = data.tobytes()
-    window = _window(program.pool)
-    general = window != 0
+    channels, window = program.stem.weight.shape[1], _window(program.pool)
+    defines = [f"-DCNET_CHANNELS={channels}"] * (channels != 3) + ["-DCNET_WINDOWED=1"] * (window != 0)
     top = _struct(
         height=height, width=width, stem=stem, head=head, blocks=len(blocks), block="blocks", layer="layers", activations=activations,
         between=between, data="cnet_data", description="description",
-        **({"window": window} if general else {}),
+        **({"window": window} if window else {}),
     )  # fmt: skip
-    source = _source(lines, layers, top, description, isas, weights_name(weights), paired, general)
-    return Plan(source, weights, tuple(block.layout for block in blocks), general)
+    source = _source(lines, layers, top, description, isas, weights_name(weights), paired, channels, window != 0)
+    return Plan(source, weights, tuple(block.layout for block in blocks), tuple(defines))
 
 
 # ---- structures --------------------------------------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def make_plan(program: Program, *, precision: str, description: str, isas: Seque
 
 def _stem(stem: Stem, data: Data) -> str:
     channels = len(stem.weight)
-    return _struct(channels=channels, stride=stem.stride, weight=data.add(tiled(stem.weight.reshape(channels, 27), WIDE_TILES)))
+    return _struct(channels=channels, stride=stem.stride, weight=data.add(tiled(stem.weight.reshape(channels, -1), WIDE_TILES)))
 
 
 def _wide_layer(layer: DenseLayer, block: Block, data: Data, paired: bool) -> tuple[str, int]:
@@ -238,7 +238,7 @@ def weights_name(weights: bytes) -> str:
 
 
 def _source(blocks: list[str], layers: list[str], top: str, description: str, isas: Sequence[str], weights: str, paired: bool,
-            general: bool) -> str:  # fmt: skip
+            channels: int, windowed: bool) -> str:  # fmt: skip
     """plan.cpp. The assembler includes the weights from the file beside it; the compiler does not see them."""
     letters = [f"\\{byte:03o}" if byte in b'"\\?' or not 32 <= byte < 127 else chr(byte) for byte in description.encode()]
     pieces = "\n    ".join('"' + "".join(letters[i : i + 100]) + '"' for i in range(0, len(letters), 100))
@@ -264,7 +264,8 @@ namespace cnet {{
 
 {constants.assertions()}
 static_assert(CNET_BF16 == {int(paired)}, "the plan and the kernels are for different precisions; build both for one");
-static_assert(CNET_GENERAL == {int(general)}, "the plan and the kernels are for different kinds of networks; build both for one");
+static_assert(CNET_CHANNELS == {channels}, "the plan and the kernels are for images of different channels; build both for one");
+static_assert(CNET_WINDOWED == {int(windowed)}, "the plan has a window and the kernels read none, or the other way; build both for one");
 
 static const char description[] =
     {pieces};

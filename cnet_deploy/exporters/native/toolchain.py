@@ -150,23 +150,23 @@ def _asked(command: tuple[str, ...], machine: str) -> Compiler | None:
     return Compiler(command, version.splitlines()[0] if version else "", machine if zig else dumped.split("-")[0])
 
 
-def build(compiler: Compiler, isas: Sequence[str], *, precision: str, source: str, weights: bytes, out: Path, general: bool = False,
-          extra: Sequence[str] = ()) -> None:  # fmt: skip
+def build(compiler: Compiler, isas: Sequence[str], *, precision: str, source: str, weights: bytes, out: Path,
+          defines: Sequence[str] = (), extra: Sequence[str] = ()) -> None:  # fmt: skip
     """Compile the sources and a plan into the shared library ``out``. The same input gives the same bytes.
 
-    ``general`` is the plan's: whether kernels read from it what is a constant in those of most networks. ``extra`` flags are for builds
-    that check themselves (sanitizers, -DCNET_DEBUG). Raises Unavailable with the compiler's first complaint if it fails.
+    ``defines`` are the plan's. ``extra`` flags are for builds that check themselves (sanitizers, -DCNET_DEBUG). Raises Unavailable with the
+    compiler's first complaint if it fails.
     """
     with _scratch() as place:
         (place / "plan.cpp").write_text(source, encoding="utf-8")
         (place / weights_name(weights)).write_bytes(weights)
         jobs: list[tuple[str, str, tuple[str, ...]]] = [
-            (name, "baseline" if compiler.machine == "x86_64" else isas[-1], _kind(general)) for name in _ENGINE
+            (name, "baseline" if compiler.machine == "x86_64" else isas[-1], tuple(defines)) for name in _ENGINE
         ]
-        jobs += [("kernels.cpp", isa, (*_isa_defines(isa, precision), *_kind(general))) for isa in isas]
+        jobs += [("kernels.cpp", isa, (*_isa_defines(isa, precision), *defines)) for isa in isas]
         with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             objects = list(pool.map(lambda job: _object(compiler, *job, extra=extra, scratch=place), jobs))
-        _run([*compiler.command, *plan_flags(precision, general), *extra, "-c", "plan.cpp", "-o", "plan.o"], place)
+        _run([*compiler.command, *plan_flags(precision, defines), *extra, "-c", "plan.cpp", "-o", "plan.o"], place)
         for number, content in enumerate(objects):
             (place / f"{number}.o").write_bytes(content)
         names = [f"{number}.o" for number in range(len(objects))]
@@ -193,14 +193,9 @@ def _isa_defines(isa: str, precision: str) -> tuple[str, ...]:
     return (f"-DCNET_ISA={isa}", f'-DCNET_ISA_NAME="{isa}"', f"-DCNET_BF16={int(precision == 'bf16')}")
 
 
-def _kind(general: bool) -> tuple[str, ...]:
-    """What tells all sources that the network is not one of most; nothing for those (see plan.h)."""
-    return ("-DCNET_GENERAL=1",) if general else ()
-
-
-def plan_flags(precision: str, general: bool = False) -> tuple[str, ...]:
+def plan_flags(precision: str, defines: Sequence[str] = ()) -> tuple[str, ...]:
     """What plan.cpp is compiled with. It has no code, and so no flags of an instruction set."""
-    return (*_COMMON, *_PLAN, f"-DCNET_BF16={int(precision == 'bf16')}", *_kind(general), "-I", str(SOURCES))
+    return (*_COMMON, *_PLAN, f"-DCNET_BF16={int(precision == 'bf16')}", *defines, "-I", str(SOURCES))
 
 
 def _object(compiler: Compiler, name: str, isa: str, defines: Sequence[str], *, extra: Sequence[str], scratch: Path) -> bytes:

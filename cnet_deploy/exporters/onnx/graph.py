@@ -31,7 +31,7 @@ def default_opset(precision: str) -> int:
 
 
 def build_graph(program: Program, *, opset: int | None = None, batch: int | None = None, precision: str = "fp32") -> onnx.ModelProto:
-    """The ONNX model of a Program: float32 ``input`` [batch, 3, H, W] -> float32 ``logits`` [batch, classes].
+    """The ONNX model of a Program: float32 ``input`` [batch, channels, H, W] -> float32 ``logits`` [batch, classes].
 
     ``batch`` None leaves it dynamic; ``opset`` None takes the lowest. Layers and weights are in ``precision``. The same Program gives the
     same bytes. Raises InputRefused for an opset outside 17 to 22 (22 for bf16), a batch below 1, an unknown precision, and for weights that
@@ -61,7 +61,7 @@ def build_graph(program: Program, *, opset: int | None = None, batch: int | None
         helper.make_graph(
             graph.nodes,
             arch.kind,
-            [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, [size, 3, *arch.input_size])],
+            [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, [size, *arch.image_shape])],
             [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [size, arch.classes])],
             graph.constants,
         ),

@@ -50,7 +50,7 @@ class TorchSession(Session):
                 if device != "cpu":
                     torch.cuda.synchronize(device)  # the bindings' stream doesn't wait for the current one
         self.model: nn.Module = _compiled(model.eval()) if compiled else model.eval()
-        self.input_shape = (None, 3, *input_size)
+        self.input_shape = (None, 3 if self.architecture is None else self.architecture.image_channels, *input_size)
         self.classes = classes
         self._class_names = model.class_names if isinstance(model, DenselyConnected) else ()
         self.threads, self.device, self.precision = threads, device, precision

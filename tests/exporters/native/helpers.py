@@ -54,7 +54,7 @@ def network(arch: Architecture, seed: int = 0) -> DenselyConnected:
 
 
 def images_for(model: DenselyConnected, batch: int, seed: int = 1) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.random.default_rng(seed).standard_normal((batch, 3, *model.architecture.input_size), np.float32)
+    return np.random.default_rng(seed).standard_normal((batch, *model.architecture.image_shape), np.float32)
 
 
 def exact(model: DenselyConnected, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -79,7 +79,7 @@ def library(model: DenselyConnected, out: Path, names: Sequence[str], precision:
     plan = plan_of(model, names, precision)
     build(
         find_compiler(machine or host_machine()), names, precision=precision, source=plan.source, weights=plan.weights, out=out,
-        general=plan.general, extra=extra,
+        defines=plan.defines, extra=extra,
     )  # fmt: skip
     return out
 

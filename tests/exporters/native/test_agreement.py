@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,12 +30,12 @@ def source(model: DenselyConnected | None = None, precision: str = "fp32") -> st
     return plan_of(model or every_kernel(), ("baseline",), precision).source
 
 
-def complaints(text: str, folder: Path, compiler: Compiler, precision: str = "fp32", general: bool = False) -> str:
+def complaints(text: str, folder: Path, compiler: Compiler, precision: str = "fp32", defines: Sequence[str] = ()) -> str:
     """What a compiler has against a plan.cpp, warnings included; nothing if it takes it."""
     (folder / "plan.cpp").write_text(text)
     for weights in re.findall(r"weights-\w+\.bin", text):
         (folder / weights).touch()
-    command = [*compiler.command, *toolchain.plan_flags(precision, general), "-Werror", "-c", "plan.cpp", "-o", "plan.o"]
+    command = [*compiler.command, *toolchain.plan_flags(precision, defines), "-Werror", "-c", "plan.cpp", "-o", "plan.o"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert bool(done.returncode) == ("error: " in done.stderr), done.stderr
     return done.stderr
@@ -140,12 +140,17 @@ def test_a_plan_and_kernels_for_different_precisions(tmp_path: Path, gcc: Compil
 
 
 def test_a_plan_and_kernels_for_different_networks(tmp_path: Path, gcc: Compiler) -> None:
-    """A window of the last map is in the plan, and in kernels that read it there."""
-    text = source(network(WINDOWED))
-    assert complaints(text, tmp_path, gcc, general=True) == ""
-    assert "the plan and the kernels are for different kinds of networks" in complaints(source(), tmp_path, gcc, general=True)
+    """What few networks have is in their plan, and in kernels that were compiled for it."""
+    text, windowed = source(network(WINDOWED)), ("-DCNET_WINDOWED=1",)
+    assert complaints(text, tmp_path, gcc, defines=windowed) == ""
+    assert "the plan has a window and the kernels read none, or the other way" in complaints(source(), tmp_path, gcc, defines=windowed)
     assert "no non-static data member named" in complaints(text, tmp_path, gcc)
-    assert "the last pooling reads beyond the map" in complaints(text.replace(".window = 8", ".window = 13"), tmp_path, gcc, general=True)
+    assert "the last pooling reads beyond the map" in complaints(
+        text.replace(".window = 8", ".window = 13"), tmp_path, gcc, defines=windowed
+    )
+    grey = ("-DCNET_CHANNELS=1",)
+    assert complaints(source(network(replace(TINY, image_channels=1))), tmp_path, gcc, defines=grey) == ""
+    assert "the plan and the kernels are for images of different channels" in complaints(source(), tmp_path, gcc, defines=grey)
 
 
 @x86_only

@@ -57,7 +57,7 @@ CNET_API cnet_status cnet_create_for(const char *isa, int threads, cnet_model **
 /* Which instructions a handle runs on. The name lives as long as the library. */
 CNET_API cnet_status cnet_isa(const cnet_model *model, const char **isa);
 
-/* Run `batch` images, [batch, 3, height, width] floats in row-major order, to logits [batch, classes]. `image_floats` and
+/* Run `batch` images, [batch, channels, height, width] floats in row-major order, to logits [batch, classes]. `image_floats` and
  * `logit_floats` are the sizes of the two arrays: anything but what the batch needs is refused. NaN in an image gives NaN. */
 CNET_API cnet_status cnet_run(cnet_model *model, const float *images, size_t image_floats, size_t batch, float *logits,
                               size_t logit_floats);

@@ -220,7 +220,7 @@ cnet_status cnet_run(cnet_model *model, const float *images, size_t image_floats
     if (model->magic != alive) return CNET_BAD_HANDLE;
     if (model->process != getpid()) return CNET_FORKED;
     if (batch == 0) return CNET_BAD_BATCH;
-    const size_t image = (size_t)3 * (size_t)plan.height * (size_t)plan.width, classes = (size_t)plan.head.classes;
+    const size_t image = (size_t)CNET_CHANNELS * (size_t)plan.height * (size_t)plan.width, classes = (size_t)plan.head.classes;
     if (image_floats / image != batch || image_floats % image || logit_floats / classes != batch || logit_floats % classes)
         return CNET_BAD_SHAPE;
     cnet_model &m = *model;

@@ -75,7 +75,7 @@ static void run(const Plan &plan, const Memory &memory, Member &m, const float *
             }
         }
     }
-#if CNET_GENERAL
+#if CNET_WINDOWED
     Block last = plan.block[plan.blocks - 1];
     if (plan.window) last.height = last.width = plan.window;  // what is averaged, as if it were the whole map
 #else

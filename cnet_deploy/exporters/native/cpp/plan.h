@@ -7,10 +7,13 @@
 
 #include <stdint.h>
 
-// Most networks average the whole last map. For them that is a constant of the kernels, and the plan does not have it; where it is
-// otherwise, the plan and all sources are compiled with CNET_GENERAL=1.
-#ifndef CNET_GENERAL
-#define CNET_GENERAL 0
+// Most networks read images of three channels and average the whole last map. Where one is otherwise, the plan and all sources are compiled
+// with one of these defined; so the kernels of most networks know nothing of it.
+#ifndef CNET_CHANNELS
+#define CNET_CHANNELS 3  // of the image: 1, 3 or 4
+#endif
+#ifndef CNET_WINDOWED
+#define CNET_WINDOWED 0  // 1: the plan has a window of the last map
 #endif
 
 namespace cnet {
@@ -67,7 +70,7 @@ struct Block {
 
 struct Stem {
     int32_t channels, stride;
-    Words weight;  // [tiles][27][tile]: wide_tiles
+    Words weight;  // [tiles][CNET_CHANNELS, 3, 3][tile]: wide_tiles
 };
 
 struct Head {
@@ -89,7 +92,7 @@ struct Plan {
     int64_t between;      // floats of the buffer between the two convolutions of a layer that all threads share
     const float *data;
     const char *description;  // JSON
-#if CNET_GENERAL
+#if CNET_WINDOWED
     int32_t window;  // rows and columns of the last map that are averaged, from its top left; 0: all
 #endif
 };

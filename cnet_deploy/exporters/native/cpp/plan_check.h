@@ -25,7 +25,7 @@ constexpr bool laid_out(const Plan &plan) {
 
 // Whether the last pooling stays within the map.
 constexpr bool pooled_within(const Plan &plan) {
-#if CNET_GENERAL
+#if CNET_WINDOWED
     const Block &last = plan.block[plan.blocks - 1];
     return plan.window >= 0 && plan.window <= last.height && plan.window <= last.width;
 #else

@@ -1,4 +1,4 @@
-// The first convolution: 3x3 over the image's three channels, with a stride.
+// The first convolution: 3x3 over the image's channels, which are three in most networks, with a stride.
 //
 // With a stride of 2 a vector would have to take every second pixel. So each row of the image is first split, by the column modulo the
 // stride, into rows of which a tap reads neighbouring pixels: 27 taps become 27 pointers, and the tile is that of a 1x1 with 27 inputs.
@@ -13,11 +13,11 @@
 namespace cnet {
 namespace CNET_ISA {
 
-constexpr int taps = 27;    // 3x3 of three channels
-constexpr int margin = 16;  // floats before and after a split row, for taps beside the image
+constexpr int taps = 9 * CNET_CHANNELS;  // 3x3 of every channel
+constexpr int margin = 16;               // floats before and after a split row, for taps beside the image
 
 CNET_INLINE int64_t split_floats(int width) { return round_up(width, line) + 2 * margin + 4 * line; }
-CNET_INLINE int64_t stem_scratch(const Plan &p, const Block &b) { (void)p; return 3 * 3 * 3 * split_floats(b.width); }
+CNET_INLINE int64_t stem_scratch(const Plan &p, const Block &b) { (void)p; return taps * split_floats(b.width); }
 
 template <int TILE, int OUT, int V>
 __attribute__((noinline)) void stem_tile(const float *const *tap, int64_t at, const float *weight, float *out, int64_t plane, int last) {
@@ -73,7 +73,7 @@ static void stem(const Plan &p, const Block &b, const float *image, float *map, 
     // Three rows of each channel, each split for the taps to the left, in the middle and to the right.
     auto split = [&](int c, int y, int kx) { return scratch + ((c * 3 + (y + 3) % 3) * 3 + kx) * floats + margin; };
     auto prepare = [&](int y) {
-        for (int c = 0; c < 3; c++)
+        for (int c = 0; c < CNET_CHANNELS; c++)
             for (int kx = 0; kx < (stride == 1 ? 1 : stride == 2 ? 2 : 3); kx++) {
                 float *to = split(c, y, kx);
                 const int remainder = kx == 2 ? stride - 1 : kx;
@@ -93,7 +93,7 @@ static void stem(const Plan &p, const Block &b, const float *image, float *map, 
         for (int r = ready + 1 > first ? ready + 1 : first; r <= last; r++) prepare(r);
         ready = last;
         const float *tap_of[taps];
-        for (int c = 0; c < 3; c++)
+        for (int c = 0; c < CNET_CHANNELS; c++)
             for (int ky = 0; ky < 3; ky++)
                 for (int kx = 0; kx < 3; kx++) tap_of[(c * 3 + ky) * 3 + kx] = tap(c, first + ky, kx);
         float *out = map + (int64_t)y * b.pitch;
