@@ -257,7 +257,7 @@ def test_refusals_name_the_file_at_hand(checkpoint_path: Path, onnx_path: Path, 
     swapped = run("verify", checkpoint_path, onnx_path)
     assert swapped.exit_code == 4 and "expected the artifact first" in swapped.stderr
     unused = run("verify", onnx_path, onnx_path, "--input-size", 64)
-    assert unused.exit_code == 4 and "expected no input_size" in unused.stderr
+    assert unused.exit_code == 4 and "expected no other input size" in unused.stderr
     unknown = run("export", "vgg16", "--onnx", "-o", tmp_path / "x.onnx")
     assert unknown.exit_code == 4 and "vgg-16" in unknown.stderr
 

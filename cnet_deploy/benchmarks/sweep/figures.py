@@ -62,10 +62,9 @@ def figures_of(path: Path | str) -> Figures:
     manifest = read_manifest(path, data) if manifest_path(path).exists() else None
     precision = manifest.precision if manifest else None
     target = target_of_file(path, kind_of(data))
+    format = "checkpoint" if target_by_suffix(path.suffix) else path.suffix  # model.onnx may be one
     if target is not None:
         format = targets()[target].suffix
-    else:
-        format = path.suffix if target_by_suffix(path.suffix) is None else "checkpoint"
     if target is not None and (look := getattr(module_of(target), "inspect", None)):
         with naming(path):
             inside: Inside = look(data)
