@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cnet_deploy.cli.console import Command, quiet
-from cnet_deploy.cli.types import Finite, Numbers, Size, Words, complete_backends, complete_models
+from cnet_deploy.cli.types import FilePath, Finite, Numbers, Size, Words, complete_backends, complete_models
 from cnet_deploy.sessions import names
 
 _HELP = f"""Measure the paper's inference-time table on this machine, or any MODELS.
@@ -42,18 +42,18 @@ error message lists those of the backend.
 @click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Turns of each cell.")
 @click.option("--seconds", type=Finite(0), default=0.2, show_default=True, help="Least measuring time of a turn, in seconds.")
 @click.option("--warmup", type=Finite(0), default=0.5, show_default=True, help="Least warm-up time of a process, in seconds.")
-@click.option("--json", type=click.Path(path_type=Path), help="Write raw samples and the environment to this file during the run.")
+@click.option("--json", type=FilePath(), help="Write raw samples and the environment to this file during the run.")
 @click.option("--resume", is_flag=True, help="Continue the interrupted run in the file of --json.")
 @click.option(
     "--save-baseline",
     "baseline",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     help="Measure each turn in a new process, and store it in this file for `gate --baseline`.",
 )
-@click.option("--html", type=click.Path(path_type=Path), help="Write the report as one HTML page with its plots.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write the tables as Markdown.")
-@click.option("--csv", type=click.Path(path_type=Path), help="Write one line per cell as CSV.")
-@click.option("--svg", type=click.Path(path_type=Path), help="Write a plot of latency against top-1 error.")
+@click.option("--html", type=FilePath(), help="Write the report as one HTML page with its plots.")
+@click.option("--markdown", type=FilePath(), help="Write the tables as Markdown.")
+@click.option("--csv", type=FilePath(), help="Write one line per cell as CSV.")
+@click.option("--svg", type=FilePath(), help="Write a plot of latency against top-1 error.")
 def bench(
     models: tuple[str, ...], backends: tuple[str, ...], device: str, threads: tuple[int, ...], batches: tuple[int, ...],
     input_size: tuple[int, int] | None, rounds: int, seconds: float, warmup: float, resume: bool, baseline: Path | None,
