@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cnet_deploy.cli.console import Command, quiet
-from cnet_deploy.cli.types import Finite, Numbers, Words, complete_backends, complete_models
+from cnet_deploy.cli.types import FilePath, Finite, Numbers, Size, Words, complete_backends, complete_models
 from cnet_deploy.sessions import names
 
 _HELP = f"""Measure the paper's inference-time table on this machine, or any MODELS.
@@ -38,24 +38,26 @@ error message lists those of the backend.
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="The device.")
 @click.option("--threads", type=Numbers(), default=(), help="Threads: a number, or several as 1,2. [default: all cores]")
 @click.option("--batch", "batches", type=Numbers(), default=(1,), help="Images per inference: a number, or several as 1,8,32. [default: 1]")
+@click.option("--input-size", type=Size(), help="Input in pixels, as 224 or HEIGHTxWIDTH, of files that don't tell it.")
 @click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Turns of each cell.")
 @click.option("--seconds", type=Finite(0), default=0.2, show_default=True, help="Least measuring time of a turn, in seconds.")
 @click.option("--warmup", type=Finite(0), default=0.5, show_default=True, help="Least warm-up time of a process, in seconds.")
-@click.option("--json", type=click.Path(path_type=Path), help="Write raw samples and the environment to this file during the run.")
+@click.option("--json", type=FilePath(), help="Write raw samples and the environment to this file during the run.")
 @click.option("--resume", is_flag=True, help="Continue the interrupted run in the file of --json.")
 @click.option(
     "--save-baseline",
     "baseline",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     help="Measure each turn in a new process, and store it in this file for `gate --baseline`.",
 )
-@click.option("--html", type=click.Path(path_type=Path), help="Write the report as one HTML page with its plots.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write the tables as Markdown.")
-@click.option("--csv", type=click.Path(path_type=Path), help="Write one line per cell as CSV.")
-@click.option("--svg", type=click.Path(path_type=Path), help="Write a plot of latency against top-1 error.")
+@click.option("--html", type=FilePath(), help="Write the report as one HTML page with its plots.")
+@click.option("--markdown", type=FilePath(), help="Write the tables as Markdown.")
+@click.option("--csv", type=FilePath(), help="Write one line per cell as CSV.")
+@click.option("--svg", type=FilePath(), help="Write a plot of latency against top-1 error.")
 def bench(
     models: tuple[str, ...], backends: tuple[str, ...], device: str, threads: tuple[int, ...], batches: tuple[int, ...],
-    rounds: int, seconds: float, warmup: float, resume: bool, baseline: Path | None, **outputs: Path | None,
+    input_size: tuple[int, int] | None, rounds: int, seconds: float, warmup: float, resume: bool, baseline: Path | None,
+    **outputs: Path | None,
 ) -> None:  # fmt: skip
     """Plan the sweep, run it, print its tables."""
     if baseline is not None and rounds < 8:
@@ -67,5 +69,5 @@ def bench(
     measure(
         models, backends=backends, threads=threads, batches=batches, device=device, resume=resume,
         settings=Settings(rounds=rounds, seconds=seconds, warmup=warmup, fresh=baseline is not None),
-        outputs=Outputs(baseline=baseline, **outputs), quiet=quiet(),
+        outputs=Outputs(baseline=baseline, **outputs), quiet=quiet(), input_size=input_size,
     )  # fmt: skip

@@ -10,6 +10,7 @@ import click
 from cnet_deploy.cli import options as parameters
 from cnet_deploy.cli.console import Command, tell
 from cnet_deploy.cli.options import images_option, keep_option, labels_option, model_options, pin_option, steps_options
+from cnet_deploy.cli.types import FilePath
 from cnet_deploy.hardware.cpu import share_the_processor
 
 
@@ -21,11 +22,11 @@ from cnet_deploy.hardware.cpu import share_the_processor
         "--statistics cifar10 --labels examples/cifar10-labels.txt"
     ],
 )
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=FilePath())
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     help="A .safetensors file, or .pth.tar in the reference's converted format. [default: beside the input]",
 )
 @keep_option

@@ -11,7 +11,7 @@ import click
 from cnet_deploy.cli import options as parameters
 from cnet_deploy.cli.console import Command
 from cnet_deploy.cli.options import model_options, steps_options
-from cnet_deploy.cli.types import complete_backends
+from cnet_deploy.cli.types import FilePath, complete_backends
 from cnet_deploy.hardware.cpu import share_the_processor
 
 
@@ -22,8 +22,8 @@ from cnet_deploy.hardware.cpu import share_the_processor
         "cnet-deploy evaluate examples/reference-cifar10.pth.tar model.safetensors model.onnx model.so --data examples/cifar10-test-500.bin"
     ],
 )
-@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="A dataset's folder (see `train`), or a CIFAR binary file.")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=FilePath())
+@click.option("--data", required=True, type=FilePath(), help="A dataset's folder (see `train`), or a CIFAR binary file.")
 @click.option(
     "--split", type=click.Choice(["val", "train"]), default="val", show_default=True, help="The test images, or the training images."
 )

@@ -10,7 +10,7 @@ import click
 from cnet_deploy.cli import options as parameters
 from cnet_deploy.cli.console import Command, note, tell
 from cnet_deploy.cli.options import images_option, keep_option, labels_option, model_options, pin_option, steps_options, tolerance_option
-from cnet_deploy.cli.types import ModelOrName
+from cnet_deploy.cli.types import FilePath, ModelOrName
 from cnet_deploy.hardware.cpu import share_the_processor
 
 
@@ -23,10 +23,10 @@ from cnet_deploy.hardware.cpu import share_the_processor
 @parameters.target_options
 @click.option(
     "--triton",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     help="Write the artifact into this model repository of NVIDIA Triton Inference Server.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The artifact. [default: beside the model]")
+@click.option("-o", "--output", type=FilePath(), help="The artifact. [default: beside the model]")
 @parameters.form_option
 @keep_option
 @labels_option("They are stored in the artifact. [default: the model's own]")

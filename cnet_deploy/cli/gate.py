@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cnet_deploy.cli.console import Command, note, quiet
-from cnet_deploy.cli.types import Finite, Share, complete_backends, complete_models
+from cnet_deploy.cli.types import FilePath, Finite, Share, complete_backends, complete_models
 
 
 @click.command(
@@ -26,15 +26,13 @@ from cnet_deploy.cli.types import Finite, Share, complete_backends, complete_mod
 @click.option("--warmup", type=Finite(0), help="Least warm-up time of a process, in seconds. [default: 0.5; with --baseline: as recorded]")
 @click.option("--base-python", help="The Python that runs base: an installation of another revision. [default: this one]")
 @click.option("--head-python", help="The Python that runs head. [default: this one]")
-@click.option(
-    "--baseline", type=click.Path(path_type=Path), help="Compare HEAD with a result of `bench --save-baseline` from this machine."
-)
+@click.option("--baseline", type=FilePath(), help="Compare HEAD with a result of `bench --save-baseline` from this machine.")
 @click.option("--new-artifact", is_flag=True, help="With --baseline: HEAD is a new artifact that replaces the stored one.")
 @click.option(
     "--allow-changes", is_flag=True, help="Report changes of operators, FLOPs, parameters, size and precision, but don't fail on them."
 )
-@click.option("--json", type=click.Path(path_type=Path), help="Write the verdict with all rounds and raw samples to this file.")
-@click.option("--summary", type=click.Path(path_type=Path), help="Append the verdict to this Markdown file: a CI job's summary page.")
+@click.option("--json", type=FilePath(), help="Write the verdict with all rounds and raw samples to this file.")
+@click.option("--summary", type=FilePath(), help="Append the verdict to this Markdown file: a CI job's summary page.")
 def gate(
     models: tuple[str, ...], baseline: Path | None, new_artifact: bool, json: Path | None, summary: Path | None,
     seconds: float | None, warmup: float | None, **options: Any,

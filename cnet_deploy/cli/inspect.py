@@ -10,6 +10,7 @@ import click
 
 from cnet_deploy.cli.console import Command
 from cnet_deploy.cli.options import model_options, pin_option
+from cnet_deploy.cli.types import FilePath
 
 
 @click.command(
@@ -17,9 +18,9 @@ from cnet_deploy.cli.options import model_options, pin_option
     short_help="Describe a file without running anything in it.",
     examples=["cnet-deploy inspect examples/reference-cifar10.pth.tar"],
 )
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=FilePath())
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw which inputs each learned group reads into this SVG file.")
+@click.option("--plot", type=FilePath(), help="Draw which inputs each learned group reads into this SVG file.")
 @pin_option
 @model_options
 def inspect(file: Path, as_json: bool, plot: Path | None, **options: Any) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cnet_deploy.cli.types import Batches, Bytes, Channels, Depths, Digest, Finite, Size
+from cnet_deploy.cli.types import Batches, Bytes, Channels, Depths, Digest, FilePath, Finite, Size
 from cnet_deploy.exporters import targets
 from cnet_deploy.exporters.base import Option
 
@@ -93,7 +93,7 @@ def training_options(command: F) -> F:
         click.option("--manual-seed", "seed", type=number(0), default=0, show_default=True, help="Of weights, order, augmentation."),
         click.option("-j", "--workers", type=number(1), help="Threads that read images. [default: one per core, at most 8]"),
         click.option("-p", "--print-freq", type=number(1), default=10, show_default=True, help="Steps between updates of the bar."),
-        click.option("--savedir", type=click.Path(path_type=Path), default=Path("results/savedir"), show_default=True, help="Output."),
+        click.option("--savedir", type=FilePath(), default=Path("results/savedir"), show_default=True, help="Output."),
         click.option("--resume", is_flag=True, help="Continue from the last valid checkpoint in --savedir, if there is one."),
         click.option("--no-save-model", is_flag=True, help="Keep only the best checkpoint and the last two."),
         click.option("--device", type=click.Choice(["cpu", "cuda"]), help="The device. [default: cuda if there is one]"),
@@ -129,7 +129,7 @@ def _type_of(options: Sequence[Option]) -> click.ParamType:  # type: ignore[type
         return click.Choice(list(dict.fromkeys(choice for option in options for choice in option.choices)), case_sensitive=False)
     if first.kind == "number":
         return click.IntRange(*(first.bounds or (1, None)))
-    return {"batch": Batches(), "batches": Batches(), "bytes": Bytes(), "file": click.Path(path_type=Path)}[first.kind]
+    return {"batch": Batches(), "batches": Batches(), "bytes": Bytes(), "file": FilePath()}[first.kind]
 
 
 def take(options: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -177,15 +177,13 @@ def require_own_options(target: str, options: Mapping[str, Any], form: str | Non
 
 def labels_option(more: str) -> Callable[[F], F]:
     """The option for a file of class names; ``more`` is added to its help."""
-    return click.option(
-        "--labels", type=click.Path(path_type=Path), help=f"File of class names: one per line, JSON, or a Python dict. {more}"
-    )
+    return click.option("--labels", type=FilePath(), help=f"File of class names: one per line, JSON, or a Python dict. {more}")
 
 
 pin_option = click.option("--sha256", type=Digest(), help="The SHA-256 that the (first) file must have; otherwise it is refused.")
 images_option = click.option(
     "--images",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     help="Real images to check on: a CIFAR binary file, an image, or a folder of images.",
 )
 tolerance_option = click.option(

@@ -11,7 +11,7 @@ import click
 from cnet_deploy.cli import options as parameters
 from cnet_deploy.cli.console import Command
 from cnet_deploy.cli.options import labels_option, model_options, pin_option, steps_options
-from cnet_deploy.cli.types import complete_backends
+from cnet_deploy.cli.types import FilePath, complete_backends
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.hardware.cpu import share_the_processor
 
@@ -21,8 +21,8 @@ from cnet_deploy.hardware.cpu import share_the_processor
     short_help="Classify images with any model or artifact.",
     examples=["cnet-deploy run model.onnx examples/images/cat.png", "cnet-deploy run model.so examples/images --top 1"],
 )
-@click.argument("file", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path(path_type=Path))
+@click.argument("file", type=FilePath())
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=FilePath())
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes to print for each image.")
 @labels_option("[default: those in FILE]")
 @click.option("--backend", shell_complete=complete_backends, help="The backend. [default: by FILE's content]")

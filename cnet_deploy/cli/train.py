@@ -10,6 +10,7 @@ import click
 
 from cnet_deploy.cli import options as parameters
 from cnet_deploy.cli.console import Command, note, tell
+from cnet_deploy.cli.types import FilePath
 
 
 @click.command(
@@ -20,7 +21,7 @@ from cnet_deploy.cli.console import Command, note, tell
         "--group-lasso-lambda 1e-5 --precision bf16"
     ],
 )
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=FilePath())
 @parameters.training_options
 def train(data: Path, gpu: str | None, **options: Any) -> None:
     """Train a network on the images in DATA by the reference's recipe. Either program can read the other's checkpoints.

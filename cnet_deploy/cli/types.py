@@ -173,11 +173,20 @@ def complete_models(_: click.Context, __: click.Parameter, incomplete: str) -> l
     return [CompletionItem(incomplete, type="file"), *(CompletionItem(name) for name in (*NAMED, *OTHERS) if name.startswith(incomplete))]
 
 
-class ModelOrName(click.Path):
-    """A file, or the name of a network."""
+class FilePath(click.Path):
+    """A path. Empty text, as an unset variable of a shell leaves it, is none, and must not become the current folder."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the name is empty; expected a file's, or leave the option out", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class ModelOrName(FilePath):
+    """A file, or the name of a network."""
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         return complete_models(ctx, param, incomplete)

@@ -10,6 +10,7 @@ import click
 
 from cnet_deploy.cli.console import Command, tell
 from cnet_deploy.cli.options import images_option, model_options, pin_option, tolerance_option
+from cnet_deploy.cli.types import FilePath
 from cnet_deploy.errors import CheckFailed
 from cnet_deploy.hardware.cpu import share_the_processor
 
@@ -19,8 +20,8 @@ from cnet_deploy.hardware.cpu import share_the_processor
     short_help="Compare an artifact's outputs with its model's.",
     examples=["cnet-deploy verify model.onnx model.safetensors --images examples/cifar10-test-500.bin"],
 )
-@click.argument("artifact", type=click.Path(path_type=Path))
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("artifact", type=FilePath())
+@click.argument("model", type=FilePath())
 @images_option
 @tolerance_option
 @pin_option

@@ -87,7 +87,8 @@ class Inside:
     """The contents of an artifact, read from its bytes without running it.
 
     ``operators`` counts its nodes by operator. ``multiply_adds`` for one image (None if shapes can't be inferred) and ``params`` are
-    counted in the graph, not taken from its metadata. ``details`` are further facts for `inspect`.
+    counted in the graph, not taken from its metadata. ``precision`` is that of most weights; None without weights. ``details`` are further
+    facts for `inspect`.
     """
 
     operators: Mapping[str, int]
@@ -96,4 +97,5 @@ class Inside:
     architecture: Architecture | None = None
     preprocessing: Preprocessing | None = None
     class_names: tuple[str, ...] = ()
+    precision: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)

@@ -33,7 +33,10 @@ def _parse(data: bytes) -> Any:
     except Exception as error:  # protobuf can raise anything on damaged files
         raise InputRefused(f"is no readable ONNX model ({str(error) or type(error).__name__}); export it again") from None
     if elsewhere:
-        raise InputRefused("keeps weights in other files; expected one file, as `export` writes it")
+        raise InputRefused(
+            "keeps weights in other files; expected one file, as `export` writes it: join them in Python, in the folder where they are: "
+            "import onnx; onnx.save_model(onnx.load('model.onnx'), 'joined.onnx', save_as_external_data=False)"
+        )
     return model
 
 

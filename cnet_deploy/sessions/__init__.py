@@ -135,9 +135,10 @@ def open_session(
     ``backend`` None takes the default for the file, by its first bytes; a name may have parts, as in "torch.compile". ``device`` None is
     "cpu", or "cuda" for backends that need it; ``threads`` None leaves the number to the backend. ``sha256`` is the digest that the file
     must have, in hexadecimal. ``options`` are the backend's own (native: ``isa``; openvino: ``precision``; torch: ``compiled`` …) and, for
-    a checkpoint, those of ``checkpoints.load``. An artifact that could not be run where it was made is verified now, by the self-check in
-    its manifest, and the manifest is updated. Raises InputRefused for a file that can't be opened, Unavailable for a missing backend or
-    device, CheckFailed for an artifact whose outputs differ from its model's.
+    a checkpoint, those of ``checkpoints.load``, of which ONNX files take ``input_size`` where they leave it free. An artifact that could
+    not be run where it was made is verified now, by the self-check in its manifest, and the manifest is updated. Raises InputRefused for a
+    file that can't be opened, Unavailable for a missing backend or device, CheckFailed for an artifact whose outputs differ from its
+    model's.
     """
     from cnet_deploy.artifacts.pair import read_pair, update_manifest
     from cnet_deploy.sessions.base import LOADING_OPTIONS
@@ -154,8 +155,10 @@ def open_session(
         what = kind.name if kind is not None else f"no {_expected(spec).partition(' ')[2]}"
         raise InputRefused(f"{path}: is {what}, which {variant.backend} does not open; expected {_expected(spec)}")
     given = {key: value for key, value in options.items() if value is not None or key not in LOADING_OPTIONS}
-    if not spec.opens_models and (foreign := [key for key in given if key in LOADING_OPTIONS]):
+    if not spec.opens_models and (foreign := [key for key in given if key in LOADING_OPTIONS and key not in spec.takes]):
         raise InputRefused(f"{path}: is an artifact, whose architecture is fixed; expected no {', '.join(foreign)}")
+    if "input_size" in given:
+        given["input_size"] = tuple(given["input_size"])  # a list, from JSON
     pair = read_pair(path, sha256, described=not spec.opens_models)
     module = importlib.import_module(f"{__name__}.{variant.backend}")
     session: Session = module.open_file(pair, device=device or spec.devices[0], threads=threads, **{**variant.options, **given})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from cnet_deploy.errors import InputRefused
 from cnet_deploy.hardware.cuda import Device
 from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.models.architecture import Architecture, Form
+
+log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
 # Options that only backends for models take: see checkpoints/load.py.
@@ -56,17 +59,18 @@ class Backend:
 
     ``opens`` are the kinds of files that it opens, by their first bytes (see Kind.opened_by); ``suffixes`` decide where these are like
     nothing known, and for a backend without ``opens``. ``runs_code``: its files are code, so both must agree before one is opened.
-    ``devices`` are those on which it runs, the default first. ``packages`` are the
-    distributions that provide it, any one of which is enough (those in ``exclusive`` overwrite each other's files); ``remedy`` says how to
-    get it. ``parts`` may follow its name after dots and select a variant. ``table`` has for each device the variants that `bench` measures
-    by default: ("", "compile") is the backend itself and one variant. ``opens_models``: it opens checkpoints and models, which have no
-    manifest. ``per_batch``: for `bench` its artifacts are exported for the measured batch size. ``probes`` are the checks of `doctor`; if
-    empty, the backend itself on each device.
+    ``takes`` are those of LOADING_OPTIONS that it takes, unless it ``opens_models`` and takes all. ``devices`` are those on which it runs,
+    the default first. ``packages`` are the distributions that provide it, any one of which is enough (those in ``exclusive`` overwrite each
+    other's files); ``remedy`` says how to get it. ``parts`` may follow its name after dots and select a variant. ``table`` has for each
+    device the variants that `bench` measures by default: ("", "compile") is the backend itself and one variant. ``opens_models``: it opens
+    checkpoints and models, which have no manifest. ``per_batch``: for `bench` its artifacts are exported for the measured batch size.
+    ``probes`` are the checks of `doctor`; if empty, the backend itself on each device.
     """
 
     suffixes: tuple[str, ...]
     opens: tuple[str, ...] = ()
     runs_code: bool = False
+    takes: tuple[str, ...] = ()
     devices: tuple[str, ...] = ("cpu", "cuda")
     packages: tuple[str, ...] = ()
     exclusive: tuple[str, ...] = ()
@@ -76,6 +80,14 @@ class Backend:
     opens_models: bool = False
     per_batch: bool = False
     probes: tuple[Probe, ...] = ()
+
+
+class BatchFailed(InputRefused):
+    """A graph that failed on several images at once, although its batch is free. It may run one. ``what`` is the message's first part."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; run one image at a time, or export it with a batch that is free in every node")
+        self.what = what
 
 
 class Binding(ABC):
@@ -191,12 +203,21 @@ class Session(ABC):
     def run(self, batch: Floats) -> Floats:
         """float32 [N, channels, H, W] -> float32 logits [N, classes]. If the artifact's batch is limited, N is split into several runs.
 
-        Raises InputRefused for another shape or dtype.
+        If the graph fails on more than one image, although its batch is free, it runs one image at a time from then on, and a warning says
+        so. Raises InputRefused for another shape or dtype.
         """
         batch = self.check(batch)
         least, most = self._bounds()
         if least <= len(batch) <= (most or len(batch)):
-            return self._once(batch)
+            try:
+                return self._once(batch)
+            except BatchFailed as error:
+                if len(batch) == 1 or least > 1:
+                    raise
+                self._once(batch[:1])  # raises, if the batch was not the reason
+                self.least_batch, self.largest_batch = 1, 1
+                log.warning("%s: one image is run at a time; an export whose batch is free in every node can run more", error.what)
+                least, most = 1, 1
         step = most or least
         parts = [batch[start : start + step] for start in range(0, len(batch), step)]
         missing = max(0, least - len(parts[-1]))
@@ -206,6 +227,12 @@ class Session(ABC):
     def _bounds(self) -> tuple[int, int | None]:
         size = self.input_shape[0]
         return (self.least_batch, self.largest_batch) if size is None else (size, size)
+
+    def failed(self, path: object, images: int, reason: str) -> InputRefused:
+        """The error for a graph that failed on so many images, though it seemed to take them."""
+        if images > 1 and self.input_shape[0] is None:
+            return BatchFailed(f"{path}: its graph fails on {images} images at once, although its batch is free ({reason})")
+        return InputRefused(f"{path}: {self.backend} can't run it: {reason}; export the model again")
 
     def first_opening(self) -> dict[str, Any]:
         """Details for the manifest that are known only once the artifact is open. Raises CheckFailed if they contradict the manifest."""

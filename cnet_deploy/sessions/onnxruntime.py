@@ -15,17 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from cnet_deploy.artifacts.onnx_metadata import check_metadata, read_metadata
+from cnet_deploy.artifacts.onnx_interface import Value, read_interface
 from cnet_deploy.artifacts.pair import Pair
 from cnet_deploy.errors import InputRefused, Unavailable, deferred_interrupts, naming, raise_if_interrupted
 from cnet_deploy.files.onnx_file import require_one_file
 from cnet_deploy.hardware.cuda import Device
-from cnet_deploy.images.preprocessing import CHANNELS
 from cnet_deploy.sessions.base import Backend, Binding, DeviceBinding, Floats, Part, Probe, Session
 
 BACKEND = Backend(
     suffixes=(".onnx",),
     opens=("onnx",),
+    takes=("input_size",),
     packages=("onnxruntime-gpu", "onnxruntime"),
     exclusive=("onnxruntime", "onnxruntime-gpu"),
     remedy="pip install 'cnet-deploy[cpu]' or 'cnet-deploy[gpu]'",
@@ -45,6 +45,7 @@ BACKEND = Backend(
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _PRECISIONS = ("fp32", "fp16", "bf16")
+_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
 _SILENT = 4
 _CHECK = (
     "check that the driver is new enough for the CUDA version of onnxruntime-gpu, and that CUDA's libraries are installed "
@@ -57,7 +58,7 @@ _NO_FOLDER = ("session.model_external_initializers_file_folder_path", "/dev/null
 
 
 class OnnxruntimeSession(Session):
-    """One ONNX file with one image input and one output of logits.
+    """One ONNX file with one image input and one output of logits. ``input_size`` (height, width) fixes a size that the file leaves free.
 
     On CUDA it uses onnxruntime's kernels or, with ``provider`` "tensorrt", TensorRT's, but never partly the CPU. Float32 products are
     rounded to TF32 only with ``tf32``. TensorRT's provider has no such option: it rounds (``precision`` is then "tf32") unless
@@ -67,7 +68,8 @@ class OnnxruntimeSession(Session):
     backend = "onnxruntime"
 
     def __init__(
-        self, pair: Pair, *, device: str, threads: int | None, provider: str | None = None, tf32: bool = False
+        self, pair: Pair, *, device: str, threads: int | None, provider: str | None = None, tf32: bool = False,
+        input_size: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
         if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", device):
             raise Unavailable(f"onnxruntime on {device!r} is not supported; expected cpu, cuda or cuda:N")
@@ -105,13 +107,13 @@ class OnnxruntimeSession(Session):
             # TensorRT's provider runs what it can of the graph; CUDA's runs the rest.
             providers = [(wanted, stream), (_PROVIDERS["cuda"], own)] if provider == "tensorrt" else [(wanted, own)]
         try:
-            self._load(pair.data, options, providers)
+            self._load(pair.data, options, providers, input_size)
         except BaseException:
             self._session = None  # before its stream
             self._opened.close()
             raise
 
-    def _load(self, data: bytes, options: Any, providers: list[Any]) -> None:
+    def _load(self, data: bytes, options: Any, providers: list[Any], input_size: tuple[int, int] | None) -> None:
         path, wanted = self._path, providers[0] if isinstance(providers[0], str) else providers[0][0]
         with naming(path):
             require_one_file(data)
@@ -130,30 +132,17 @@ class OnnxruntimeSession(Session):
         # It falls back to the CPU without an exception if the provider's libraries can't be loaded.
         if self._session.get_providers()[0] != wanted:
             raise Unavailable(f"onnxruntime fell back to {self._session.get_providers()[0]} from {wanted}; {_advice()}")
-        try:
-            self._describe()
-        except (ValueError, AttributeError, TypeError, RecursionError, InputRefused) as error:
-            raise InputRefused(f"{path}: {error}; expected an artifact of `export`, or an image classifier in one ONNX file") from None
+        with naming(path):
+            self._describe(input_size)
 
-    def _describe(self) -> None:
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise InputRefused(f"has {len(inputs)} inputs and {len(outputs)} outputs; expected an image in and logits out")
-        self._class_names: tuple[str, ...] = ()
-        self._input, self._output = inputs[0].name, outputs[0].name
-        shape, logits = inputs[0].shape, outputs[0].shape
-        fixed = len(shape) == 4 and all(isinstance(side, int) and side > 0 for side in shape[1:])
-        if inputs[0].type != "tensor(float)" or not fixed or shape[1] not in CHANNELS:
-            raise InputRefused(
-                f"input is {inputs[0].type} {shape}; expected tensor(float) [N, 1, 3 or 4 channels, height, width] of fixed size"
-            )
-        if len(logits) != 2 or not isinstance(logits[1], int):
-            raise InputRefused(f"output has shape {logits}; expected [N, classes]")
-        self.input_shape = (shape[0] if isinstance(shape[0], int) else None, shape[1], shape[2], shape[3])
-        self.classes = logits[1]
-        stated = read_metadata(self._session.get_modelmeta().custom_metadata_map)
-        check_metadata(stated, self.input_shape[2:], self.classes, self.manifest.architecture if self.manifest else None, shape[1])
-        self.architecture, self.preprocessing, self._class_names = stated.architecture, stated.preprocessing, stated.class_names
+    def _describe(self, input_size: tuple[int, int] | None) -> None:
+        inputs, outputs = map(_values, (self._session.get_inputs(), self._session.get_outputs()))
+        entries = self._session.get_modelmeta().custom_metadata_map
+        stated = self.manifest.architecture if self.manifest else None
+        found = read_interface(inputs, outputs, entries, input_size=input_size, stated=stated)
+        self._input, self._output, self.input_shape, self.classes = found.input, found.output, found.input_shape, found.classes
+        self.architecture, self.preprocessing = found.metadata.architecture, found.metadata.preprocessing
+        self._class_names = found.metadata.class_names
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -185,11 +174,10 @@ class OnnxruntimeSession(Session):
         try:
             logits: Floats = self._session.run([self._output], {self._input: batch})[0]
         except Exception as error:  # no other common base
-            raise InputRefused(f"{self._path}: onnxruntime can't run it: {_first_line(error)}; export the model again") from None
+            raise self.failed(self._path, len(batch), _first_line(error)) from None
         if logits.shape != (len(batch), self.classes) or logits.dtype != batch.dtype:
-            raise InputRefused(
-                f"{self._path}: its output is {logits.dtype} {list(logits.shape)}; expected float32 {[len(batch), self.classes]}"
-            )
+            what = f"its output is {logits.dtype} {list(logits.shape)}; expected float32 {[len(batch), self.classes]}"
+            raise self.failed(self._path, len(batch), what)
         return logits
 
     def close(self) -> None:
@@ -242,6 +230,18 @@ class _CudaBinding(DeviceBinding):
 def open_file(pair: Pair, *, device: str, threads: int | None, **options: Any) -> Session:
     """Open a session on an ONNX file; ``options`` are those of OnnxruntimeSession."""
     return OnnxruntimeSession(pair, device=device, threads=threads, **options)
+
+
+def _values(arguments: Any) -> list[Value]:
+    """Inputs or outputs; a free side has a name or None in place of its number."""
+    return [
+        Value(
+            one.name,
+            _TYPES.get(one.type, one.type.removeprefix("tensor(").removesuffix(")")),
+            tuple(side if isinstance(side, int) else None for side in one.shape),
+        )
+        for one in arguments
+    ]
 
 
 def _require_provider(wanted: str) -> None:

@@ -32,6 +32,7 @@ class Converted:
 
     ``before`` and ``after`` are the costs of the training form and of the group-conv form. ``faithful`` compares the outputs of the two
     with the whole classifier. ``cut`` compares the reduced classifier with the whole one (None if the classifier was kept whole).
+    ``noise``: both were compared on random inputs, since there were no images.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Converted:
     after: Cost
     faithful: Comparison | None
     cut: Comparison | None
+    noise: bool = True
 
     def summary(self) -> str:
         """Several lines of text."""
@@ -55,8 +57,10 @@ class Converted:
         if cut := self.cut:
             text = f"the classifier keeps {arch.kept_features} of {arch.features} inputs: on {cut.inputs} logits change by up to "
             text += f"{cut.max_error / cut.scale:.1%} of the largest, top-1 agrees on {cut.agreement:.2%}"
-            if cut.top1 is None:
+            if self.noise:
                 text += "; noise tells little: give --images"
+            elif cut.top1 is None:
+                text += "; the images have no labels, so accuracy is not known: give a CIFAR binary file, or use `evaluate`"
             else:
                 text += f", top-1 accuracy {cut.reference_top1:.2%} -> {cut.top1:.2%}"
             lines.append(text)
@@ -103,7 +107,7 @@ def convert_file(
         if not faithful.passed:
             raise CheckFailed(f"{path}: the converted network differs from the training form; nothing was written. {faithful.summary()}")
     save(converted, out, source=path)
-    return Converted(out, converted, model.architecture.cost(model.form), converted.architecture.cost(), faithful, cut)
+    return Converted(out, converted, model.architecture.cost(model.form), converted.architecture.cost(), faithful, cut, data is None)
 
 
 def _side_by_side(ours: DenselyConnected, theirs: DenselyConnected, data: Images | None) -> Comparison:

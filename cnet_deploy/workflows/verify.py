@@ -170,16 +170,24 @@ def verify(
 ) -> list[Comparison]:
     """Compare an artifact with the model it came from. A model in training form is converted first, as the artifact was.
 
-    ``sha256`` is the digest that the artifact must have; ``overrides``: see ``checkpoints.load``. Raises InputRefused for files that
-    can't be opened or don't fit each other. A difference beyond the tolerance raises nothing: see ``Comparison.passed``.
+    ``sha256`` is the digest that the artifact must have; ``overrides``: see ``checkpoints.load`` (``input_size`` also fixes the size of an
+    ONNX file that leaves it free). Raises InputRefused for files that can't be opened or don't fit each other. A difference beyond the
+    tolerance raises nothing: see ``Comparison.passed``.
     """
-    with open_session(artifact, sha256=sha256) as session, _open_reference(model, session, overrides) as reference:
+    own = _of_the_artifact(artifact, overrides)
+    with open_session(artifact, sha256=sha256, **own) as session, _open_reference(model, session, overrides) as reference:
         data = None
         if images is not None:
             if reference.preprocessing is None:
                 raise InputRefused(f"{model}: does not say how images are preprocessed; leave --images out")
             data = read_images(images, reference.preprocessing, reference.classes)
         return compare_all(session, reference, data, tolerance)
+
+
+def _of_the_artifact(artifact: Path | str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Those of the model's overrides that the artifact's backend takes too."""
+    takes = backends()[backend_of(artifact)].takes
+    return {key: value for key, value in overrides.items() if key in takes}
 
 
 def _open_reference(model: Path | str, session: Session, overrides: dict[str, Any]) -> Session:

@@ -257,7 +257,7 @@ def test_refusals_name_the_file_at_hand(checkpoint_path: Path, onnx_path: Path, 
     swapped = run("verify", checkpoint_path, onnx_path)
     assert swapped.exit_code == 4 and "expected the artifact first" in swapped.stderr
     unused = run("verify", onnx_path, onnx_path, "--input-size", 64)
-    assert unused.exit_code == 4 and "expected no input_size" in unused.stderr
+    assert unused.exit_code == 4 and "expected no other input size" in unused.stderr
     unknown = run("export", "vgg16", "--onnx", "-o", tmp_path / "x.onnx")
     assert unknown.exit_code == 4 and "vgg-16" in unknown.stderr
 
@@ -267,3 +267,15 @@ def test_cli_from_a_checkout(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(root / "cli.py"), "--version"], check=True, capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout == f"cnet-deploy {cd.__version__}\n"
     assert [os.readlink(root / door) for door in ("exporters", "benchmarks")] == ["cnet_deploy/exporters", "cnet_deploy/benchmarks"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("gate", "a", "b", "--summary", ""), ("gate", "a", "b", "--json", ""), ("run", "", "x"), ("evaluate", "x", "--data", ""),
+     ("export", "", "--onnx"), ("convert", "x", "-o", ""), ("verify", "x", "y", "--images", "")],
+    ids=str,
+)  # fmt: skip
+def test_an_empty_name_is_no_file(arguments: tuple[str, ...]) -> None:
+    """An unset variable of a shell must not become the current folder."""
+    done = run(*arguments)
+    assert done.exit_code == 2 and "the name is empty; expected a file's, or leave the option out" in done.stderr

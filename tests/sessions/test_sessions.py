@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 
 import cnet_deploy as cd
@@ -175,25 +174,6 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputRefused, match=message):
             cd.open_session(tmp_path / name)
-
-
-@pytest.mark.parametrize(
-    ("shape", "kind", "message"),
-    [
-        (["n", 3, "h", "w"], onnx.TensorProto.FLOAT, "of fixed size"),
-        ([1, 5, 8, 8], onnx.TensorProto.FLOAT, "of fixed size"),
-        ([1, 3, 8, 8], onnx.TensorProto.DOUBLE, "expected tensor"),
-        ([1, 3, 8], onnx.TensorProto.FLOAT, "of fixed size"),
-    ],
-)
-def test_onnx_models_that_are_no_image_classifiers(tmp_path: Path, shape: list[Any], kind: int, message: str) -> None:
-    value = onnx.helper.make_tensor_value_info
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Flatten", ["x"], ["y"])], "g", [value("x", kind, shape)], [value("y", kind, [None, None])]
-    )
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
-    with pytest.raises(InputRefused, match=message):
-        cd.open_session(tmp_path / "m.onnx")
 
 
 def test_onnxruntime_that_fell_back_is_refused(onnx_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import cnet_deploy as cd
 from cnet_deploy.errors import InputRefused, OutputRefused
 from cnet_deploy.workflows.convert import convert_file
 from cnet_deploy.workflows.prepare import default_output
-from tests.builders import save_checkpoint, state_dict, tiny, training_model
+from tests.builders import TINY, save_checkpoint, state_dict, tiny, training_model
 from tests.cases import few
 
 
@@ -37,6 +37,13 @@ def test_without_images_the_report_says_that_noise_tells_little(checkpoint_path:
     done = convert_file(checkpoint_path, tmp_path / "m.safetensors")
     assert done.cut is not None and done.cut.inputs == "64 random inputs"
     assert "give --images" in done.summary()
+
+
+def test_images_without_labels_are_not_called_noise(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "c.pth.tar", state_dict(training_model(TINY)))
+    done = convert_file(path, tmp_path / "m.safetensors", images=Path(__file__).parents[2] / "examples" / "images")
+    assert "noise tells little" not in done.summary()
+    assert "the images have no labels, so accuracy is not known: give a CIFAR binary file, or use `evaluate`" in done.summary()
 
 
 def test_nothing_was_cut_nothing_is_reported(checkpoint_path: Path, tmp_path: Path) -> None:

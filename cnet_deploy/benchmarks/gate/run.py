@@ -10,7 +10,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cnet_deploy.benchmarks.gate.baseline import find_baseline
 from cnet_deploy.benchmarks.gate.sides import Notify, Side, interpreter, make_side, require_file
@@ -18,9 +18,9 @@ from cnet_deploy.benchmarks.measure.cells import worker
 from cnet_deploy.benchmarks.measure.environment import environment
 from cnet_deploy.benchmarks.measure.rounds import Result, Settings, take_turn
 from cnet_deploy.benchmarks.measure.rule import Decision, SelfTest, Verdict, adaptively, decide, self_test
-from cnet_deploy.benchmarks.sweep.figures import Change, Figures, changes
+from cnet_deploy.benchmarks.sweep.figures import Change, Figures, changes, other_precision
 from cnet_deploy.benchmarks.sweep.plan import is_named
-from cnet_deploy.errors import CheckFailed, Inconclusive, Unavailable
+from cnet_deploy.errors import CheckFailed, Inconclusive, Unavailable, printable
 from cnet_deploy.files import exists
 
 SETTINGS = Settings(warmup=0.5, seconds=0.5, least=5, fresh=True)
@@ -44,7 +44,8 @@ class Round:
 @dataclass
 class Outcome:
     """The result of a gate. ``rounds`` is empty if the self-test failed. ``changes`` are those of counts that do not vary from run to run;
-    ``compared`` summarises them, or says why they could not be compared."""
+    ``compared`` summarises them, or says why they could not be compared. ``unlike`` says how the networks differ in what they read and
+    give; "" if they don't, and against a baseline, which does not tell."""
 
     base: str
     head: str
@@ -55,6 +56,7 @@ class Outcome:
     changes: list[Change] = field(default_factory=list)
     compared: str = "not compared"
     allow_changes: bool = False
+    unlike: str = ""
     self_rounds: list[Round] = field(default_factory=list)
     self_test: SelfTest | None = None
     rounds: list[Round] = field(default_factory=list)
@@ -102,7 +104,11 @@ def gate(
         outcome = Outcome(base, head, chosen, a.cell.threads, tolerance, settings, allow_changes=allow_changes, device=device)
         _compare(outcome, a.figures, b.figures, notify)
         # Both must open before minutes are spent on measuring one.
-        _require_one_batch(*(_open(side, outcome) for side in sides))
+        opened = [_open(side, outcome) for side in sides]
+        _require_one_batch(*(one.batch for one in opened))
+        outcome.unlike = _differences(*opened)
+        if outcome.unlike:
+            notify(outcome.unlike)
         if two_pythons:
             _require_two_installations(outcome)
 
@@ -147,7 +153,7 @@ def gate_baseline(
     with tempfile.TemporaryDirectory(prefix="cnet-deploy-gate-") as folder:
         side = make_side("head", head, stored.backend, stored.threads, sys.executable, Path(folder), notify, stored.device, stored.batch)
         _compare(outcome, stored.figures, side.model_figures, notify)
-        _require_one_batch(stored.batch, _open(side, outcome))
+        _require_one_batch(stored.batch, _open(side, outcome).batch)
         if not outcome.self_test.passed:
             return outcome
 
@@ -184,13 +190,21 @@ def _turn(side: Side, outcome: Outcome) -> tuple[float, ...]:
     return tuple(result.samples)
 
 
-def _open(side: Side, outcome: Outcome) -> int:
-    """Open a side once, and record its installation. Returns its images per inference. Raises its error if it can't be run."""
+class _Opened(NamedTuple):
+    """A side's images per inference, the shape [channels, H, W] of each, and its classes."""
+
+    batch: int
+    shape: tuple[int, ...]
+    classes: int
+
+
+def _open(side: Side, outcome: Outcome) -> _Opened:
+    """Open a side once, and record its installation. Raises its error if it can't be run."""
     with worker(side.cell, side.python) as held:
         opened = held.open()
     side.check(opened.get("error"), opened.get("exit_code"))
     outcome.installations[side.name] = f"{opened['version']} in {opened['installation']}"
-    return int(opened["batch"])
+    return _Opened(int(opened["batch"]), tuple(opened["shape"]), int(opened["classes"]))
 
 
 def _compare(outcome: Outcome, base: Figures | None, head: Figures | None, notify: Notify) -> None:
@@ -201,8 +215,24 @@ def _compare(outcome: Outcome, base: Figures | None, head: Figures | None, notif
     else:
         outcome.changes = changes(base, head)
         outcome.compared = f"{len(outcome.changes)} changed" if outcome.changes else "no change"
+        if other_precision(base, head):
+            both = f"{printable(base.precision)} and {printable(head.precision)}"
+            outcome.compared += f"; operators, multiply-adds and parameters are not compared between {both}"
+            notify(outcome.compared)
     for change in outcome.changes:
         notify(str(change))
+
+
+def _differences(base: _Opened, head: _Opened) -> str:
+    """What makes the networks two different ones, as a sentence; "" if they read the same images and tell as many classes apart."""
+    unlike = []
+    if base.shape != head.shape:
+        unlike.append("base reads images of {} and head of {} (channels x height x width)".format(
+            *("x".join(map(str, one.shape)) for one in (base, head))
+        ))  # fmt: skip
+    if base.classes != head.classes:
+        unlike.append(f"base tells {base.classes} classes apart and head {head.classes}")
+    return f"not the same task: {' and '.join(unlike)}" if unlike else ""
 
 
 def _require_one_batch(base: int, head: int) -> None:

@@ -59,6 +59,8 @@ def run(models: Sequence[str], baseline: Path | None, places: Places, *, quiet: 
     except CnetDeployError as error:
         _report(NOT_MEASURED, f"{NOT_MEASURED}: {error}", {"exit_code": error.exit_code, "reason": str(error)}, [], places)
         raise
+    if outcome.unlike:
+        put(f"{printable(outcome.unlike)}\n")
     if (outcome.rounds or outcome.self_rounds) and not quiet:
         show(_table(outcome))
     _report(outcome.verdict.value, verdict(outcome), to_dict(outcome), _markdown(outcome), places)
@@ -111,6 +113,7 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
         "decision": decision and {**asdict(decision), "verdict": decision.verdict.value},
         "self_test": quiet and {**asdict(quiet), "passed": quiet.passed},
         "compared": outcome.compared,
+        **({"unlike": outcome.unlike} if outcome.unlike else {}),
         "changes": [asdict(change) for change in outcome.changes],
         "self_test_rounds": [asdict(part) for part in outcome.self_rounds],
         "rounds": [asdict(part) for part in outcome.rounds],
@@ -175,9 +178,11 @@ def _row(what: str, number: int, part: Round) -> tuple[str, ...]:
 
 def _markdown(outcome: Outcome) -> list[str]:
     """The lines under the verdict on a summary page."""
-    lines = [f"- base: `{_code(outcome.base)}` on {outcome.backends[0]} {_code(outcome.installations.get('base', ''))}".rstrip()]
+    lines = [f"- **{_code(outcome.unlike)}**"] if outcome.unlike else []
+    lines += [f"- base: `{_code(outcome.base)}` on {outcome.backends[0]} {_code(outcome.installations.get('base', ''))}".rstrip()]
     lines.append(f"- head: `{_code(outcome.head)}` on {outcome.backends[1]} {_code(outcome.installations.get('head', ''))}".rstrip())
-    lines += [f"- {change}" for change in outcome.changes] or [f"- operators, multiply-adds, parameters, bytes: {outcome.compared}"]
+    lines += [f"- {change}" for change in outcome.changes]
+    lines.append(f"- operators, multiply-adds, parameters, bytes: {outcome.compared}")
     if quiet := outcome.self_test:
         lines.append(
             f"- base against itself: ±{_share(quiet.half_width)} (99 %) in {quiet.rounds} rounds, at most {_share(quiet.limit)} allowed"

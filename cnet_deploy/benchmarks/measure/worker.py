@@ -62,6 +62,8 @@ class OpenCell:
             "first_seconds": first,
             "first_at": time.monotonic(),
             "batch": self.batch,
+            "shape": list(shape),
+            "classes": self.session.classes,
             "installation": str(Path(cnet_deploy.__file__).resolve().parent),
             "version": cnet_deploy.__version__,
         }

@@ -62,11 +62,13 @@ def figures_of(path: Path | str) -> Figures:
     manifest = read_manifest(path, data) if manifest_path(path).exists() else None
     precision = manifest.precision if manifest else None
     target = target_of_file(path, kind_of(data))
-    other = path.suffix if target_by_suffix(path.suffix) is None else "checkpoint"
-    format = targets()[target].suffix if target is not None else other
+    format = "checkpoint" if target_by_suffix(path.suffix) else path.suffix  # model.onnx may be one
+    if target is not None:
+        format = targets()[target].suffix
     if target is not None and (look := getattr(module_of(target), "inspect", None)):
         with naming(path):
             inside: Inside = look(data)
+        precision = precision or inside.precision
         return Figures(format, len(data), inside.multiply_adds, inside.params, precision, dict(sorted(inside.operators.items())))
     inspection = inspect(path)
     cost = inspection.architecture.cost("training" if inspection.form == "training" else "group-conv") if inspection.architecture else None
@@ -74,22 +76,30 @@ def figures_of(path: Path | str) -> Figures:
     return Figures(format, len(data), cost.macs if cost else None, cost.params if cost else None, precision, operators)
 
 
+def other_precision(base: Figures, head: Figures) -> bool:
+    """Whether both tell their precision and differ in it. Operators and weights are then of other kinds, and their numbers say nothing."""
+    return bool(base.precision and head.precision and base.precision != head.precision)
+
+
 def changes(base: Figures, head: Figures) -> list[Change]:
     """What differs, with before and after. Worse is what costs: more operators, multiply-adds, parameters, over 1 % more bytes, another
-    precision. A figure that either side does not tell is not compared, and none is if the formats differ."""
+    precision. A figure that either side does not tell is not compared, and none is if the formats differ. Between two precisions only the
+    bytes are."""
     changes: list[Change] = []
     if base.format != head.format:
         return changes
-    for what, before, after, allowed in (
+    figures = (
         ("multiply-adds", base.multiply_adds, head.multiply_adds, 0.0),
         ("parameters", base.params, head.params, 0.0),
         ("bytes", base.bytes, head.bytes, BYTES_TOLERANCE),
-    ):
+    )
+    other = other_precision(base, head)
+    for what, before, after, allowed in figures[2:] if other else figures:
         if before is not None and after is not None and before != after:
             changes.append(Change(what, f"{before:,}", f"{after:,}", after > before * (1 + allowed)))
-    if base.precision and head.precision and base.precision != head.precision:
+    if other:
         changes.append(Change("precision", printable(base.precision), printable(head.precision), True))
-    if base.operators and head.operators and dict(base.operators) != dict(head.operators):
+    if not other and base.operators and head.operators and dict(base.operators) != dict(head.operators):
         before, after = sum(base.operators.values()), sum(head.operators.values())
         changes.append(Change("operators", f"{before:,}", f"{after:,}", after > before))
         for name in sorted({*base.operators, *head.operators}):

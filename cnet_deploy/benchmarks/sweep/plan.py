@@ -50,13 +50,15 @@ def bench(
     models: Sequence[str] = (), *, backends: Sequence[str] = (), threads: Sequence[int] = (), batches: Sequence[int] = (1,),
     device: str = "cpu", settings: Settings | None = None, progress: Callable[[str], None] = lambda _: None,
     total: Callable[[int], None] = lambda _: None, keep: Keep = lambda _: None, earlier: Report | None = None,
+    input_size: tuple[int, int] | None = None,
 ) -> Report:  # fmt: skip
     """Measure the paper's table, or any files and named networks, with every number of ``threads`` and every batch size.
 
     A named network runs with random weights on every backend of ``backends`` (``default_backends`` of the ``device``, if none is given). A
     file runs on the backend that opens it; a model's file on those that it can be exported for, too, where they are asked for. ``progress``
     hears what is being done, ``total`` how many steps there will be, ``keep`` gets the report as it grows. ``earlier`` is the report of the
-    same sweep that was interrupted: what it holds is not measured again. Raises InputRefused for what can't be measured before anything is.
+    same sweep that was interrupted: what it holds is not measured again. ``input_size`` (height, width) is that of files which don't tell
+    it: checkpoints, and ONNX files that leave it free. Raises InputRefused for what can't be measured before anything is.
     """
     settings = settings or Settings()
     if device not in DEVICES:
@@ -65,8 +67,10 @@ def bench(
         resolve_backend(name)
     groups = [(count, batch) for count in threads or [default_threads()] for batch in batches]
     names = list(dict.fromkeys(models)) or [row.model for row in PAPER]
+    if input_size is not None and (named := next(filter(is_named, names), None)):
+        raise InputRefused(f"{named}: is the name of a network, whose input size is fixed; expected no input size")
     plan = {name: backends_of(name, backends, device) for name in names}
-    report = Report([_row(name, plan[name], groups, device, fresh=settings.fresh) for name in names], settings)
+    report = Report([_row(name, plan[name], groups, device, input_size, fresh=settings.fresh) for name in names], settings)
     if earlier is not None:
         _continue(report, earlier)
         if report.after is not None:
@@ -159,15 +163,31 @@ def _parts(report: Report) -> list[list[Result]]:
     ]
 
 
-def _row(name: str, backends: Sequence[str], groups: Sequence[Group], device: str, *, fresh: bool) -> Row:
-    results = [Result(Cell(name, name, backend, *group, device=device), batch=group[1]) for group in groups for backend in backends]
+def _row(
+    name: str, backends: Sequence[str], groups: Sequence[Group], device: str, input_size: tuple[int, int] | None, *, fresh: bool
+) -> Row:  # fmt: skip
+    results = [
+        Result(Cell(name, name, backend, *group, options=_sizes(name, backend, input_size), device=device), batch=group[1])
+        for group in groups
+        for backend in backends
+    ]
     if is_named(name):
         paper = paper_row(name)
         flops, params = counted(name)
         return Row(name, flops, params, None, paper.top1_error if paper else None, results)
-    data, costs = read_bytes(name), _counted_file(name)
+    data, costs = read_bytes(name), _counted_file(name, input_size)
     counts = figures_of(name).to_dict() if fresh else None
     return Row(name, *costs, digest(data), _top1_error(name, data), results, counts)
+
+
+def _sizes(name: str, backend: str, input_size: tuple[int, int] | None) -> dict[str, Any]:
+    """The input size as an option of the session, for a file that takes one."""
+    if input_size is None:
+        return {}
+    if target_for(backend, name) is not None:
+        raise InputRefused(f"{name}: would be exported for {backend} first; export it with --input-size, and give the artifact")
+    spec = described(backend)
+    return {"input_size": list(input_size)} if spec.opens_models or "input_size" in spec.takes else {}
 
 
 def _top1_error(path: str, data: bytes) -> float | None:
@@ -243,15 +263,16 @@ def _outline(report: Report) -> dict[str, object]:
         "models": [(row.label, row.sha256) for row in report.rows],
         "device": report.device,
         "cells": [(result.cell.backend, result.cell.threads, result.cell.batch) for result in report.results],
+        "options": [dict(result.cell.options) for result in report.results],
         "settings": asdict(report.settings),
     }
 
 
-def _counted_file(path: str) -> tuple[int | None, int | None]:
+def _counted_file(path: str, input_size: tuple[int, int] | None) -> tuple[int | None, int | None]:
     from cnet_deploy.workflows.inspect import inspect
 
     try:
-        inspection = inspect(path)
+        inspection = inspect(path, input_size=input_size)
     except InputRefused:
         return None, None  # not of the family: it can be measured all the same
     if inspection.architecture is None or inspection.form is None:

@@ -13,6 +13,11 @@ from cnet_deploy.artifacts.onnx_metadata import read_metadata
 from cnet_deploy.exporters.base import Inside
 from cnet_deploy.files.onnx_file import parse_onnx
 
+_TYPES = onnx.TensorProto
+_PRECISIONS = {
+    _TYPES.FLOAT: "fp32", _TYPES.FLOAT16: "fp16", _TYPES.BFLOAT16: "bf16", _TYPES.DOUBLE: "fp64", _TYPES.INT8: "int8", _TYPES.UINT8: "int8",
+}  # fmt: skip
+
 
 def count(data: bytes) -> Inside:
     """The contents of an ONNX file. Raises InputRefused as ``parse_onnx`` and ``read_metadata`` do."""
@@ -33,8 +38,17 @@ def count(data: bytes) -> Inside:
     return Inside(
         dict(Counter(node.op_type for node in model.graph.node).most_common()), macs,
         sum(math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in floats),
-        stated.architecture, stated.preprocessing, stated.class_names, details,
+        stated.architecture, stated.preprocessing, stated.class_names, _precision(model), details,
     )  # fmt: skip
+
+
+def _precision(model: onnx.ModelProto) -> str | None:
+    """The precision of most weights."""
+    sizes: Counter[str] = Counter()
+    for tensor in model.graph.initializer:
+        if (name := _PRECISIONS.get(tensor.data_type)) is not None:
+            sizes[name] += math.prod(tensor.dims)
+    return sizes.most_common(1)[0][0] if sizes else None
 
 
 def _multiply_adds(model: onnx.ModelProto, weights: Mapping[str, tuple[int, ...]]) -> int:

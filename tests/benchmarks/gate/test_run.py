@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
+import cnet_deploy as cd
 from cnet_deploy.benchmarks.gate.run import SETTINGS, gate
 from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.hardware.cuda import why_no_device
+from cnet_deploy.models.build import build_random
 from tests.benchmarks.gate.gating import QUICK, run
+from tests.builders import TINY
 from tests.cases import few
 
 pytestmark = pytest.mark.usefixtures("warm")
@@ -29,6 +32,8 @@ def test_twice_the_work_never_passes(artifacts: dict[str, Path], tmp_path: Path)
         assert orders == ["AB", "BA"] * (len(orders) // 2) and len(orders) in (8, 16)
         assert all(len(part["base"]) >= 5 and len(part["head"]) >= 5 for part in found["rounds"])
     assert found["changes"][0]["what"] == "multiply-adds" and found["changes"][0]["worse"]
+    unlike = "not the same task: base reads images of 3x96x96 and head of 3x132x136 (channels x height x width)"
+    assert done.stdout.splitlines()[0] == found["unlike"] == unlike and unlike in done.stderr  # before anything is measured, too
 
 
 def test_head_equal_to_base_is_never_a_regression(artifacts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +58,15 @@ def test_a_missing_base_is_no_pass(artifacts: dict[str, Path], tmp_path: Path, m
     assert done.stdout.startswith("not measured: base: ") and "::error title=Latency gate::not measured" in done.stdout
     assert json.loads((tmp_path / "g.json").read_text())["verdict"] == "not measured"
     assert "Latency gate: not measured" in (tmp_path / "s.md").read_text()
+
+
+def test_between_two_precisions_operators_are_not_compared(tmp_path: Path) -> None:
+    paths = [cd.export(build_random(TINY), "onnx", tmp_path / f"{name}.onnx", precision=name).path for name in ("fp32", "fp16")]
+    summary = tmp_path / "s.md"
+    done = run(*paths, "--tolerance", "30%", "--allow-changes", "--summary", summary, *QUICK)
+    words = "operators, multiply-adds and parameters are not compared between fp32 and fp16"
+    assert words in done.stderr and words in summary.read_text()
+    assert "precision: fp32 -> fp16 (worse)" in done.stderr and "operators: " not in done.stderr
 
 
 def test_a_damaged_head_is_refused(artifacts: dict[str, Path], tmp_path: Path) -> None:

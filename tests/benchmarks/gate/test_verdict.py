@@ -76,6 +76,17 @@ def test_every_place_has_it(
     assert "round 8" in said or not made.rounds
 
 
+def test_networks_of_two_tasks_are_named_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    unlike = "not the same task: base tells 10 classes apart and head 100"
+    monkeypatch.setattr(verdicts, "gate", lambda *_, **__: outcome(unlike=unlike))
+    run(["condensenet-50"], None, Places(tmp_path / "g.json", tmp_path / "s.md"))
+    assert capsys.readouterr().out.splitlines()[0] == unlike
+    assert json.loads((tmp_path / "g.json").read_text())["unlike"] == unlike
+    assert f"- **{unlike}**\n- base: " in (tmp_path / "s.md").read_text()
+
+
 def test_what_could_not_be_measured_is_told_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import cnet_deploy as cd
 from cnet_deploy.benchmarks.sweep.figures import Figures, changes, figures_of
@@ -73,12 +76,32 @@ BASE = Figures(".onnx", 1000, 10, 20, "fp32", {"Conv": 3, "Relu": 2})
         (replace(BASE, operators={"Conv": 3, "Clip": 2}), {"operators": False, "operator Clip": False, "operator Relu": False}),
         (replace(BASE, operators={"Conv": 4, "Relu": 2}), {"operators": True, "operator Conv": False}),
         (replace(BASE, precision="fp16"), {"precision": True}),
+        (
+            replace(BASE, precision="int8", operators={"QLinearConv": 3, "DequantizeLinear": 9}, params=2, bytes=300),
+            {"precision": True, "bytes": False},
+        ),
         (Figures(".onnx", 1000), {}),
         (replace(BASE, format=".so", bytes=99999, params=1), {}),
     ],
 )
 def test_what_is_worse(head: Figures, found: dict[str, bool]) -> None:
     assert {change.what: change.worse for change in changes(BASE, head)} == found
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16", "int8"])
+def test_the_precision_of_a_file_without_a_manifest(tmp_path: Path, name: str) -> None:
+    model = onnx.load_from_string(build_graph(lower(build_random(TINY))).SerializeToString())
+    types = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16, "int8": TensorProto.INT8}
+    (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            values = np.zeros(tensor.dims, np.int8) if name == "int8" else numpy_helper.to_array(tensor)
+            kept = tensor.name
+            tensor.CopyFrom(helper.make_tensor(kept, types[name], tensor.dims, values.flatten().tolist()))
+    (tmp_path / "b.onnx").write_bytes(model.SerializeToString())
+    base, head = figures_of(tmp_path / "a.onnx"), figures_of(tmp_path / "b.onnx")
+    assert (base.precision, head.precision) == ("fp32", name)
+    assert {change.what for change in changes(base, head)} == {"precision", "bytes"}
 
 
 def test_damage_is_refused(tmp_path: Path) -> None:
