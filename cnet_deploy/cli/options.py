@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+weights_option = click.option(
+    "--weights", metavar="KEY", help="Which weights of a checkpoint that holds several sets; `inspect` lists them."
+)
+
+
 def model_options(command: F) -> F:
     """Options for what a checkpoint doesn't record."""
     for option in (
@@ -34,7 +39,7 @@ def model_options(command: F) -> F:
         click.option("--input-size", type=Size(), help="Input in pixels, as 224 or HEIGHTxWIDTH, instead of the inferred size."),
         click.option("--condense-factor", type=click.IntRange(1), help="C, if the checkpoint's counters don't tell it."),
         click.option("--groups", type=click.IntRange(1), help="G of the 1x1 convolutions, if the masks don't tell it."),
-        click.option("--weights", metavar="KEY", help="Which weights of a checkpoint that holds several sets; `inspect` lists them."),
+        weights_option,
     ):
         command = option(command)
     return command

@@ -153,7 +153,7 @@ def test_the_size_on_the_command_line(tmp_path: Path, first_images: Any) -> None
 
 def test_files_of_two_sizes_are_not_compared(tmp_path: Path) -> None:
     small, large = (classifier(tmp_path / f"{side}.onnx", ("n", 3, side, side)) for side in (8, 16))
-    with pytest.raises(InputRefused, match="reads images of 8x8 and the model of 16x16; expected the same input size"):
+    with pytest.raises(InputRefused, match="reads images of 8x8 RGB and the model of 16x16 RGB; expected the same input size"):
         cd.verify(small, large)
 
 

@@ -253,7 +253,7 @@ def test_refusals_name_the_file_at_hand(checkpoint_path: Path, onnx_path: Path, 
         assert "needs the training checkpoint, reference-cifar10.pth.tar" in done.stderr
     for command in ("convert", "export"):
         done = run(command, onnx_path, *(["--onnx", "-o", tmp_path / "x.onnx"] if command == "export" else []))
-        assert done.exit_code == 4 and f"{onnx_path}: is an artifact" in done.stderr
+        assert done.exit_code == 4 and f"{onnx_path}: is an ONNX file" in done.stderr
     swapped = run("verify", checkpoint_path, onnx_path)
     assert swapped.exit_code == 4 and "expected the artifact first" in swapped.stderr
     unused = run("verify", onnx_path, onnx_path, "--input-size", 64)

@@ -96,7 +96,6 @@ def _module(name: str, *classes: type) -> Iterator[None]:
     parts = name.split(".")
     modules = {".".join(parts[: count + 1]): types.ModuleType(".".join(parts[: count + 1])) for count in range(len(parts))}
     for made in classes:
-        made.__module__, made.__qualname__ = name, made.__name__
         setattr(modules[name], made.__name__, made)
     before = {key: sys.modules.get(key) for key in modules}
     sys.modules.update(modules)
@@ -112,7 +111,7 @@ def _module(name: str, *classes: type) -> Iterator[None]:
 
 def foreign(module: str, name: str, value: Callable[[Any], Any], base: type = object, save: Callable[[Any], bytes] = saved) -> bytes:
     """What ``save`` makes of ``value(made)`` where ``made`` is an instance of a class that nobody has here."""
-    made = type(name, (base,), {})
+    made = type(name, (base,), {"__module__": module})
     with _module(module, made):
         instance = made()
         instance.__dict__.update({"val": 0.5, "avg": 0.25, "sum": 3.0, "count": 12})

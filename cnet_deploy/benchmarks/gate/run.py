@@ -85,18 +85,19 @@ class Outcome:
 def gate(
     base: str, head: str, *, backend: str | None = None, threads: int | None = None, tolerance: float = 0.05, max_rounds: int = MAX_ROUNDS,
     settings: Settings = SETTINGS, base_python: str | None = None, head_python: str | None = None, allow_changes: bool = False,
-    device: str = "cpu", notify: Notify = lambda _: None,
+    device: str = "cpu", notify: Notify = lambda _: None, weights: str | None = None,
 ) -> Outcome:  # fmt: skip
     """Compare ``head`` with ``base``: files or named networks, each run by an interpreter that has cnet-deploy (None: this one).
 
-    A model that the backend can't open is exported for it first, by that side's installation. ``notify`` gets lines of text. Raises
+    A model that the backend can't open is exported for it first, by that side's installation. ``weights`` is the key of a set of weights,
+    for checkpoints that hold several. ``notify`` gets lines of text. Raises
     Unavailable if either side is missing or can't be run, and if both interpreters load the same installation; InputRefused for a file
     that is refused.
     """
     two_pythons = base_python is not None or head_python is not None
     with tempfile.TemporaryDirectory(prefix="cnet-deploy-gate-") as folder:
         sides = [
-            make_side(name, model, backend, threads, interpreter(python), Path(folder), notify, device)
+            make_side(name, model, backend, threads, interpreter(python), Path(folder), notify, device, weights=weights)
             for name, model, python in (("base", base, base_python), ("head", head, head_python))
         ]
         a, b = sides
@@ -135,6 +136,7 @@ def gate(
 def gate_baseline(
     baseline: Path, head: str, *, backend: str | None = None, threads: int | None = None, tolerance: float = 0.05,
     max_rounds: int = MAX_ROUNDS, new_artifact: bool = False, allow_changes: bool = False, notify: Notify = lambda _: None,
+    weights: str | None = None,
 ) -> Outcome:  # fmt: skip
     """Compare ``head`` with rounds that ``bench --save-baseline`` stored, measured in the same way.
 
@@ -151,7 +153,9 @@ def gate_baseline(
     outcome = Outcome(name, head, chosen, stored.threads, tolerance, settings, allow_changes=allow_changes, device=stored.device)
     outcome.self_test = self_test(stored.medians, stored.medians, tolerance, paired=False)
     with tempfile.TemporaryDirectory(prefix="cnet-deploy-gate-") as folder:
-        side = make_side("head", head, stored.backend, stored.threads, sys.executable, Path(folder), notify, stored.device, stored.batch)
+        side = make_side(
+            "head", head, stored.backend, stored.threads, sys.executable, Path(folder), notify, stored.device, stored.batch, weights
+        )  # fmt: skip
         _compare(outcome, stored.figures, side.model_figures, notify)
         _require_one_batch(stored.batch, _open(side, outcome).batch)
         if not outcome.self_test.passed:

@@ -13,7 +13,7 @@ from typing import Any
 from cnet_deploy.benchmarks.measure.cells import Cell
 from cnet_deploy.benchmarks.measure.worker import NAMED
 from cnet_deploy.benchmarks.sweep.figures import Figures, figures_of
-from cnet_deploy.benchmarks.sweep.plan import backends_of, copied, default_threads, export_options, is_named, target_for
+from cnet_deploy.benchmarks.sweep.plan import backends_of, copied, default_threads, export_options, holds_weights, is_named, target_for
 from cnet_deploy.errors import InputRefused, Unavailable, naming
 from cnet_deploy.exporters import targets
 from cnet_deploy.files import check_input, exists
@@ -45,11 +45,12 @@ class Side:
 
 
 def make_side(
-    name: str, model: str, backend: str | None, threads: int | None, python: str, folder: Path, notify: Notify, device: str, batch: int = 1
-) -> Side:
+    name: str, model: str, backend: str | None, threads: int | None, python: str, folder: Path, notify: Notify, device: str, batch: int = 1,
+    weights: str | None = None,
+) -> Side:  # fmt: skip
     """A file or named network, ready to run ``batch`` images per inference. Files made for it are written to ``folder``.
 
-    Raises Unavailable if it is missing, or can't be exported or run; InputRefused for a file or backend that is refused.
+    ``weights`` is the key of a set of weights, for a checkpoint that holds several. Raises Unavailable if it is missing, or can't be exported or run; InputRefused for a file or backend that is refused.
     """
     if not is_named(model):
         require_file(name, model)
@@ -57,21 +58,25 @@ def make_side(
         if backend is not None:
             resolve_backend(backend)
         chosen = backends_of(model, (backend,) if backend else (), device)[-1]
+    weights = weights if holds_weights(model) else None
     label, target = Path(model).name, target_for(chosen, model)
     # A copy, since the file is opened again in every round and may change meanwhile.
     path = model if is_named(model) else str(copied(model, folder / name))
     try:
-        given = None if is_named(model) else figures_of(path)
+        given = None if is_named(model) else figures_of(path, weights)
     except InputRefused as error:
         raise InputRefused(f"{name}: {str(error).replace(path, model)}") from None
     if target is not None:
         source, path = path, str(folder / f"{name}{targets()[target].suffix}")
         notify(f"{name}: exporting {model} for {chosen}")
-        _export(name, model, source, target, path, python, folder, export_options(chosen, batch))
+        taken = {} if weights is None else {"weights": weights}
+        _export(name, model, source, target, path, python, folder, export_options(chosen, batch) | taken)
     elif is_named(model):
         path = NAMED + model
-    cell = Cell(label, path, chosen, threads or default_threads(), batch, device=device)
-    return Side(name, model, python, cell, None if path.startswith(NAMED) else figures_of(path), given)
+    options = {} if weights is None or target is not None else {"weights": weights}
+    cell = Cell(label, path, chosen, threads or default_threads(), batch, options=options, device=device)
+    figures = None if path.startswith(NAMED) else figures_of(path, options.get("weights"))
+    return Side(name, model, python, cell, figures, given)
 
 
 def interpreter(python: str | None) -> str:

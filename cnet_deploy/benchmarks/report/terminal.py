@@ -86,7 +86,7 @@ _RENDERED: dict[str, Callable[[Report], str]] = {"html": page, "markdown": markd
 def run(
     models: Sequence[str], *, backends: Sequence[str] = (), threads: Sequence[int] = (), batches: Sequence[int] = (),
     device: str = "cpu", settings: Settings | None = None, outputs: Outputs | None = None, resume: bool = False, quiet: bool = False,
-    input_size: tuple[int, int] | None = None,
+    input_size: tuple[int, int] | None = None, weights: str | None = None,
 ) -> Report:  # fmt: skip
     """Measure (see ``bench``), print the tables on standard output and write ``outputs``; JSON is kept while the run goes on.
 
@@ -109,7 +109,7 @@ def run(
         journal.keep(report)
 
     try:
-        report = _with_progress(models, backends, threads, batches or [1], device, settings, keep, earlier, quiet, input_size)
+        report = _with_progress(models, backends, threads, batches or [1], device, settings, keep, earlier, quiet, input_size, weights)
     except KeyboardInterrupt:
         if not latest:
             raise
@@ -169,7 +169,7 @@ def _write(report: Report, journal: Journal, outputs: Outputs) -> None:
 
 def _with_progress(
     models: Sequence[str], backends: Sequence[str], threads: Sequence[int], batches: Sequence[int], device: str, settings: Settings,
-    keep: Keep, earlier: Report | None, quiet: bool, input_size: tuple[int, int] | None,
+    keep: Keep, earlier: Report | None, quiet: bool, input_size: tuple[int, int] | None, weights: str | None,
 ) -> Report:  # fmt: skip
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
@@ -183,7 +183,7 @@ def _with_progress(
 
         return bench(
             models, backends=backends, threads=threads, batches=batches, device=device, settings=settings, progress=step,
-            total=lambda n: bar.update(task, total=n), keep=keep, earlier=earlier, input_size=input_size,
+            total=lambda n: bar.update(task, total=n), keep=keep, earlier=earlier, input_size=input_size, weights=weights,
         )  # fmt: skip
 
 

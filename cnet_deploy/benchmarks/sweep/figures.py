@@ -55,8 +55,8 @@ class Change:
         return f"{self.what}: {self.before} -> {self.after}{' (worse)' if self.worse else ''}"
 
 
-def figures_of(path: Path | str) -> Figures:
-    """The figures of an artifact or a model. Raises InputRefused for a file that can't be read."""
+def figures_of(path: Path | str, weights: str | None = None) -> Figures:
+    """The figures of an artifact or a model. ``weights``: see ``checkpoints.load``. Raises InputRefused for a file that can't be read."""
     path = Path(path)
     data = read_bytes(path)
     manifest = read_manifest(path, data) if manifest_path(path).exists() else None
@@ -70,7 +70,7 @@ def figures_of(path: Path | str) -> Figures:
             inside: Inside = look(data)
         precision = precision or inside.precision
         return Figures(format, len(data), inside.multiply_adds, inside.params, precision, dict(sorted(inside.operators.items())))
-    inspection = inspect(path)
+    inspection = inspect(path, weights=weights)
     cost = inspection.architecture.cost("training" if inspection.form == "training" else "group-conv") if inspection.architecture else None
     operators = {key: value for key, value in (inspection.details.get("operators") or {}).items() if isinstance(value, int)}
     return Figures(format, len(data), cost.macs if cost else None, cost.params if cost else None, precision, operators)

@@ -18,7 +18,7 @@ from cnet_deploy.benchmarks.measure.worker import NAMED
 from cnet_deploy.benchmarks.sweep.figures import figures_of
 from cnet_deploy.benchmarks.sweep.paper import PAPER, counted, paper_row
 from cnet_deploy.benchmarks.sweep.results import Group, Keep, Report, Row
-from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable
+from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, printable
 from cnet_deploy.exporters import target_by_suffix, targets
 from cnet_deploy.files import check_input, digest, exists, read_bytes
 from cnet_deploy.hardware.cuda import why_no_device
@@ -50,7 +50,7 @@ def bench(
     models: Sequence[str] = (), *, backends: Sequence[str] = (), threads: Sequence[int] = (), batches: Sequence[int] = (1,),
     device: str = "cpu", settings: Settings | None = None, progress: Callable[[str], None] = lambda _: None,
     total: Callable[[int], None] = lambda _: None, keep: Keep = lambda _: None, earlier: Report | None = None,
-    input_size: tuple[int, int] | None = None,
+    input_size: tuple[int, int] | None = None, weights: str | None = None,
 ) -> Report:  # fmt: skip
     """Measure the paper's table, or any files and named networks, with every number of ``threads`` and every batch size.
 
@@ -58,7 +58,8 @@ def bench(
     file runs on the backend that opens it; a model's file on those that it can be exported for, too, where they are asked for. ``progress``
     hears what is being done, ``total`` how many steps there will be, ``keep`` gets the report as it grows. ``earlier`` is the report of the
     same sweep that was interrupted: what it holds is not measured again. ``input_size`` (height, width) is that of files which don't tell
-    it: checkpoints, and ONNX files that leave it free. Raises InputRefused for what can't be measured before anything is.
+    it: checkpoints, and ONNX files that leave it free. ``weights`` is the key of a set of weights, for checkpoints that hold several.
+    Raises InputRefused for what can't be measured before anything is.
     """
     settings = settings or Settings()
     if device not in DEVICES:
@@ -70,7 +71,11 @@ def bench(
     if input_size is not None and (named := next(filter(is_named, names), None)):
         raise InputRefused(f"{named}: is the name of a network, whose input size is fixed; expected no input size")
     plan = {name: backends_of(name, backends, device) for name in names}
-    report = Report([_row(name, plan[name], groups, device, input_size, fresh=settings.fresh) for name in names], settings)
+    if weights is not None and not any(holds_weights(name) for name in names):
+        raise InputRefused(f"weights {printable(weights, 60)!r}: no file that is measured is a checkpoint; leave them out")
+    told = {"input_size": None if input_size is None else list(input_size), "weights": weights}
+    opening = {key: value for key, value in told.items() if value is not None}
+    report = Report([_row(name, plan[name], groups, device, opening, fresh=settings.fresh) for name in names], settings)
     if earlier is not None:
         _continue(report, earlier)
         if report.after is not None:
@@ -81,7 +86,7 @@ def bench(
         for row in report.rows:
             progress(f"prepare {row.label}")
             for result in row.results:
-                _prepare(result, Path(folder), fresh=settings.fresh)
+                _prepare(result, Path(folder), opening, fresh=settings.fresh)
         for part in parts:
             proceed(part, settings, progress, keep=lambda: keep(report))
     report.after = environment()
@@ -113,6 +118,11 @@ def backends_of(name: str, wanted: Sequence[str], device: str = "cpu") -> tuple[
 def is_named(model: str) -> bool:
     """Whether this is the name of a network, and no file."""
     return model in NAMES and not exists(model)
+
+
+def holds_weights(model: str) -> bool:
+    """Whether this is a file of weights, of which it may hold several sets."""
+    return not is_named(model) and backends()[backend_of(model)].opens_models
 
 
 def copied(path: Path | str, folder: Path) -> Path:
@@ -164,10 +174,10 @@ def _parts(report: Report) -> list[list[Result]]:
 
 
 def _row(
-    name: str, backends: Sequence[str], groups: Sequence[Group], device: str, input_size: tuple[int, int] | None, *, fresh: bool
+    name: str, backends: Sequence[str], groups: Sequence[Group], device: str, opening: Mapping[str, Any], *, fresh: bool
 ) -> Row:  # fmt: skip
     results = [
-        Result(Cell(name, name, backend, *group, options=_sizes(name, backend, input_size), device=device), batch=group[1])
+        Result(Cell(name, name, backend, *group, options=_options(name, backend, opening), device=device), batch=group[1])
         for group in groups
         for backend in backends
     ]
@@ -175,19 +185,22 @@ def _row(
         paper = paper_row(name)
         flops, params = counted(name)
         return Row(name, flops, params, None, paper.top1_error if paper else None, results)
-    data, costs = read_bytes(name), _counted_file(name, input_size)
-    counts = figures_of(name).to_dict() if fresh else None
+    data, costs = read_bytes(name), _counted_file(name, opening)
+    counts = figures_of(name, opening.get("weights")).to_dict() if fresh else None
     return Row(name, *costs, digest(data), _top1_error(name, data), results, counts)
 
 
-def _sizes(name: str, backend: str, input_size: tuple[int, int] | None) -> dict[str, Any]:
-    """The input size as an option of the session, for a file that takes one."""
-    if input_size is None:
+def _options(name: str, backend: str, opening: Mapping[str, Any]) -> dict[str, Any]:
+    """What a session takes of ``opening``; what is exported first takes it then."""
+    if is_named(name) or target_for(backend, name) is not None:
         return {}
-    if target_for(backend, name) is not None:
-        raise InputRefused(f"{name}: would be exported for {backend} first; export it with --input-size, and give the artifact")
     spec = described(backend)
-    return {"input_size": list(input_size)} if spec.opens_models or "input_size" in spec.takes else {}
+    return {key: value for key, value in opening.items() if spec.opens_models or key in spec.takes}
+
+
+def _overrides(opening: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for ``checkpoints.load``."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in opening.items()}
 
 
 def _top1_error(path: str, data: bytes) -> float | None:
@@ -204,7 +217,7 @@ def _top1_error(path: str, data: bytes) -> float | None:
     return 100 * (1 - known[-1]) if known else None
 
 
-def _prepare(result: Result, folder: Path, *, fresh: bool) -> None:
+def _prepare(result: Result, folder: Path, opening: Mapping[str, Any], *, fresh: bool) -> None:
     """Put the path of the artifact into a cell, or the error that kept it from being made: a missing backend is shown in its own cell."""
     cell = result.cell
     target = target_for(cell.backend, cell.label)
@@ -215,7 +228,7 @@ def _prepare(result: Result, folder: Path, *, fresh: bool) -> None:
         try:
             if result.error is None and not Path(path).exists():  # else it was made for another cell
                 _require_device(cell)
-                export(cell.label, target, path, **options)
+                export(cell.label, target, path, overrides=_overrides(opening), **options)
         except CnetDeployError as error:
             result.error, result.exit_code = str(error), error.exit_code
         except Exception as error:  # of a library's exporter; one network's, and no reason to end the run
@@ -268,11 +281,11 @@ def _outline(report: Report) -> dict[str, object]:
     }
 
 
-def _counted_file(path: str, input_size: tuple[int, int] | None) -> tuple[int | None, int | None]:
+def _counted_file(path: str, opening: Mapping[str, Any]) -> tuple[int | None, int | None]:
     from cnet_deploy.workflows.inspect import inspect
 
     try:
-        inspection = inspect(path, input_size=input_size)
+        inspection = inspect(path, **_overrides(opening))
     except InputRefused:
         return None, None  # not of the family: it can be measured all the same
     if inspection.architecture is None or inspection.form is None:

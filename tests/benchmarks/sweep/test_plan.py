@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from rich.console import Console
 
 import cnet_deploy as cd
+from cnet_deploy.benchmarks.gate.sides import make_side
 from cnet_deploy.benchmarks.report.terminal import render, run
 from cnet_deploy.benchmarks.sweep.plan import backends_of, bench, default_backends, export_options, target_for
 from cnet_deploy.benchmarks.sweep.results import Journal, Report, read_report
@@ -81,6 +84,23 @@ def test_a_models_file_is_exported_for_the_backends_that_are_asked_for(model_pat
     assert [target_for(backend, str(path)) for backend in ("torch", "torch.compile", "onnxruntime", "openvino", "native")] == [
         None, None, "onnx", "onnx", "native",
     ]  # fmt: skip
+
+
+def test_one_of_several_sets_of_weights(converted, onnx_path: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """As it is, and exported first; the gate takes the same."""
+    two = tmp_path / "two.pth"
+    torch.save({"model": converted.state_dict(), "model_ema": converted.state_dict()}, two)
+    which = ["torch", "onnxruntime"]
+    (row,) = bench([str(two)], backends=which, threads=[1], settings=QUICK, weights="model_ema").rows
+    assert [result.error for result in row.results] == [None, None] and row.flops == converted.architecture.flops
+    (row,) = bench([str(two)], threads=[1], settings=QUICK).rows
+    assert "choose one with --weights KEY" in (row.results[0].error or "")
+    with pytest.raises(InputRefused, match="weights 'ema': no file that is measured is a checkpoint"):
+        bench([str(onnx_path)], weights="ema")
+    made = [
+        make_side("head", str(two), backend, 1, sys.executable, tmp_path, lambda _: None, "cpu", weights="model_ema") for backend in which
+    ]
+    assert [side.cell.options for side in made] == [{"weights": "model_ema"}, {}] and made[0].model_figures == made[1].model_figures
 
 
 def test_what_can_not_be_made_fails_in_its_own_cells(onnx_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
