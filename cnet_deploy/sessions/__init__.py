@@ -102,6 +102,11 @@ def _expected(backend: Backend) -> str:
     return " or ".join(EXPECTED[kind] for kind in backend.opens) or f"a file that ends in {' or '.join(backend.suffixes)}"
 
 
+def holds_weights(path: Path | str) -> bool:
+    """Whether a file is a checkpoint or a model, which may hold several sets of weights, and no artifact. Raises as ``backend_of``."""
+    return backends()[backend_of(path)].opens_models
+
+
 def resolve_backend(name: str) -> Variant:
     """The backend and options for a backend's name, which may have parts after dots.
 

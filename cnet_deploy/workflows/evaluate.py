@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from cnet_deploy.images.class_names import Matching, match_classes
 from cnet_deploy.images.datasets import Dataset, FolderDataset, Labels, Split, open_dataset
 from cnet_deploy.images.decode import not_taken
 from cnet_deploy.images.preprocessing import NO_OVERRIDES, Floats, Overrides, Preprocessing
-from cnet_deploy.sessions import open_session, resolve_backend
+from cnet_deploy.sessions import holds_weights, open_session, resolve_backend
 from cnet_deploy.sessions.base import Session
 
 log = logging.getLogger(__name__)
@@ -207,7 +207,7 @@ def evaluate(
     if backend is not None:
         resolve_backend(backend)
     with contextlib.ExitStack() as stack:
-        sessions = [stack.enter_context(open_session(path, backend, device, threads, **overrides)) for path in paths]
+        sessions = [stack.enter_context(open_session(path, backend, device, threads, **own)) for path, own in _opening(paths, overrides)]
         dataset = open_dataset(data, split, sessions[0].classes, upright=exif)
         for path, session in zip(paths, sessions, strict=True):
             if session.classes != dataset.classes:
@@ -230,6 +230,13 @@ def evaluate(
         dataset.name, split, len(dataset) - len(refused), dataset.classes, tuple(tally.result() for tally in tallies), tuple(refused),
         dataset.not_taken, len(dataset.tagged), exif,
     )  # fmt: skip
+
+
+def _opening(paths: Sequence[Path | str], overrides: Mapping[str, Any]) -> Iterator[tuple[Path | str, Mapping[str, Any]]]:
+    """Each file with what to open it with: artifacts beside checkpoints have no other weights than their own."""
+    checkpoints = [path for path in paths if overrides.get("weights") is not None and holds_weights(path)]
+    for path in paths:
+        yield path, {**overrides, "weights": None} if checkpoints and path not in checkpoints else overrides
 
 
 def _matched(path: Path | str, session: Session, dataset: Dataset) -> Matching:

@@ -124,7 +124,7 @@ def test_every_command_takes_the_key(command: str, tmp_path: Path, first_images:
     arguments = {
         "convert": ("convert", path, "-o", tmp_path / "a.safetensors"), "export": ("export", path, "--onnx", "-o", tmp_path / "a.onnx"),
         "verify": ("verify", exported(tmp_path, path), path), "run": ("run", path, images),
-        "evaluate": ("evaluate", path, "--data", images),
+        "evaluate": ("evaluate", path, exported(tmp_path, path), "--data", images),
     }[command]  # fmt: skip
     result = CliRunner().invoke(main, [*map(str, arguments), "--weights", "state_dict_em"])
     assert result.exit_code == 4 and "has no weights called 'state_dict_em'" in result.stderr, result.stderr

@@ -13,11 +13,11 @@ from typing import Any
 from cnet_deploy.benchmarks.measure.cells import Cell
 from cnet_deploy.benchmarks.measure.worker import NAMED
 from cnet_deploy.benchmarks.sweep.figures import Figures, figures_of
-from cnet_deploy.benchmarks.sweep.plan import backends_of, copied, default_threads, export_options, holds_weights, is_named, target_for
+from cnet_deploy.benchmarks.sweep.plan import backends_of, copied, default_threads, export_options, is_named, target_for
 from cnet_deploy.errors import InputRefused, Unavailable, naming
 from cnet_deploy.exporters import targets
 from cnet_deploy.files import check_input, exists
-from cnet_deploy.sessions import resolve_backend
+from cnet_deploy.sessions import holds_weights, resolve_backend
 
 Notify = Callable[[str], None]  # gets lines of text
 
@@ -50,7 +50,8 @@ def make_side(
 ) -> Side:  # fmt: skip
     """A file or named network, ready to run ``batch`` images per inference. Files made for it are written to ``folder``.
 
-    ``weights`` is the key of a set of weights, for a checkpoint that holds several. Raises Unavailable if it is missing, or can't be exported or run; InputRefused for a file or backend that is refused.
+    ``weights`` is the key of a set of weights, for a checkpoint that holds several. Raises Unavailable if the side is missing, or can't be
+    exported or run; InputRefused for a file or backend that is refused.
     """
     if not is_named(model):
         require_file(name, model)
@@ -58,7 +59,7 @@ def make_side(
         if backend is not None:
             resolve_backend(backend)
         chosen = backends_of(model, (backend,) if backend else (), device)[-1]
-    weights = weights if holds_weights(model) else None
+    weights = weights if not is_named(model) and holds_weights(model) else None
     label, target = Path(model).name, target_for(chosen, model)
     # A copy, since the file is opened again in every round and may change meanwhile.
     path = model if is_named(model) else str(copied(model, folder / name))

@@ -24,7 +24,7 @@ from cnet_deploy.files import check_input, digest, exists, read_bytes
 from cnet_deploy.hardware.cuda import why_no_device
 from cnet_deploy.models.baselines import BASELINES
 from cnet_deploy.models.build import NAMES
-from cnet_deploy.sessions import DEVICES, backend_of, backends, names, opens, resolve_backend
+from cnet_deploy.sessions import DEVICES, backend_of, backends, holds_weights, names, opens, resolve_backend
 from cnet_deploy.sessions.base import Backend
 from cnet_deploy.sessions.native import MAX_THREADS
 from cnet_deploy.workflows.export import export
@@ -71,7 +71,7 @@ def bench(
     if input_size is not None and (named := next(filter(is_named, names), None)):
         raise InputRefused(f"{named}: is the name of a network, whose input size is fixed; expected no input size")
     plan = {name: backends_of(name, backends, device) for name in names}
-    if weights is not None and not any(holds_weights(name) for name in names):
+    if weights is not None and not any(not is_named(name) and holds_weights(name) for name in names):
         raise InputRefused(f"weights {printable(weights, 60)!r}: no file that is measured is a checkpoint; leave them out")
     told = {"input_size": None if input_size is None else list(input_size), "weights": weights}
     opening = {key: value for key, value in told.items() if value is not None}
@@ -118,11 +118,6 @@ def backends_of(name: str, wanted: Sequence[str], device: str = "cpu") -> tuple[
 def is_named(model: str) -> bool:
     """Whether this is the name of a network, and no file."""
     return model in NAMES and not exists(model)
-
-
-def holds_weights(model: str) -> bool:
-    """Whether this is a file of weights, of which it may hold several sets."""
-    return not is_named(model) and backends()[backend_of(model)].opens_models
 
 
 def copied(path: Path | str, folder: Path) -> Path:
