@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.files import read_bytes
+from cnet_deploy.files import kinds, read_bytes
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
@@ -211,42 +211,35 @@ def _reason(error: Exception, data: bytes) -> str:
         pixels = f"its {int(counted[1]):,} pixels" if counted else "its pixels"
         return f"{pixels} would not fit into the memory; {_at_most(MAX_DECODED // 4)}); {expected}"
     if isinstance(error, UnidentifiedImageError):
-        return f"{kind_of(data) or 'unknown format'}); {expected}"
+        return f"{_what_it_is(data)}); {expected}"
     if isinstance(error, MemoryError):
         return f"the memory is too small for it); {expected}"
     text = "" if str(error).startswith("decoder error") else str(error)
     return f"{text if isinstance(error, (OSError, ValueError)) and _PLAIN.fullmatch(text) else 'the file is damaged'}); {expected}"
 
 
+# What only images are said of; files/kinds.py knows the others.
 _KINDS = (
     (rb"II\*\0|MM\0\*|II\+\0|MM\0\+", "it is a TIFF file that is damaged, or whose pixels are stored in an uncommon way: store it as PNG"),
     (rb"\x89PNG|\xff\xd8\xff|RIFF.{4}WEBP", "the file is damaged"),
-    (rb"version https://git-lfs", "it is a Git LFS pointer, not the image: run git lfs pull"),
     (rb"GIF8", "it is a GIF file: store it as PNG"),
-    (rb"%PDF", "it is a PDF file"),
     (rb"%!PS|\xc5\xd0\xd3\xc6", "it is PostScript, which would be executed"),
     (rb".{4}ftyp(?:hei|hev|mif1|msf1)", "it is a HEIC file: store it as JPEG"),
     (rb".{4}ftypavi", "it is an AVIF file: store it as PNG"),
-    (rb"\s*<(?:!doctype html|html|head|body)", "it is an HTML page: the download gave a page instead of the image"),
     (rb"\s*<(?:\?xml[^>]{0,200}>\s*)?(?:<?!--|<?svg)|\s*<svg", "it is an SVG drawing: render it as PNG"),
-    (rb"\s*<\?xml", "it is XML, perhaps an error message of the server that it was downloaded from"),
-    (rb"\s*[{\[]", "it is JSON or other text"),
-    (rb"PK\x03\x04", "it is a zip archive: unpack it"),
-    (rb"\x1f\x8b", "it is packed by gzip: unpack it"),
     (rb"\0+\Z", "it has zeros alone: the download or the copy was not completed"),
 )
 
 
-def kind_of(data: bytes) -> str | None:
-    """What the first bytes say that a file is which is no image, as a sentence's part; None where they say nothing."""
-    start = data[:1024]
+def _what_it_is(data: bytes) -> str:
+    """What the first bytes say that a file is which is no image, as a sentence's part."""
     for pattern, words in _KINDS:
-        if re.match(pattern, start, re.IGNORECASE | re.DOTALL):
+        if re.match(pattern, data[:1024], re.IGNORECASE | re.DOTALL):
             return words
-    with contextlib.suppress(UnicodeDecodeError):
-        if all(c.isprintable() or c.isspace() for c in start.decode("ascii")):
-            return "it is text"
-    return None
+    kind = kinds.kind_of(data)
+    if kind is None:
+        return "unknown format"
+    return f"it is {kind.name}" + (f": {kind.remedy}" if kind in (kinds.GIT_LFS, kinds.GIT_ANNEX, kinds.WEB_PAGE, kinds.XML) else "")
 
 
 # ---- Pillow's warnings -------------------------------------------------------------------------------------------------------------

@@ -203,13 +203,13 @@ def test_tiff_files_of_many_kinds(tmp_path: Path, mode: str, compression: str) -
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"<!DOCTYPE html>\n<html><body>404", "it is an HTML page: the download gave a page instead of the image"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a", "it is a Git LFS pointer, not the image: run git lfs pull"),
-        (b"GIF89a" + bytes(20), "it is a GIF file"), (b"%PDF-1.7\n", "it is a PDF file"), (b"%!PS-Adobe-3.0\n", "it is PostScript"),
+        (b"<!DOCTYPE html>\n<html><body>404", "it is a web page (HTML): such a page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a", "it is a Git LFS pointer: fetch the content"),
+        (b"GIF89a" + bytes(20), "it is a GIF file"), (b"%PDF-1.7\n", "it is a PDF"), (b"%!PS-Adobe-3.0\n", "it is PostScript"),
         (b"\0\0\0\x18ftypheic" + bytes(20), "it is a HEIC file: store it as JPEG"), (b"PK\3\4" + bytes(30), "it is a zip archive"),
-        (b'<?xml version="1.0"?><svg xmlns="x"/>', "it is an SVG drawing"), (b'<?xml version="1.0"?><Error>', "it is XML"),
-        (bytes(2000), "it has zeros alone"), (b"no image at all\n", "it is text"), (b'{"error": 404}', "it is JSON"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(20), "the file is damaged"), (b"\x1f\x8b\x08" + bytes(20), "it is packed by gzip"),
+        (b'<?xml version="1.0"?><svg xmlns="x"/>', "it is an SVG drawing"), (b'<?xml version="1.0"?><Error>', "it is an XML file"),
+        (bytes(2000), "it has zeros alone"), (b"no image at all\n", "it is a text file"), (b'{"error": 404}', "it is a JSON file"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(20), "the file is damaged"), (b"\x1f\x8b\x08" + bytes(20), "it is a gzip file"),
         (b"\x01\x02\x03\x04", "unknown format"),
     ],
 )  # fmt: skip
@@ -227,7 +227,8 @@ def test_messages_are_not_python_s(tmp_path: Path, capfd: pytest.CaptureFixture[
         (tmp_path / f"{place}.tif").write_bytes(data)
         with pytest.raises(InputRefused) as caught:
             read_image(tmp_path / f"{place}.tif", CIFAR)
-        assert not any(word in str(caught.value) for word in ("<", "0x", "'", "Error", "-2"))
+        reason = str(caught.value).removeprefix(str(tmp_path))
+        assert not any(word in reason for word in ("<", "0x", "'", "Error", "-2"))
     assert capfd.readouterr() == ("", "")  # libtiff prints nothing of its own
 
 
