@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 import cnet_deploy as cd
+from cnet_deploy.cli import main
 from cnet_deploy.models.condensenet import initialise
 from tests.cases import few
 
@@ -53,7 +55,7 @@ def test_its_forward_and_ours(name: str, tmp_path: Path) -> None:
     )
     steps = model.preprocessing
     assert (steps.statistics, steps.resize, steps.crop, steps.interpolation, steps.guessed) == ("imagenet", 256, (224, 224), "bilinear", ())
-    cd.export(path, "onnx")
+    assert CliRunner().invoke(main, ["export", str(path), "--onnx"]).exit_code == 0  # as it was downloaded
     cd.export(path, "native", tmp_path / "net.so", cpu="host")
     for file in (path, tmp_path / f"{name}.onnx", tmp_path / "net.so"):
         with cd.open_session(file) as session:
