@@ -13,6 +13,8 @@ from cnet_deploy.errors import InputRefused, printable
 from cnet_deploy.images.preprocessing import CHANNELS
 from cnet_deploy.models.architecture import Architecture
 
+_FP16 = "onnxconverter_common.float16.convert_float_to_float16(model, keep_io_types=True)"
+
 
 @dataclass(frozen=True)
 class Value:
@@ -81,10 +83,7 @@ def _listed(what: str, values: Sequence[Value]) -> str:
 def _image_shape(image: Value, logits: Value, input_size: tuple[int, int] | None) -> tuple[int | None, int, int, int]:
     begin = f"reads {image}; expected float32 [N, channels, height, width]"
     if image.dtype == "float16":
-        raise InputRefused(
-            f"{begin}: make the fp16 file anew with float32 images, as "
-            "onnxconverter_common.float16.convert_float_to_float16(model, keep_io_types=True) does"
-        )
+        raise InputRefused(f"{begin}: make the fp16 file anew with float32 images, as {_FP16} does")
     if image.dtype != "float32":
         raise InputRefused(
             f"{begin}: leave the steps before the first layer out, with onnx.utils.extract_model('model.onnx', 'classifier.onnx', "
@@ -120,10 +119,7 @@ def _image_shape(image: Value, logits: Value, input_size: tuple[int, int] | None
 def _classes(image: Value, logits: Value, shape: tuple[int | None, ...]) -> int:
     begin = f"gives {logits}; expected float32 logits [N, classes]"
     if logits.dtype == "float16":
-        raise InputRefused(
-            f"{begin}: make the fp16 file anew with float32 logits, as "
-            "onnxconverter_common.float16.convert_float_to_float16(model, keep_io_types=True) does"
-        )
+        raise InputRefused(f"{begin}: make the fp16 file anew with float32 logits, as {_FP16} does")
     if logits.dtype != "float32":
         raise InputRefused(
             f"{begin}: leave the steps after the classifier out, with onnx.utils.extract_model('model.onnx', 'classifier.onnx', "
