@@ -14,7 +14,7 @@ import numpy.typing as npt
 from cnet_deploy.checkpoints.formats import format_of
 from cnet_deploy.checkpoints.metadata import METADATA_KEY, with_own
 from cnet_deploy.checkpoints.tensors import Contents, StoredTensor
-from cnet_deploy.errors import InputRefused
+from cnet_deploy.errors import InputRefused, in_words
 from cnet_deploy.files import digest, read_bytes, require_digest
 from cnet_deploy.files.pickle_reader import OddKey
 from cnet_deploy.files.pickle_scan import Findings, examine, is_torchscript
@@ -56,7 +56,7 @@ def read_tensors(path: Path | str, sha256: str | None = None, data: bytes | None
         if format.pickled:
             raise InputRefused(f"{path}: {_why_unreadable(error, data, findings)}") from None
         remedy = "get it again, or convert the checkpoint again"
-        raise InputRefused(f"{path}: is no complete {format.name} file: {_first_line(error)}; {remedy}") from None
+        raise InputRefused(f"{path}: is no complete {format.name} file: {in_words(error).partition('. ')[0]}; {remedy}") from None
 
 
 def _plain_entries(loaded: Any) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def _why_unreadable(error: Exception, data: bytes, findings: Findings) -> str:
         return f"is text (it begins {data[:40].decode('ascii', 'replace')!r}); expected a checkpoint (.pth.tar, .pt, .safetensors)"
     if findings.problem and findings.whole:
         return f"is no checkpoint that can be opened safely: {findings.problem}; expected .pth.tar, .pt or .safetensors"
-    reason = findings.problem or _first_line(f"{type(error).__name__}: {error}")
+    reason = findings.problem or in_words(error).partition(". ")[0]
     return f"is truncated, damaged or no checkpoint at all ({reason}); expected .pth.tar, .pt or .safetensors"
 
 
@@ -123,7 +123,3 @@ def _kind(value: object) -> str:
         return "a tensor"
     name = value.type if isinstance(value, OddKey) else type(value).__name__
     return _KINDS.get(name, f"an object of type {name}")
-
-
-def _first_line(error: object) -> str:
-    return (str(error).strip().splitlines() or ["no reason given"])[0].partition(". ")[0][:200]

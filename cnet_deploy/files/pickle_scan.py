@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from cnet_deploy.errors import printable
+from cnet_deploy.errors import in_words, printable
 
 MAX_BYTES = 16 << 20  # of the pickle inside a zip container; the weights are separate entries
 MAX_OPCODES = 150_000  # in total; a checkpoint of CondenseNet-182 with its optimizer has some 60,000
@@ -59,7 +59,7 @@ def examine(data: bytes) -> Findings:
     except _Refused as error:
         findings.problem = str(error)
     except Exception as error:  # bytes that are no pickle can raise anything
-        findings.problem, findings.whole = f"{type(error).__name__}: {error}", False
+        findings.problem, findings.whole = in_words(error), False
     findings.wanted = list(dict.fromkeys(findings.wanted))
     return findings
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from cnet_deploy.errors import InputRefused
+from cnet_deploy.errors import InputRefused, in_words
 from cnet_deploy.files import read_bytes
 from cnet_deploy.images.preprocessing import Floats, Preprocessing
 
@@ -133,7 +133,7 @@ def opened_image(path: Path) -> Iterator[Image.Image]:
                 _check_size(image)
                 yield image
     except Exception as error:  # decoders can raise anything on damaged images
-        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else in_words(error)
         raise InputRefused(f"{path}: is no readable image ({reason}); expected a complete {', '.join(_FORMATS)} file") from None
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from cnet_deploy.checkpoints.formats import read_pickled
 from cnet_deploy.checkpoints.metadata import METADATA_KEY, own_metadata
 from cnet_deploy.checkpoints.tensors import StoredTensor
-from cnet_deploy.errors import InputRefused, OutputRefused
+from cnet_deploy.errors import InputRefused, OutputRefused, in_words
 from cnet_deploy.files import atomic_output, check_output, read_bytes
 from cnet_deploy.files.pickle_scan import examine
 from cnet_deploy.models.condensenet import DenselyConnected
@@ -152,8 +152,7 @@ def read(path: Path) -> State:
             raise ValueError("its epoch or best_prec1 is no such number")
         return State(path, epoch, float(best), tensors, optimizer, {**training, "model": loaded["model"]})
     except Exception as error:  # a damaged file can raise anything
-        reason = str(error).splitlines()[0][:120] if str(error) else ""
-        raise InputRefused(f"{path}: is damaged, or is no checkpoint to resume from ({type(error).__name__}: {reason})") from None
+        raise InputRefused(f"{path}: is damaged, or is no checkpoint to resume from ({in_words(error)[:200]})") from None
 
 
 def _write(path: Path, data: bytes) -> None:
