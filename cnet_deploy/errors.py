@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
+import struct
 import threading
 from collections.abc import Iterator
 
@@ -20,6 +22,35 @@ def printable(text: object, length: int = MAX_LENGTH) -> str:
     """
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in str(text)[: length * 20])
     return safe if len(safe) <= length else f"{safe[: length * 2 // 3]} … {safe[-length // 4 :]}"
+
+
+# What a library's message has of Python, which says nothing to a user: representations of objects, names of types and functions.
+PYTHON = re.compile(
+    r"object at 0x|<(class|function|module|built-in|_io)\b|\b[A-Z]\w*(Error|Exception)\b|\bNone(Type)?\b|\b(is|are) none\b|\bTraceback\b"
+    r"|(?<![\w'\"])b(?P<quote>['\"]).*(?P=quote)|'\w+' (object|codec)|\bint\(\)|to unpack|\[Errno"
+)
+_SAID_BY_TYPE: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
+    (UnicodeError, "its text is damaged"),
+    (KeyError, "a part that it refers to is missing"),
+    (IndexError, "it refers to more than it has"),
+    ((EOFError, struct.error), "it ends too early"),
+    (MemoryError, "it takes more memory than there is"),
+    ((RecursionError, OverflowError), "it nests too deep, or has too large a number"),
+    ((TypeError, AttributeError, AssertionError), "its parts are of the wrong kinds"),
+)
+
+
+def in_words(error: BaseException) -> str:
+    """A library's exception in words for a user: its own message where that is a sentence, else what its type means.
+
+    >>> in_words(ValueError("the archive has no entry a")), in_words(KeyError("0"))
+    ('the archive has no entry a', 'a part that it refers to is missing')
+    """
+    for types, words in _SAID_BY_TYPE:
+        if isinstance(error, types):
+            return words
+    text = (getattr(error, "strerror", None) or str(error)).strip().partition("\n")[0][:300]
+    return text if text and not PYTHON.search(text) else "its content does not fit together"
 
 
 @contextlib.contextmanager
@@ -94,10 +125,6 @@ class InputRefused(CnetDeployError):
     """The input is unreadable, hostile, inconsistent, or not of the CondenseNet family."""
 
     exit_code = 4
-
-
-class Damaged(ValueError):
-    """A part of a file is not what it must be; the message says which. Its reader adds the file's name and raises InputRefused."""
 
 
 class PruningUnfinished(InputRefused):

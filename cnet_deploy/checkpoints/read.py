@@ -6,7 +6,6 @@ Container -> sets of weights -> dialect -> the original's names. Objects beside 
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
 
 from cnet_deploy.checkpoints.formats import format_of
 from cnet_deploy.checkpoints.formats.archives import unpacked
@@ -22,7 +20,7 @@ from cnet_deploy.checkpoints.metadata import METADATA_KEY, with_own
 from cnet_deploy.checkpoints.tensor_pickle import as_tensor
 from cnet_deploy.checkpoints.tensors import Contents, FoundWeights, InertObject
 from cnet_deploy.checkpoints.weights import WeightSet, choose, companions_in_words, find, kind, tensors_of
-from cnet_deploy.errors import Damaged, InputRefused, naming
+from cnet_deploy.errors import InputRefused, in_words, naming
 from cnet_deploy.files import digest, read_bytes, require_digest
 from cnet_deploy.files.kinds import describe, kind_of
 from cnet_deploy.files.pickle_reader import Inert
@@ -89,11 +87,11 @@ def _notes(sets: Sequence[WeightSet], chosen: WeightSet, why: str, companions: S
 def open_pickled(data: bytes) -> Any:
     """The object of a checkpoint that torch.save wrote, its tensors as StoredTensor, objects of other classes inert.
 
-    Raises Damaged for bytes that are not safe to read, and any other exception for a damaged file (see ``reason_of``).
+    Raises ValueError for bytes that are not safe to read, and any other exception for a damaged file.
     """
     inner, _ = unpacked(data)
     if problem := examine(inner).problem:
-        raise Damaged(problem)
+        raise ValueError(problem)
     return format_of(inner).read(inner)[0]
 
 
@@ -107,7 +105,7 @@ def _open(data: bytes, suffix: str) -> _Opened:
     if format.pickled:
         findings = examine(inner)
         if findings.problem:
-            raise Damaged(findings.problem)
+            raise ValueError(findings.problem)
     loaded, metadata = format.read(inner)
     metadata = with_own(_plain_entries(loaded) if format.pickled else metadata)
     inert = tuple(InertObject(name, runs_code(name)) for name in findings.wanted)
@@ -158,13 +156,13 @@ def _without_weights(opened: _Opened) -> str:
 def _why_unreadable(error: Exception, data: bytes, suffix: str) -> str:
     format = format_of(data, suffix)
     if not format.pickled:
-        return f"is no complete {format.name} file: {reason_of(error)}; get it again, or convert the checkpoint again"
+        return f"is no complete {format.name} file: {in_words(error)}; get it again, or convert the checkpoint again"
     findings = examine(data)
     if findings.problem and findings.whole:
         return f"is no checkpoint that can be opened safely: {findings.problem}; expected {_EXPECTED}"
     known = kind_of(data)
     what = "is truncated or damaged" if known is not None else "is truncated, damaged or no checkpoint at all"
-    return f"{what} ({reason_of(error)}); expected {_EXPECTED}: get it again"
+    return f"{what} ({in_words(error)}); expected {_EXPECTED}: get it again"
 
 
 def _arrays(stored: Mapping[str, tuple[Any, Any]], size: int) -> dict[str, npt.NDArray[Any]]:
@@ -192,10 +190,3 @@ def with_plain_classifier(tensors: dict[str, npt.NDArray[Any]]) -> dict[str, npt
         return tensors
     renamed = {f"classifier.linear.{name[11:]}" if name.startswith("classifier.") else name: value for name, value in tensors.items()}
     return renamed | {"classifier.index": np.arange(weight.shape[1])}
-
-
-def reason_of(error: Exception) -> str:
-    """What is wrong with a damaged file, in words: Python's own exceptions say nothing that its owner could use."""
-    if isinstance(error, (Damaged, pickle.UnpicklingError, SafetensorError)):
-        return (str(error).strip().splitlines() or ["its content is malformed"])[0].partition(". ")[0][:200]
-    return "its content is malformed"

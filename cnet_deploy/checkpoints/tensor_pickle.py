@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 from cnet_deploy.checkpoints.tensors import Storage, StoredTensor
-from cnet_deploy.errors import Damaged
 from cnet_deploy.files import pickle_arrays
 from cnet_deploy.files.pickle_arrays import StoredArray
 from cnet_deploy.files.pickle_reader import MAX_COPIED, Inert, Name, PickleReader
@@ -39,9 +38,9 @@ FindStorage = Callable[[tuple[Any, ...]], Storage]
 
 
 def storage_type(kind: object) -> tuple[str | None, int]:
-    """Type and size in bytes of the elements of a storage class. Raises Damaged for anything else."""
+    """Type and size in bytes of the elements of a storage class. Raises ValueError for anything else."""
     if not isinstance(kind, Name) or kind.module not in ("torch", "torch.storage") or kind.name not in STORAGES:
-        raise Damaged(f"{kind if isinstance(kind, Name) else 'a value'} is not a storage class")
+        raise ValueError(f"{kind if isinstance(kind, Name) else 'a value'} is not a storage class")
     return STORAGES[kind.name]
 
 
@@ -74,7 +73,7 @@ class TensorReader(PickleReader):
 
 
 def as_tensor(value: StoredTensor | StoredArray) -> StoredTensor:
-    """A tensor, or an array of numpy as a tensor. Raises Damaged for a damaged array."""
+    """A tensor, or an array of numpy as a tensor. Raises ValueError for a damaged array."""
     if isinstance(value, StoredTensor):
         return value
     dtype = _ARRAY_TYPES.get(value.code)
@@ -91,19 +90,19 @@ def as_tensor(value: StoredTensor | StoredArray) -> StoredTensor:
 def _ordered(reader: TensorReader, entries: Any = ()) -> OrderedDict[Any, Any]:
     pairs = list(reader.copied(entries.items() if isinstance(entries, dict) else entries))
     if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
-        raise Damaged("a dictionary is built from something other than pairs")
+        raise ValueError("a dictionary is built from something other than pairs")
     return OrderedDict((reader.key(key), value) for key, value in pairs)
 
 
 def _row(reader: TensorReader, entries: Any = ()) -> list[Any]:
     if not isinstance(entries, (list, tuple, set, frozenset)):
-        raise Damaged("a container is built from something other than a sequence or set")
+        raise ValueError("a container is built from something other than a sequence or set")
     return list(reader.copied(entries))
 
 
 def _encoded(reader: TensorReader, text: Any, encoding: Any = "latin1") -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise Damaged("it encodes something other than Latin-1 text")
+        raise ValueError("it encodes something other than Latin-1 text")
     reader.copied(text)
     return text.encode("latin-1")
 
@@ -117,12 +116,12 @@ def _tensor(_: TensorReader, storage: Any, offset: Any, shape: Any, strides: Any
     metadata = more[2] if len(more) > 2 else None
     dtype = dtype or (storage.dtype if isinstance(storage, Storage) else None)
     if not isinstance(storage, Storage) or dtype is None or not isinstance(metadata, (dict, type(None))):
-        raise Damaged("a tensor is built from something other than a storage")
+        raise ValueError("a tensor is built from something other than a storage")
     for row in (shape, strides, (offset,)):
         if not isinstance(row, tuple) or not all(type(number) is int and 0 <= number < 1 << 63 for number in row):
-            raise Damaged("a tensor's shape, strides and offset are not whole numbers")
+            raise ValueError("a tensor's shape, strides and offset are not whole numbers")
     if len(shape) != len(strides):
-        raise Damaged(f"a tensor has {len(shape)} dimensions and {len(strides)} strides")
+        raise ValueError(f"a tensor has {len(shape)} dimensions and {len(strides)} strides")
     return StoredTensor(dtype, storage, offset, shape, strides, bool((metadata or {}).get("neg")))
 
 
@@ -150,7 +149,7 @@ def _of_type(reader: TensorReader, called: Any, _: Any, arguments: Any, *__: Any
 def _of_device(_: TensorReader, numbers: Any, *__: Any) -> StoredTensor:
     """A tensor of a device without storages, as XLA's: stored as an array of numpy, or as a tensor on the CPU."""
     if not isinstance(numbers, (StoredArray, StoredTensor)):
-        raise Damaged("a device's tensor is built from something other than an array")
+        raise ValueError("a device's tensor is built from something other than an array")
     return as_tensor(numbers)
 
 
@@ -164,7 +163,7 @@ def _instance(_: TensorReader, kind: Any, _base: Any = None, state: Any = None, 
 
 def _type_name(dtype: Any) -> str:
     if not isinstance(dtype, Name) or dtype.module != "torch":
-        raise Damaged("a tensor's type is not one of torch's")
+        raise ValueError("a tensor's type is not one of torch's")
     return dtype.name
 
 

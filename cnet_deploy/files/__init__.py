@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from cnet_deploy.errors import InputRefused, OutputRefused
+from cnet_deploy.errors import InputRefused, OutputRefused, in_words
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def read_bytes(path: Path | str, limit: int = MAX_BYTES) -> bytes:
         with path.open("rb") as file:
             data = file.read(size)
     except (OSError, MemoryError) as error:
-        raise InputRefused(f"{path}: can't be read: {getattr(error, 'strerror', None) or type(error).__name__}") from None
+        raise InputRefused(f"{path}: can't be read: {in_words(error)}") from None
     if not data:
         raise InputRefused(f"{path}: is empty; expected a file with content")
     log.info("read %s: %s bytes", path, f"{len(data):,}")

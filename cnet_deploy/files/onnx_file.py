@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cnet_deploy.errors import InputRefused
+from cnet_deploy.errors import InputRefused, in_words
 
 
 def parse_onnx(data: bytes) -> Any:
@@ -31,7 +31,7 @@ def _parse(data: bytes) -> Any:
         model = onnx.load_model_from_string(data)
         elsewhere = b"location" in data and _is_elsewhere(model, onnx.TensorProto)
     except Exception as error:  # protobuf can raise anything on damaged files
-        raise InputRefused(f"is no readable ONNX model ({str(error) or type(error).__name__}); export it again") from None
+        raise InputRefused(f"is no readable ONNX model ({in_words(error)}); export it again") from None
     if elsewhere:
         raise InputRefused(
             "keeps weights in other files; expected one file, as `export` writes it: join them in Python, in the folder where they are: "

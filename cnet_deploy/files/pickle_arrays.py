@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from cnet_deploy.errors import Damaged, printable
+from cnet_deploy.errors import printable
 from cnet_deploy.files.pickle_reader import Name
 
 # numpy's codes of numbers, and those of struct.
@@ -37,20 +37,20 @@ class StoredArray:
     def parts(self, bytes_of: Callable[[str], bytes]) -> tuple[tuple[int, ...], bool, bytes]:
         """Its shape, whether it is stored by columns, and its bytes. ``bytes_of`` turns Latin-1 text into bytes.
 
-        Raises Damaged where they are damaged.
+        Raises ValueError where they are damaged.
         """
         if not isinstance(self.state, tuple) or len(self.state) != 5:
-            raise Damaged("its array is damaged")
+            raise ValueError("its array is damaged")
         _, shape, dtype, by_columns, raw = self.state
         if not isinstance(dtype, ArrayType) or not dtype.code:
-            raise Damaged("its array is of no known type")
+            raise ValueError("its array is of no known type")
         if dtype.big_endian:
-            raise Damaged(f"its array stores {printable(dtype.code, 20)} with the highest byte first; expected the lowest first")
+            raise ValueError(f"its array stores {printable(dtype.code, 20)} with the highest byte first; expected the lowest first")
         if not isinstance(shape, tuple) or not all(type(side) is int and 0 <= side < 1 << 59 for side in shape):
-            raise Damaged("its array's shape is damaged")
+            raise ValueError("its array's shape is damaged")
         content = bytes_of(raw) if isinstance(raw, str) else raw
         if not isinstance(content, (bytes, bytearray)):
-            raise Damaged(f"its array of {printable(dtype.code, 20)} holds something other than bytes")
+            raise ValueError(f"its array of {printable(dtype.code, 20)} holds something other than bytes")
         return shape, bool(by_columns), bytes(content)
 
 
@@ -84,6 +84,6 @@ def built(target: Any, state: Any) -> bool:
 def _number(dtype: Any, raw: Any = None) -> int | float | bool:
     """A numpy number as a Python number."""
     if not isinstance(dtype, ArrayType) or dtype.code not in _SCALARS or not isinstance(raw, bytes):
-        raise Damaged("a number of numpy is damaged, or of no known type")
+        raise ValueError("a number of numpy is damaged, or of no known type")
     value: int | float | bool = struct.unpack((">" if dtype.big_endian else "<") + _SCALARS[dtype.code], raw)[0]
     return value

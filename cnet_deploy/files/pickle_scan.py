@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from cnet_deploy.errors import printable
+from cnet_deploy.errors import in_words, printable
 
 MAX_BYTES = 64 << 20  # of the pickle inside a zip container; tensors are separate entries, but numpy's arrays are within
 MAX_OPCODES = 150_000  # in total; a checkpoint of CondenseNet-182 with its optimizer has some 60,000
@@ -77,8 +77,7 @@ def examine(data: bytes) -> Findings:
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, OSError):
         findings.problem, findings.whole = "its zip archive is damaged or incomplete", False
     except Exception as error:  # bytes that are no pickle can raise anything
-        short = isinstance(error, EOFError) or re.search("exhausted|not enough data|no newline|expected \\d+ bytes", str(error))
-        findings.problem, findings.whole = "its end is missing" if short else "its pickle is malformed", False
+        findings.problem, findings.whole = in_words(error), False
     findings.wanted = list(dict.fromkeys(findings.wanted))
     return findings
 

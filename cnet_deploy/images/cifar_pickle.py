@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cnet_deploy.errors import InputRefused, printable
+from cnet_deploy.errors import InputRefused, in_words, printable
 from cnet_deploy.files import read_bytes
 from cnet_deploy.files.pickle_arrays import StoredArray, built, made
 from cnet_deploy.files.pickle_reader import Name, PickleReader
@@ -43,7 +43,7 @@ def read_arrays(file: Path) -> dict[str, Any]:
             raise ValueError("it holds something other than a dictionary")
         return {key: _as_array(value, reader) if isinstance(value, StoredArray) else value for key, value in loaded.items()}
     except Exception as error:  # a damaged pickle can make its reader raise anything
-        reason = f"{type(error).__name__}: {error}"
+        reason = in_words(error)
         raise InputRefused(f"{file}: is truncated, damaged or not one of CIFAR's Python files ({reason}); get it again") from None
 
 

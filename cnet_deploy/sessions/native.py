@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cnet_deploy.artifacts.pair import Pair
-from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, printable
+from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, in_words, printable
 from cnet_deploy.hardware.cpu import host_machine
 from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.models.architecture import Architecture
@@ -121,7 +121,9 @@ class NativeSession(Session):
             self.precision = str(metadata["precision"])
             self.preprocessing.require_channels(self.architecture.image_channels)
         except (ValueError, KeyError, TypeError) as error:
-            raise InputRefused(f"its description is not that of a library of this tool ({error}); export the model again") from None
+            raise InputRefused(
+                f"its description is not that of a library of this tool ({in_words(error)}); export the model again"
+            ) from None
         own = self.manifest
         if own is None or (own.architecture, own.precision) != (self.architecture, self.precision):
             raise InputRefused("its manifest describes another network than the library itself; export the model again")
@@ -200,7 +202,8 @@ def _loaded(data: bytes) -> tuple[contextlib.ExitStack, Any]:
             except (AttributeError, OSError) as error:
                 if copy is _in_a_folder:
                     raise Unavailable(
-                        f"can't be copied to {tempfile.gettempdir()}, from where it is loaded: {error}; set TMPDIR to another folder"
+                        f"can't be copied to {tempfile.gettempdir()}, from where it is loaded: {in_words(error)}; set TMPDIR to "
+                        "another folder"
                     ) from None
                 continue
             try:

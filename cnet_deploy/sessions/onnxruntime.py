@@ -275,7 +275,8 @@ def _installed(package: str) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or ["no reason given"])[0][:300]
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip()).removesuffix(".")
+    return (text.splitlines() or ["no reason given"])[0][:300]
 
 
 def _runtime() -> Any:

@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from cnet_deploy.checkpoints.metadata import METADATA_KEY, own_metadata
-from cnet_deploy.checkpoints.read import open_pickled, reason_of
+from cnet_deploy.checkpoints.read import open_pickled
 from cnet_deploy.checkpoints.tensor_pickle import as_tensor
 from cnet_deploy.checkpoints.tensors import StoredTensor
 from cnet_deploy.checkpoints.weights import choose, find, inert_in, kind, tensors_of
-from cnet_deploy.errors import InputRefused, OutputRefused, naming
+from cnet_deploy.errors import InputRefused, OutputRefused, in_words, naming
 from cnet_deploy.files import atomic_output, check_output, read_bytes
 from cnet_deploy.files.pickle_arrays import StoredArray
 from cnet_deploy.models.condensenet import DenselyConnected
@@ -151,7 +151,7 @@ def read(path: Path) -> State:
     except InputRefused as error:
         raise InputRefused(f"{path}: {error}") from None
     except Exception as error:  # a damaged file can raise anything
-        raise InputRefused(f"{path}: is damaged ({reason_of(error)})") from None
+        raise InputRefused(f"{path}: is damaged ({in_words(error)})") from None
     with naming(path):
         return _state(path, loaded)
 
@@ -178,7 +178,7 @@ def _state(path: Path, loaded: Any) -> State:
     except InputRefused:
         raise
     except Exception as error:  # a damaged file can raise anything
-        raise InputRefused(f"is damaged ({reason_of(error)})") from None
+        raise InputRefused(f"is damaged ({in_words(error)})") from None
     training = _own_training(loaded, tensors, momenta)
     return State(path, epoch, _accuracy(loaded.get("best_prec1")), tensors, momenta, {**training, "model": loaded.get("model")})
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from cnet_deploy.checkpoints.recognise import check_tensors
-from cnet_deploy.errors import InputRefused, Interrupted, PruningUnfinished, naming
+from cnet_deploy.errors import InputRefused, Interrupted, PruningUnfinished, in_words, naming
 from cnet_deploy.images.datasets import Dataset, open_dataset
 from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.models.architecture import Architecture
@@ -244,7 +244,7 @@ def _load_momenta(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], re
         optimizer.load_state_dict(dict(state))
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise InputRefused(
-            f"the optimiser's state belongs to another model ({type(error).__name__}: {error}); expected momentum for each weight"
+            f"the optimiser's state belongs to another model ({in_words(error)}); expected momentum for each weight"
         ) from None
     for group in optimizer.param_groups:
         group.update(momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0, fused=True)

@@ -7,7 +7,26 @@ from pathlib import Path
 
 import pytest
 
+from cnet_deploy.errors import CnetDeployError
+
 from .fixtures import disk, kills, models, mounting  # noqa: F401
+from .words import require_plain
+
+
+@pytest.fixture(autouse=True)
+def plain_words(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Every message of the package's errors in a test, which must be free of Python's words. See test_words.py."""
+    messages: list[str] = []
+    make = CnetDeployError.__init__
+
+    def recorded(self: CnetDeployError, message: object) -> None:
+        make(self, message)
+        messages.append(str(self))
+
+    monkeypatch.setattr(CnetDeployError, "__init__", recorded)
+    yield messages
+    for message in messages:
+        require_plain(message)
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.models.build import build, build_random
 from cnet_deploy.models.condensenet import initialise
 
+from .words import require_plain
+
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "examples" / "reference-cifar10.pth.tar"
 LAYER = "features.denseblock_1.denselayer_1.conv_1"
@@ -114,6 +116,7 @@ def one_line(text: str) -> str:
     assert line.isprintable(), f"control characters in {line[:300]!r}"
     assert line.startswith("Error: "), line[:300]
     assert len(line) <= MESSAGE_LIMIT, f"{len(line)} characters: {line[:300]}"
+    require_plain(line)
     return line
 
 

@@ -1,6 +1,6 @@
 """Containers of weights: each is a module of this package with ``FORMAT = Format(…)``, listed in the tuple below.
 
-A bad file raises Damaged or the exceptions of the container's library; ``checkpoints.read`` adds the file's name.
+A bad file raises ValueError or the exceptions of the container's library; ``checkpoints.read`` adds the file's name.
 """
 
 from __future__ import annotations

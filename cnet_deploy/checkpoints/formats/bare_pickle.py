@@ -10,7 +10,6 @@ from cnet_deploy.checkpoints.formats import torch_legacy, torch_zip
 from cnet_deploy.checkpoints.formats.base import Format
 from cnet_deploy.checkpoints.tensor_pickle import TensorReader
 from cnet_deploy.checkpoints.tensors import Storage
-from cnet_deploy.errors import Damaged
 from cnet_deploy.files.pickle_reader import Name
 from cnet_deploy.files.pickle_scan import examine
 
@@ -24,13 +23,13 @@ class _Bare(TensorReader):
             return super().called(name, arguments)
         (data,) = arguments
         if not isinstance(data, bytes):
-            raise Damaged("a storage is read from something other than bytes")
+            raise ValueError("a storage is read from something other than bytes")
         if problem := examine(self.copied(data)).problem:
-            raise Damaged(problem)
+            raise ValueError(problem)
         inner = next((known for known in (torch_zip.FORMAT, torch_legacy.FORMAT) if known.recognises(data)), None)
         storage = inner.read(data)[0] if inner else None
         if not isinstance(storage, Storage):
-            raise Damaged("a storage is not what torch.save writes")
+            raise ValueError("a storage is not what torch.save writes")
         return storage
 
 

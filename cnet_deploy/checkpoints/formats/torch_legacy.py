@@ -9,7 +9,6 @@ from typing import Any
 from cnet_deploy.checkpoints.formats.base import Format
 from cnet_deploy.checkpoints.tensor_pickle import TensorReader, storage_type
 from cnet_deploy.checkpoints.tensors import Storage
-from cnet_deploy.errors import Damaged
 
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
@@ -25,18 +24,18 @@ class _Legacy:
 
     def read(self) -> Any:
         if self._next() != LEGACY_MAGIC or self._next() != LEGACY_PROTOCOL:
-            raise Damaged("it does not begin as files of torch.save do")
+            raise ValueError("it does not begin as files of torch.save do")
         self._next()  # the system: only its byte order would matter, and torch always writes little-endian
         loaded, keys = self._next(), self._next()
         if not isinstance(keys, list) or len(set(map(self._known, keys))) != len(keys):
-            raise Damaged("its list of storages is damaged")
+            raise ValueError("its list of storages is damaged")
         place = self.file.tell()
         for key in keys:
             _, size, count = self.sizes[key]
             (stored,) = struct.unpack_from("<q", self.data, place)
             place += 8
             if stored != count or place + count * size > len(self.data):
-                raise Damaged(f"storage {key} has {stored} numbers in {len(self.data) - place} bytes; expected {count}")
+                raise ValueError(f"storage {key} has {stored} numbers in {len(self.data) - place} bytes; expected {count}")
             self.contents[key] = memoryview(self.data)[place : place + count * size]
             place += count * size
         return loaded
@@ -46,24 +45,24 @@ class _Legacy:
 
     def _known(self, key: Any) -> Any:
         if not isinstance(key, (str, int)) or key not in self.sizes:
-            raise Damaged("its list of storages has one that no tensor uses")
+            raise ValueError("its list of storages has one that no tensor uses")
         return key
 
     def storage(self, saved: tuple[Any, ...]) -> Storage:
         """The storage for a persistent id: ``saved`` has its class, key, device, number of elements, and the part to take (or None)."""
         kind, key, _, count, part = saved
         if not isinstance(key, (str, int)) or type(count) is not int or count < 0:
-            raise Damaged("it has a reference to a storage without a name")
+            raise ValueError("it has a reference to a storage without a name")
         dtype, size = storage_type(kind)
         if self.sizes.setdefault(key, (dtype, size, count)) != (dtype, size, count):
-            raise Damaged(f"storage {key} is used with two types or sizes")
+            raise ValueError(f"storage {key} is used with two types or sizes")
         offset, length = (0, count) if part is None else part[1:]
         if not all(type(number) is int and number >= 0 for number in (offset, length)) or offset + length > count:
-            raise Damaged(f"a part of storage {key} extends beyond its end")
+            raise ValueError(f"a part of storage {key} extends beyond its end")
 
         def fetch() -> memoryview:
             if key not in self.contents:
-                raise Damaged(f"storage {key} is not in the file")
+                raise ValueError(f"storage {key} is not in the file")
             return self.contents[key][offset * size : (offset + length) * size]
 
         return Storage(dtype, fetch)
