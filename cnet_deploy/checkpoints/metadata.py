@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cnet_deploy.checkpoints.tensors import Contents
-from cnet_deploy.files.strict_json import convert, of_version, parse_json, reading, to_json
+from cnet_deploy.files.strict_json import InvalidValue, convert, of_version, parse_json, reading, to_json
 from cnet_deploy.images.class_names import ClassName, checked_labels, names_of
 from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.models.architecture import Architecture, Form
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "cnet_deploy"
 METADATA_VERSION = 1
+_MAX_LENGTH = 4 << 20  # characters: a thousand class names have some 30,000
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,10 @@ def with_own(metadata: dict[str, Any]) -> dict[str, Any]:
     if METADATA_KEY not in metadata:
         return metadata
     with reading("its metadata", "convert the checkpoint again"):
-        values = parse_json(convert(metadata[METADATA_KEY], str, METADATA_KEY))
+        text = convert(metadata[METADATA_KEY], str, METADATA_KEY)
+        if len(text) > _MAX_LENGTH:
+            raise InvalidValue(f"it has {len(text)} characters")
+        values = parse_json(text)
         return {**metadata, METADATA_KEY: convert(of_version(values, "version", METADATA_VERSION), OwnMetadata)}
 
 

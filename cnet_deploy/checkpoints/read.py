@@ -20,7 +20,7 @@ from cnet_deploy.checkpoints.metadata import METADATA_KEY, with_own
 from cnet_deploy.checkpoints.tensor_pickle import as_tensor
 from cnet_deploy.checkpoints.tensors import Contents, FoundWeights, InertObject
 from cnet_deploy.checkpoints.weights import WeightSet, choose, companions_in_words, find, kind, tensors_of
-from cnet_deploy.errors import InputRefused, in_words, naming
+from cnet_deploy.errors import InputRefused, in_words, printable
 from cnet_deploy.files import digest, read_bytes, require_digest
 from cnet_deploy.files.kinds import describe, kind_of
 from cnet_deploy.files.pickle_reader import Inert
@@ -65,7 +65,7 @@ def read_tensors(path: Path | str, sha256: str | None = None, data: bytes | None
     except InputRefused as error:
         raise InputRefused(f"{path}: {error}") from None
     except Exception as error:  # a damaged or hostile file can make its reader raise anything
-        raise InputRefused(f"{path}: {_why_unreadable(error, data, path.suffix)}") from None
+        raise InputRefused(f"{path}: {_why_unreadable(error, unpacked(data)[0], path.suffix)}") from None
     return Contents(
         tensors, path.name, digest(data), len(data), opened.container, dict(opened.metadata),
         weights=tuple(FoundWeights(one.place, len(one.names), one.bytes, one is chosen) for one in sets), why=why, dialect=chosen.dialect,
@@ -76,10 +76,13 @@ def read_tensors(path: Path | str, sha256: str | None = None, data: bytes | None
 
 def _notes(sets: Sequence[WeightSet], chosen: WeightSet, why: str, companions: Sequence[str]) -> Iterator[str]:
     """What the owner of a file should know of how it was read."""
-    fitting = [one for one in sets if one.dialect]
-    if len(fitting) > 1:
-        others = ", ".join(one.place for one in fitting if one is not chosen)
-        yield f"takes the weights {chosen.place} ({why}); --weights takes others: {others}"
+    others = [one for one in sets if one.dialect and one is not chosen]
+    taken = f"takes the weights {printable(chosen.place, 60)} ({why})"
+    if others:
+        listed = ", ".join(printable(one.place, 60) for one in others[:8]) + (f" and {len(others) - 8} more" if len(others) > 8 else "")
+        yield f"{taken}; --weights takes others: {listed}"
+    elif chosen.dialect and any(one.key == "state_dict" and not one.dialect for one in sets):
+        yield f"{taken}: its state_dict is that of another network"
     if companions:
         yield f"leaves out what lies beside the network: {companions_in_words(companions)}"
 
@@ -99,8 +102,10 @@ def _open(data: bytes, suffix: str) -> _Opened:
     _require_kind(data)
     inner, archive = unpacked(data)
     if archive:
-        with naming(f"is a {archive}, which"):
+        try:
             _require_kind(inner)
+        except InputRefused as error:
+            raise InputRefused(f"is a {archive}, whose content {error}") from None
     format, findings = format_of(inner, suffix), Findings()
     if format.pickled:
         findings = examine(inner)
@@ -185,8 +190,10 @@ def _arrays(stored: Mapping[str, tuple[Any, Any]], size: int) -> dict[str, npt.N
 
 def with_plain_classifier(tensors: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
     """The tensors of a converted network; where it has a plain classifier, as after transfer learning, that reads all features."""
-    weight = tensors.get("classifier.weight")
-    if weight is None or weight.ndim != 2 or "classifier.index" in tensors or not any(name.endswith(".conv_1.index") for name in tensors):
+    weight, features = tensors.get("classifier.weight"), tensors.get("features.norm_last.weight")
+    if weight is None or features is None or weight.ndim != 2 or weight.shape[1:] != features.shape or "classifier.index" in tensors:
+        return tensors
+    if not any(name.endswith(".conv_1.index") for name in tensors):
         return tensors
     renamed = {f"classifier.linear.{name[11:]}" if name.startswith("classifier.") else name: value for name, value in tensors.items()}
     return renamed | {"classifier.index": np.arange(weight.shape[1])}

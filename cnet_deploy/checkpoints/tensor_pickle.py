@@ -34,6 +34,8 @@ _ARRAY_TYPES = {
     "b1": "bool",
 }  # fmt: skip
 
+MOST_SIDES = 64  # dimensions: many tensors can share one shape of thousands, each of which is looked at
+
 FindStorage = Callable[[tuple[Any, ...]], Storage]
 
 
@@ -68,6 +70,9 @@ class TensorReader(PickleReader):
         return super().called(name, arguments) if value is None else value
 
     def built(self, target: Any, state: Any) -> None:
+        # Four values would make torch's tensor another view; what else old files set there is no number of it.
+        if isinstance(target, StoredTensor) and isinstance(state, tuple) and len(state) == 4:
+            raise ValueError("a tensor is changed after it was built")
         if not pickle_arrays.built(target, state):
             super().built(target, state)
 
@@ -79,12 +84,8 @@ def as_tensor(value: StoredTensor | StoredArray) -> StoredTensor:
     dtype = _ARRAY_TYPES.get(value.code)
     if dtype is None:
         return StoredTensor("", odd=f"an array of {value.code or 'objects'}")
-    shape, by_columns, content = value.parts(lambda text: text.encode("latin-1"))
-    strides, step = [0] * len(shape), 1
-    for axis in range(len(shape)) if by_columns else reversed(range(len(shape))):
-        strides[axis] = step
-        step *= shape[axis]
-    return StoredTensor(dtype, Storage(dtype, lambda: memoryview(content)), 0, shape, tuple(strides))
+    shape, strides, content = value.parts(lambda text: text.encode("latin-1"))
+    return StoredTensor(dtype, Storage(dtype, lambda: memoryview(content)), 0, shape, strides)
 
 
 def _ordered(reader: TensorReader, entries: Any = ()) -> OrderedDict[Any, Any]:
@@ -100,14 +101,16 @@ def _row(reader: TensorReader, entries: Any = ()) -> list[Any]:
     return list(reader.copied(entries))
 
 
-def _encoded(reader: TensorReader, text: Any, encoding: Any = "latin1") -> bytes:
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise ValueError("it encodes something other than Latin-1 text")
+def _encoded(reader: TensorReader, text: Any, encoding: Any = "latin1") -> bytes | Inert:
+    if encoding not in ("latin1", "latin-1"):
+        return Inert("_codecs.encode")
+    if not isinstance(text, str):
+        raise ValueError("it encodes something other than text")
     reader.copied(text)
     return text.encode("latin-1")
 
 
-def _bytes(reader: TensorReader, values: Any = b"", *encoding: Any) -> bytes:
+def _bytes(reader: TensorReader, values: Any = b"", *encoding: Any) -> bytes | Inert:
     return values if isinstance(values, bytes) else _encoded(reader, values, *encoding)
 
 
@@ -118,7 +121,7 @@ def _tensor(_: TensorReader, storage: Any, offset: Any, shape: Any, strides: Any
     if not isinstance(storage, Storage) or dtype is None or not isinstance(metadata, (dict, type(None))):
         raise ValueError("a tensor is built from something other than a storage")
     for row in (shape, strides, (offset,)):
-        if not isinstance(row, tuple) or not all(type(number) is int and 0 <= number < 1 << 63 for number in row):
+        if not isinstance(row, tuple) or len(row) > MOST_SIDES or not all(type(number) is int and 0 <= number < 1 << 63 for number in row):
             raise ValueError("a tensor's shape, strides and offset are not whole numbers")
     if len(shape) != len(strides):
         raise ValueError(f"a tensor has {len(shape)} dimensions and {len(strides)} strides")
@@ -195,6 +198,7 @@ for _module in ("builtins", "__builtin__"):
         f"{_module}.set": lambda reader, entries=(): set(map(reader.key, _row(reader, entries))),
         f"{_module}.frozenset": lambda reader, entries=(): frozenset(map(reader.key, _row(reader, entries))),
         f"{_module}.bytearray": _bytes,
+        f"{_module}.bytes": lambda _, *arguments: Inert("builtins.bytes") if arguments else b"",  # as protocols before 3 have no bytes
         f"{_module}.complex": lambda *_: Name("builtins", "complex"),
     }  # fmt: skip
 _ODD = {

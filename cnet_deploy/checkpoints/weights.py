@@ -7,7 +7,9 @@ names, at the beginning or in the middle: those are removed. What else lies besi
 from __future__ import annotations
 
 import math
-from collections import Counter
+import sys
+from bisect import bisect_left
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +22,9 @@ from cnet_deploy.files.pickle_arrays import StoredArray
 from cnet_deploy.files.pickle_reader import Inert, Name, OddKey
 
 MAX_TENSORS = 20_000  # the largest of the paper's networks have some 2,000
+_MAX_NAME = 1000  # characters of a tensor's name
+_MAX_KEY = 200  # characters of a key whose dictionary is searched
+_MOST_NETWORKS = 32  # in one mapping
 _DEPTH = 4  # levels of containers that are searched
 _MOST_ENTRIES = 64  # of a list that is searched
 _ITSELF = "the file itself"
@@ -44,6 +49,7 @@ class WeightSet:
 
     ``names`` has the name in ``entries`` of each tensor by its own name without wrappers, ``masks`` that of its mask where it was pruned
     with torch.nn.utils.prune. ``companions`` are names of tensors that are left out. ``dialect`` is None for another network.
+    ``twice`` has two of its tensors that are one once wrappers are removed, if there are such.
     """
 
     key: str
@@ -52,6 +58,7 @@ class WeightSet:
     masks: Mapping[str, str] = field(repr=False)
     companions: tuple[str, ...] = ()
     dialect: Dialect | None = None
+    twice: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
@@ -81,7 +88,12 @@ def find(loaded: Any) -> list[WeightSet]:
         )
         if not tensors:
             continue
-        family = list(_of_family(key, entries, tensors))
+        if len(longest := max(tensors, key=len)) > _MAX_NAME:
+            raise InputRefused(
+                f"{printable(key, 60) or _ITSELF} has a tensor {printable(longest, 120)}, whose name has {len(longest)} characters; "
+                f"expected at most {_MAX_NAME}"
+            )
+        family = list(_of_family(key, entries, tensors)) if len(tensors) <= MAX_TENSORS else []
         plain = WeightSet(key, entries, {name: name for name in tensors}, {})
         sets += family or ([plain] if sum("." in name for name in tensors) > 1 else [])
         others.append(plain)
@@ -94,19 +106,23 @@ def choose(sets: Sequence[WeightSet], wanted: str | None) -> tuple[WeightSet, st
     Raises InputRefused for a key that the file does not have, and where several sets fit equally.
     """
     if wanted is not None:
-        chosen = next((one for one in sets if one.key == wanted or (not one.key and wanted == _ITSELF)), None)
-        if chosen is None:
+        asked = [one for one in sets if one.key == wanted or (not one.key and wanted == _ITSELF)]
+        if not asked:
             raise InputRefused(f"has no weights called {printable(wanted, 60)!r}; expected one of {_listed(sets)}")
-        return chosen, "as --weights asks"
+        if len(asked) > 1:
+            raise InputRefused(
+                f"has {len(asked)} sets of weights called {printable(wanted, 60)!r}; expected one: save the one that is meant alone"
+            )
+        return asked[0], "as --weights asks"
     fitting = [one for one in sets if one.dialect]
     if not fitting:
-        usual = next((one for key in ("state_dict", "model") for one in sets if one.key == key), sets[0])
-        return usual, "no weights of the family are there"
+        other = next((one for key in ("state_dict", "model") for one in sets if one.key == key), sets[0])
+        return other, "no weights of the family are there"
     if len(fitting) == 1:
         return fitting[0], "the only weights in the file" if len(sets) == 1 else "the only weights of a network of the family"
     for key, why in (("", "the file is a state dict"), ("state_dict", "the file's state_dict")):
-        if chosen := next((one for one in fitting if one.key == key), None):
-            return chosen, why
+        if len(usual := [one for one in fitting if one.key == key]) == 1:
+            return usual[0], why
     raise InputRefused(f"holds {len(fitting)} sets of weights that fit equally: {_listed(fitting)}; choose one with --weights KEY")
 
 
@@ -118,11 +134,14 @@ def tensors_of(chosen: WeightSet) -> tuple[dict[str, tuple[Any, Any]], tuple[str
     entries = chosen.entries
     if len(entries) > MAX_TENSORS:
         raise InputRefused(f"holds {len(entries)} entries; expected a state dict of at most {MAX_TENSORS} tensors")
-    plain = []
+    if chosen.twice:
+        one, other = (printable(name, 100) for name in chosen.twice)
+        raise InputRefused(f"{chosen.place} has {one} and {other}, which are one tensor once wrappers are removed; expected one state dict")
+    plain, seen = [], set[int]()
     for key, value in entries.items():
         if isinstance(value, (StoredTensor, StoredArray)) and isinstance(key, str):
             continue
-        if not isinstance(key, str) or "." in key or inert_in(value) is not None:
+        if not isinstance(key, str) or "." in key or inert_in(value, seen) is not None:
             what = f"entry {printable(key, 120)!r}" if isinstance(key, str) else f"an entry whose key is {kind(key)}"
             raise InputRefused(f"{what} holds {kind(value)}; expected a state dict, which has only tensors by name")
         plain.append(key)
@@ -155,13 +174,20 @@ def kind(value: object) -> str:
     return _KINDS.get(name, "an object")
 
 
-def inert_in(value: object, depth: int = 8) -> str | None:
-    """The name of an inert object in a value; None for tensors and plain containers of plain values."""
-    if isinstance(value, (Inert, Name)):
-        return printable(value.name if isinstance(value, Inert) else value, 120)
-    if depth and isinstance(value, (dict, list, tuple)):
-        inner = [*value.values()] if isinstance(value, dict) else value
-        return next((name for one in inner if (name := inert_in(one, depth - 1)) is not None), None)
+def inert_in(value: object, seen: set[int] | None = None) -> str | None:
+    """The name of an inert object in a value; None for tensors and plain containers of plain values.
+
+    ``seen`` has the containers (their ``id``) that were looked at before, each of which can stand in a pickle very often.
+    """
+    seen = set() if seen is None else seen
+    rest = deque([value])
+    while rest:
+        one = rest.popleft()
+        if isinstance(one, (Inert, Name)):
+            return printable(one.name if isinstance(one, Inert) else one, 120)
+        if isinstance(one, (dict, list, tuple)) and id(one) not in seen:
+            seen.add(id(one))
+            rest.extend(one.values() if isinstance(one, dict) else one)
     return None
 
 
@@ -181,9 +207,10 @@ def _mappings(loaded: Any) -> Iterator[tuple[str, Mapping[Any, Any]]]:
                 yield key, value
             inner = value.items() if isinstance(value, dict) else enumerate(value[:_MOST_ENTRIES])
             below += [
-                (f"{key}.{name}" if key else f"{name}", one)
+                (f"{key}.{name}" if key else f"{name}" or '""', one)
                 for name, one in inner
-                if isinstance(one, (dict, list, tuple, Inert)) and isinstance(name, (str, int))
+                if isinstance(one, (dict, list, tuple, Inert))
+                and (isinstance(name, int) or (isinstance(name, str) and len(name) <= _MAX_KEY))
             ]
         level = below
 
@@ -192,31 +219,47 @@ def _of_family(key: str, entries: Mapping[Any, Any], tensors: Mapping[str, objec
     """The networks of the family in a mapping: usually one, several where a network holds others."""
     masks = {name[:-5]: f"{name[:-5]}_mask" for name in tensors if name.endswith("_orig") and f"{name[:-5]}_mask" in tensors}
     named: dict[str, str] = {}
+    twice: dict[str, tuple[str, str]] = {}
     for name in tensors:
         base = name[:-5] if name.endswith("_orig") and name[:-5] in masks else name
         if name.endswith("_mask") and name[:-5] in masks:
             continue
-        if named.setdefault(unwrapped(base), name) != name:
-            raise InputRefused(
-                f"{key or _ITSELF} has {printable(name, 100)} and {printable(named[unwrapped(base)], 100)}, which are one tensor once "
-                "wrappers are removed; expected one state dict"
-            )
+        if named.setdefault(ours := unwrapped(base), name) != name:
+            twice[ours] = (name, named[ours])
+    anchors = [
+        (dialect, name.removesuffix(dialect.anchor))
+        for dialect in DIALECTS
+        for name in named
+        if name == dialect.anchor or name.endswith(f".{dialect.anchor}")
+    ]
+    if not anchors:
+        return
+    if len(anchors) > _MOST_NETWORKS * 2:  # two dialects share an anchor
+        raise InputRefused(
+            f"{printable(key, 60) or _ITSELF} has more than {_MOST_NETWORKS} networks; expected one: save the one that is meant alone"
+        )
+    ordered = sorted(named)
+
+    def under(prefix: str) -> list[str]:
+        if not prefix:
+            return ordered
+        return ordered[bisect_left(ordered, prefix) : bisect_left(ordered, f"{prefix[:-1]}{chr(ord(prefix[-1]) + 1)}")]
+
     matches: dict[str, Dialect] = {}
-    for dialect in DIALECTS:
-        for name in named:
-            if name == dialect.anchor or name.endswith(f".{dialect.anchor}"):
-                prefix = name.removesuffix(dialect.anchor)
-                if prefix not in matches and dialect.recognises(one.removeprefix(prefix) for one in named if one.startswith(prefix)):
-                    matches[prefix] = dialect
-    owners = sorted(matches, key=len, reverse=True)  # a network inside another is not a part of it
-    of = {name: next((prefix for prefix in owners if name.startswith(prefix)), None) for name in named} if owners else {}
+    for dialect, prefix in anchors:
+        if prefix not in matches and dialect.recognises(name.removeprefix(prefix) for name in under(prefix)):
+            matches[prefix] = dialect
+    of: dict[str, str] = {}
+    for prefix in sorted(matches, key=len):  # a network inside another is not a part of it
+        of.update(dict.fromkeys(under(prefix), prefix))
     for prefix, dialect in sorted(matches.items()):
-        own = {name.removeprefix(prefix): original for name, original in named.items() if of[name] == prefix}
-        left = sorted(named[name] for name in named if of[name] != prefix or _is_companion(name.removeprefix(prefix)))
+        own = {name.removeprefix(prefix): original for name, original in named.items() if of.get(name) == prefix}
+        left = sorted(named[name] for name in named if of.get(name) != prefix or _is_companion(name.removeprefix(prefix)))
         place = ".".join(filter(None, (key, prefix.rstrip(".") if len(matches) > 1 else "")))
         yield WeightSet(
             place, entries, {name: original for name, original in own.items() if not _is_companion(name)},
-            {unwrapped(base).removeprefix(prefix): mask for base, mask in masks.items()}, tuple(left), dialect,
+            {ours.removeprefix(prefix): mask for base, mask in masks.items() if of.get(ours := unwrapped(base)) == prefix},
+            tuple(left), dialect, next((pair for ours, pair in twice.items() if of.get(ours) == prefix), ()),
         )  # fmt: skip
 
 
@@ -232,8 +275,8 @@ def _listed(sets: Sequence[WeightSet]) -> str:
 
 def _size(value: Any) -> int:
     if isinstance(value, StoredTensor) and value.storage is not None:
-        return math.prod(value.shape) * (TYPES[value.dtype].itemsize if value.dtype in TYPES else 0)
-    return len(value.state[4]) if isinstance(value, StoredArray) and value.code else 0
+        return min(math.prod(value.shape) * (TYPES[value.dtype].itemsize if value.dtype in TYPES else 0), sys.maxsize)
+    return value.stored_bytes if isinstance(value, StoredArray) else 0
 
 
 def companions_in_words(names: Sequence[str]) -> str:

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-MAX_COPIED = 1 << 20  # elements and bytes copied from one container into another; a small pickle could copy one very often
+# Elements, and characters of text, copied from one object into another: a small pickle could copy one very often.
+MAX_COPIED = 1 << 18
 
 _LOADS: dict[int, Any] = pickle._Unpickler.dispatch
 _UNCHANGED = (
@@ -72,9 +73,9 @@ class PickleReader(pickle._Unpickler):
     pop_mark: Callable[[], list[Any]]
     dispatch: ClassVar[dict[int, Any]] = {opcode[0]: _LOADS[opcode[0]] for opcode in _UNCHANGED}
 
-    def __init__(self, file: io.BytesIO, encoding: str, copies: int = MAX_COPIED) -> None:
+    def __init__(self, file: io.BytesIO, encoding: str, characters: int = MAX_COPIED) -> None:
         super().__init__(file, encoding=encoding)
-        self.left = copies
+        self.elements_left, self.characters_left = MAX_COPIED, characters
 
     def called(self, name: Name, arguments: tuple[Any, ...]) -> Any:  # noqa: ARG002
         """The value that stands for the result of a call: for a name that a derived class does not know, an Inert."""
@@ -92,9 +93,12 @@ class PickleReader(pickle._Unpickler):
         return key if plain else OddKey(key)
 
     def copied(self, values: Any) -> Any:
-        """``values``, which are copied into another container. Raises pickle.UnpicklingError if all copies together are too large."""
-        self.left -= len(values)
-        if self.left < 0:
+        """``values`` (a container or text), which are copied. Raises pickle.UnpicklingError if all copies together are too large."""
+        if isinstance(values, str):
+            self.characters_left -= len(values)
+        else:
+            self.elements_left -= len(values)
+        if min(self.elements_left, self.characters_left) < 0:
             raise pickle.UnpicklingError("it copies its contents too often")
         return values
 

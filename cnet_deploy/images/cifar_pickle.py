@@ -89,5 +89,5 @@ class _ArrayReader(PickleReader):
 def _as_array(stored: StoredArray, reader: _ArrayReader) -> npt.NDArray[np.uint8]:
     if stored.code != "u1":
         raise ValueError(f"its array is of {printable(stored.code or 'no known type', 20)}; expected bytes (u1)")
-    shape, by_columns, content = stored.parts(reader.encoded)
-    return np.frombuffer(content, np.uint8).reshape(shape, order="F" if by_columns else "C")
+    shape, strides, content = stored.parts(reader.encoded)
+    return np.lib.stride_tricks.as_strided(np.frombuffer(content, np.uint8), shape, strides)

@@ -17,7 +17,7 @@ import json
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.training.recipe import MODELS
 
 _NAME = re.compile(r"checkpoint_(\d{3,6})\.pth\.tar")
+MOST_VALUES = 200_000  # in an optimiser's state: a small pickle could hold one list very often
 KEPT = 2  # checkpoints kept with ``no_save_model``
 
 
@@ -172,6 +173,8 @@ def _state(path: Path, loaded: Any) -> State:
         names = chosen.dialect.name if chosen.dialect else "another network"
         raise InputRefused(f"is no checkpoint to resume from: its tensors have the names of {names}; expected the original's")
     stored, _ = tensors_of(chosen)
+    if any(mask is not None for _, mask in stored.values()):
+        raise InputRefused("is no checkpoint to resume from: its weights have masks of torch.nn.utils.prune; expected those of training")
     try:
         tensors = {name: _as_torch(value, name) for name, (value, _) in stored.items()}
         momenta = _as_torch(optimizer)
@@ -219,8 +222,12 @@ def _on_cpu(value: Any) -> Any:
     return [_on_cpu(entry) for entry in value] if isinstance(value, list) else value
 
 
-def _as_torch(value: Any, name: str = "a tensor") -> Any:
-    """``value`` with stored tensors and arrays replaced by torch tensors, equal to the bit."""
+def _as_torch(value: Any, name: str = "a tensor", left: Iterator[int] | None = None) -> Any:
+    """``value`` with stored tensors and arrays replaced by torch tensors, equal to the bit. ``left`` ends after as many values as may be
+    there."""
+    left = iter(range(MOST_VALUES)) if left is None else left
+    if next(left, None) is None:
+        raise ValueError(f"it holds more than {MOST_VALUES} values")
     if isinstance(value, (StoredTensor, StoredArray)):
         value = as_tensor(value)
         numbers = torch.from_numpy(value.bits(name)).view(getattr(torch, value.dtype))
@@ -228,8 +235,8 @@ def _as_torch(value: Any, name: str = "a tensor") -> Any:
         made = torch.empty_strided(value.shape, value.strides, dtype=numbers.dtype) if value.dense else torch.empty_like(numbers)
         return made.copy_(numbers)
     if isinstance(value, dict):
-        return type(value)((key, _as_torch(entry, f"{key}")) for key, entry in value.items())
-    return [_as_torch(entry, name) for entry in value] if isinstance(value, list) else value
+        return type(value)((key, _as_torch(entry, f"{key}", left)) for key, entry in value.items())
+    return [_as_torch(entry, name, left) for entry in value] if isinstance(value, list) else value
 
 
 def _digest(tensors: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> str:

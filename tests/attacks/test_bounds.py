@@ -6,9 +6,12 @@ Each runs in a process of its own, forked from one without torch. ``pytest -s`` 
 from __future__ import annotations
 
 import functools
+import gzip
 import io
 import json
 import os
+import pickle
+import pickletools
 import struct
 import tempfile
 import zipfile
@@ -86,7 +89,54 @@ def colliding(number: int) -> bytes:
 PAIRS = b"](" + b"K\x01K\x02\x86" * 20_000 + b"eq\x01"
 ROW = b"](" + b"K\x01" * 50_000 + b"eq\x01"
 AGAIN = b"q\x020" + b"h\x02h\x01\x85R0" * 10_000 + b"}."
+SHAPED = b"ctorch._utils\n_rebuild_meta_tensor_no_storage\nctorch\nfloat32\nN\x86R"  # a tensor in few bytes
+KEPT = b"\x80\x02" + SHAPED + b"q\x000"
+ANCHOR = "features.init_conv.weight"
+
+
+def shared(levels: int = 8, width: int = 300) -> bytes:
+    """A list of one list many times, and so on: few bytes, and more ways through it than there are atoms."""
+    base = 200  # of the memo, where a file's own entries are not disturbed
+    lists = b"".join(b"(" + bytes([104, base + level]) * width + bytes([108, 113, base + level + 1, 48]) for level in range(levels))
+    return bytes([93, 113, base, 48]) + lists + bytes([104, base + levels])
+
+
+def beside_a_tensor(name: str, value: bytes) -> bytes:
+    """A state dict of one tensor, and a value beside it."""
+    return b"\x80\x02}" + text("state_dict") + b"}(" + text(ANCHOR) + SHAPED + text(name) + value + b"us."
+
+
+def arrays_of_one_text(length: int, count: int = 19_000) -> bytes:
+    dtype = b"cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R"
+    made = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x01\x85" + dtype
+    made += b"\x89X" + struct.pack("<I", length) + b"a" * length + b"tb"
+    return numbered(count, lambda n: b"U\x07a.%05dh\x00" % n, b"\x80\x02" + made + b"q\x000}(")
+
+
+def storages_within(count: int) -> bytes:
+    """A pickle of tensors, not of torch.save, whose storages all differ."""
+    one = bytes_within(pickle.dumps(torch.zeros(1), 4))
+    start = b"\x80\x04U\x78" + b"x" * 120 + b"0ctorch.storage\n_load_from_bytes\nq\x000("
+    return numbered(count, lambda n: b"h\x00B" + struct.pack("<I", len(one)) + one[:-4] + struct.pack("<I", n) + b"\x85R", start, b"l.")
+
+
+def bytes_within(data: bytes) -> bytes:
+    return next(value for opcode, value, _ in pickletools.genops(data) if "BINBYTES" in opcode.name)
+
+
 PICKLES: dict[str, Callable[[], bytes]] = {
+    "lists of one list": lambda: beside_a_tensor("extra", shared()),
+    "networks by the thousand": lambda: numbered(20_000, lambda n: text(f"p{n:05d}.{ANCHOR}") + b"h\x00", KEPT + b"}("),
+    "networks in networks": lambda: KEPT + b"}(" + b"".join(text("a." * n + ANCHOR) + b"h\x00" for n in range(31))
+    + numbered(8_000, lambda n: text(f"{'a.' * 31}{n:05d}") + b"h\x00", b""),
+    "one name of many words in many dictionaries": lambda: numbered(
+        20_000, lambda n: b"U\x05%05d}h\x01h\x00s" % n, KEPT + text("a." * 250_000) + b"q\x010}("
+    ),
+    "a long key of many dictionaries": lambda: numbered(
+        18_000, lambda n: b"U\x05%05d}" % n, b"\x80\x02}" + text("k" * 600_000) + b"}(", b"us."
+    ),
+    "one shape of many tensors": lambda: legacy_tensors(11_000, 100_000),
+    "arrays of one text": lambda: arrays_of_one_text(700_000),
     "marks": lambda: filled(b"("),
     "nothing": lambda: filled(b"N0"),
     "dictionaries": lambda: filled(b"}"),
@@ -196,7 +246,41 @@ def long_network() -> bytes:
     return saved({"state_dict": state}, legacy=True)
 
 
+def legacy_tensors(count: int, sides: int) -> bytes:
+    start = b"\x80\x02(" + b"K\x01" * sides + b"tq\x010(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuK\x01tQq\x020"
+    start += b"ctorch._utils\n_rebuild_tensor_v2\nq\x030(h\x02K\x00h\x01h\x01\x89)tq\x050"
+    return numbered(count, lambda n: b"U\x07a.%05dh\x03h\x05R" % n, start + b"}(")
+
+
+def zipped(data: bytes) -> bytes:
+    """Gzipped, with so many bytes behind it that as much as possible is unpacked."""
+    return gzip.compress(data + np.random.default_rng(0).bytes(MAX_FILE - 180_000))
+
+
+MAGIC_BY_A_CALL = (
+    b"\x80\x02\x8a\x0a" + (0x1950A86A20F9469CFC6C).to_bytes(10, "little") + b"q\x000ctorch.nn.parameter\nParameter\nh\x00\x85R."
+    + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
+)  # fmt: skip
+BIG = 25 << 20
 CHECKPOINTS: dict[str, Callable[[], bytes]] = {
+    "a long text, gzipped": lambda: zipped(b"\x80\x02X" + struct.pack("<I", BIG + 4) + "\U0001f600".encode() + b"a" * BIG + b"0N."),
+    "a directory of a million entries, gzipped": lambda: gzip.compress(directory_of(300_000)),
+    "a directory of a million entries, zipped": lambda: zip_of(["a.pth"], directory_of(250_000), zipfile.ZIP_DEFLATED),
+    "tensors by the hundred thousand, gzipped": lambda: zipped(
+        safetensors_of(b"{" + b",".join(b'"%d":' % n + ENTRY for n in range(60_000)) + b"}")
+    ),
+    "metadata of ours, gzipped": lambda: zipped(
+        legacy_container(
+            b"\x80\x02}" + text("cnet_deploy") + b"X" + struct.pack("<I", BIG // 3 * 3 + 1) + b"[" + b"{}," * (BIG // 3) + b"s."
+        )
+    ),
+    "a dictionary of one list, gzipped": lambda: zipped(b"\x80\x02" + PAIRS + b"0ccollections\nOrderedDict\n" + AGAIN + bytes(BIG)),
+    "arrays of one text, gzipped": lambda: zipped(arrays_of_one_text(BIG)),
+    "pickles behind a magic number made by a call, gzipped": lambda: zipped(MAGIC_BY_A_CALL + b"\x80\x02" + b"N0" * (BIG // 2) + b"}."),
+    "storages in a pickle": lambda: storages_within(3_300),
+    "lists of one list for the classes": lambda: saved({"epoch": 1, "state_dict": training_state()}, legacy=True).replace(
+        b"X\x0a\x00\x00\x00state_dict", text("classes") + shared() + text("state_dict"), 1
+    ),
     "a directory of 16,000 entries": lambda: directory_of(16_000),
     "10,000 empty entries": lambda: zip_of([f"{number:05d}" for number in range(9_900)]),
     "10,000 pickles": lambda: zip_of([f"{number:04d}/data.pkl" for number in range(8_000)]),
@@ -297,7 +381,7 @@ ONNX: dict[str, Callable[[], bytes]] = {
     "subgraphs": lambda: subgraphs(15),
     "deep subgraphs": lambda: subgraphs(3000),
     "opsets": lambda: onnx_model() + field(OPSET, b"") * (ROOM // 2),
-    "opsets of many names": lambda: onnx_model() + b"".join(field(OPSET, field(1, b"%06x" % n)) for n in range(90_000)),
+    "opsets of many names": lambda: onnx_model() + b"".join(field(OPSET, field(1, b"%06x" % n)) for n in range(60_000)),
     "metadata": lambda: onnx_model() + field(PROPS, b"") * (ROOM // 2),
     "metadata of ours": lambda: onnx_model() + b"".join(field(PROPS, field(1, b"cnet_deploy.%05x" % n)) for n in range(45_000)),
     "an architecture without end": lambda: onnx_model() + told(b"[" * (ROOM - 100)),

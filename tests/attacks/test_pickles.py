@@ -232,3 +232,40 @@ def test_a_long_name_neither_floods_nor_stalls(tmp_path: Path, length: int) -> N
 @pytest.mark.parametrize("name", [b"posix\nsys\x1b[31mtem\n", b"po\x9bsix\nsystem\n", "pos\u202eix\nsystem\n".encode()])
 def test_control_characters_in_a_wanted_name(tmp_path: Path, name: bytes) -> None:
     refused_checkpoint(written(tmp_path, b"c" + name + b")R."))
+
+
+@pytest.mark.parametrize("container", ["bare", "zip", "twice"])
+def test_code_in_a_file_within_a_pickle(folder: Path, canary: Path, container: str) -> None:
+    """torch.storage._load_from_bytes loads bytes of the pickle the usual way: `inspect` looks into them."""
+    inner = saved(touch(canary))
+    inner = saved(Call(torch.storage._load_from_bytes, inner)) if container == "twice" else inner
+    whole = {"state_dict": training_state(), "args": Call(torch.storage._load_from_bytes, inner)}
+    data = saved(whole) if container != "bare" else pickle.dumps({**whole, "state_dict": {"a.b": 1}})
+    assert_live(canary, lambda: torch.load(io.BytesIO(data), weights_only=False) if container != "bare" else pickle.loads(data))
+    path = written(folder, data)
+    if container == "bare":
+        refused_checkpoint(path)
+    else:
+        wanted = "torch.storage._load_from_bytes" if container == "twice" else "posix.system"
+        assert (wanted, True) in [(one.name, one.runs_code) for one in cd.inspect(path).inert]
+    assert not canary.exists()
+
+
+def test_a_magic_number_that_is_made_by_a_call(tmp_path: Path) -> None:
+    """Only where the scan sees the magic number does it look at all of a file's pickles."""
+    number = b"\x80\x02\x8a\x0a" + (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
+    first = number + b"q\x000ctorch.nn.parameter\nParameter\nh\x00\x85R."
+    rest = pickle.dumps(1001, 2) + pickle.dumps({}, 2) + b"\x80\x02" + b"N0" * 100_000 + SYSTEM + b"." + pickle.dumps([], 2)
+    refused_checkpoint(written(tmp_path, first + rest), "does not begin as files of torch.save do")
+
+
+def test_a_tensor_that_is_changed_after_it_was_built(tmp_path: Path) -> None:
+    """BUILD with four values would make it another view of another storage, here one of zeros."""
+    buffer = io.BytesIO()
+    torch.save({"a": torch.ones(2), "b": torch.zeros(2)}, buffer, _use_new_zipfile_serialization=False)
+    data = buffer.getvalue()
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\x02NtQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00K\x02\x85K\x01\x85\x89NtR"
+    stream = b"\x80\x02}" + text("a") + tensor + b"(" + storage + b"K\x01K\x01\x85K\x01\x85tbs."
+    content = legacy_container(stream)[: -len(pickle.dumps([], 2))] + pickle.dumps(["0"], 2) + data[-16:]
+    refused_checkpoint(written(tmp_path, content), "a tensor is changed after it was built")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import pickle
 import struct
@@ -361,3 +362,79 @@ def test_inspect_needs_no_torch(tmp_path: Path, trained: DenselyConnected, name:
     )  # fmt: skip
     assert done.returncode == (4 if name.startswith("broken") else 0), done.stderr
     assert done.stderr.splitlines()[-1] == ("['PIL', 'matplotlib']" if "--plot" in arguments else "[]"), done.stderr
+
+
+def test_an_entry_without_a_name(tmp_path: Path) -> None:
+    """zipfile itself stumbles over it."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"a": 1}, 2))
+        archive.writestr("x", b"")
+    data = buffer.getvalue()
+    at, end = data.rindex(b"PK\x01\x02"), data.rindex(b"PK\x05\x06")
+    nameless = data[at : at + 28] + b"\0\0" + data[at + 30 : end - 1]
+    tail = data[end : end + 12] + struct.pack("<I", len(data[data.index(b"PK\x01\x02") : at] + nameless)) + data[end + 16 :]
+    (tmp_path / "c.pt").write_bytes(data[:at] + nameless + tail)
+    with pytest.raises(InputRefused, match="expected a"):
+        read_tensors(tmp_path / "c.pt")
+
+
+NUMBERS = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+ARRAYS = {
+    "by rows": NUMBERS, "by columns": np.asfortranarray(NUMBERS), "axes in another order": NUMBERS.transpose(2, 0, 1),
+    "a part": NUMBERS[:, ::2], "the highest byte first": NUMBERS.astype(">f4"), "float64": NUMBERS.astype(">f8"),
+    "float16": NUMBERS.astype(np.float16), "no axis": np.array(1.5, np.float32), "nothing": np.zeros((0, 3), np.float32),
+    "counters": np.arange(3), "counters, the highest byte first": np.arange(3).astype(">i2"), "booleans": NUMBERS > 5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_arrays_of_every_protocol(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(pickle.dumps(ARRAYS | {"large": np.arange(100_000, dtype=np.float32)}, protocol))
+    found = read_tensors(path).tensors
+    for name, expected in ARRAYS.items():
+        assert found[name].shape == expected.shape and np.array_equal(found[name], expected), name
+    assert np.array_equal(found["large"], np.arange(100_000))
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_tensors_of_every_protocol(tmp_path: Path, protocol: int) -> None:
+    """pickle.dump, not torch.save: storages are files of torch.save within, as text in protocols before 3."""
+    tensors = {"a": torch.arange(50_000.0), "b": torch.arange(12.0).reshape(3, 4).t(), "c": torch.tensor(3)}
+    (tmp_path / "weights.pkl").write_bytes(pickle.dumps(tensors, protocol))
+    found = read_tensors(tmp_path / "weights.pkl").tensors
+    assert all(np.array_equal(found[name], value.numpy()) for name, value in tensors.items())
+
+
+class Reduced:
+    def __init__(self, *reduced: Any) -> None:
+        self.reduced = reduced
+
+    def __reduce__(self) -> Any:
+        return self.reduced
+
+
+def test_numbers_and_texts_of_any_kind_beside_the_weights(tmp_path: Path) -> None:
+    beside = [np.str_("x"), np.complex128(1), np.datetime64("2020-01-01"), np.longdouble(1), Reduced(codecs.encode, ("x", "utf-8"))]
+    (tmp_path / "c.pt").write_bytes(saved({"state_dict": {"weight": torch.ones(2)}, "beside": beside}, False))
+    assert read_tensors(tmp_path / "c.pt").tensors["weight"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ((1, (2,), np.dtype("f4"), False, 5), "something other than bytes"),
+        ((1, (2,), np.dtype("f4"), False, bytes(12)), "12 bytes; expected 8"),
+        ((1, (2,), np.dtype("f4"), False, bytes(4)), "4 bytes; expected 8"),
+        ((1, (1,) * 65, np.dtype("f4"), False, bytes(4)), "shape is damaged"),
+    ],
+)  # fmt: skip
+def test_arrays_that_are_not_what_they_claim(tmp_path: Path, state: tuple[Any, ...], says: str) -> None:
+    array = Reduced(np.zeros(0).__reduce__()[0], (np.ndarray, (0,), b"b"), state)
+    (tmp_path / "c.pt").write_bytes(saved({"weight": array}, False))
+    with pytest.raises(InputRefused, match=says):
+        read_tensors(tmp_path / "c.pt")
+    weights = {"a.b": torch.ones(2), "a.c": torch.ones(2)}
+    (tmp_path / "c.pt").write_bytes(saved({"state_dict": weights, "other": dict.fromkeys(weights, array)}, False))
+    assert read_tensors(tmp_path / "c.pt").tensors["a.b"].tolist() == [1, 1]

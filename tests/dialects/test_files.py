@@ -13,7 +13,19 @@ import cnet_deploy as cd
 from cnet_deploy.cli import main
 from cnet_deploy.errors import InputRefused
 from tests.attacks.helpers import refused
-from tests.dialects.files import EXAMPLE, NAMES, READ, REFUSED, Case, checkpoint, converted, pruned, with_plain_classifier, write
+from tests.dialects.files import (
+    EXAMPLE,
+    NAMES,
+    READ,
+    REFUSED,
+    Case,
+    checkpoint,
+    converted,
+    pruned,
+    trained,
+    with_plain_classifier,
+    write,
+)  # fmt: skip
 
 
 def titles(cases: tuple[Case, ...]) -> list[str]:
@@ -90,6 +102,47 @@ def test_a_network_in_another_is_no_part_of_it(tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match=r"state_dict\.student \(\d+ tensors\), state_dict\.teacher .* choose one with --weights"):
         cd.load(tmp_path / "both.ckpt")
     assert cd.load(tmp_path / "both.ckpt", weights="state_dict.teacher").form == "group-conv"
+
+
+def test_masks_belong_to_one_network(tmp_path: Path) -> None:
+    """A pruned network that holds another, whose tensors have the same names."""
+    torch.save({"state_dict": {**pruned(), **converted("ema.")}}, tmp_path / "both.ckpt")
+    loaded = cd.load(tmp_path / "both.ckpt", weights="state_dict.ema").state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in converted().items())
+
+
+def test_a_classifier_that_reads_half_of_the_features_needs_its_index(tmp_path: Path) -> None:
+    state = converted()
+    del state["classifier.index"]
+    for part in ("weight", "bias"):
+        state[f"classifier.{part}"] = state.pop(f"classifier.linear.{part}")
+    torch.save(state, tmp_path / "halved.pth")
+    with pytest.raises(InputRefused, match="tensors are missing: classifier.index"):
+        cd.load(tmp_path / "halved.pth")
+
+
+def test_keys_that_look_alike(tmp_path: Path) -> None:
+    others = converted()
+    torch.save({"a.b": trained(), "a": {"b": others}}, tmp_path / "alike.pth")
+    with pytest.raises(InputRefused, match=r"has 2 sets of weights called 'a\.b'"):
+        cd.load(tmp_path / "alike.pth", weights="a.b")
+    torch.save({"": others, "state_dict": trained()}, tmp_path / "empty.pth")
+    assert cd.load(tmp_path / "empty.pth").form == "training"
+    assert cd.load(tmp_path / "empty.pth", weights='""').form == "group-conv"
+
+
+def test_what_lies_beside_does_not_spoil_the_choice(tmp_path: Path) -> None:
+    torch.save({"state_dict": trained(), "other": {"module.a.b": torch.ones(1), "a.b": torch.ones(1)}}, tmp_path / "c.pth")
+    assert cd.load(tmp_path / "c.pth").form == "training"
+
+
+def test_a_state_dict_of_another_network_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    other = {"layer1.weight": torch.ones(1), "layer2.weight": torch.ones(1)}
+    torch.save({"state_dict": other, "te\x1b[31macher": trained()}, tmp_path / "c.pth")
+    with caplog.at_level(logging.WARNING, "cnet_deploy"):
+        cd.load(tmp_path / "c.pth")
+    notes = [record.getMessage() for record in caplog.records]
+    assert any("its state_dict is that of another network" in note for note in notes) and all(map(str.isprintable, notes)), notes
 
 
 def test_one_tensor_under_two_names(tmp_path: Path) -> None:

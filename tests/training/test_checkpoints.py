@@ -180,3 +180,26 @@ def test_whole_files_are_never_called_damaged(tmp_path: Path, content: Any, says
     with pytest.raises(InputRefused, match=f"is no checkpoint to resume from: .*{re.escape(says)}") as caught:
         read(tmp_path / "c.pth.tar")
     assert "damaged" not in str(caught.value)
+
+
+def test_masks_of_torch_s_pruning_are_no_checkpoint_to_resume_from(tmp_path: Path) -> None:
+    """The weights would come back without their masks."""
+    path = saved(tmp_path, 1).numbered()[0]
+    plain = {key: value for key, value in torch.load(path, weights_only=True).items() if key != METADATA_KEY}
+    name = next(name for name in plain["state_dict"] if name.endswith("conv_2.conv.weight"))
+    weight = plain["state_dict"].pop(name)
+    plain["state_dict"] |= {f"{name}_orig": weight, f"{name}_mask": torch.zeros_like(weight)}
+    torch.save(plain, path)
+    with pytest.raises(InputRefused, match="have masks of torch.nn.utils.prune"):
+        read(path)
+
+
+def test_a_list_that_an_optimizer_holds_very_often(tmp_path: Path) -> None:
+    path = saved(tmp_path, 1).numbered()[0]
+    plain = {key: value for key, value in torch.load(path, weights_only=True).items() if key != METADATA_KEY}
+    rows: list[Any] = []
+    for _ in range(20):
+        rows = [rows] * 10
+    torch.save({**plain, "optimizer": {**plain["optimizer"], "rows": rows}}, path)
+    with pytest.raises(InputRefused, match="more than 200000 values"):
+        read(path)

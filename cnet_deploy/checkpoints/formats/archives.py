@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 import zlib
 from pathlib import PurePosixPath
 
 from cnet_deploy.errors import InputRefused, printable
+from cnet_deploy.files.pickle_scan import open_zip
 
-_TIMES, _MORE = 32, 64 << 20  # a checkpoint is unpacked to at most so many times its size, plus so many bytes: masks and zeros pack well
+_TIMES, _MORE = 16, 16 << 20  # a checkpoint is unpacked to at most so many times its size, plus so many bytes: masks and zeros pack well
 _MOST_ENTRIES = 10_000
 _SUFFIXES = (".pth", ".pt", ".tar", ".safetensors", ".ckpt", ".bin", ".th", ".pkl")
 _PICKLES = ("data.pkl", "constants.pkl")  # of torch.save and torch.jit.save
@@ -44,7 +43,7 @@ def _gunzipped(data: bytes) -> bytes:
 
 def _unzipped(data: bytes) -> tuple[bytes, str]:
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with open_zip(data) as archive:
             entries = [entry for entry in archive.infolist() if not entry.is_dir() and not _is_hidden(entry.filename)]
             if len(entries) > _MOST_ENTRIES or any(entry.filename.rpartition("/")[2] in _PICKLES for entry in entries):
                 return data, ""  # torch's own container, which is read as it is
@@ -62,8 +61,10 @@ def _unzipped(data: bytes) -> tuple[bytes, str]:
                 raise InputRefused(f"is a zip archive whose {printable(entry.filename, 60)} is encrypted; unzip it first")
             with archive.open(entry) as file:
                 content = file.read(_most(data) + 1)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, ValueError, RuntimeError):
-        return data, ""  # damaged: the readers of containers say so
+    except InputRefused:
+        raise
+    except Exception:  # a damaged archive can raise anything: the readers of containers say what it is
+        return data, ""
     return content, f"zip archive with {printable(PurePosixPath(entry.filename).name, 60)}"
 
 

@@ -10,6 +10,8 @@ import safetensors
 from cnet_deploy.checkpoints.formats.base import Format
 from cnet_deploy.checkpoints.tensors import Storage, StoredTensor
 
+MAX_HEADER = 2 << 20  # bytes: the largest of the paper's networks have some 300 KB
+
 _TYPES = {
     "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "U8": "uint8", "I8": "int8", "I16": "int16",
     "I32": "int32", "I64": "int64", "BOOL": "bool",
@@ -23,6 +25,9 @@ def _recognises(data: bytes) -> bool:
 
 def read_safetensors(data: bytes) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
     """Tensors and metadata."""
+    size = int.from_bytes(data[:8], "little")
+    if size > MAX_HEADER:
+        raise ValueError(f"its header has {size} bytes; expected at most {MAX_HEADER}")
     tensors = {}
     for name, entry in safetensors.deserialize(data):  # type: ignore[no-untyped-call]
         shape = tuple(entry["shape"])
@@ -31,7 +36,7 @@ def read_safetensors(data: bytes) -> tuple[dict[str, StoredTensor], dict[str, An
             strides[axis] = strides[axis + 1] * shape[axis + 1]
         dtype = _TYPES.get(entry["dtype"], entry["dtype"])
         tensors[name] = StoredTensor(dtype, _whole(dtype, memoryview(entry["data"])), 0, shape, tuple(strides))
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    header = json.loads(data[8 : 8 + size])
     return tensors, dict(header.get("__metadata__") or {})
 
 

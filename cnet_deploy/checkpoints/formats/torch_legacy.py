@@ -9,6 +9,7 @@ from typing import Any
 from cnet_deploy.checkpoints.formats.base import Format
 from cnet_deploy.checkpoints.tensor_pickle import TensorReader, storage_type
 from cnet_deploy.checkpoints.tensors import Storage
+from cnet_deploy.files.pickle_scan import is_legacy
 
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
@@ -68,9 +69,4 @@ class _Legacy:
         return Storage(dtype, fetch)
 
 
-def _recognises(data: bytes) -> bool:
-    """Whether it begins with the magic number, as a number of protocol 2 and later, or as text."""
-    return LEGACY_MAGIC.to_bytes(10, "little") in data[:40] or str(LEGACY_MAGIC).encode() in data[:40]
-
-
-FORMAT = Format("legacy pickle", _recognises, lambda data: (_Legacy(data).read(), {}))
+FORMAT = Format("legacy pickle", is_legacy, lambda data: (_Legacy(data).read(), {}))

@@ -10,6 +10,8 @@ from typing import Any
 from cnet_deploy.checkpoints.formats.base import Format
 from cnet_deploy.checkpoints.tensor_pickle import TensorReader, storage_type
 from cnet_deploy.checkpoints.tensors import Storage
+from cnet_deploy.errors import InputRefused
+from cnet_deploy.files.pickle_scan import open_zip
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 
@@ -24,7 +26,7 @@ class _Zip:
 
     def __init__(self, data: bytes) -> None:
         self.data, self.storages = data, dict[str, Storage]()
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with open_zip(data) as archive:
             entries = archive.infolist()
         self.entries = {entry.filename: entry for entry in entries}
         if len(self.entries) != len(entries):
@@ -35,7 +37,7 @@ class _Zip:
     def read(self) -> Any:
         order = f"{self.root}byteorder"
         if order in self.entries and bytes(self.content(order)) != b"little":
-            raise ValueError("its byte order is not little-endian; expected numbers as torch.save stores them")
+            raise InputRefused("is in big-endian byte order; expected little-endian: load it and save it with torch on another machine")
         return TensorReader(io.BytesIO(self.content(self.pickle)), self.storage).load()
 
     def storage(self, saved: tuple[Any, ...]) -> Storage:
