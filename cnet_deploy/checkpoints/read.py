@@ -5,7 +5,6 @@ Container -> sets of weights -> dialect -> the original's names. Objects beside 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cnet_deploy.checkpoints.formats import format_of
+from cnet_deploy.checkpoints.formats import format_of, torch_legacy
 from cnet_deploy.checkpoints.formats.archives import unpacked
 from cnet_deploy.checkpoints.metadata import METADATA_KEY, with_own
 from cnet_deploy.checkpoints.tensor_pickle import as_tensor
@@ -29,6 +28,7 @@ from cnet_deploy.files.pickle_scan import Findings, examine, runs_code
 MAX_SHARED = 16 << 20  # bytes that all tensors may take beyond four times the file's size: many can be views of one storage
 _EXPECTED = "a checkpoint (.pth.tar, .pt or .safetensors)"
 _NAMES = ("class_to_idx", "classes", "class_names", "idx_to_class", "id2label", "label2id")  # entries that name the classes
+_MOST = 1 << 63  # beyond it numbers say nothing, and may have more digits than Python prints
 _WHOLE = ("models.", "torch.nn.", "torchvision.")  # the beginnings of classes of modules
 
 
@@ -129,7 +129,7 @@ def _plain_entries(loaded: Any) -> dict[str, Any]:
     return {
         key: value
         for key, value in _entries(loaded, ("epoch", "best_prec1", "model", METADATA_KEY)).items()
-        if isinstance(value, (int, float, str)) and (not isinstance(value, float) or math.isfinite(value))
+        if isinstance(value, str) or (isinstance(value, (int, float)) and -_MOST < value < _MOST)
     }
 
 
@@ -167,6 +167,8 @@ def _why_unreadable(error: Exception, data: bytes, suffix: str) -> str:
         return f"is no checkpoint that can be opened safely: {findings.problem}; expected {_EXPECTED}"
     known = kind_of(data)
     what = "is truncated or damaged" if known is not None else "is truncated, damaged or no checkpoint at all"
+    if findings.whole and format is not torch_legacy.FORMAT:  # whose tensors follow behind the pickle
+        what = "is damaged"
     return f"{what} ({in_words(error)}); expected {_EXPECTED}: get it again"
 
 
@@ -184,7 +186,7 @@ def _arrays(stored: Mapping[str, tuple[Any, Any]], size: int) -> dict[str, npt.N
             parts.append(tensor.array(name))
         if len({part.shape for part in parts}) > 1:
             raise InputRefused(f"{name} has shape {parts[0].shape} and its mask {parts[1].shape}; expected the same")
-        arrays[name] = parts[0] if len(parts) == 1 else parts[0] * (parts[1] != 0)
+        arrays[name] = parts[0] if len(parts) == 1 else parts[0] * parts[1].astype(np.float32)
     return arrays
 
 

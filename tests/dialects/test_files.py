@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -72,6 +73,23 @@ def test_masks_of_pruning_are_applied(tmp_path: Path) -> None:
     for name in names:
         assert torch.equal(loaded[name], state[f"{name}_orig"] * state[f"{name}_mask"]), name
         assert (loaded[name] == 0).any()
+
+
+def test_masks_of_fractions(tmp_path: Path) -> None:
+    state = pruned()
+    name = next(name for name in state if name.endswith("_mask") and "conv_2" in name)
+    state[name] = torch.full_like(state[name], 0.5)
+    torch.save(state, tmp_path / "pruned.pth")
+    weight = cd.load(tmp_path / "pruned.pth").state_dict()[name.removesuffix("_mask")]
+    assert torch.equal(weight, state[f"{name.removesuffix('_mask')}_orig"] * 0.5)
+
+
+@pytest.mark.parametrize(
+    "epoch", [1 << 40_000, float("inf"), float("nan"), np.float64(-1e300)], ids=["digits", "infinite", "no number", "large"]
+)
+def test_an_epoch_that_is_no_number_of_epochs(epoch: float, tmp_path: Path) -> None:
+    torch.save(checkpoint(epoch=epoch), tmp_path / "c.pth")
+    assert "\nepoch:" not in cd.inspect(tmp_path / "c.pth").summary()
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=titles(REFUSED))
