@@ -21,7 +21,7 @@ from cnet_deploy.checkpoints.tensors import Contents, FoundWeights, InertObject
 from cnet_deploy.checkpoints.weights import WeightSet, choose, companions_in_words, find, kind, tensors_of
 from cnet_deploy.errors import InputRefused, in_words, printable
 from cnet_deploy.files import digest, read_bytes, require_digest
-from cnet_deploy.files.kinds import describe, kind_of
+from cnet_deploy.files.kinds import GZIP, ZIP, describe, kind_of
 from cnet_deploy.files.pickle_reader import Inert
 from cnet_deploy.files.pickle_scan import Findings, examine, runs_code
 
@@ -103,7 +103,7 @@ def _open(data: bytes, suffix: str) -> _Opened:
     inner, archive = unpacked(data)
     if archive:
         try:
-            _require_kind(inner)
+            _require_kind(inner, archives=False)
         except InputRefused as error:
             raise InputRefused(f"is a {archive}, whose content {error}") from None
     format, findings = format_of(inner, suffix), Findings()
@@ -117,9 +117,11 @@ def _open(data: bytes, suffix: str) -> _Opened:
     return _Opened(loaded, metadata, f"{archive}: {format.name}" if archive else format.name, len(inner), inert)
 
 
-def _require_kind(data: bytes) -> None:
-    """Raise InputRefused for a file whose first bytes are those of something else."""
+def _require_kind(data: bytes, archives: bool = True) -> None:
+    """Raise InputRefused for a file whose first bytes are those of something else, or of an archive if those are not expected."""
     kind = kind_of(data)
+    if kind in (GZIP, ZIP) and not archives:
+        raise InputRefused(describe(kind, "a checkpoint"))
     if kind is not None and kind.opened_by != "checkpoint":
         raise InputRefused(describe(kind, "the checkpoint that it was made from" if kind.opened_by else _EXPECTED))
 

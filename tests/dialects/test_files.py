@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 from pathlib import Path
 
@@ -23,9 +24,11 @@ from tests.dialects.files import (
     checkpoint,
     converted,
     pruned,
+    saved,
     trained,
     with_plain_classifier,
     write,
+    zipped,
 )  # fmt: skip
 
 
@@ -98,6 +101,15 @@ def test_what_is_refused(case: Case, tmp_path: Path) -> None:
     refused("convert", path, says=case.says)
     with pytest.raises(InputRefused):
         cd.load(path)
+
+
+@pytest.mark.parametrize(
+    ("inner", "says"), [("gzip", "a gzip file; expected a checkpoint: unpack it with gunzip"), ("zip", "a zip archive; ")]
+)
+def test_an_archive_in_an_archive(inner: str, says: str, tmp_path: Path) -> None:
+    content = gzip.compress(saved(trained())) if inner == "gzip" else zipped(net__pth=saved(trained()))
+    (tmp_path / "net.zip").write_bytes(zipped(net__pth=content))
+    refused("inspect", tmp_path / "net.zip", says=(f"is a zip archive with net.pth, whose content is {says}",))
 
 
 def test_another_set_of_weights(tmp_path: Path) -> None:
