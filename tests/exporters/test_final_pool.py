@@ -23,7 +23,7 @@ from cnet_deploy.program.forms import FORMS, rewrite
 from cnet_deploy.program.lower import lower
 from cnet_deploy.sessions.native import open_file
 from tests.builders import TINY, TINY_LGC
-from tests.cases import few
+from tests.cases import exhaustive, few
 from tests.exporters.native.helpers import BF16_ERROR, ERROR, drive, driver, images_for, isas, library, network, plan_of
 
 # Last maps: wide 12x12 and narrow 12x12 of windows of 8x8, 8x8 of one of 7x7, 8x12 of 8x8, and 9x11 after a stride of 3.
@@ -115,7 +115,8 @@ def test_native(cpu: str | None, precision: str, tmp_path: Path) -> None:
     assert plan_of(network(SMALL), ("baseline",)).layouts[-1] == "wide" != plan_of(network(NARROW), ("baseline",)).layouts[-1]
 
 
-@pytest.mark.parametrize("precision", few(["fp32", "bf16"], 0))
+@exhaustive("test_native")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_neon(precision: str, tmp_path: Path, system_tool: Callable[[str], str]) -> None:
     system_tool("aarch64-linux-gnu-g++")
     emulator = (system_tool("qemu-aarch64"), "-L", "/usr/aarch64-linux-gnu")

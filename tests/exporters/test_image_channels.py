@@ -29,7 +29,7 @@ from cnet_deploy.program.lower import lower
 from cnet_deploy.sessions.native import open_file
 from cnet_deploy.workflows.export import export_repository
 from tests.builders import TINY, TINY_DENSENET, logits, save_checkpoint, state_dict, training_model
-from tests.cases import few
+from tests.cases import exhaustive, few
 from tests.exporters.native.helpers import BF16_ERROR, ERROR, drive, driver, exact, images_for, isas, library, network
 
 GREY, RGBA = replace(TINY, image_channels=1), replace(TINY, image_channels=4)
@@ -103,7 +103,8 @@ def test_native(channels: int, cpu: str | None, precision: str, tmp_path: Path) 
                     assert differ(session.run(images), expected) <= (ERROR if precision == "fp32" else BF16_ERROR)
 
 
-@pytest.mark.parametrize("channels", few([1, 4], 0))
+@exhaustive("test_native")
+@pytest.mark.parametrize("channels", [1, 4])
 def test_neon(channels: int, tmp_path: Path, system_tool: Callable[[str], str]) -> None:
     system_tool("aarch64-linux-gnu-g++")
     emulator = (system_tool("qemu-aarch64"), "-L", "/usr/aarch64-linux-gnu")

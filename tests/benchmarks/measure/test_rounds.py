@@ -68,7 +68,7 @@ def test_a_cell_that_fails_does_not_end_the_run(onnx_path: Path, tmp_path: Path,
         Cell("good", str(onnx_path), "onnxruntime", 1),
     ]
     broken, unknown, good = measure(cells, replace(QUICK, fresh=fresh))
-    assert broken.error is not None and "can't load it" in broken.error and broken.median is None and broken.exit_code == 4
+    assert broken.error is not None and "expected an ONNX file" in broken.error and broken.median is None and broken.exit_code == 4
     assert unknown.error is not None and "unknown network" in unknown.error
     assert good.error is None and good.median
 
