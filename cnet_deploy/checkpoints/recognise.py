@@ -71,12 +71,14 @@ def infer_architecture(
     input_size: tuple[int, int] | None = None,
     stem_stride: int | None = None,
     final_pool: FinalPool | None = None,
+    pruning: list[LayerPruning] | None = None,
 ) -> Architecture:
     """The Architecture of a state dict of the family (any form), checked against every tensor's shape.
 
     ``groups`` and ``condense_factor`` are needed if pruning has not begun or the counters are missing; they must agree with the tensors.
     ``input_size`` (height, width) and ``stem_stride`` override what stages and classes suggest; no tensor tells ``final_pool`` (None:
-    "whole"). Raises InputRefused for another network, missing or extra tensors, wrong shapes, and if something can't be inferred.
+    "whole"). ``pruning`` is what ``pruning_layers`` returns for the tensors, if that is known already. Raises InputRefused for another
+    network, missing or extra tensors, wrong shapes, and if something can't be inferred.
     """
     stages = infer_stages(tensors)
     blocks = range(1, len(stages) + 1)
@@ -96,7 +98,7 @@ def infer_architecture(
             f"{first}: {middle} channels between its convolutions; expected a multiple of growth {growth[0]} and of {group_inputs}"
         )
     if form == "training":
-        group_1x1, factor = _trained_groups(pruning_layers(tensors), groups, condense_factor)
+        group_1x1, factor = _trained_groups(pruning_layers(tensors) if pruning is None else pruning, groups, condense_factor)
     else:
         group_1x1, factor = _converted_groups(tensors, first, kind)
         for what, given, inferred in (("groups", groups, group_1x1), ("condense factor", condense_factor, factor)):
@@ -201,6 +203,8 @@ def _infer_kind(tensors: Tensors, stages: Sequence[int]) -> Kind:
 
 
 def _trained_groups(layers: Sequence[LayerPruning], groups: int | None, factor: int | None) -> tuple[int, int]:
+    if not layers:
+        raise InputRefused("it has masks, but none of a 1x1 convolution (…conv_1._mask); expected a whole state dict")
     mask_groups, counter_factor = infer_groups(layers), infer_condense_factor(layers)
     if factor and counter_factor and factor != counter_factor:
         raise InputRefused(f"condense factor {factor} was given, but the checkpoint's counters have {counter_factor}; leave it out")
@@ -291,6 +295,7 @@ def architecture_of(
     input_size: tuple[int, int] | None = None,
     stem_stride: int | None = None,
     final_pool: FinalPool | None = None,
+    pruning: list[LayerPruning] | None = None,
 ) -> Architecture:
     """The Architecture of a file's tensors, checked against each: from this package's metadata if the file has it, else inferred.
 
@@ -308,7 +313,8 @@ def architecture_of(
     if stored and infer_form(read.tensors) == "training":
         groups, condense_factor = groups or stored.group_1x1, condense_factor or stored.condense_factor
     arch = infer_architecture(
-        read.tensors, groups=groups, condense_factor=condense_factor, input_size=input_size, stem_stride=stem_stride, final_pool=final_pool
+        read.tensors, groups=groups, condense_factor=condense_factor, input_size=input_size, stem_stride=stem_stride,
+        final_pool=final_pool, pruning=pruning,
     )  # fmt: skip
     may_differ = {name: getattr(arch, name) for name in ("input_size", "stem_stride", "classifier_keep", "final_pool")}
     if stored and replace(stored, **may_differ) != arch:

@@ -34,9 +34,5 @@ def inspect(file: Path, as_json: bool, plot: Path | None, **options: Any) -> Non
         from cnet_deploy.svg import require_matplotlib
 
         require_matplotlib()
-    inspection = look(file, **options)
-    if plot is not None:
-        from cnet_deploy.workflows.plot_groups import plot as draw
-
-        draw(file, plot, **options)
+    inspection = look(file, plot=plot, **options)
     click.echo(json.dumps(inspection.to_dict(), indent=2) if as_json else inspection.summary())

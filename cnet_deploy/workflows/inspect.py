@@ -116,11 +116,12 @@ def _preparation(value: Any) -> Any:
         return value
 
 
-def inspect(path: Path | str, *, sha256: str | None = None, **overrides: Any) -> Inspection:
+def inspect(path: Path | str, *, sha256: str | None = None, plot: Path | str | None = None, **overrides: Any) -> Inspection:
     """Describe a checkpoint, a model or an artifact. Nothing in it is executed and no network is built.
 
-    ``overrides``: see ``checkpoints.load``. Raises InputRefused for a file that can't be read, is damaged or not of the family. A
-    checkpoint whose pruning is unfinished is described, with ``problem`` set.
+    ``plot`` is an SVG file to draw a checkpoint's groups into (see workflows/plot_groups.py). ``overrides``: see ``checkpoints.load``.
+    Raises InputRefused for a file that can't be read, is damaged or not of the family. A checkpoint whose pruning is unfinished is
+    described, with ``problem`` set.
     """
     path = Path(path)
     kind = kind_of_file(path)
@@ -130,7 +131,9 @@ def inspect(path: Path | str, *, sha256: str | None = None, **overrides: Any) ->
             by_suffix = target_by_suffix(path.suffix)
             expected = EXPECTED.get(targets()[by_suffix].kind if by_suffix else "", "a checkpoint, a model or an artifact of `export`")
             raise InputRefused(f"{path}: {describe(kind, expected)}")
-        return _inspect_checkpoint(path, {**overrides, "sha256": sha256})
+        return _inspect_checkpoint(path, {**overrides, "sha256": sha256}, plot)
+    if plot is not None:
+        raise InputRefused(f"{path}: is an artifact, which has no learned groups to draw; expected the checkpoint that it was made from")
     pair = read_pair(path, sha256)
     if look := getattr(module_of(target), "inspect", None):
         with naming(path):
@@ -138,7 +141,7 @@ def inspect(path: Path | str, *, sha256: str | None = None, **overrides: Any) ->
     return _inspect_by_manifest(pair)
 
 
-def _inspect_checkpoint(path: Path, overrides: dict[str, Any]) -> Inspection:
+def _inspect_checkpoint(path: Path, overrides: dict[str, Any], plot: Path | str | None) -> Inspection:
     from cnet_deploy.checkpoints.metadata import METADATA_KEY, class_names_of, preprocessing_of
     from cnet_deploy.checkpoints.read import read_tensors
     from cnet_deploy.checkpoints.recognise import architecture_of, infer_form, pruning_layers
@@ -151,7 +154,7 @@ def _inspect_checkpoint(path: Path, overrides: dict[str, Any]) -> Inspection:
     architecture, problem = None, None
     try:
         pruning, form = pruning_layers(read.tensors), infer_form(read.tensors)
-        architecture = architecture_of(read, **overrides)
+        architecture = architecture_of(read, **overrides, pruning=pruning)
         details["preprocessing"] = preprocessing_of(read, architecture).to_dict()
         details["class_names"] = list(class_names_of(read, architecture.classes)) or None
         if pruning:
@@ -170,6 +173,10 @@ def _inspect_checkpoint(path: Path, overrides: dict[str, Any]) -> Inspection:
             except InputRefused:
                 finished = False
         layers.append(LayerState(layer.name, layer.in_channels, layer.survivors, layer.stage, finished))
+    if plot is not None:
+        from cnet_deploy.workflows.plot_groups import connections_of, write
+
+        write(path, list(connections_of(read, architecture, pruning)), plot)
     return Inspection(
         str(path), read.container, read.size, read.digest, form, architecture, tuple(layers), details=details, problem=problem,
         weights=read.weights, why=read.why, dialect=read.dialect.name if read.dialect else None,

@@ -16,6 +16,8 @@ from cnet_deploy.checkpoints.recognise import architecture_of, infer_form, pruni
 from cnet_deploy.checkpoints.tensors import Contents
 from cnet_deploy.errors import InputRefused, PruningUnfinished, naming
 from cnet_deploy.files import atomic_output
+from cnet_deploy.models.architecture import Architecture
+from cnet_deploy.models.pruning import LayerPruning
 from cnet_deploy.svg import COLOURS, QUIET
 
 WIDTH, LEFT, RIGHT, HEADING = 960, 12, 12, 16
@@ -54,10 +56,15 @@ def plot(path: Path | str, output: Path | str, *, sha256: str | None = None, **o
     read = read_tensors(path, sha256, weights=overrides.pop("weights", None))
     with naming(path):
         layers = list(connections(read, overrides))
-        if not layers:
-            raise InputRefused("has no learned groups to draw; expected a CondenseNet, or a DenseNet with learned group convolutions")
-        if (dashes := sum(layer.dashes for layer in layers)) > MAX_DASHES:
-            raise InputRefused(f"its groups take {dashes} lines and dashes to draw; expected at most {MAX_DASHES}")
+    write(path, layers, output)
+
+
+def write(path: Path | str, layers: list[Connections], output: Path | str) -> None:
+    """Draw the ``layers`` of the file ``path``. Raises as ``plot`` does."""
+    if not layers:
+        raise InputRefused(f"{path}: has no learned groups to draw; expected a CondenseNet, or a DenseNet with learned group convolutions")
+    if (dashes := sum(layer.dashes for layer in layers)) > MAX_DASHES:
+        raise InputRefused(f"{path}: its groups take {dashes} lines and dashes to draw; expected at most {MAX_DASHES}")
     with atomic_output(output, source=path) as temporary:
         temporary.write_text(draw(Path(path).name, layers), encoding="utf-8")
 
@@ -70,10 +77,14 @@ def connections(read: Contents, overrides: dict[str, Any]) -> Iterator[Connectio
     except PruningUnfinished:  # the masks can still be drawn
         if infer_form(read.tensors) != "training":
             raise
-    if infer_form(read.tensors) == "training":
-        for layer in pruning_layers(read.tensors):
-            yield Connections(layer.name, layer.mask[: arch.group_1x1 if arch else layer.period])
-    elif arch is not None and arch.learned:
+    return connections_of(read, arch, pruning_layers(read.tensors))
+
+
+def connections_of(read: Contents, arch: Architecture | None, pruning: list[LayerPruning]) -> Iterator[Connections]:
+    """``connections`` of a file whose architecture and pruning are known; the architecture is None if pruning has not begun."""
+    for layer in pruning:
+        yield Connections(layer.name, layer.mask[: arch.group_1x1 if arch else layer.period])
+    if not pruning and arch is not None and arch.learned:
         for conv in arch.pointwise_convs():
             reads = np.zeros((arch.group_1x1, conv.in_channels), np.bool_)
             index = np.asarray(read.tensors[f"{conv.name}.index"]).reshape(arch.group_1x1, -1)

@@ -214,3 +214,11 @@ def test_dropped_buffers_are_told_from_a_densenet() -> None:
 def test_another_network(state: State) -> None:
     with pytest.raises(InputRefused, match="another network: expected a CondenseNet or DenseNet"):
         infer_architecture(state)
+
+
+def test_masks_of_nothing_that_is_pruned() -> None:
+    """A mask makes it a training form; here it is of no 1x1 convolution."""
+    state = state_of(TINY_DENSENET, "group-conv")
+    state["features.denseblock_1.denselayer_1.conv_2._mask"] = torch.ones(1)
+    with pytest.raises(InputRefused, match=r"has masks, but none of a 1x1 convolution"):
+        infer_architecture(state)
