@@ -480,8 +480,11 @@ def test_time_and_memory_are_bounded(
     (tmp_path / file).write_bytes(b"\x7fELF" if kind == "manifest" else content)
     if kind == "manifest":
         (tmp_path / f"{file}.json").write_bytes(content)
-    done = cost(light, file, *options, folder=tmp_path)
-    beyond, memory, said = done.processor - honest.get(kind, honest["checkpoint"]), done.memory, done.stdout + done.stderr
+    for _ in range(3):  # the fewest of three, as for an honest file: what else the machine does only adds to it
+        done = cost(light, file, *options, folder=tmp_path)
+        beyond, memory, said = done.processor - honest.get(kind, honest["checkpoint"]), done.memory, done.stdout + done.stderr
+        if beyond < MAX_SECONDS:
+            break
     print(f"\n{beyond:6.2f} s {memory / (1 << 20):5.0f} MB  exit {done.code}  {kind}: {name} {' '.join(options)} | {said.strip()[:100]}")
     assert done.code in (0, 4), said[-500:]
     assert memory < MAX_MEMORY and beyond < MAX_SECONDS
