@@ -194,7 +194,11 @@ class _Machine:
             popped.append(self._top())
             self.stack.pop()
         if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
-            self._note(str(argument).split(" ", 1) if argument is not None else [str(item.value) for item in reversed(popped)])
+            self._note(
+                str(argument).split(" ", 1)
+                if argument is not None
+                else ["?" if item.value is None else str(item.value) for item in reversed(popped)]
+            )
         depths = [item.depth for item in popped]
         changed = depths.pop() if opcode.name in _CHANGERS else 0  # the container was popped last
         depth = max(changed, max(depths, default=-1) + 1)
