@@ -25,12 +25,17 @@ def doctor(backends: tuple[str, ...], as_json: bool) -> None:
     With names of BACKENDS only these are tried, and the exit code is 5 if one of them works on no device: for use in image builds.
     """
     share_the_processor()
+    from cnet_deploy.cli.progress import bar
     from cnet_deploy.workflows.doctor import diagnose, known_names, missing
 
     if unknown := [name for name in backends if name not in known_names()]:
         raise click.UsageError(f"no backend is called {', '.join(unknown)}; expected some of {', '.join(known_names())}")
-    findings = diagnose(backends, report=lambda finding: None if as_json else click.echo(finding.words()))
+    with bar("trying") as progress:
+        findings = diagnose(backends, report=lambda finding, share: progress(finding.name, share))
     if as_json:
         click.echo(json.dumps([finding.to_dict() for finding in findings], indent=2))
+    else:
+        for finding in sorted(findings, key=lambda finding: (not finding.works, not finding.builds)):
+            click.echo("\n".join(finding.lines()))
     if names := missing(findings, backends):
         raise Unavailable(f"{', '.join(names)} does not work here; the lines above say why and what to install")

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from cnet_deploy.sessions.base import Probe
 
 SECONDS = 180.0  # time limit of a probe
 _CUDA_LIBRARIES = ("pycuda", "cuda-python")
+_AT_ONCE = 4  # probes; each loads a runtime of some hundred megabytes
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,11 @@ class Finding:
     builds: bool = False
     reason: str | None = None
 
-    def words(self) -> str:
-        """One line of text."""
+    def lines(self) -> list[str]:
+        """For a terminal: the name and whether it works; the reason, if there is one, indented below."""
         state = "works" if self.works else "builds only" if self.builds else "no"
-        return printable(" ".join(filter(None, (f"{self.name:<30}", f"{state:<12}", self.version, self.reason and f"- {self.reason}"))))
+        first = printable(f"{self.name:<30} {state:<12} {self.version or ''}".rstrip())
+        return [first, *([f"    {printable(self.reason)}"] if self.reason else [])]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values."""
@@ -55,29 +59,33 @@ def probes(name: str) -> tuple[Probe, ...]:
     return spec.probes or tuple(Probe(name if device == "cpu" else f"{name} on {device}", device) for device in spec.devices)
 
 
-def diagnose(wanted: Sequence[str] = (), report: Callable[[Finding], None] = lambda _: None) -> list[Finding]:
-    """Try every backend, or only the ``wanted`` ones, on each of its devices. ``report`` gets each finding as soon as it is there.
+def diagnose(wanted: Sequence[str] = (), report: Callable[[Finding, float], None] = lambda *_: None) -> list[Finding]:
+    """Try every backend, or only the ``wanted`` ones, on each of its devices, two or more at a time.
 
-    Raises InputRefused for an unknown name.
+    ``report`` gets each finding as soon as it is known, with the share of the work done (0 to 1). What is returned is in the order of the
+    backends. Raises InputRefused for an unknown name.
     """
     if unknown := [name for name in wanted if name not in known_names()]:
         raise InputRefused(f"no backend is called {', '.join(unknown)}; expected some of {', '.join(known_names())}")
-    findings: list[Finding] = []
-
-    def add(finding: Finding) -> None:
-        findings.append(finding)
-        report(finding)
-
-    if not wanted:
-        for finding in _surroundings():
-            add(finding)
-    with tempfile.TemporaryDirectory(prefix="cnet-deploy-doctor-") as folder:
-        for name in wanted or known_names():
-            if (conflict := _conflict(name)) is not None:
-                add(conflict)
-            for probe in probes(name):
-                add(_probed(name, probe, Path(folder)))
-    return findings
+    chosen = [(name, probe) for name in wanted or known_names() for probe in probes(name)]
+    known = [] if wanted else _surroundings()
+    known += [conflict for name in wanted or known_names() if (conflict := _conflict(name)) is not None]
+    for finding in known:
+        report(finding, 0.0)
+    found: dict[int, Finding] = {}
+    with (
+        tempfile.TemporaryDirectory(prefix="cnet-deploy-doctor-") as folder,
+        ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool,
+    ):
+        running = {pool.submit(_probed, name, probe, Path(folder)): place for place, (name, probe) in enumerate(chosen)}
+        try:
+            for done in as_completed(running):
+                found[running[done]] = done.result()
+                report(done.result(), len(found) / len(chosen))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [*known, *(found[place] for place in sorted(found))]
 
 
 def missing(findings: Sequence[Finding], wanted: Sequence[str]) -> list[str]:
@@ -145,7 +153,7 @@ def _probe(backend: str, name: str, folder: Path) -> dict[str, Any]:
     try:
         _run(backend, next(probe for probe in probes(backend) if probe.name == name), folder, answer)
     except CnetDeployError as error:
-        answer["reason"] = str(error)
+        answer["reason"] = str(error).replace(f"{folder}{os.sep}", "")
     except Exception as error:  # a broken library may raise anything
         answer["reason"] = f"{type(error).__name__}: {error}; reinstall it: {backends()[backend].remedy}"
     return answer

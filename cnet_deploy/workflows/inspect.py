@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,10 @@ class Inspection:
             )
         lines += self._reading()
         for key, value in self.details.items():
-            if value is not None:
-                lines.append(f"{key}: {_preparation(value) if key == 'preprocessing' else value}")
+            if key == "manifest" and isinstance(value, dict):
+                lines += _manifest(value)
+            elif value is not None:
+                lines.append(f"{key}: {_preparation(value) if key == 'preprocessing' else _in_text(value)}")
         if self.operators:
             lines.append("operators: " + ", ".join(f"{name} {count}" for name, count in self.operators.items()))
         for layer in self.layers:
@@ -108,12 +111,38 @@ class Inspection:
         return lines
 
 
-def _preparation(value: Any) -> Any:
+def _preparation(value: Any) -> str:
     """How images are prepared, in words; the value as it is where a file's own notes have something else under that name."""
     try:
         return Preprocessing.from_dict(value).summary()
     except InputRefused:
-        return value
+        return _in_text(value)
+
+
+def _in_text(value: Any) -> str:
+    """A value of JSON without brackets and quotation marks.
+
+    >>> _in_text({"opset": 17, "classes": ["cat", "dog"]})
+    'opset 17, classes cat, dog'
+    """
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_in_text(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_in_text, value))
+    return str(value)
+
+
+def _manifest(manifest: Mapping[str, Any]) -> list[str]:
+    """What a manifest says of its artifact: the precision, and a line for each verification."""
+    lines = [f"precision: {manifest['precision']}"]
+    for entry in manifest["verification"]:
+        error, scale, passed = entry.get("max_error"), entry.get("scale"), entry.get("passed")
+        if isinstance(error, float) and isinstance(scale, float) and isinstance(passed, bool):
+            state = "verified" if passed else "DIFFERS from its model"
+            lines.append(f"{state} on {entry.get('inputs')}: max error {error:.2e} on logits up to {scale:.3g}")
+        else:
+            lines.append(f"verification: {_in_text(entry)}")
+    return lines if manifest["verification"] else [*lines, "not verified yet"]
 
 
 def inspect(path: Path | str, *, sha256: str | None = None, plot: Path | str | None = None, **overrides: Any) -> Inspection:
