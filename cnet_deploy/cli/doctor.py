@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
-from cnet_deploy.cli.console import Command
+from cnet_deploy.cli.console import Command, show, show_json
 from cnet_deploy.cli.types import complete_backends
 from cnet_deploy.errors import Unavailable
 from cnet_deploy.hardware.cpu import share_the_processor
@@ -29,8 +27,8 @@ def doctor(backends: tuple[str, ...], as_json: bool) -> None:
 
     if unknown := [name for name in backends if name not in known_names()]:
         raise click.UsageError(f"no backend is called {', '.join(unknown)}; expected some of {', '.join(known_names())}")
-    findings = diagnose(backends, report=lambda finding: None if as_json else click.echo(finding.words()))
+    findings = diagnose(backends, report=lambda finding: None if as_json else show(finding.words()))
     if as_json:
-        click.echo(json.dumps([finding.to_dict() for finding in findings], indent=2))
+        show_json([finding.to_dict() for finding in findings])
     if names := missing(findings, backends):
         raise Unavailable(f"{', '.join(names)} does not work here; the lines above say why and what to install")
