@@ -9,20 +9,12 @@ import struct
 import threading
 from collections.abc import Iterator
 
-MAX_LENGTH = 900
+from cnet_deploy.text import MAX_LENGTH, printable
 
-
-def printable(text: object, length: int = MAX_LENGTH) -> str:
-    """The text as one line that is safe to print: control characters escaped, shortened in the middle if it is too long.
-
-    Names in a file may hold anything, terminal escapes and line breaks included.
-
-    >>> printable("a\\x1b[31m\\n")
-    'a\\\\x1b[31m\\\\n'
-    """
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in str(text)[: length * 20])
-    return safe if len(safe) <= length else f"{safe[: length * 2 // 3]} … {safe[-length // 4 :]}"
-
+__all__ = [
+    "MAX_LENGTH", "PYTHON", "CheckFailed", "CnetDeployError", "Inconclusive", "InputRefused", "Interrupted", "OutputRefused",
+    "PruningUnfinished", "Unavailable", "deferred_interrupts", "in_words", "naming", "printable", "raise_if_interrupted",
+]  # fmt: skip
 
 # What a library's message has of Python, which says nothing to a user: representations of objects, names of types and functions.
 PYTHON = re.compile(
@@ -55,11 +47,17 @@ def in_words(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def naming(name: object) -> Iterator[None]:
-    """Put ``name`` (usually a file) before the message of an InputRefused raised in the block; None adds nothing."""
+    """Put ``name`` (usually a file) before the message of an InputRefused raised in the block; None adds nothing. Any other exception
+    gets it as its attribute ``at_file``, for whoever reports it."""
     try:
         yield
     except InputRefused as error:
         raise type(error)(f"{name}: {error}" if name is not None else error) from None
+    except Exception as error:
+        if name is not None and not hasattr(error, "at_file"):
+            with contextlib.suppress(AttributeError, TypeError):  # an exception without a dictionary
+                error.at_file = name  # type: ignore[attr-defined]
+        raise
 
 
 def raise_if_interrupted(error: BaseException) -> None:

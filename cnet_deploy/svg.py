@@ -19,7 +19,8 @@ from xml.etree import ElementTree as Xml
 import numpy as np
 import numpy.typing as npt
 
-from cnet_deploy.errors import Unavailable, printable, raise_if_interrupted
+from cnet_deploy.errors import Unavailable, raise_if_interrupted
+from cnet_deploy.text import Where, shown
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -125,7 +126,7 @@ class Canvas:
         """
         from matplotlib.lines import Line2D
 
-        handles = [Line2D([], [], linestyle="none", label=printable(name), **looks) for name, looks in entries.items()]
+        handles = [Line2D([], [], linestyle="none", label=shown(name, Where.SVG), **looks) for name, looks in entries.items()]
         for columns in range(len(handles), 0, -1):
             legend = self._figure.legend(
                 handles=handles, loc="upper left", ncols=columns, borderpad=0.6, borderaxespad=0, handletextpad=0.2, handlelength=1.5,
@@ -139,7 +140,7 @@ class Canvas:
     def title(self, artist: Artist, words: str) -> None:
         """What a browser shows for a part of the drawing that is pointed at."""
         artist.set_gid(f"titled-{len(self._titles)}")
-        self._titles[f"titled-{len(self._titles)}"] = printable(words)
+        self._titles[f"titled-{len(self._titles)}"] = shown(words, Where.SVG)
 
     def to_string(self) -> str:
         """The drawing as an ``<svg>`` element, for a file or to stand in a page. Control characters in its texts are escaped."""
@@ -147,7 +148,7 @@ class Canvas:
 
         for artist in self._figure.findobj(Text):
             assert isinstance(artist, Text)
-            artist.set_text(printable(artist.get_text()))
+            artist.set_text(shown(artist.get_text(), Where.SVG))
         written = io.StringIO()
         self._output.print_svg(written, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
         return self._tidied(written.getvalue())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from cnet_deploy.cli.console import Command
+from cnet_deploy.text import write_block
 
 
 @click.command(
@@ -24,4 +25,4 @@ def completion(shell: str) -> None:
 
     completion_class = get_completion_class(shell)
     assert completion_class is not None
-    click.echo(completion_class(main, {}, "cnet-deploy", "_CNET_DEPLOY_COMPLETE").source())
+    write_block(completion_class(main, {}, "cnet-deploy", "_CNET_DEPLOY_COMPLETE").source().rstrip("\n"))

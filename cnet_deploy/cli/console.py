@@ -1,4 +1,7 @@
-"""Shared by all commands: verbosity, colours, error output and the layout of the help."""
+"""Shared by all commands: what they print, how verbose they are, how they end, and the layout of the help.
+
+What commands print goes through ``note``, ``tell``, ``show`` and ``show_json``, which are safe for any text (see ``cnet_deploy.text``).
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,20 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
-from typing import IO, Any
+from pathlib import Path
+from typing import IO, Any, NoReturn
 
 import click
 
-from cnet_deploy.errors import CnetDeployError, printable
+from cnet_deploy.errors import CnetDeployError, in_words, printable, raise_if_interrupted
+from cnet_deploy.text import LINE_LENGTH, ReaderLeft, StreamFailed, take_any_text, write_block, write_json, write_lines
 
 _QUIET, _VERBOSE = "cnet_deploy.quiet", "cnet_deploy.verbose"
 _TERMINATED = 128 + signal.SIGTERM
+UNEXPECTED = 70  # the exit code of an error that nobody foresaw (EX_SOFTWARE of sysexits.h)
+_REPORT = "the project's issue tracker"
 _LOG = logging.getLogger("cnet_deploy")
 
 
@@ -30,16 +38,26 @@ def quiet() -> bool:
     return bool(context and context.meta.get(_QUIET))
 
 
-def note(text: str) -> None:
+def note(text: object) -> None:
     """Print a line about what is being done on standard error, unless --quiet was given."""
     if not quiet():
-        click.echo(text, err=True)
+        write_lines(text, error=True)
 
 
-def tell(text: str) -> None:
-    """Print a line about what was done on standard output, unless --quiet was given."""
+def tell(*lines: object) -> None:
+    """Print lines about what was done on standard output, unless --quiet was given."""
     if not quiet():
-        click.echo(text)
+        write_lines(*lines)
+
+
+def show(*lines: object) -> None:
+    """Print the lines of a result on standard output, also with --quiet."""
+    write_lines(*lines)
+
+
+def show_json(value: object) -> None:
+    """Print a result as JSON on standard output."""
+    write_json(value)
 
 
 def coloured(stream: IO[str]) -> bool:
@@ -47,11 +65,15 @@ def coloured(stream: IO[str]) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def fail(message: str, code: int) -> None:
+def fail(message: str, code: int) -> NoReturn:
     """Print an error as one line and exit."""
-    heading = click.style("Error:", fg="red", bold=True) if coloured(sys.stderr) else "Error:"
-    click.echo(f"{heading} {message}", err=True)
+    heading = click.style("Error:", fg="red", bold=True) if sys.stderr is not None and coloured(sys.stderr) else "Error:"
+    write_block(f"{heading} {printable(message, LINE_LENGTH)}", error=True)
     sys.exit(code)
+
+
+class _Unexpected(Exception):
+    """Raised from an exception that nobody foresaw. The message says which command met it, and on which files."""
 
 
 class Command(click.Command):
@@ -63,6 +85,19 @@ class Command(click.Command):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         return [*super().get_params(ctx), *_VERBOSITY]
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _standard_output():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (CnetDeployError, StreamFailed, click.ClickException, click.Abort, click.exceptions.Exit, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # libraries written in Rust raise some that are no Exception
+            raise_if_interrupted(error)
+            raise _Unexpected(_doing(ctx, error)) from error
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         if self.examples:
@@ -94,30 +129,37 @@ class Commands(click.Group):
         terminated: list[int] = []
         _LOG.handlers[:] = [_Handler()]
         _LOG.setLevel(logging.WARNING)
+        take_any_text(sys.stdout, sys.stderr)
         try:
-            with _termination(terminated):
-                return super().main(*args, **{**kwargs, "standalone_mode": False})
+            with _termination(terminated), _Others() as others:
+                done = super().main(*args, **{**kwargs, "standalone_mode": False})
+                if others.error is not None:
+                    raise _Unexpected("a thread of the command") from others.error
+                return done
+        except ReaderLeft:
+            sys.exit(0)
+        except StreamFailed as error:
+            fail(f"can't write to standard output: {error}", 4)
         except CnetDeployError as error:
             _LOG.debug("raised here:", exc_info=True)
             fail(str(error), _TERMINATED if terminated else error.exit_code)
         except click.ClickException as error:
-            error.show()
-            sys.exit(error.exit_code)
+            _usage(error)
         except (click.Abort, KeyboardInterrupt):
             _LOG.debug("interrupted here:", exc_info=True)
             fail("interrupted; nothing was written", _TERMINATED if terminated else 130)
-        except OSError as error:  # of standard output: other files' errors are OutputRefused and InputRefused by now
-            fail(f"can't write to standard output: {error.strerror or error}", 4)
+        except _Unexpected as error:
+            _last_net(str(error), error.__cause__ or error)
+        except SystemExit:
+            raise
+        except BaseException as error:  # before a command began, or in its import
+            _last_net("cnet-deploy", error)
         finally:
             _LOG.handlers.clear()
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        with _broken_pipe_ends():  # the help may be piped
+        with _standard_output():
             return super().make_context(*args, **kwargs)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with _broken_pipe_ends():
-            return super().invoke(ctx)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         return [*super().get_params(ctx), *_VERBOSITY]
@@ -131,14 +173,85 @@ class Commands(click.Group):
 
 
 @contextlib.contextmanager
-def _broken_pipe_ends() -> Iterator[None]:
-    """Exit normally when the reader of the output closes the pipe, as ``| head -1`` does."""
+def _standard_output() -> Iterator[None]:
+    """What fails in the block is standard output: of a help that is piped into ``head``, or onto a full disk."""
     try:
         yield
-    except BrokenPipeError:
+    except OSError as error:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        raise (ReaderLeft if isinstance(error, BrokenPipeError) else StreamFailed)(error.strerror or str(error)) from None
+
+
+def _usage(error: click.ClickException) -> NoReturn:
+    """Print an error of usage as click does, its message as printable lines, and exit. What the user typed may be any text."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is not None:
+        name = max(context.command.get_help_option_names(context), key=len)
+        write_lines(*context.get_usage().split("\n"), f"Try '{context.command_path} {name}' for help.", "", error=True)
+    message = error.format_message()
+    # Only this one has lines of click's own: the choices.
+    lines = message.split("\n") if isinstance(error, click.MissingParameter) else [message]
+    write_lines(f"Error: {lines[0]}", *(line.replace("\t", "    ") for line in lines[1:]), error=True)
+    sys.exit(error.exit_code)
+
+
+def _doing(ctx: click.Context, error: BaseException) -> str:
+    """What a command was doing, and on which file: that which ``naming`` noted, else the command's arguments."""
+    arguments = [ctx.params.get(parameter.name or "") for parameter in ctx.command.params if isinstance(parameter, click.Argument)]
+    files = [
+        str(file) for value in arguments for file in (value if isinstance(value, tuple) else (value,)) if isinstance(file, (str, Path))
+    ]
+    text = " ".join([str(ctx.info_name), *(printable(file, 200) for file in files[:3]), *(["…"] if len(files) > 3 else [])])
+    at = getattr(error, "at_file", None)
+    return text if at is None or str(at) in files else f"{text}, at {printable(at, 200)}"
+
+
+def _last_net(doing: str, error: BaseException) -> NoReturn:
+    """End with one line for an error that nobody foresaw; with -v its traceback stands above it."""
+    try:
+        raise_if_interrupted(error)
+    except KeyboardInterrupt:
+        fail("interrupted; nothing was written", 130)
+    if _LOG.isEnabledFor(logging.INFO):
+        _print_traceback((type(error), error, error.__traceback__))
+    kind = type(error).__name__
+    if isinstance(error, MemoryError):
+        message = f"{doing}: there is not enough memory ({kind}); end other programs, or take fewer images, threads or models at a time"
+    else:
+        words = f": {in_words(error)}" if isinstance(error, OSError) else ""
+        where = (
+            f"report it to {_REPORT} with the lines above" if _LOG.isEnabledFor(logging.INFO) else "-v shows where, and how to report it"
+        )
+        message = f"{doing}: stopped by an unexpected error ({kind}{words}), which is a mistake of cnet-deploy; {where}"
+    fail(message, UNEXPECTED)
+
+
+class _Others:
+    """Within the block, what others would print on standard error is printed as lines of ours, with -v: libraries' warnings, and errors
+    in places where nobody can catch them. ``error`` is that of a thread that ended by one."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> _Others:
+        self._before = threading.excepthook, sys.unraisablehook, warnings.showwarning
+        threading.excepthook, sys.unraisablehook, warnings.showwarning = self._thread, self._unraisable, self._warning
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        threading.excepthook, sys.unraisablehook, warnings.showwarning = self._before
+
+    def _thread(self, args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
+            self.error = args.exc_value
+            _LOG.warning("a thread was stopped by an unexpected error (%s)", type(args.exc_value).__name__)
+
+    def _unraisable(self, args: Any) -> None:
+        _LOG.debug("an error that nobody could catch (%s)", type(args.exc_value).__name__, exc_info=args.exc_value)
+
+    def _warning(self, message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        _LOG.info("a library warns: %s (%s)", message, category.__name__)
 
 
 @contextlib.contextmanager
@@ -172,7 +285,7 @@ def _be_verbose(ctx: click.Context, _: click.Parameter, value: int) -> None:
 
 _VERBOSITY = [
     click.Option(["-v", "--verbose"], count=True, expose_value=False, callback=_be_verbose, is_eager=True,
-                 help="Print each step; -vv also prints where an error was raised."),
+                 help="Print each step, and where an unexpected error was raised; -vv: where any error was."),
     click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=_be_quiet, is_eager=True,
                  help="Print only results and errors."),
 ]  # fmt: skip
@@ -189,7 +302,10 @@ class _Handler(logging.Handler):
         if record.levelno >= logging.WARNING:
             note(printable(record.getMessage()))
             return
-        click.echo(f"{time.monotonic() - self.start:8.3f} s  {printable(record.getMessage())}", err=True)
-        if record.exc_info:
-            for line in "".join(traceback.format_exception(*record.exc_info)).splitlines():
-                click.echo(printable(line, 2000), err=True)
+        write_lines(f"{time.monotonic() - self.start:8.3f} s  {printable(record.getMessage())}", error=True)
+        if record.exc_info and record.exc_info[0]:
+            _print_traceback(record.exc_info)
+
+
+def _print_traceback(error: tuple[type[BaseException], BaseException, Any] | Any) -> None:
+    write_lines(*"".join(traceback.format_exception(*error)).splitlines(), error=True, length=2000)

@@ -41,4 +41,4 @@ def convert(checkpoint: Path, output: Path | None, **options: Any) -> None:
     share_the_processor()
     from cnet_deploy.workflows.convert import convert_file
 
-    tell(convert_file(checkpoint, output, overrides=overrides, preprocessing=steps, **options).summary())
+    tell(*convert_file(checkpoint, output, overrides=overrides, preprocessing=steps, **options).summary().split("\n"))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
-from cnet_deploy.cli.console import Command
+from cnet_deploy.cli.console import Command, show, show_json
 from cnet_deploy.cli.types import complete_backends
 from cnet_deploy.errors import Unavailable
 from cnet_deploy.hardware.cpu import share_the_processor
@@ -33,9 +31,9 @@ def doctor(backends: tuple[str, ...], as_json: bool) -> None:
     with bar("trying") as progress:
         findings = diagnose(backends, report=lambda finding, share: progress(finding.name, share))
     if as_json:
-        click.echo(json.dumps([finding.to_dict() for finding in findings], indent=2))
+        show_json([finding.to_dict() for finding in findings])
     else:
         for finding in sorted(findings, key=lambda finding: (not finding.works, not finding.builds)):
-            click.echo("\n".join(finding.lines()))
+            show(*finding.lines())
     if names := missing(findings, backends):
         raise Unavailable(f"{', '.join(names)} does not work here; the lines above say why and what to install")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from cnet_deploy.cli import options as parameters
-from cnet_deploy.cli.console import Command
+from cnet_deploy.cli.console import Command, show, show_json
 from cnet_deploy.cli.options import model_options, steps_options
 from cnet_deploy.cli.types import FilePath, complete_backends
 from cnet_deploy.hardware.cpu import share_the_processor
@@ -52,4 +51,7 @@ def evaluate(files: tuple[Path, ...], data: Path, as_json: bool, **options: Any)
     steps = parameters.take_steps(options)
     with bar("evaluate") as progress:
         result = compare(files, data, steps=steps, progress=progress, **options)
-    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else "\n".join(result.lines()))
+    if as_json:
+        show_json(result.to_dict())
+    else:
+        show(*result.lines())

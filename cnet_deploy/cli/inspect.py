@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cnet_deploy.cli.console import Command
+from cnet_deploy.cli.console import Command, show, show_json
 from cnet_deploy.cli.options import model_options, pin_option
 from cnet_deploy.cli.types import FilePath
 
@@ -35,4 +34,7 @@ def inspect(file: Path, as_json: bool, plot: Path | None, **options: Any) -> Non
 
         require_matplotlib()
     inspection = look(file, plot=plot, **options)
-    click.echo(json.dumps(inspection.to_dict(), indent=2) if as_json else inspection.summary())
+    if as_json:
+        show_json(inspection.to_dict())
+    else:
+        show(*inspection.summary().split("\n"))

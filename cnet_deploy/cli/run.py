@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from cnet_deploy.cli import options as parameters
-from cnet_deploy.cli.console import Command
+from cnet_deploy.cli.console import Command, show, show_json
 from cnet_deploy.cli.options import labels_option, model_options, pin_option, steps_options
 from cnet_deploy.cli.types import FilePath, complete_backends
 from cnet_deploy.errors import InputRefused
@@ -49,8 +48,8 @@ def run(file: Path, images: tuple[Path, ...], as_json: bool, **options: Any) -> 
         if answer.problem:
             problems.append(answer.problem)
         elif not as_json:
-            click.echo("\n".join(answer.lines()))
+            show(*answer.lines())
     if as_json:
-        click.echo(json.dumps([answer.to_dict() for answer in answers], indent=2))
+        show_json([answer.to_dict() for answer in answers])
     if problems:
         raise InputRefused(f"{len(problems)} of {len(answers)} images were not classified: {'; '.join(problems[:3])}")

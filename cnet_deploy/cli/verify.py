@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cnet_deploy.cli.console import Command, tell
+from cnet_deploy.cli.console import Command, show_json, tell
 from cnet_deploy.cli.options import images_option, model_options, pin_option, tolerance_option
 from cnet_deploy.cli.types import FilePath
 from cnet_deploy.errors import CheckFailed
@@ -34,9 +33,9 @@ def verify(artifact: Path, model: Path, as_json: bool, **options: Any) -> None:
 
     comparisons = compare(artifact, model, **options)
     if as_json:
-        click.echo(json.dumps([c.to_dict() for c in comparisons], indent=2))
+        show_json([c.to_dict() for c in comparisons])
     else:
-        tell("\n".join(c.summary() for c in comparisons))
+        tell(*(c.summary() for c in comparisons))
     if failed := [c for c in comparisons if not c.passed]:
         raise CheckFailed(
             f"{artifact}: outputs differ from those of {model} beyond the tolerance on {failed[0].inputs}; export it again from {model}"

@@ -12,7 +12,7 @@ import numpy as np
 
 from cnet_deploy.checkpoints.load import load
 from cnet_deploy.checkpoints.save import save
-from cnet_deploy.errors import CheckFailed, naming
+from cnet_deploy.errors import CheckFailed, naming, printable
 from cnet_deploy.files import check_output
 from cnet_deploy.images.decode import Images, read_images
 from cnet_deploy.images.preprocessing import NO_OVERRIDES, Overrides
@@ -64,7 +64,7 @@ class Converted:
             else:
                 text += f", top-1 accuracy {cut.reference_top1:.2%} -> {cut.top1:.2%}"
             lines.append(text)
-        return "\n".join([*lines, f"wrote {self.path}"])
+        return "\n".join(map(printable, [*lines, f"wrote {self.path}"]))
 
 
 def convert_file(

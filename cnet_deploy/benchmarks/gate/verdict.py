@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 from collections.abc import Sequence
@@ -17,8 +16,9 @@ from cnet_deploy.benchmarks.gate.run import MAX_ROUNDS, Outcome, Round, gate, ga
 from cnet_deploy.benchmarks.measure.rule import Verdict
 from cnet_deploy.benchmarks.measure.samples import milliseconds
 from cnet_deploy.benchmarks.report.terminal import is_any, put, show
-from cnet_deploy.errors import CheckFailed, CnetDeployError, Inconclusive, OutputRefused, printable
+from cnet_deploy.errors import CheckFailed, CnetDeployError, Inconclusive, OutputRefused
 from cnet_deploy.files import append, check_output, write_text
+from cnet_deploy.text import LINE_LENGTH, Where, printable, shown, strict_json
 
 FORMAT = "cnet_deploy_gate"
 FORMAT_VERSION = 1
@@ -60,7 +60,7 @@ def run(models: Sequence[str], baseline: Path | None, places: Places, *, quiet: 
         _report(NOT_MEASURED, f"{NOT_MEASURED}: {error}", {"exit_code": error.exit_code, "reason": str(error)}, [], places)
         raise
     if outcome.unlike:
-        put(f"{printable(outcome.unlike)}\n")
+        put(shown(outcome.unlike, Where.LOG))
     if (outcome.rounds or outcome.self_rounds) and not quiet:
         show(_table(outcome))
     _report(outcome.verdict.value, verdict(outcome), to_dict(outcome), _markdown(outcome), places)
@@ -131,30 +131,23 @@ def _share(value: float) -> str:
 
 
 def _report(word: str, line: str, values: dict[str, Any], lines: list[str], places: Places) -> None:
-    line = printable(line, 4000)
-    text = line
-    if os.environ.get("GITHUB_ACTIONS") == "true":
-        text += f"\n::{_LEVELS[word]} title=Latency gate::{_escaped(line)}"
-    put(text + "\n")
+    line = printable(line, LINE_LENGTH)
+    on_github = os.environ.get("GITHUB_ACTIONS") == "true"
+    put(line, f"::{_LEVELS[word]} title=Latency gate::{shown(line, Where.GITHUB, LINE_LENGTH)}" if on_github else "")
     refused: OutputRefused | None = None
     if places.json is not None:
         try:
-            write_text(places.json, json.dumps({FORMAT: FORMAT_VERSION, "verdict": word, "line": line, **values}, indent=1) + "\n")
+            write_text(places.json, strict_json({FORMAT: FORMAT_VERSION, "verdict": word, "line": line, **values}, 1) + "\n")
         except OutputRefused as error:
             refused = error
     if places.summary is not None:
         try:
-            text = "\n".join([f"### Latency gate: {word}", "", line, "", *lines]).rstrip() + "\n\n"
-            append(places.summary, text.encode("utf-8", "replace"))
+            text = "\n".join([f"### Latency gate: {word}", "", shown(line, Where.MARKDOWN, LINE_LENGTH), "", *lines]).rstrip() + "\n\n"
+            append(places.summary, text.encode())
         except OSError as error:
             refused = refused or OutputRefused(f"{places.summary}: can't be written: {error.strerror}")
     if refused is not None:
         raise refused
-
-
-def _escaped(text: str) -> str:
-    """The text escaped for GitHub's workflow commands, in which these three characters have a meaning."""
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _table(outcome: Outcome) -> Table:
@@ -178,10 +171,11 @@ def _row(what: str, number: int, part: Round) -> tuple[str, ...]:
 
 def _markdown(outcome: Outcome) -> list[str]:
     """The lines under the verdict on a summary page."""
-    lines = [f"- **{_code(outcome.unlike)}**"] if outcome.unlike else []
-    lines += [f"- base: `{_code(outcome.base)}` on {outcome.backends[0]} {_code(outcome.installations.get('base', ''))}".rstrip()]
-    lines.append(f"- head: `{_code(outcome.head)}` on {outcome.backends[1]} {_code(outcome.installations.get('head', ''))}".rstrip())
-    lines += [f"- {change}" for change in outcome.changes]
+    lines = [f"- **{shown(outcome.unlike, Where.MARKDOWN)}**"] if outcome.unlike else []
+    for side, model, backend in zip(("base", "head"), (outcome.base, outcome.head), outcome.backends, strict=True):
+        installation = shown(outcome.installations.get(side, ""), Where.MARKDOWN)
+        lines.append(f"- {side}: `{shown(model, Where.CODE)}` on {backend} {installation}".rstrip())
+    lines += [f"- {shown(change, Where.MARKDOWN)}" for change in outcome.changes]
     lines.append(f"- operators, multiply-adds, parameters, bytes: {outcome.compared}")
     if quiet := outcome.self_test:
         lines.append(
@@ -195,7 +189,3 @@ def _markdown(outcome: Outcome) -> list[str]:
             lines += ["| " + " | ".join(_row(what, number, part)) + " |" for number, part in enumerate(rounds, 1)]
         lines += ["", "</details>"]
     return lines
-
-
-def _code(text: str) -> str:
-    return printable(text).replace("`", "'").replace("|", "\\|")

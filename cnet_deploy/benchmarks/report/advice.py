@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from cnet_deploy.benchmarks.measure.environment import stolen
 from cnet_deploy.benchmarks.sweep.results import Report
-from cnet_deploy.errors import printable
 from cnet_deploy.hardware.nvml import slowdowns
+from cnet_deploy.text import printable
 
 BUSY = 0.3  # load average per core before the run, above which others are at work
 STOLEN = 0.01

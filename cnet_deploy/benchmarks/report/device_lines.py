@@ -8,8 +8,8 @@ from cnet_deploy.benchmarks.measure.rounds import Result
 from cnet_deploy.benchmarks.measure.samples import milliseconds
 from cnet_deploy.benchmarks.sweep.paper import paper_ratio
 from cnet_deploy.benchmarks.sweep.results import Group, Report, Row
-from cnet_deploy.errors import printable
 from cnet_deploy.sessions import backends
+from cnet_deploy.text import Where, shown
 
 NOTE = (
     "On a device: ms is what the host waits for an inference whose images lie on the device already (p90 where samples support it), "
@@ -25,12 +25,12 @@ def headings(report: Report, group: Group) -> list[str]:
     return ["Model", "M FLOPs", "M params", *paper, "backend", *figures, "device ms", "with transfers ms", "ratio"]
 
 
-def lines(report: Report, group: Group) -> Iterator[tuple[Row, Result, list[str]]]:
-    """Each cell of a group with its words; what is the model's stands in its first line alone."""
+def lines(report: Report, group: Group, where: Where) -> Iterator[tuple[Row, Result, list[str]]]:
+    """Each cell of a group with its words as they are shown there; what is the model's stands in its first line alone."""
     has_paper = any(row.paper for row in report.rows)
     for row in report.rows:
         paper = [f"{row.paper.top1_error:.1f} %", f"{paper_ratio(row.paper):.2f}"] if row.paper else ["", ""]
-        model = [printable(row.title), "" if row.flops is None else f"{row.flops / 1e6:,.0f}"]
+        model = [shown(row.title, where), "" if row.flops is None else f"{row.flops / 1e6:,.0f}"]
         model += ["" if row.params is None else f"{row.params / 1e6:.2f}", *(paper if has_paper else [])]
         for backend in report.backends:
             if (result := row.find(backend, group)) is not None:

@@ -15,7 +15,7 @@ from cnet_deploy.benchmarks.report.advice import warnings_of
 from cnet_deploy.benchmarks.report.text import base_title, group_title
 from cnet_deploy.benchmarks.sweep.paper import CONVENTIONS, paper_ratio
 from cnet_deploy.benchmarks.sweep.results import Group, Report
-from cnet_deploy.errors import printable
+from cnet_deploy.text import LINE_LENGTH, Where, printable, shown
 
 WIDTHS = {"wide": 860, "narrow": 340}
 PICTURE_WIDTH = 860
@@ -27,12 +27,12 @@ def picture(report: Report) -> str:
 
 
 def page(report: Report) -> str:
-    """The page. Whatever comes from file names and errors is escaped."""
+    """The page. Whatever the template prints is escaped (see ``_safe``)."""
     return _template().render(
         report=report,
         groups=[_group(report, group) for group in report.groups],
         machine=(report.environment["gpu"] if report.device != "cpu" else None) or report.environment["cpu"],
-        base=base_title(report),
+        base=base_title(report, Where.TERMINAL),
         warnings=warnings_of(report),
         pictures={kind: {size: draw(report, width) for size, width in WIDTHS.items()} for kind, draw in _PICTURES.items()},
         has_errors=any(row.top1_error is not None for row in report.rows),
@@ -60,8 +60,8 @@ def _lines(report: Report, group: Group) -> list[dict[str, Any]]:
     """A device's lines: what is the model's, the backend, figures; and the result they are of."""
     first = on_device.headings(report, group).index("backend")
     return [
-        {"model": [printable(row.title), *words[1:first]], "backend": words[first], "figures": words[first + 1 :], "result": result}
-        for row, result, words in on_device.lines(report, group)
+        {"model": [row.title, *words[1:first]], "backend": words[first], "figures": words[first + 1 :], "result": result}
+        for row, result, words in on_device.lines(report, group, Where.TERMINAL)
     ]
 
 
@@ -75,11 +75,25 @@ def _environment(report: Report) -> list[tuple[str, str]]:
     return [(name, "not known on this system" if value is None else printable(value)) for name, value in entries]
 
 
+class _Html(str):
+    """A text that is HTML already."""
+
+    __slots__ = ()
+
+    def __html__(self) -> str:
+        return self
+
+
+def _safe(value: object) -> object:
+    """What stands between the template's braces, as HTML. Drawings are left as they are: their writer escaped what is in them."""
+    return value if hasattr(value, "__html__") else _Html(shown(value, Where.HTML, LINE_LENGTH))
+
+
 @functools.cache
 def _template() -> jinja2.Template:
     surroundings = jinja2.Environment(
         loader=jinja2.PackageLoader("cnet_deploy.benchmarks.report", "."), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        trim_blocks=True, lstrip_blocks=True, finalize=_safe,
     )  # fmt: skip
     surroundings.filters |= {"ms": milliseconds, "printable": printable}
     return surroundings.get_template("page.html.j2")

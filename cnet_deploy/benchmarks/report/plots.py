@@ -18,8 +18,8 @@ from cnet_deploy.benchmarks.measure.rounds import Result
 from cnet_deploy.benchmarks.measure.samples import milliseconds
 from cnet_deploy.benchmarks.report.text import group_title
 from cnet_deploy.benchmarks.sweep.results import Report, Row
-from cnet_deploy.errors import printable
 from cnet_deploy.svg import COLOURS, MARKERS, QUIET, Canvas
+from cnet_deploy.text import Where, shown
 
 WARMUP_SHOWN = 60  # inferences; the distributions show what settles later
 LANE, LINE, BOTTOM = 22, 14, 46
@@ -62,7 +62,7 @@ def latency_and_error(report: Report, width: int) -> str:
         places = [(height - low) / pixel for height in names]
         for place, moved, (height, titles) in zip(places, drawing.apart(places, LINE), names.items(), strict=True):
             axes.axhline(height, **drawing.DOTTED)
-            words = printable(", ".join(titles), min(60, int((width - left - right) / LETTER)))
+            words = shown(", ".join(titles), Where.SVG, min(60, int((width - left - right) / LETTER)))
             drawing.note(axes, words, (axes.get_xlim()[0], height), (6, moved - place - 10))
         for row, result, time in points:
             (marker,) = axes.plot(time, heights[id(row)], alpha=0.85, **_look(report, result))
@@ -106,7 +106,7 @@ def _titles(report: Report, row: Row, result: Result) -> tuple[str, str]:
     """A cell's model, and the rest that it is called by."""
     rest = f"{result.cell.backend}, {milliseconds(result.median or 0.0)} ms"
     rest += f", {group_title(report, (result.cell.threads, result.cell.batch))}" if len(report.groups) > 1 else ""
-    return printable(row.title, 40), rest
+    return shown(row.title, Where.SVG, 40), rest
 
 
 def settling(report: Report, width: int) -> str:

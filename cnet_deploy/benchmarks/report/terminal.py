@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -25,10 +24,11 @@ from cnet_deploy.benchmarks.sweep.paper import CONVENTIONS, paper_ratio
 from cnet_deploy.benchmarks.sweep.plan import bench
 from cnet_deploy.benchmarks.sweep.results import Group as Cells
 from cnet_deploy.benchmarks.sweep.results import Journal, Keep, Report, part_of, read_report
-from cnet_deploy.errors import InputRefused, Interrupted, OutputRefused, Unavailable, printable
+from cnet_deploy.errors import InputRefused, Interrupted, OutputRefused, Unavailable
 from cnet_deploy.files import check_output, exists, write_text
 from cnet_deploy.sessions import backends
 from cnet_deploy.svg import require_matplotlib
+from cnet_deploy.text import StreamFailed, Where, shown, write_block
 
 LOG_WIDTH = 180  # a table that wraps can't be read or searched: a log gets the width it needs
 WIDE = 130  # columns that the paper's table takes with a line per row
@@ -131,28 +131,30 @@ def run(
 
 
 def _show(report: Report) -> None:
-    console = Console()
+    console = _console()
     show(render(report, console.width if console.is_terminal else LOG_WIDTH))
 
 
 def show(what: RenderableType) -> None:
     """Print on standard output, as wide as a log wants it where that is no terminal (see ``put``)."""
-    console = Console()
+    console = _console()
     if not console.is_terminal:
-        console = Console(width=LOG_WIDTH)
+        console = _console(width=LOG_WIDTH)
     with console.capture() as text:
         console.print(what)
-    put(text.get())
+    put(text.get().removesuffix("\n"))
 
 
-def put(text: str) -> None:
-    """Write to standard output. A reader who has gone, or a full disk behind it, loses no file and changes no exit code."""
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except OSError:
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def put(text: str, command: str = "") -> None:
+    """Write lines to standard output (see ``text.write_block``). A reader who has gone, or a full disk behind it, loses no file and changes
+    no exit code."""
+    with contextlib.suppress(StreamFailed):
+        write_block(text, command=command)
+
+
+def _console(**options: Any) -> Console:
+    """A console that takes nothing in a name for markup or for an emoji."""
+    return Console(markup=False, emoji=False, **options)
 
 
 def is_any(path: Path, others: Iterable[Path | str]) -> bool:
@@ -171,14 +173,14 @@ def _with_progress(
     models: Sequence[str], backends: Sequence[str], threads: Sequence[int], batches: Sequence[int], device: str, settings: Settings,
     keep: Keep, earlier: Report | None, quiet: bool, input_size: tuple[int, int] | None, weights: str | None,
 ) -> Report:  # fmt: skip
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = _console(stderr=True)
     # The bar is drawn between turns only: a thread that redraws it would steal time from what is measured.
     with Progress(*columns, console=console, auto_refresh=False, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("prepare", total=None)
 
         def step(text: str) -> None:
-            bar.update(task, description=text, advance=1)
+            bar.update(task, description=shown(text, Where.RICH, 80), advance=1)
             bar.refresh()
 
         return bench(
@@ -193,7 +195,7 @@ def render(report: Report, width: int = LOG_WIDTH) -> RenderableType:
     Narrow terminals get them folded.
     """
     notes = [
-        f"{printable(row.label)} on {result.cell.backend}: {printable(result.error)}"
+        f"{shown(row.label, Where.RICH)} on {result.cell.backend}: {shown(result.error, Where.RICH)}"
         for row in report.rows
         for result in row.results
         if result.error
@@ -203,7 +205,7 @@ def render(report: Report, width: int = LOG_WIDTH) -> RenderableType:
     load = (machine["load_average"] or [0.0])[0]
     each = "a process for every turn" if report.settings.fresh else "one process per cell"
     notes += [
-        f"Ratio: time of an image relative to {base_title(report)}, on the same backend where it runs there; median over "
+        f"Ratio: time of an image relative to {base_title(report, Where.RICH)}, on the same backend where it runs there; median over "
         f"{report.settings.rounds} interleaved rounds, {each}. p90 stands where samples support it; ~ marks a coefficient of variation "
         f"above {UNSTABLE:.1%}.",
         *on_device.notes(report),
@@ -236,9 +238,9 @@ def _device_table(report: Report, group: Cells, width: int) -> Table:
     for heading in headings[first:] if fold else headings:
         text = heading.replace("with transfers", "with\ntransfers") if fold else heading
         table.add_column(text, justify="left" if heading in ("Model", "backend") else "right", overflow="fold")
-    for row, _, cells in on_device.lines(report, group):
+    for row, _, cells in on_device.lines(report, group, Where.RICH):
         if fold and cells[0]:
-            table.add_row(printable(row.title))
+            table.add_row(shown(row.title, Where.RICH))
         table.add_row(*([f" {cells[first]}", *cells[first + 1 :]] if fold else cells))
     return table
 
@@ -256,7 +258,7 @@ def _table(report: Report, group: Cells, width: int) -> Table:
         for heading in (f"{backend}\n{figure}\nratio",) if stack else (f"{backend}\n{figure}", "\nratio"):
             table.add_column(heading.replace(" (", "\n(") if fold else heading, justify="right")
     for row in report.rows:
-        cells = [printable(row.title), "" if row.flops is None else f"{row.flops / 1e6:,.0f}"]
+        cells = [shown(row.title, Where.RICH), "" if row.flops is None else f"{row.flops / 1e6:,.0f}"]
         cells.append("" if row.params is None else f"{row.params / 1e6:.2f}")
         if in_paper:
             known = row.paper

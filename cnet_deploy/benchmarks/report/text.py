@@ -11,7 +11,7 @@ from cnet_deploy.benchmarks.report import device_lines as on_device
 from cnet_deploy.benchmarks.report.advice import warnings_of
 from cnet_deploy.benchmarks.sweep.paper import BASE, paper_ratio
 from cnet_deploy.benchmarks.sweep.results import Group, Report, Row
-from cnet_deploy.errors import printable
+from cnet_deploy.text import Where, shown
 
 CSV_COLUMNS = (
     "model", "backend", "device", "threads", "batch", "flops", "params", "samples", "median_ms", "mean_ms", "p90_ms", "p95_ms", "p99_ms",
@@ -29,9 +29,9 @@ def group_title(report: Report, group: Group) -> str:
     return ", ".join(words)
 
 
-def base_title(report: Report) -> str:
-    """The short name of the row that the others are compared with."""
-    return "MobileNet" if report.base.label == BASE else printable(report.base.title)
+def base_title(report: Report, where: Where) -> str:
+    """The short name of the row that the others are compared with, as it is shown there."""
+    return "MobileNet" if report.base.label == BASE else shown(report.base.title, where)
 
 
 def markdown(report: Report) -> str:
@@ -42,24 +42,33 @@ def markdown(report: Report) -> str:
         if report.device != "cpu":
             head = on_device.headings(report, group)
             lines += [_line(head), _line(["---" if heading in ("Model", "backend") else "---:" for heading in head])]
-            lines += [*(_line(words) for _, _, words in on_device.lines(report, group)), ""]
+            lines += [*(_line(words) for _, _, words in on_device.lines(report, group, Where.MARKDOWN)), ""]
             continue
         paper = any(row.paper for row in report.rows)
-        shown = [backend for backend in report.backends if any(row.find(backend, group) for row in report.rows)]
+        measured = [backend for backend in report.backends if any(row.find(backend, group) for row in report.rows)]
         head = ["Model", "M FLOPs", *(["Paper: ratio"] if paper else [])]
-        head += [text for backend in shown for text in (f"{backend}, ms" if group[1] == 1 else f"{backend}, images/s", "ratio")]
+        head += [text for backend in measured for text in (f"{backend}, ms" if group[1] == 1 else f"{backend}, images/s", "ratio")]
         lines += [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
         for row in report.rows:
-            words = [printable(row.title), "" if row.flops is None else f"{row.flops / 1e6:,.0f}"]
+            words = [shown(row.title, Where.MARKDOWN), "" if row.flops is None else f"{row.flops / 1e6:,.0f}"]
             words += [f"{paper_ratio(row.paper):.2f}" if row.paper else ""] if paper else []
-            for backend in shown:
+            for backend in measured:
                 words += _figures(report, row.find(backend, group))
             lines.append(_line(words))
         lines.append("")
-    lines += [f"Ratio: time of an image relative to {base_title(report)}, the median over {report.settings.rounds} interleaved rounds.", ""]
-    lines += [line for text in on_device.notes(report) for line in (text, "")]
-    lines += [f"- {text}" for text in warnings_of(report)]
-    lines += [f"- {printable(row.title)} on {r.cell.backend}: {printable(r.error)}" for row in report.rows for r in row.results if r.error]
+    lines += [
+        f"Ratio: time of an image relative to {base_title(report, Where.MARKDOWN)}, "
+        f"the median over {report.settings.rounds} interleaved rounds.",
+        "",
+    ]
+    lines += [line for text in on_device.notes(report) for line in (shown(text, Where.MARKDOWN, 4000), "")]
+    lines += [f"- {shown(text, Where.MARKDOWN, 4000)}" for text in warnings_of(report)]
+    lines += [
+        f"- {shown(row.title, Where.MARKDOWN)} on {result.cell.backend}: {shown(result.error, Where.MARKDOWN)}"
+        for row in report.rows
+        for result in row.results
+        if result.error
+    ]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -74,7 +83,7 @@ def _figures(report: Report, result: Result | None) -> list[str]:
 
 
 def _line(words: list[str]) -> str:
-    return "| " + " | ".join(word.replace("|", "\\|") for word in words) + " |"
+    return "| " + " | ".join(words) + " |"
 
 
 def comma_separated(report: Report) -> str:
@@ -98,9 +107,9 @@ def _values(report: Report, row: Row, result: Result) -> list[object]:
         times = [summary.count, *map(ms, (summary.median, summary.mean, summary.p90, summary.p95, summary.p99))]
         times += [summary.variation, summary.unstable]
     return [
-        printable(row.label), cell.backend, cell.device, cell.threads, result.batch, row.flops, row.params, *times,
+        shown(row.label, Where.CSV), cell.backend, cell.device, cell.threads, result.batch, row.flops, row.params, *times,
         ms(result.device_median), ms(result.transfer_median), ms(result.end_to_end),
         result.images_per_second, report.ratio(result),
         ms(min(result.cold_seconds, default=None)), ms(min(result.open_seconds, default=None)),
-        None if result.peak_bytes is None else result.peak_bytes / 2**20, result.error and printable(result.error),
+        None if result.peak_bytes is None else result.peak_bytes / 2**20, result.error and shown(result.error, Where.CSV),
     ]  # fmt: skip

@@ -7,15 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cnet_deploy.errors import CnetDeployError
+from cnet_deploy.text import write_lines
 
 
 def run(main: Callable[..., None], usage: str) -> None:
     """Call ``main`` with one path for each word of ``usage`` after the module's name; exit as the command line would."""
     if len(sys.argv) != len(usage.split()):
-        print(f"usage: python -m {usage}", file=sys.stderr)
+        write_lines(f"usage: python -m {usage}", error=True)
         sys.exit(2)
     try:
         main(*map(Path, sys.argv[1:]))
     except CnetDeployError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        write_lines(f"Error: {error}", error=True)
         sys.exit(error.exit_code)
