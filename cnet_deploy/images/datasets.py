@@ -6,6 +6,8 @@ Nothing in a file is executed; CIFAR's Python files are pickles (see cifar_pickl
 from __future__ import annotations
 
 import logging
+import os
+import stat
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
@@ -16,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.files import read_bytes
+from cnet_deploy.files import digest, read_bytes
 from cnet_deploy.images.cifar_pickle import read_arrays
-from cnet_deploy.images.decode import cifar_records, hidden, images_in, not_taken, refuse_url, resized
+from cnet_deploy.images.decode import cifar_records, entries_of, images_in, not_taken, refuse_url, resized
 from cnet_deploy.images.image_file import IMAGE_SUFFIXES, opened_image, orientation
 from cnet_deploy.images.preprocessing import Preprocessing
 
@@ -64,6 +66,10 @@ class Dataset(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def labels_sha256(self) -> str:
+        """The digest of the labels in the order of the images; of image files, of their names and sizes too."""
+        return digest(self.labels.astype("<i8").tobytes())
+
     @abstractmethod
     def image(self, index: int, preprocessing: Preprocessing) -> Pixels:
         """An image as [channels, H, W] at the network's input size. Raises InputRefused with its name if it can't be read."""
@@ -101,9 +107,9 @@ class FolderDataset(Dataset):
     """
 
     def __init__(self, path: Path, *, upright: bool = False) -> None:
-        self.name, self.upright = str(path), upright
+        self.name, self.path, self.upright = str(path), path, upright
         self.tagged: set[int] = set()
-        self.class_names = tuple(sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not hidden(entry.name)))
+        self.class_names = _class_folders(path)
         self.classes = len(self.class_names)
         self.files: list[Path] = []
         labels, others = [], [name for name in _loose(path) if self.class_names]
@@ -123,6 +129,13 @@ class FolderDataset(Dataset):
         if others:
             log.warning("%s: %s", path, not_taken(others))
 
+    def labels_sha256(self) -> str:
+        try:
+            lines = [b"%s/%d" % (os.fsencode(file.relative_to(self.path)), file.stat().st_size) for file in self.files]
+        except OSError as error:
+            raise InputRefused(f"{error.filename or self.path}: can't be read: {error.strerror}") from None
+        return digest(b"\n".join([super().labels_sha256().encode(), *lines]))
+
     def image(self, index: int, preprocessing: Preprocessing) -> Pixels:
         with opened_image(self.files[index], upright=self.upright) as image:
             if orientation(image) != 1:
@@ -130,9 +143,20 @@ class FolderDataset(Dataset):
             return resized(image, preprocessing)
 
 
+def _class_folders(path: Path) -> tuple[str, ...]:
+    """The names of the folders of classes, sorted. Raises InputRefused for a link that leads nowhere: it may be a class that is missing."""
+    names = []
+    for entry, mode in entries_of(path):
+        if stat.S_ISDIR(mode):
+            names.append(entry.name)
+        elif not mode and entry.suffix.lower() not in IMAGE_SUFFIXES:
+            raise InputRefused(f"{entry}: is a link that leads nowhere; expected the folder of a class: mend the link, or remove it")
+    return tuple(names)
+
+
 def _loose(path: Path) -> list[str]:
     """Images beside the folders of the classes."""
-    return sorted(entry.name for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES and not hidden(entry.name))
+    return [entry.name for entry, mode in entries_of(path) if entry.suffix.lower() in IMAGE_SUFFIXES and not stat.S_ISDIR(mode)]
 
 
 def _without_classes(path: Path) -> str:
@@ -148,8 +172,8 @@ def _deeper(path: Path, folders: Sequence[str]) -> str:
     """What to give instead of a path whose only folder holds the folders of the classes; empty where it is not so."""
     if len(folders) != 1:
         return ""
-    inner = [entry for entry in (path / folders[0]).iterdir() if not hidden(entry.name)]
-    if any(entry.is_file() for entry in inner) or not any(entry.is_dir() for entry in inner):
+    inner = [mode for _, mode in entries_of(path / folders[0])]
+    if any(map(stat.S_ISREG, inner)) or not any(map(stat.S_ISDIR, inner)):
         return ""
     return f"give {path / folders[0]} itself"
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -103,23 +106,50 @@ def hidden(name: str) -> bool:
 
 def images_in(folder: Path) -> tuple[list[Path], list[str]]:
     """The image files in a folder and its subfolders, sorted, and the names (from the folder on) of the other files. What is ``hidden`` is
-    in neither. Images are known by their suffixes, as in torchvision's ImageFolder. Raises InputRefused for folders that can't be read."""
+    in neither. Images are known by their suffixes, and links to folders are followed, as in torchvision's ImageFolder; but each folder is
+    read once, and further links to it are among the others, as are links to nothing. Raises InputRefused for folders that can't be read."""
     files, others = [], []
-    depth = len(folder.parts)
+    waiting, links = [folder], list[Path]()
+    seen = set[tuple[int, int]]()
     try:
-        for path in folder.rglob("*"):
-            parts = path.parts[depth:]
-            if any(map(hidden, parts)):
+        while waiting or links:
+            # Links come after all folders, so that an image has the name without links where there is one.
+            where = waiting.pop() if waiting else links.pop()
+            status = where.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                others.append(where.relative_to(folder).as_posix())
                 continue
-            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-                files.append(path)
-            elif not path.is_dir():
-                others.append("/".join(parts))
+            seen.add((status.st_dev, status.st_ino))
+            inner = list[Path]()
+            for path, mode in entries_of(where):
+                if stat.S_ISDIR(mode):
+                    (links if path.is_symlink() else inner).append(path)
+                elif stat.S_ISREG(mode) and path.suffix.lower() in IMAGE_SUFFIXES:
+                    files.append(path)
+                else:
+                    others.append(path.relative_to(folder).as_posix())
+            waiting += inner
+            links.sort(reverse=True)
     except OSError as error:
-        raise InputRefused(f"{error.filename or folder}: can't be read: {error.strerror}") from None
-    except RecursionError:
-        raise InputRefused(f"{folder}: has folders nested too deep to be read; move the images up") from None
+        raise InputRefused(f"{error.filename or folder}: can't be read: {error.strerror}; make it readable, or move it away") from None
     return sorted(files), sorted(others)
+
+
+def entries_of(folder: Path) -> list[tuple[Path, int]]:
+    """What is in a folder and not ``hidden``, in the order of the names: its path, and the mode of what it is or links to (0: a link to
+    nothing, or to itself). Raises OSError for what can't be read."""
+    with os.scandir(folder) as scan:
+        paths = sorted(folder / entry.name for entry in scan if not hidden(entry.name))
+    return [(path, _mode(path)) for path in paths]
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.stat().st_mode
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+            return 0
+        raise
 
 
 def not_taken(names: Sequence[str]) -> str:

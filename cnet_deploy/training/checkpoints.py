@@ -18,9 +18,9 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -30,9 +30,10 @@ from cnet_deploy.checkpoints.read import open_pickled
 from cnet_deploy.checkpoints.tensor_pickle import as_tensor
 from cnet_deploy.checkpoints.tensors import StoredTensor
 from cnet_deploy.checkpoints.weights import choose, find, inert_in, kind, tensors_of
-from cnet_deploy.errors import InputRefused, OutputRefused, in_words, naming
+from cnet_deploy.errors import CheckFailed, InputRefused, OutputRefused, in_words, naming
 from cnet_deploy.files import atomic_output, check_output, read_bytes
 from cnet_deploy.files.pickle_arrays import StoredArray
+from cnet_deploy.files.strict_json import Whole, convert, parse_json, shown
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.training.recipe import MODELS
 
@@ -52,6 +53,23 @@ class State:
     tensors: dict[str, Tensor]
     optimizer: dict[str, Any]
     training: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DataDigest:
+    """The images of a part of the data: how many, and the digest of their labels (see ``Dataset.labels_sha256``)."""
+
+    images: Whole
+    labels_sha256: str
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The part of a run's metadata that is compared with the data when it is resumed. Missing in the reference's checkpoints, and
+    ``data`` in those of version 0.1.0."""
+
+    class_names: tuple[str, ...] = ()
+    data: dict[str, DataDigest] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -78,7 +96,11 @@ class Checkpoints:
         is_best: bool,
         training: Mapping[str, Any],
     ) -> Path:
-        """Write a checkpoint, its path into latest.txt, and a copy if it is the best so far."""
+        """Write a checkpoint, its path into latest.txt, and a copy if it is the best so far.
+
+        Raises CheckFailed, and writes nothing, where a weight, a buffer or a momentum is not finite.
+        """
+        require_finite(model, optimizer, epoch)
         path = self.folder / f"checkpoint_{epoch:03d}.pth.tar"
         tensors = OrderedDict((name, value.detach().cpu().contiguous()) for name, value in model.state_dict().items())
         state = {
@@ -183,6 +205,8 @@ def _state(path: Path, loaded: Any) -> State:
     except Exception as error:  # a damaged file can raise anything
         raise InputRefused(f"is damaged ({in_words(error)})") from None
     training = _own_training(loaded, tensors, momenta)
+    if name := _not_finite(tensors, momenta):
+        raise InputRefused(f"is of a run that had failed: {name} holds NaN or infinite values; expected finite weights and momenta")
     return State(path, epoch, _accuracy(loaded.get("best_prec1")), tensors, momenta, {**training, "model": loaded.get("model")})
 
 
@@ -191,14 +215,42 @@ def _own_training(loaded: Mapping[str, Any], tensors: Mapping[str, Tensor], opti
     if METADATA_KEY not in loaded:
         return {}
     try:
-        own = json.loads(loaded[METADATA_KEY])
+        own = parse_json(loaded[METADATA_KEY])
         training, sha256 = dict(own["training"]), own["tensors_sha256"]
         same = sha256 == _digest(tensors, optimizer)
     except Exception:  # damaged text can raise anything
         raise InputRefused("is damaged (its metadata can't be read)") from None
     if not same:
         raise InputRefused("is damaged (its tensors are not those that were saved)")
+    for name in ("recipe", "conditions"):
+        if not isinstance(training.get(name, {}), Mapping):
+            raise InputRefused(f"is damaged (the {name} in its metadata is {shown(training[name])}; expected an object)")
+    with naming("is damaged"):
+        convert(training, Recorded)
     return training
+
+
+def require_finite(model: DenselyConnected, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+    """Raise CheckFailed where a weight, a buffer or a momentum is NaN or infinite after an epoch."""
+    if name := _not_finite(model.state_dict(), optimizer.state_dict()):
+        raise CheckFailed(
+            f"{name} is no longer finite after epoch {epoch}, which was not saved; lower --lr, and --resume from the last checkpoint"
+        )
+
+
+def _not_finite(tensors: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> str:
+    """The first tensor with a value that is not finite; empty where there is none."""
+    entries = optimizer.get("state")
+    momenta = {f"momentum {number}": entry.get("momentum_buffer") for number, entry in entries.items()} if _of_entries(entries) else {}
+    return next((name for name, value in {**tensors, **momenta}.items() if _is_bad(value)), "")
+
+
+def _of_entries(entries: object) -> TypeGuard[Mapping[Any, Mapping[str, Any]]]:
+    return isinstance(entries, Mapping) and all(isinstance(entry, Mapping) for entry in entries.values())
+
+
+def _is_bad(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all())
 
 
 def _accuracy(best: Any) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +13,9 @@ from typing import Any
 import torch
 
 from cnet_deploy.checkpoints.recognise import check_tensors
-from cnet_deploy.errors import InputRefused, Interrupted, PruningUnfinished, in_words, naming
+from cnet_deploy.errors import CheckFailed, InputRefused, Interrupted, PruningUnfinished, naming, printable
+from cnet_deploy.files.strict_json import convert as converted_to
+from cnet_deploy.files.strict_json import shown
 from cnet_deploy.images.datasets import Dataset, open_dataset
 from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.models.architecture import Architecture
@@ -20,7 +23,7 @@ from cnet_deploy.models.build import build
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.convert import convert
 from cnet_deploy.svg import require_matplotlib
-from cnet_deploy.training.checkpoints import Checkpoints, State
+from cnet_deploy.training.checkpoints import Checkpoints, Recorded, State, require_finite
 from cnet_deploy.training.condensation import Condensed, initialise
 from cnet_deploy.training.journal import Journal
 from cnet_deploy.training.processes import Peers, gathered
@@ -31,6 +34,9 @@ from cnet_deploy.version import __version__
 
 Notify = Callable[[str], None]  # gets lines of text
 Progress = Callable[[str, float], None]  # gets a line of text and the share that is done (0 to 1)
+
+
+_PARTS = {"train": "training", "val": "test"}
 
 
 def _ignore(*_: Any) -> None:
@@ -122,6 +128,8 @@ class _Run:
             "threads": torch.get_num_threads(),
             "images": len(training),
         }
+        parts = {"train": training, "val": test}
+        self.data = {part: {"images": len(images), "labels_sha256": images.labels_sha256()} for part, images in parts.items()}
 
     @property
     def model(self) -> DenselyConnected:
@@ -144,7 +152,8 @@ class _Run:
             self.journal.begin(first)
             self.journal.write(
                 "start", tool=f"cnet-deploy {__version__}", model=self.name, architecture=self.model.architecture.to_dict(),
-                recipe=self.recipe.to_dict(), dataset=self.training.name, test_images=len(self.test), first_epoch=first, **self.conditions,
+                recipe=self.recipe.to_dict(), dataset=self.training.name, test_images=len(self.test), first_epoch=first,
+                class_names=list(self.training.class_names), data=self.data, **self.conditions,
             )  # fmt: skip
         self.notify(self.model.architecture.summary())
         score, path = None, None
@@ -182,11 +191,18 @@ class _Run:
             trained = self.trainer.epoch(epoch, self.samples, on_step=on_step, on_stage=on_stage)
             seconds = clock()
         score = self.trainer.validate(self.test)
+        require_finite(self.model, self.trainer.optimizer, epoch)  # on every process, so that all end
+        if not math.isfinite(score.loss):
+            raise CheckFailed(
+                f"the loss on the test images is no longer finite after epoch {epoch}, which was not saved; lower --lr, and --resume from "
+                "the last checkpoint"
+            )
         top1 = 100 - score.top1_error
         is_best, best = top1 > best, max(best, top1)
         path = None
         if self.peers.leads:
-            about = {"recipe": recipe.to_dict(), "conditions": self.conditions, "class_names": list(self.training.class_names)}
+            names = list(self.training.class_names)
+            about = {"recipe": recipe.to_dict(), "conditions": self.conditions, "class_names": names, "data": self.data}
             path = self.checkpoints.save(self.model, self.trainer.optimizer, epoch, best, is_best, about)
             condensed = self.trainer.condensation.progress
             self.journal.write(
@@ -215,11 +231,31 @@ class _Run:
                 raise InputRefused(f"is of another network; give the options it was trained with, or another --savedir ({error})") from None
             shapes = {name: value.shape for name, value in self.model.state_dict().items()}
             self.model.load_state_dict({name: value.reshape(shapes[name]) for name, value in state.tensors.items()}, strict=False)
-            _load_momenta(self.trainer.optimizer, state.optimizer, self.recipe)
+            _load_momenta(self.trainer.optimizer, state.optimizer)
+            self._require_same_data(state.training)
         self.notify(f"{state.path}: going on after epoch {state.epoch}")
         if changes := _changes(state.training, self.recipe, self.conditions):
             self.notify(f"the result will differ from that of an uninterrupted run: {'; '.join(changes)}")
         return state.best_prec1, state.epoch + 1
+
+    def _require_same_data(self, training: Mapping[str, Any]) -> None:
+        """Raise InputRefused where the classes or the labels are not those that a checkpoint (``training``: its metadata) was trained on.
+
+        Another number of images is no reason: it is among the changes that are reported.
+        """
+        before = converted_to(training, Recorded)
+        remedy = "undo that, or give another --savedir to train anew"
+        now = self.training.class_names
+        if self.training.named and before.class_names not in ((), tuple(map(str, range(len(now)))), now):
+            odd = [f"{old} is {new} now" for old, new in zip(before.class_names, now, strict=False) if old != new]
+            raise InputRefused(f"was trained on other classes: {', '.join(odd[:5])}; {remedy}")
+        for part, own in self.data.items():
+            old = before.data.get(part)
+            if old is not None and old.images == own["images"] and old.labels_sha256 != own["labels_sha256"]:
+                raise InputRefused(
+                    f"was trained on the same number of images, but labels or names of the {_PARTS[part]} images have changed (were "
+                    f"folders of classes swapped, or files renamed?); {remedy}"
+                )
 
     def _converted(self) -> Score | None:
         """The errors of the group-conv form; None if the model can't be converted (reference: main.py, the end of main)."""
@@ -234,20 +270,36 @@ class _Run:
         return score
 
 
-def _load_momenta(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], recipe: Recipe) -> None:
+def _load_momenta(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Take the momenta alone from an optimiser's saved state: everything else is the recipe's.
+
+    Raises InputRefused where they are not those of this model's weights.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    try:
-        momenta = {number: entry.get("momentum_buffer") for number, entry in state["state"].items()}
-        for number, momentum in momenta.items():
-            if momentum is not None and momentum.shape != parameters[number].shape:
-                raise ValueError(f"momentum {number} has shape {list(momentum.shape)}; expected {list(parameters[number].shape)}")
-        optimizer.load_state_dict(dict(state))
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        raise InputRefused(
-            f"the optimiser's state belongs to another model ({in_words(error)}); expected momentum for each weight"
-        ) from None
-    for group in optimizer.param_groups:
-        group.update(momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0, fused=True)
+    expected = "the optimiser's state is of another model"
+    groups, entries = state.get("param_groups"), state.get("state")
+    if not isinstance(groups, list) or not all(isinstance(group, Mapping) and isinstance(group.get("params"), list) for group in groups):
+        raise InputRefused(f"{expected}: it has no groups of parameters; expected optimizer.state_dict()")
+    names = [name for group in groups for name in group["params"]]  # numbers: of old torch, any
+    if not isinstance(entries, Mapping) or not all(isinstance(entry, Mapping) for entry in entries.values()):
+        raise InputRefused(f"{expected}: it has no entries; expected optimizer.state_dict()")
+    if not all(isinstance(name, int) for name in names) or len(set(names)) != len(parameters) or len(names) != len(parameters):
+        raise InputRefused(f"{expected}: it is of {len(names)} weights; expected {len(parameters)}")
+    momenta = {name: entry["momentum_buffer"] for name, entry in entries.items() if entry.get("momentum_buffer") is not None}
+    with_momentum = not all(isinstance(value := group.get("momentum"), (int, float)) and value == 0 for group in groups)
+    if set(momenta) != (set(names) if momenta or with_momentum else set()):
+        raise InputRefused(f"{expected}: it has momenta for {len(set(names) & set(momenta))} of {len(names)} weights; expected one each")
+    for number, (name, parameter) in enumerate(zip(names, parameters, strict=True)):
+        momentum = momenta.get(name, parameter)
+        if not isinstance(momentum, torch.Tensor) or momentum.dtype != parameter.dtype or momentum.shape != parameter.shape:
+            what = f"{_type(momentum)} {list(momentum.shape)}" if isinstance(momentum, torch.Tensor) else "no tensor"
+            raise InputRefused(f"{expected}: momentum {number} is {what}; expected {_type(parameter)} {list(parameter.shape)}")
+    loaded = {number: {"momentum_buffer": momenta[name]} for number, name in enumerate(names) if name in momenta}
+    optimizer.load_state_dict({"state": loaded, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _type(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _changes(training: Mapping[str, Any], recipe: Recipe, conditions: Mapping[str, Any]) -> list[str]:
@@ -257,6 +309,13 @@ def _changes(training: Mapping[str, Any], recipe: Recipe, conditions: Mapping[st
     before = {**training["recipe"], **training["conditions"]}
     after = {**recipe.to_dict(), **conditions}
     changes = [
-        f"{name} was {before.get(name, 'not recorded')} and is {value}" for name, value in after.items() if before.get(name) != value
+        f"{name} was {_word(before[name]) if name in before else 'not recorded'} and is {_word(value)}"
+        for name, value in after.items()
+        if name not in before or before[name] != value
     ]
     return changes + ([] if conditions["device"] == "cpu" else ["a GPU's kernels do not always add in the same order"])
+
+
+def _word(value: Any) -> str:
+    """A value of a recipe or of conditions, which a file may state as anything, on one line."""
+    return printable(value, 60) if isinstance(value, str) else shown(value)

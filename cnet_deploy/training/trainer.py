@@ -165,9 +165,9 @@ def timed() -> Iterator[Callable[[], float]]:
 
 
 def tally(logits: Tensor, truth: Tensor, loss: Tensor) -> Tensor:
-    """Sums over a batch [4]: loss, top-1 errors, top-5 errors, images."""
+    """Sums over a batch [4]: loss, top-1 errors, top-5 errors, images. Logits that are not all finite are no answer: both are errors."""
     best = logits.float().topk(min(5, logits.shape[1]), dim=1).indices
-    hits = best == truth[:, None]
+    hits = (best == truth[:, None]) & torch.isfinite(logits).all(dim=1, keepdim=True)
     count = float(len(truth))
     wrong = count - torch.stack([hits[:, :1].sum(), hits.sum()])
     return torch.cat([(loss * count).view(1), wrong, loss.new_tensor([count])]).double()

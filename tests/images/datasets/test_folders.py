@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cnet_deploy.errors import InputRefused
 from cnet_deploy.images.datasets import ArrayDataset, FolderDataset, open_dataset
+from cnet_deploy.images.decode import images_in
 
 from .helpers import (
     CIFAR,
@@ -123,3 +128,55 @@ def test_images_tagged_to_be_turned_are_counted(tmp_path: Path, upright: bool) -
     pixels = [found.image(index, CIFAR) for index in range(3)]
     assert sorted(found.tagged) == [0, 2]
     assert [bool(image[0, 4, 24] > 200 and image[0, 28, 24] > 200) for image in pixels] == [upright, False, upright]
+
+
+# ---- what can't be read, or leads nowhere ------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_can_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any depth. Its images would be missing, and where it is a class all further classes would have other numbers."""
+    for name in ("val/a/1.png", "val/a/deep/er/2.png", "val/b/1.png"):
+        image(tmp_path / name)
+    scan = os.scandir
+    for closed in ("val", "val/a", "val/a/deep", "val/a/deep/er", "val/b"):
+
+        def refusing(path: Any, closed: Path = tmp_path / closed) -> Any:
+            if Path(path) == closed:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return scan(path)
+
+        monkeypatch.setattr(os, "scandir", refusing)
+        refuses(tmp_path, f"{tmp_path / closed}: can't be read: Permission denied")
+        with pytest.raises(InputRefused, match="can't be read: Permission denied; make it readable, or move it away"):
+            images_in(tmp_path)
+
+
+def test_a_class_that_is_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
+    """It is missing, and all further classes would have other numbers."""
+    image(tmp_path / "a" / "1.png")
+    for target in ("nowhere", "b", "a/1.png/x"):
+        (tmp_path / "b").symlink_to(target)
+        refuses(tmp_path, f"{tmp_path / 'b'}: is a link that leads nowhere; expected the folder of a class: mend the link, or remove it")
+        (tmp_path / "b").unlink()
+
+
+def test_links_are_followed_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As torchvision does it, but rings end, and so do links that lead to the same folder by 2^40 ways."""
+    image(tmp_path / "elsewhere" / "x" / "1.png")
+    image(tmp_path / "data" / "a" / "2.png")
+    image(tmp_path / "data" / "b" / "real" / "3.png")
+    (tmp_path / "data" / "a" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "b" / "again").symlink_to("real")
+    (tmp_path / "data" / "b" / "ring").symlink_to("..")
+    (tmp_path / "data" / "b" / "nothing").symlink_to("nowhere")
+    found = open_dataset(tmp_path / "data")
+    assert isinstance(found, FolderDataset)
+    assert [file.relative_to(tmp_path / "data").as_posix() for file in found.files[:2]] == ["a/2.png", "a/link/x/1.png"]
+    assert "b/real/3.png" in {file.relative_to(tmp_path / "data").as_posix() for file in found.files}
+    assert {"b/again", "b/nothing", "b/ring/b"} <= set(found.not_taken) and "b/again" in caplog.text
+    for level in range(40):
+        (tmp_path / "bomb" / str(level)).mkdir(parents=True)
+        for name in "lr":
+            (tmp_path / "bomb" / str(level) / name).symlink_to(f"../{level + 1}")
+    image(tmp_path / "bomb" / "40" / "1.png")
+    assert len(images_in(tmp_path / "bomb" / "0")[0]) == 1
