@@ -51,5 +51,5 @@ def evaluate(files: tuple[Path, ...], data: Path, as_json: bool, **options: Any)
 
     steps = parameters.take_steps(options)
     with bar("evaluate") as progress:
-        result = compare(files, data, steps=steps, progress=progress, **options)
+        result = compare(files, data, preprocessing=steps, progress=progress, **options)
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else "\n".join(result.lines()))
