@@ -50,7 +50,7 @@ def evaluate(files: tuple[Path, ...], data: Path, as_json: bool, **options: Any)
 
     steps = parameters.take_steps(options)
     with bar("evaluate") as progress:
-        result = compare(files, data, steps=steps, progress=progress, **options)
+        result = compare(files, data, preprocessing=steps, progress=progress, **options)
     if as_json:
         show_json(result.to_dict())
     else:

@@ -43,7 +43,7 @@ def run(file: Path, images: tuple[Path, ...], as_json: bool, **options: Any) -> 
 
     steps = parameters.take_steps(options)
     answers, problems = [], []
-    for answer in classify(file, images, steps=steps, **options):
+    for answer in classify(file, images, preprocessing=steps, **options):
         answers.append(answer)
         if answer.problem:
             problems.append(answer.problem)

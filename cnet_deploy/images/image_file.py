@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cnet_deploy.errors import InputRefused
+from cnet_deploy.errors import InputRefused, in_words
 from cnet_deploy.files import kinds, read_bytes
 
 if TYPE_CHECKING:
@@ -65,6 +65,29 @@ def opened_image(path: Path, *, upright: bool = False) -> Iterator[Image.Image]:
             yield _eight_bit(turned)
     except Exception as error:  # decoders can raise anything on damaged images
         raise InputRefused(f"{path}: is no readable image ({_reason(error, data)}") from None
+
+
+@contextlib.contextmanager
+def taken(image: Image.Image, *, upright: bool = False) -> Iterator[Image.Image]:
+    """An image that the caller holds as ``opened_image`` gives that of a file. The caller's own stays as it is.
+
+    Raises InputRefused for one that is too large or can't be decoded, and for pixels that are floats; exceptions raised in the block
+    become InputRefused too.
+    """
+    try:
+        with _quiet_pillow():
+            _check_size(image)
+            image.load()
+            picture = _eight_bit(image)
+            if picture is image:
+                picture = image.copy()
+            picture.info = dict(image.info)
+            if image.format == "TIFF":
+                picture.info.pop("xmp", None)  # Pillow has turned it
+            yield _turned(picture) if upright else picture
+    except Exception as error:  # decoders can raise anything on damaged images
+        reason = str(error) if isinstance(error, Unfit) else in_words(error)
+        raise InputRefused(f"the image can't be prepared: {reason}") from None
 
 
 def orientation(image: Image.Image) -> int:

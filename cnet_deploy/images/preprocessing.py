@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ from msgspec import Meta
 
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.files.strict_json import Finite, InvalidValue, Positive, convert
+
+if TYPE_CHECKING:
+    from cnet_deploy.images.inputs import Given
 
 MAX_SIDE = 4096
 Side = Annotated[int, Meta(ge=1, le=MAX_SIDE, description=f"pixels, 1 to {MAX_SIDE}")]
@@ -105,6 +108,19 @@ class Preprocessing:
         if "statistics" in self.guessed:
             guessed = ("statistics", *guessed)
         return replace(self, resize=resize, crop=input_size, guessed=guessed)
+
+    def read(self, image: Given, *, upright: bool = True) -> Floats:
+        """One image as the network reads it: float32 [channels, H, W]; ``session.run(preprocessing.read(image)[None])`` runs it.
+
+        ``image`` is a path, an image of Pillow, or a numpy array of uint8 [height, width] or [height, width, channels], with channels in
+        the order red, green, blue (alpha). It is turned as its EXIF data say (``upright``), its shorter side is resized to ``resize``, the
+        centre of ``crop`` is cropped, and the pixels are normalised: docs/preprocessing.md has it to the pixel. Raises InputRefused for a
+        file that is no image, and for an array of another type or layout; the message says how to change it.
+        """
+        from cnet_deploy.images.inputs import pixels_of
+
+        (prepared,) = self.apply(pixels_of(image, self, upright=upright)[None])
+        return np.asarray(prepared)
 
     def apply(self, pixels: npt.NDArray[np.uint8]) -> Floats:
         """uint8 [N, channels, H, W] -> float32 of the same shape, ready for the network."""

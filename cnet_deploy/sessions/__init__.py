@@ -167,6 +167,7 @@ def open_session(
     pair = read_pair(path, sha256, described=not spec.opens_models)
     module = importlib.import_module(f"{__name__}.{variant.backend}")
     session: Session = module.open_file(pair, device=device or spec.devices[0], threads=threads, **{**variant.options, **given})
+    session.path = path
     log.info("opened %s: %s on %s, %s", path, variant.backend, session.device, session.precision)
     if session.manifest is not None and session.manifest.unverified:
         try:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -15,9 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from cnet_deploy.artifacts.manifest import Manifest
-from cnet_deploy.errors import InputRefused
+from cnet_deploy.errors import InputRefused, naming, printable
 from cnet_deploy.hardware.cuda import Device
-from cnet_deploy.images.preprocessing import Preprocessing
+from cnet_deploy.images.answers import Answer, answers
+from cnet_deploy.images.class_names import read_labels
+from cnet_deploy.images.decode import Pixels
+from cnet_deploy.images.inputs import Given, type_in_words, walk_given
+from cnet_deploy.images.preprocessing import CHANNELS, NO_OVERRIDES, Overrides, Preprocessing
+from cnet_deploy.images.probabilities import are_probabilities, softmax
 from cnet_deploy.models.architecture import Architecture, Form
 
 log = logging.getLogger(__name__)
@@ -25,6 +31,7 @@ log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
 # Options that only backends for models take: see checkpoints/load.py.
 LOADING_OPTIONS = ("groups", "condense_factor", "input_size", "stem_stride", "final_pool", "weights")
+_PIXELS_FROM = 32  # values above it are no normalised pixels of common statistics
 _KEPT = 4  # number of batch sizes whose device buffers are kept
 
 
@@ -173,11 +180,12 @@ class DeviceBinding(Binding):
 
 
 class Session(ABC):
-    """An open artifact; a context manager.
+    """An open artifact or model; a context manager. ``classify`` answers with the classes of images, ``run`` with the logits of a batch.
 
     ``input_shape`` is (N, channels, H, W), with 1 (grey), 3 (RGB) or 4 (RGBA) channels. N is None for a free batch size, from
     ``least_batch`` to ``largest_batch`` (None: any).
-    ``threads`` None means the backend's default. ``architecture``, ``preprocessing`` and ``manifest`` are None if they are not known, as
+    ``classes`` is their number, ``preprocessing`` how an image is made ready for ``run``. ``path`` is the file. ``threads`` None means the
+    backend's default. ``architecture``, ``preprocessing`` and ``manifest`` are None if they are not known, as
     for networks that are not of the family.
     """
 
@@ -193,15 +201,96 @@ class Session(ABC):
     architecture: Architecture | None = None
     preprocessing: Preprocessing | None = None
     manifest: Manifest | None = None
+    path: Path | None = None
     closed: bool = False
+    _answers_shares: bool | None = None  # whether it answers with probabilities; None: nothing was answered
+    _checked_values = False
+    _told_doubts = False
+
+    def __repr__(self) -> str:
+        of = f" of {printable(self.path)}" if self.path is not None else ""
+        size, channels, height, width = self.input_shape
+        batch = "any batch" if size is None else f"batch {size}"
+        threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
+        state = ", closed" if self.closed else ""
+        return (
+            f"<session{of}: {self.backend} on {self.device}, {self.precision}{threads}; input {channels}x{height}x{width} "
+            f"({CHANNELS[channels]}, {batch}), {self.classes} classes{state}>"
+        )
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The name of each class; empty if they are not known."""
         return self.manifest.class_names if self.manifest is not None else ()
 
+    def classify(
+        self,
+        images: Iterable[Given] | Given,
+        *,
+        top: int = 5,
+        batch: int = 16,
+        labels: Path | str | None = None,
+        preprocessing: Overrides = NO_OVERRIDES,
+    ) -> list[Answer]:
+        """Classify one or several images: an Answer for each, in their order, with the ``top`` most likely classes.
+
+        An image is a path (of a file, a folder, or a CIFAR binary file), an image of Pillow, or a numpy array of uint8 [height, width,
+        channels]. It is prepared by ``preprocessing.read`` of this session; the argument ``preprocessing`` overrides what the file states.
+        ``labels`` is a file with the classes' names, ``batch`` the images of one run. Raises InputRefused for an array of another type or
+        layout, and where neither the file nor ``preprocessing`` says how images are prepared; an image that can't be read gives an Answer
+        with a ``problem``.
+        """
+        return list(self.answers(images, top=top, batch=batch, labels=labels, preprocessing=preprocessing))
+
+    def answers(
+        self, images: Iterable[Given] | Given, *, top: int = 5, batch: int = 16, labels: Path | str | None = None,
+        preprocessing: Overrides = NO_OVERRIDES,
+    ) -> Iterator[Answer]:  # fmt: skip
+        """As ``classify``, one Answer after the other as the images are read."""
+        if top < 1 or batch < 1:
+            raise InputRefused(f"top is {top} and batch {batch}; expected at least 1 of each")
+        with naming(self.path):
+            steps = preprocessing.apply_to(self.preprocessing, self.input_shape[2:], self.input_shape[1])
+        if (doubts := steps.doubts(preprocessing)) and not self._told_doubts:
+            self._told_doubts = True
+            log.warning("%s: %s here, or to convert or export, whose files keep it", self.path or self.backend, doubts)
+        names = self.class_names if labels is None else read_labels(labels, self.classes)
+        waiting: list[tuple[str, Pixels]] = []
+
+        def answered() -> list[Answer]:
+            taken, waiting[:] = list(waiting), []
+            return answers([name for name, _ in taken], self._shares(steps, [pixels for _, pixels in taken]), names, top)
+
+        for source in walk_given(images, steps, self.classes):
+            try:
+                waiting.append((source.name, source.read()))
+            except InputRefused as error:
+                yield from answered()  # keeps the order of the images
+                yield Answer(source.name, problem=str(error))
+            if len(waiting) == batch:
+                yield from answered()
+        yield from answered()
+
+    def _shares(self, steps: Preprocessing, pixels: list[Pixels]) -> Any:
+        """The probabilities [N, classes] of images. The first ones show whether the outputs are logits or probabilities."""
+        if not pixels:
+            return []
+        rows = self.run(steps.apply(np.stack(pixels))).astype(np.float64)
+        finite = np.logical_and.reduce(np.isfinite(rows), axis=1)
+        if self._answers_shares is None and finite.any():
+            self._answers_shares = are_probabilities(rows[finite])
+            if self._answers_shares:
+                log.warning(
+                    "%s: answers with probabilities (it ends in a softmax), which are printed as they are", self.path or self.backend
+                )
+        shares = rows if self._answers_shares else softmax(rows)
+        shares[~finite] = np.nan
+        return shares
+
     def run(self, batch: Floats) -> Floats:
-        """float32 [N, channels, H, W] -> float32 logits [N, classes]. If the artifact's batch is limited, N is split into several runs.
+        """Logits of images that are prepared already (see ``Preprocessing.read``): normalised, channels first.
+
+        float32 [N, channels, H, W] -> float32 logits [N, classes]. If the artifact's batch is limited, N is split into several runs.
 
         If the graph fails on more than one image, although its batch is free, it runs one image at a time from then on, and a warning says
         so. Raises InputRefused for another shape or dtype.
@@ -265,9 +354,23 @@ class Session(ABC):
             or list(batch.shape[1:]) != expected
             or not len(batch)
         ):
-            actual = f"{batch.dtype} {list(batch.shape)}" if isinstance(batch, np.ndarray) else "not a numpy array"
-            raise InputRefused(f"batch is {actual}; expected float32 [N, {', '.join(map(str, expected))}]")
+            raise InputRefused(_wrong_batch(batch, expected))
+        if not self._checked_values:
+            self._checked_values = True
+            self._warn_of_pixels(batch)
         return np.ascontiguousarray(batch)
+
+    def _warn_of_pixels(self, batch: Floats) -> None:
+        """Warn where the first batch looks like pixels that nobody normalised: whole numbers up to 255."""
+        if self.preprocessing is None or not (_PIXELS_FROM < float(batch.max()) <= 255 and float(batch.min()) >= 0):
+            return
+        low = min((0 - mean) / std for mean, std in zip(self.preprocessing.mean, self.preprocessing.std, strict=True))
+        high = max((1 - mean) / std for mean, std in zip(self.preprocessing.mean, self.preprocessing.std, strict=True))
+        if high <= _PIXELS_FROM:
+            log.warning(
+                "the batch has values from %.3g to %.3g, as of pixels that are not normalised; this network's images have %.3g to %.3g: "
+                "prepare them with session.preprocessing.read, or call session.classify", batch.min(), batch.max(), low, high,
+            )  # fmt: skip
 
     def _once(self, batch: Floats) -> Floats:
         if self.device == "cpu":
@@ -297,3 +400,24 @@ def _inferred(binding: Binding) -> Floats:
     binding.wait()
     binding.download()
     return binding.result()
+
+
+def _wrong_batch(batch: Any, expected: list[int]) -> str:
+    """Why a batch is refused, and how to change it where that is known."""
+    wanted = f"float32 [N, {', '.join(map(str, expected))}]"
+    if not isinstance(batch, np.ndarray):
+        return f"batch is {type_in_words(batch)}; expected {wanted}, a numpy array"
+    text, (channels, height, width), shape, how = f"batch is {batch.dtype} {list(batch.shape)}", expected, list(batch.shape), ""
+    last = [height, width, channels]
+    if batch.dtype == np.uint8 and shape[-3:] in (last, expected):
+        text += ", pixels that are not normalised"
+        how = ": call session.classify with images, or prepare each with session.preprocessing.read"
+    elif shape[1:] == last and last != expected:
+        text, how = f"{text}, channels last", ": give batch.transpose(0, 3, 1, 2)"
+    elif shape == expected:
+        text, how = f"{text}, one image", ": give batch[None]"
+    elif shape[1:] == expected and len(batch) and batch.dtype.kind == "f":
+        how = ": give batch.astype('float32')"
+    elif batch.ndim == 4 and shape[1] == channels and len(batch):
+        how = ": session.preprocessing.read resizes and crops an image to this size"
+    return f"{text}; expected {wanted}{how}"

@@ -187,7 +187,7 @@ def evaluate(
     threads: int | None = None,
     batch: int = 64,
     workers: int | None = None,
-    steps: Overrides = NO_OVERRIDES,
+    preprocessing: Overrides = NO_OVERRIDES,
     skip_corrupt: int = 0,
     exif: bool = False,
     progress: Progress = lambda text, share: None,  # noqa: ARG005
@@ -195,7 +195,7 @@ def evaluate(
 ) -> Evaluation:
     """Run all files on all images of a dataset (``data``: see ``images.datasets.open_dataset``).
 
-    Images are preprocessed as each file's metadata says; ``steps`` overrides that. ``backend``, ``device``, ``threads``: see
+    Images are preprocessed as each file's metadata says; ``preprocessing`` overrides that. ``backend``, ``device``, ``threads``: see
     ``open_session``; ``overrides``: see ``checkpoints.load``. ``exif``: image files are turned as they are tagged, which torchvision does
     not. Classes are matched by name where a file and the dataset have the same names (see ``images.class_names.match_classes``), else in
     their order. ``progress`` gets a line of text and the share that is done. Errors are in percent, their 95 % intervals Wilson's (1927).
@@ -203,6 +203,7 @@ def evaluate(
     for more than ``skip_corrupt`` images that can't be read; Unavailable for a backend that is not installed.
     """
     progress = overrides.pop("told", progress)  # its name until 0.1.0
+    steps = overrides.pop("steps", preprocessing)  # likewise
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if backend is not None:
         resolve_backend(backend)

@@ -16,11 +16,11 @@ import numpy.typing as npt
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.images.decode import Images, read_images
 from cnet_deploy.images.preprocessing import CHANNELS, Floats
+from cnet_deploy.images.probabilities import Rows, are_probabilities, softmax
 from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.sessions import backend_of, backends, open_session
 from cnet_deploy.sessions.base import Session
-from cnet_deploy.workflows.probabilities import Rows, are_probabilities, softmax
 
 log = logging.getLogger(__name__)
 

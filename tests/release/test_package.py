@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shutil
@@ -88,3 +89,14 @@ def test_sdist_to_wheel_to_elsewhere(tmp_path: Path, checkpoint_path: Path) -> N
     command = [*command[:2], "export", tmp_path / "m.safetensors", "--native", "-o", tmp_path / "m.so"]
     ran = subprocess.run(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True, check=False)
     assert ran.returncode == 0 and "wrote" in ran.stdout, ran.stderr
+
+
+def test_only_public_names_are_listed() -> None:
+    """`dir` shows what a user may use and nothing of how it is made; the types of what functions return are among it."""
+    program = "import cnet_deploy as cd; print(*(name for name in dir(cd) if not name.startswith('__')))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == set(cd.__all__) - {"__version__"}
+    for function in (cd.load, cd.convert, cd.lower, cd.export, cd.verify, cd.open_session, cd.classify, cd.evaluate, cd.inspect):
+        returned = str(inspect.signature(function).return_annotation)
+        own = {name for name in re.findall(r"\w+", returned) if name[0].isupper()} - {"Iterator", "Sequence"}
+        assert own <= set(cd.__all__), (function, returned)

@@ -18,10 +18,11 @@ from cnet_deploy.artifacts.manifest import manifest_path
 from cnet_deploy.cli import main
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.files import digest
+from cnet_deploy.images.answers import Answer, Guess
 from cnet_deploy.images.preprocessing import Overrides
 from cnet_deploy.models.build import build_random
 from cnet_deploy.models.condensenet import DenselyConnected
-from cnet_deploy.workflows.classify import Answer, Guess, classify
+from cnet_deploy.workflows.classify import classify
 from tests.builders import ending_in_softmax
 from tests.cases import few
 
@@ -197,7 +198,7 @@ def test_lines_can_not_steer_the_terminal() -> None:
     answer = Answer("a\x1b[2J\n.png", (Guess(0, "\x1b[31mred", 0.5),))
     assert all(line.isprintable() for line in answer.lines())
     with pytest.raises(InputRefused):
-        list(classify("nothing", [], steps=Overrides(statistics="none")))
+        list(classify("nothing", [], preprocessing=Overrides(statistics="none")))
 
 
 def test_a_photograph_is_turned_as_it_is_tagged(named: Path, tmp_path: Path) -> None:
@@ -223,12 +224,14 @@ def test_16_bits_are_the_picture_of_8(named: Path, tmp_path: Path) -> None:
 def test_probabilities_are_printed_as_they_are(named: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ending_in_softmax(named / "m.onnx", tmp_path / "s.onnx")
     stated = Overrides(statistics="cifar10")  # else a note says that they were guessed
-    (logits,), (shares,) = (list(classify(file, PICTURES / "cat.png", steps=stated)) for file in (named / "m.onnx", tmp_path / "s.onnx"))
+    (logits,), (shares,) = (
+        list(classify(file, PICTURES / "cat.png", preprocessing=stated)) for file in (named / "m.onnx", tmp_path / "s.onnx")
+    )
     assert shares.guesses[0].name == "cat" and shares.guesses[0].probability > 0.5
     assert [guess.probability for guess in shares.guesses] == pytest.approx([guess.probability for guess in logits.guesses], abs=1e-5)
     assert caplog.messages == [f"{tmp_path / 's.onnx'}: answers with probabilities (it ends in a softmax), which are printed as they are"]
     caplog.clear()
-    assert len(list(classify(tmp_path / "s.onnx", PICTURES, batch=1, steps=stated))) == 3 and len(caplog.messages) == 1
+    assert len(list(classify(tmp_path / "s.onnx", PICTURES, batch=1, preprocessing=stated))) == 3 and len(caplog.messages) == 1
 
 
 def test_urls_and_folders_of_other_files(onnx_path: Path, tmp_path: Path) -> None:

@@ -158,17 +158,17 @@ def test_data_that_does_not_fit_the_network(tmp_path: Path, files: list[Path], f
 
 
 def test_preprocessing_is_the_file_s_unless_overridden(files: list[Path], few_images: Path) -> None:
-    own, other = evaluate(files[1], few_images), evaluate(files[1], few_images, steps=Overrides(statistics="imagenet"))
+    own, other = evaluate(files[1], few_images), evaluate(files[1], few_images, preprocessing=Overrides(statistics="imagenet"))
     assert own.files[0].preprocessing.statistics == "cifar10" and own.files[0].right1 != other.files[0].right1
     mean, std = STATISTICS["cifar10"]
-    same = evaluate(files[1], few_images, steps=Overrides(mean=mean, std=std))
+    same = evaluate(files[1], few_images, preprocessing=Overrides(mean=mean, std=std))
     assert (same.files[0].answers == own.files[0].answers).all()
-    larger = evaluate(files[1], few_images, steps=Overrides(resize=40))
+    larger = evaluate(files[1], few_images, preprocessing=Overrides(resize=40))
     assert larger.files[0].preprocessing.resize == 40 and larger.files[0].right1 < own.files[0].right1
     for wrong, message in ((Overrides(statistics="x"), "no statistics are called 'x'"), (Overrides(resize=8), "resize is 8; expected 32"),
                            (Overrides(std=(0.0, 1.0, 1.0)), "over 0"), (Overrides(mean=(math.nan, 0, 0)), "finite")):  # fmt: skip
         with pytest.raises(InputRefused, match=message):
-            evaluate(files[1], few_images, steps=wrong)
+            evaluate(files[1], few_images, preprocessing=wrong)
 
 
 def test_a_foreign_network_needs_to_be_told(tmp_path: Path, few_images: Path) -> None:
@@ -300,6 +300,6 @@ def test_folders_that_are_numbers_sort_as_text(tmp_path: Path, caplog: pytest.Lo
     for number in range(12):
         (tmp_path / "val" / form.format(number)).mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(tmp_path / "val" / form.format(number) / "1.png")
-    (found,) = evaluate(tmp_path / "m.safetensors", tmp_path, steps=Overrides(statistics="cifar10")).files
+    (found,) = evaluate(tmp_path / "m.safetensors", tmp_path, preprocessing=Overrides(statistics="cifar10")).files
     assert found.matching.how == "by the sorted order of the folders" and problem in (found.matching.problem or "")
     assert bool(caplog.messages) == bool(problem) and problem in caplog.text

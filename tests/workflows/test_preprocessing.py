@@ -153,11 +153,11 @@ def test_run_and_evaluate_say_once_what_was_guessed_and_how_to_state_it(
     (note,) = notes(caplog)
     assert note.startswith(f"{checkpoint_path}, {onnx_path}: {said}")
     given = cd.Overrides(statistics="cifar10")
-    list(cd.classify(onnx_path, few_images, steps=given))
-    cd.evaluate([onnx_path], few_images, steps=given)
+    list(cd.classify(onnx_path, few_images, preprocessing=given))
+    cd.evaluate([onnx_path], few_images, preprocessing=given)
     list(cd.classify(stated / "m.so", few_images))
     assert notes(caplog) == []
-    cd.evaluate([onnx_path], few_images, steps=cd.Overrides(resize=32))  # says nothing of mean and std
+    cd.evaluate([onnx_path], few_images, preprocessing=cd.Overrides(resize=32))  # says nothing of mean and std
     assert len(notes(caplog)) == 1
 
 

@@ -11,8 +11,8 @@ import pytest
 
 import cnet_deploy as cd
 from cnet_deploy.errors import InputRefused
+from cnet_deploy.images.probabilities import are_probabilities
 from cnet_deploy.models.condensenet import DenselyConnected
-from cnet_deploy.workflows.probabilities import are_probabilities
 from cnet_deploy.workflows.verify import Comparison, compare
 from tests.builders import TINY, ending_in_softmax, save_checkpoint, state_dict, training_model
 from tests.cases import few
