@@ -11,14 +11,14 @@
 Importing this does not import torch; the first use of a name does.
 """
 
-from __future__ import annotations
-
-import importlib
-from typing import TYPE_CHECKING, Any
+import importlib  # nothing else, not even `__future__`: `python -m cnet_deploy` looks in the current folder first until __main__.py runs
 
 from cnet_deploy.version import __version__ as __version__
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from cnet_deploy.checkpoints.load import load as load
     from cnet_deploy.checkpoints.save import save as save
     from cnet_deploy.errors import CnetDeployError as CnetDeployError
@@ -71,7 +71,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

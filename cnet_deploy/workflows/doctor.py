@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cnet_deploy import subprocesses
 from cnet_deploy.errors import CnetDeployError, InputRefused, printable
 from cnet_deploy.hardware.cuda import why_no_device
 from cnet_deploy.sessions import backends, names, open_session
@@ -116,19 +116,20 @@ def _probed(backend: str, probe: Probe, folder: Path) -> Finding:
     """Run one probe in a separate process."""
     spec, name = backends()[backend], probe.name
     version = next((version for package in probe.packages or spec.packages if (version := _version(package))), None)
-    command = [sys.executable, "-m", "cnet_deploy.workflows.doctor", backend, name, str(folder)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False)
-    except subprocess.TimeoutExpired:
+        done = subprocesses.run(subprocesses.python(__spec__.name, backend, name, str(folder)), seconds=SECONDS)
+    except subprocesses.TooLong:
         reason = f"did not answer within {SECONDS:.0f} s; try it again, or reinstall: {spec.remedy}"
         return Finding(name, False, version, reason=reason)
-    if done.returncode < 0:
-        return Finding(name, False, version, reason=f"crashed (signal {-done.returncode}); reinstall it: {spec.remedy}")
+    except OSError as error:
+        return Finding(name, False, version, reason=f"no process can be started: {error.strerror}; close something and try it again")
+    if done.code < 0:
+        return Finding(name, False, version, reason=f"crashed (signal {-done.code}); reinstall it: {spec.remedy}")
     try:
         answer = json.loads(done.stdout.strip().splitlines()[-1])
         return Finding(name, answer["works"], version, answer["builds"], answer["reason"])
     except (ValueError, KeyError, IndexError, TypeError):
-        last = (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
+        last = (done.stderr.strip().splitlines() or [f"ended with status {done.code}"])[-1]
         return Finding(name, False, version, reason=f"{printable(last, 200)}; reinstall it: {spec.remedy}")
 
 
