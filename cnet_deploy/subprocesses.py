@@ -149,6 +149,22 @@ def package_folder(name: str) -> Path | None:
     return Path(spec.origin).parent if spec is not None and spec.origin else None
 
 
+@contextlib.contextmanager
+def careful_libraries() -> Iterator[None]:
+    """What libraries start by themselves in the block is not looked for in the current folder either. It changes this process's $PATH."""
+    ours = {"PATH": _search_path(), "PYTHONSAFEPATH": "1"}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 def _search_path() -> str:
     entries = os.environ.get("PATH", os.defpath).split(os.pathsep)
     return os.pathsep.join(entry for entry in entries if Path(entry).is_absolute()) or os.defpath

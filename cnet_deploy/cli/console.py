@@ -18,6 +18,7 @@ from typing import IO, Any
 import click
 
 from cnet_deploy.errors import CnetDeployError, printable
+from cnet_deploy.subprocesses import careful_libraries
 
 _QUIET, _VERBOSE = "cnet_deploy.quiet", "cnet_deploy.verbose"
 _TERMINATED = 128 + signal.SIGTERM
@@ -95,7 +96,7 @@ class Commands(click.Group):
         _LOG.handlers[:] = [_Handler()]
         _LOG.setLevel(logging.WARNING)
         try:
-            with _termination(terminated):
+            with _termination(terminated), careful_libraries():
                 return super().main(*args, **{**kwargs, "standalone_mode": False})
         except CnetDeployError as error:
             _LOG.debug("raised here:", exc_info=True)

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnet_deploy import subprocesses
-from cnet_deploy.errors import InputRefused, OutputRefused, Unavailable, printable
+from cnet_deploy.errors import InputRefused, Unavailable, printable
 from cnet_deploy.exporters.native.planning import weights_name
-from cnet_deploy.files import atomic_output, digest
+from cnet_deploy.files import cache, digest
 from cnet_deploy.hardware.cpu import host_isas, host_machine
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,10 @@ _ASKED_SECONDS = 120.0  # time limit of a question to a compiler
 _COMPILE_SECONDS = 1800.0  # and of compiling one file
 _PLAN = ("-Werror=missing-field-initializers",)  # so that no field of plan.h is left out
 
+# Objects of this process, where there is no folder that they could be kept in.
+_MADE: dict[str, bytes] = {}
+_MOST_MADE = 32
+
 
 @dataclass(frozen=True)
 class Compiler:
@@ -68,7 +72,7 @@ class Compiler:
 
     @property
     def is_zig(self) -> bool:
-        return any("zig" in Path(word).name for word in self.command)
+        return _is_zig(self.command)
 
     def flags(self, isa: str) -> tuple[str, ...]:
         return (_ZIG_FLAGS if self.is_zig else _FLAGS)[isa]
@@ -144,14 +148,17 @@ def _words(command: str) -> tuple[str, ...]:
     return (path, *words[1:])
 
 
+def _is_zig(command: Sequence[str]) -> bool:
+    return any("zig" in Path(word).name for word in command)
+
+
 class _NoCompiler(Exception):
     """Why a command is no compiler, in words."""
 
 
 def _asked(command: tuple[str, ...], machine: str) -> Compiler:
     """The compiler that a command runs, by its own answers. Raises _NoCompiler if it does not answer as one."""
-    zig = any("zig" in Path(word).name for word in command)
-    if zig:
+    if zig := _is_zig(command):
         command = (*command, "-target", f"{machine}-linux-gnu")
     version, dumped = (_answer([*command, option]) for option in ("--version", "-dumpmachine"))
     if not zig and not re.fullmatch(r"\w+(-[\w.]+)+", dumped):
@@ -265,32 +272,30 @@ def _made(compiler: Compiler, path: Path) -> bytes:
 
 
 def _from_cache(key: str) -> bytes | None:
-    """A cached object, if it is undamaged: its SHA-256 stands before it."""
-    with contextlib.suppress(OSError, RuntimeError):
-        kept = (_cache() / f"{key}.o").read_bytes()
-        if kept[:64] == digest(kept[64:]).encode():
-            return kept[64:]
-    return None
+    """A cached object, if it is undamaged: its SHA-256 stands before it. That nobody else wrote it is the folder's affair."""
+    kept = _MADE.get(key) if (folder := cache.folder("native")) is None else cache.read(folder, f"{key}.o")
+    return kept[64:] if kept is not None and kept[:64] == digest(kept[64:]).encode() else None
 
 
 def _to_cache(key: str, data: bytes) -> None:
-    """Cache an object, if that is possible."""
-    with contextlib.suppress(OSError, RuntimeError, OutputRefused):
-        folder = _cache()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with atomic_output(folder / f"{key}.o") as temporary:
-            temporary.write_bytes(digest(data).encode() + data)
-
-
-def _cache() -> Path:
-    """Where compiled kernels are kept between exports, a megabyte or two for each version of them, compiler and precision."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "cnet-deploy" / "native"
+    """Keep an object for the next exports, a megabyte or two for each version of the kernels, compiler and precision."""
+    kept = digest(data).encode() + data
+    if (folder := cache.folder("native")) is None:
+        _MADE[key] = kept
+        while len(_MADE) > _MOST_MADE:
+            del _MADE[next(iter(_MADE))]
+    else:
+        cache.write(folder, f"{key}.o", kept)
 
 
 def _run(command: Sequence[str], folder: Path, scratch: Path | None = None, running: subprocesses.Several | None = None) -> None:
     """Run a command in ``folder``. Its temporary files go to ``scratch`` or there too, since $TMPDIR may not exist."""
     environment = {"LC_ALL": "C", "SOURCE_DATE_EPOCH": "0", "TMPDIR": str(scratch or folder)}
+    if _is_zig(command[:2]):  # it keeps compiled parts of the C library, which are to be nobody else's either
+        environment |= {
+            "ZIG_LOCAL_CACHE_DIR": str(scratch or folder),
+            "ZIG_GLOBAL_CACHE_DIR": str(cache.folder("zig") or scratch or folder),
+        }
     try:
         done = subprocesses.run(command, seconds=_COMPILE_SECONDS, folder=folder, environment=environment, among=running)
     except OSError as error:
