@@ -26,6 +26,7 @@ BACKEND = Backend(
     suffixes=(".onnx",),
     opens=("onnx",),
     takes=("input_size",),
+    tried_apart=True,
     packages=("onnxruntime-gpu", "onnxruntime"),
     exclusive=("onnxruntime", "onnxruntime-gpu"),
     remedy="pip install 'cnet-deploy[cpu]' or 'cnet-deploy[gpu]'",

@@ -14,9 +14,9 @@ from typing import IO, Annotated, Any
 
 from cnet_deploy import subprocesses
 from cnet_deploy.benchmarks.measure.worker import NAMED
-from cnet_deploy.errors import Unavailable, printable
+from cnet_deploy.errors import CnetDeployError, Unavailable, printable
 from cnet_deploy.files.strict_json import Count, closed, one_of
-from cnet_deploy.sessions import DEVICES, resolve_backend
+from cnet_deploy.sessions import DEVICES, resolve_backend, try_first
 
 SETTLE_SECONDS = 0.12  # onnxruntime's threads spin for up to 0.1 s after an inference, which would slow the next cell
 OPEN_SECONDS = 3600.0  # time limit of an opening with its first inference: a GPU's runtime may build an engine meanwhile
@@ -44,12 +44,16 @@ class Cell:
 class Worker:
     """A process that holds one cell. It sleeps between commands."""
 
-    def __init__(self, process: subprocesses.Process, cell: Cell, start: float, stderr: IO[str]) -> None:
+    def __init__(
+        self, process: subprocesses.Process, cell: Cell, start: float, stderr: IO[str], refused: dict[str, Any] | None = None
+    ) -> None:
         self._process, self._cell, self._start, self._stderr = process, cell, start, stderr
-        self._first_seconds = 0.0
+        self._first_seconds, self._refused = 0.0, refused
 
     def open(self) -> dict[str, Any]:
         """Open the cell and run it once. ``cold_seconds`` in the answer is the time from the process's start to the first result."""
+        if self._refused is not None:
+            return self._refused
         cell = self._cell
         variant = resolve_backend(cell.backend)
         answer = self.ask(
@@ -97,6 +101,29 @@ class Worker:
         return answer
 
 
+def _refused(cell: Cell) -> dict[str, Any] | None:
+    """The error of a stranger's file that can't be measured, because it crashes or never ends; None for any other."""
+    if cell.model.startswith(NAMED):
+        return None
+    try:
+        status = Path(cell.model).stat()
+    except (OSError, ValueError):  # reported by who opens it
+        return None
+    variant = resolve_backend(cell.backend)
+    tried = repr((cell, status.st_ino, status.st_size, status.st_mtime_ns))
+    if tried in _TRIED:
+        return None
+    try:
+        try_first(Path(cell.model), variant.backend, cell.device, cell.threads, {**variant.options, **cell.options})
+    except CnetDeployError as error:
+        return {"error": str(error), "exit_code": error.exit_code}
+    _TRIED.add(tried)
+    return None
+
+
+_TRIED: set[str] = set()  # cells whose files need not be tried again
+
+
 def _broken(message: str) -> dict[str, Any]:
     return {"error": message, "exit_code": Unavailable.exit_code}
 
@@ -108,6 +135,7 @@ def worker(cell: Cell, python: str = sys.executable) -> Iterator[Worker]:
     surroundings = {"OMP_NUM_THREADS": str(cell.threads)}
     foreign = python != sys.executable
     command = [python, str(_SCRIPT)] if foreign else subprocesses.python(str(_SCRIPT))
+    refused = _refused(cell)  # before the start, since the time from there on is measured
     start = time.monotonic()
     # Standard error goes to a file, because a pipe that is not read blocks the process when it is full.
     with contextlib.ExitStack() as stack:
@@ -118,4 +146,4 @@ def worker(cell: Cell, python: str = sys.executable) -> Iterator[Worker]:
             )
         except OSError as error:
             raise Unavailable(f"{python}: can't be run ({error.strerror}); expected a Python that has cnet-deploy installed") from None
-        yield Worker(process, cell, start, stderr)
+        yield Worker(process, cell, start, stderr, refused)
