@@ -14,14 +14,15 @@ The names below are the public ones, in the order in which a model goes through 
 of a name does where it needs it.
 """
 
-from __future__ import annotations
-
+# Nothing else, not even `__future__` or typing: `python -m cnet_deploy` looks in the current folder first until __main__.py runs.
 import importlib as _importlib
-import typing as _typing
 
 from cnet_deploy.version import __version__ as __version__
 
-if _typing.TYPE_CHECKING:
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
     from cnet_deploy.artifacts.manifest import Manifest as Manifest
     from cnet_deploy.checkpoints.load import load as load
     from cnet_deploy.checkpoints.save import save as save
@@ -122,7 +123,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> _typing.Any:
+def __getattr__(name: str) -> "Any":
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(_importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

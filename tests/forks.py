@@ -160,12 +160,13 @@ class Forks:
 
 
 def session_members(session: int) -> list[int]:
-    """Processes that are left of a session; zombies are none."""
+    """Processes that are left of a command's session, or were started by it in one of their own; zombies are none."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError, IndexError):
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session and fields[0] != "Z":
+            started = f"CNET_TEST_COMMAND={session}".encode() in (entry / "environ").read_bytes().split(b"\0")
+            if (int(fields[3]) == session or started) and fields[0] != "Z":
                 found.append(int(entry.name))
     return found
 
@@ -353,7 +354,7 @@ def _be_the_command(request: dict[str, Any], report: Path) -> None:
     code, before = 70, set(sys.modules)
     try:
         os.setsid()
-        os.environ.update(request.get("env", {}))
+        os.environ.update(request.get("env", {}), CNET_TEST_COMMAND=str(os.getpid()))  # so that whatever it starts can be found
         for number, end, default in ((0, "stdin", os.devnull), (1, "stdout", f"{report}.out"), (2, "stderr", f"{report}.err")):
             if (place := request.get(end, default)) == "closed":
                 os.close(number)

@@ -23,6 +23,7 @@ from typing import IO, Any, NoReturn
 import click
 
 from cnet_deploy.errors import CnetDeployError, in_words, printable, raise_if_interrupted
+from cnet_deploy.subprocesses import careful_libraries
 from cnet_deploy.text import LINE_LENGTH, ReaderLeft, StreamFailed, take_any_text, write_block, write_json, write_lines
 
 _QUIET, _VERBOSE = "cnet_deploy.quiet", "cnet_deploy.verbose"
@@ -131,7 +132,7 @@ class Commands(click.Group):
         _LOG.setLevel(logging.WARNING)
         take_any_text(sys.stdout, sys.stderr)
         try:
-            with _termination(terminated), _Others() as others:
+            with _termination(terminated), careful_libraries(), _Others() as others:
                 done = super().main(*args, **{**kwargs, "standalone_mode": False})
                 if others.error is not None:
                     raise _Unexpected("a thread of the command") from others.error

@@ -85,6 +85,7 @@ TF_GRAPH = Kind(
 )
 CORE_ML = Kind("a Core ML model", "give the checkpoint that it was made from")
 OPENVINO_IR = Kind("an OpenVINO model (IR)", "give the ONNX file that it was made from")
+ORT = Kind("a model in onnxruntime's own format (.ort)", "give the ONNX file that it was made from")
 GGUF = Kind("a GGUF file", "give the checkpoint that it was made from")
 
 _NOT_LINUX = "libraries are run on Linux, where `export` wrote them: export the model again on this machine"
@@ -126,6 +127,7 @@ _BY_FIRST_BYTES: tuple[tuple[bytes, Kind], ...] = (
     (rb"\x89HDF\r\n\x1a\n", HDF5),
     (rb"\x93NUMPY", NPY),
     (rb".{4}TFL3", TFLITE),
+    (rb".{4}ORTM", ORT),
     (rb"GGUF", GGUF),
     (rb"\x89PNG\r\n\x1a\n", Kind("a PNG image", _PICTURE)),
     (rb"\xff\xd8\xff", Kind("a JPEG image", _PICTURE)),

@@ -1,7 +1,8 @@
-"""Parse ONNX files from bytes. Files that keep tensors in other files are refused."""
+"""Parse ONNX files from bytes. Files that keep tensors in other files, or compiled code, are refused."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from cnet_deploy.errors import InputRefused, in_words
@@ -16,12 +17,18 @@ def parse_onnx(data: bytes) -> Any:
 
 
 def require_one_file(data: bytes) -> None:
-    """Raise InputRefused for an ONNX file that keeps any tensor in another file.
+    """Raise InputRefused for an ONNX file that keeps any tensor in another file, or code that a runtime compiled.
 
     Runtimes follow such a reference into any folder, and older ones into their own memory. An artifact's digest does not cover that data.
+    Compiled code is an engine, which is opened with its manifest alone.
     """
-    if b"location" in data:  # the key of every such reference; files without it need no parsing
+    if _is_suspect(data):
         _parse(data)
+
+
+def _is_suspect(data: bytes) -> bool:
+    """Whether a file may have what is refused: the key of every reference to another file, or the operator that holds compiled code."""
+    return b"location" in data or b"EPContext" in data
 
 
 def _parse(data: bytes) -> Any:
@@ -29,7 +36,8 @@ def _parse(data: bytes) -> Any:
 
     try:
         model = onnx.load_model_from_string(data)
-        elsewhere = b"location" in data and _is_elsewhere(model, onnx.TensorProto)
+        elsewhere = _is_suspect(data) and _any(model, onnx.TensorProto, _is_elsewhere)
+        compiled = _is_suspect(data) and _any(model, onnx.NodeProto, lambda node: node.op_type == "EPContext")
     except Exception as error:  # protobuf can raise anything on damaged files
         raise InputRefused(f"is no readable ONNX model ({in_words(error)}); export it again") from None
     if elsewhere:
@@ -37,11 +45,21 @@ def _parse(data: bytes) -> Any:
             "keeps weights in other files; expected one file, as `export` writes it: join them in Python, in the folder where they are: "
             "import onnx; onnx.save_model(onnx.load('model.onnx'), 'joined.onnx', save_as_external_data=False)"
         )
+    if compiled:
+        raise InputRefused(
+            "has a node EPContext, which holds code that was compiled for some device and would be run unchecked; expected the ONNX file "
+            "that it was made from"
+        )
     return model
 
 
-def _is_elsewhere(message: Any, tensor: Any) -> bool:
-    if isinstance(message, tensor):
-        return message.data_location == tensor.EXTERNAL or len(message.external_data) > 0
+def _is_elsewhere(tensor: Any) -> bool:
+    return bool(tensor.data_location == tensor.EXTERNAL or len(tensor.external_data))
+
+
+def _any(message: Any, kind: Any, holds: Callable[[Any], bool]) -> bool:
+    """Whether something holds for a message of this kind in ``message``, at whichever depth."""
+    if isinstance(message, kind) and holds(message):
+        return True
     parts = [value for field, value in message.ListFields() if field.message_type is not None]
-    return any(_is_elsewhere(one, tensor) for part in parts for one in ([part] if hasattr(part, "ListFields") else part))
+    return any(_any(one, kind, holds) for part in parts for one in ([part] if hasattr(part, "ListFields") else part))

@@ -15,10 +15,11 @@ import pkgutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
+from types import EllipsisType, MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cnet_deploy.errors import CheckFailed, InputRefused, OutputRefused, Unavailable
+from cnet_deploy.files import read_bytes
 from cnet_deploy.files.kinds import EXPECTED, Kind, describe, kind_of_file
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Variant(NamedTuple):
 @functools.cache
 def names() -> tuple[str, ...]:
     """The names of all backends in order. Nothing is imported."""
-    modules = {module.name for module in pkgutil.iter_modules(__path__)} - {"base"}
+    modules = {module.name for module in pkgutil.iter_modules(__path__)} - {"base", "trial"}
     return (*(name for name in ORDER if name in modules), *sorted(modules.difference(ORDER)))
 
 
@@ -133,17 +134,18 @@ def resolve_backend(name: str) -> Variant:
 
 def open_session(
     path: Path | str, backend: str | None = None, device: str | None = None, threads: int | None = None, *,
-    sha256: str | None = None, **options: Any,
+    sha256: str | None = None, timeout: float | EllipsisType | None = ..., **options: Any,
 ) -> Session:  # fmt: skip
     """Open an artifact or a model to run batches: ``with open_session("model.onnx") as session: session.run(batch)``.
 
     ``backend`` None takes the default for the file, by its first bytes; a name may have parts, as in "torch.compile". ``device`` None is
     "cpu", or "cuda" for backends that need it; ``threads`` None leaves the number to the backend. ``sha256`` is the digest that the file
-    must have, in hexadecimal. ``options`` are the backend's own (native: ``isa``; openvino: ``precision``; torch: ``compiled`` …) and, for
-    a checkpoint, those of ``checkpoints.load``, of which ONNX files take ``input_size`` where they leave it free. An artifact that could
-    not be run where it was made is verified now, by the self-check in its manifest, and the manifest is updated. Raises InputRefused for a
-    file that can't be opened, Unavailable for a missing backend or device, CheckFailed for an artifact whose outputs differ from its
-    model's.
+    must have, in hexadecimal. An ONNX file that is no plain network, as `export` writes, is first opened and run once in a process of its
+    own, which may take ``timeout`` seconds (60, unless ``trial.time_limit`` says otherwise); None trusts the file. ``options`` are the
+    backend's own (native: ``isa``; openvino: ``precision``; torch: ``compiled`` …) and, for a checkpoint, those of ``checkpoints.load``, of
+    which ONNX files take ``input_size`` where they leave it free. An artifact that could not be run where it was made is verified now, by
+    the self-check in its manifest, and the manifest is updated. Raises InputRefused for a file that can't be opened, Unavailable for a
+    missing backend or device, CheckFailed for an artifact whose outputs differ from its model's.
     """
     from cnet_deploy.artifacts.pair import read_pair, update_manifest
     from cnet_deploy.sessions.base import LOADING_OPTIONS
@@ -166,7 +168,13 @@ def open_session(
         given["input_size"] = tuple(given["input_size"])  # a list, from JSON
     pair = read_pair(path, sha256, described=not spec.opens_models)
     module = importlib.import_module(f"{__name__}.{variant.backend}")
-    session: Session = module.open_file(pair, device=device or spec.devices[0], threads=threads, **{**variant.options, **given})
+    device, given = device or spec.devices[0], {**variant.options, **given}
+    if spec.tried_apart and timeout is not None:
+        from cnet_deploy.sessions import trial
+
+        limit = timeout if isinstance(timeout, (int, float)) else None
+        trial.require(pair, variant.backend, spec.packages, device, threads, given, limit)
+    session: Session = module.open_file(pair, device=device, threads=threads, **given)
     session.path = path
     log.info("opened %s: %s on %s, %s", path, variant.backend, session.device, session.precision)
     if session.manifest is not None and session.manifest.unverified:
@@ -183,6 +191,19 @@ def open_session(
             update_manifest(path, session.manifest, verified)
         session.manifest = verified
     return session
+
+
+def try_first(path: Path, backend: str, device: str, threads: int | None, options: Mapping[str, Any]) -> None:
+    """What ``open_session`` does before it opens a stranger's graph, for a file that another process is to open.
+
+    A file that can't be opened for other reasons is left to that. Raises InputRefused for one that crashes or does not end.
+    """
+    from cnet_deploy.artifacts.pair import Pair
+    from cnet_deploy.sessions import trial
+
+    spec = backends()[backend]
+    if spec.tried_apart:
+        trial.require(Pair(path, read_bytes(path)), backend, spec.packages, device, threads, options)
 
 
 def _verified(session: Session, manifest: Manifest) -> Manifest:

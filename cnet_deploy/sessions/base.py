@@ -69,7 +69,8 @@ class Backend:
     ``takes`` are those of LOADING_OPTIONS that it takes, unless it ``opens_models`` and takes all. ``devices`` are those on which it runs,
     the default first. ``packages`` are the distributions that provide it, any one of which is enough (those in ``exclusive`` overwrite each
     other's files); ``remedy`` says how to get it. ``parts`` may follow its name after dots and select a variant. ``table`` has for each
-    device the variants that `bench` measures by default: ("", "compile") is the backend itself and one variant. ``opens_models``: it opens
+    device the variants that `bench` measures by default: ("", "compile") is the backend itself and one variant. ``tried_apart``: what a
+    stranger's file makes it do has no bounds (see trial.py). ``opens_models``: it opens
     checkpoints and models, which have no manifest. ``per_batch``: for `bench` its artifacts are exported for the measured batch size.
     ``probes`` are the checks of `doctor`; if empty, the backend itself on each device.
     """
@@ -84,6 +85,7 @@ class Backend:
     remedy: str = ""
     parts: Mapping[str, Part] = field(default_factory=dict)
     table: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    tried_apart: bool = False
     opens_models: bool = False
     per_batch: bool = False
     probes: tuple[Probe, ...] = ()

@@ -26,6 +26,7 @@ BACKEND = Backend(
     suffixes=(".onnx",),
     opens=("onnx",),
     takes=("input_size",),
+    tried_apart=True,
     packages=("onnxruntime-gpu", "onnxruntime"),
     exclusive=("onnxruntime", "onnxruntime-gpu"),
     remedy="pip install 'cnet-deploy[cpu]' or 'cnet-deploy[gpu]'",
@@ -55,6 +56,7 @@ _BOTH = "onnxruntime and onnxruntime-gpu are both installed and overwrite each o
 _ALONE = "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu alone"
 # A path that is no folder, so that no weights are loaded from other files: the artifact's digest covers one file only.
 _NO_FOLDER = ("session.model_external_initializers_file_folder_path", "/dev/null/one-file-only")
+_ONNX_ALONE = ("session.load_model_format", "ONNX")  # not its own format, by whatever name
 
 
 class OnnxruntimeSession(Session):
@@ -93,6 +95,7 @@ class OnnxruntimeSession(Session):
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
         options.add_session_config_entry(*_NO_FOLDER)
+        options.add_session_config_entry(*_ONNX_ALONE)
         providers: list[Any] = [wanted]
         self._session: Any = None
         self.cuda: Device | None = None

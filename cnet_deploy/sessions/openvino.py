@@ -17,6 +17,7 @@ BACKEND = Backend(
     suffixes=(".onnx",),
     opens=("onnx",),
     takes=("input_size",),
+    tried_apart=True,
     devices=("cpu",),
     packages=("openvino",),
     remedy="pip install 'cnet-deploy[openvino]'",

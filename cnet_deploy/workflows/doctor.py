@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cnet_deploy import subprocesses
 from cnet_deploy.errors import CnetDeployError, InputRefused, printable
 from cnet_deploy.hardware.cuda import why_no_device
 from cnet_deploy.sessions import backends, names, open_session
@@ -72,18 +72,19 @@ def diagnose(wanted: Sequence[str] = (), report: Callable[[Finding, float], None
     known += [conflict for name in wanted or known_names() if (conflict := _conflict(name)) is not None]
     for finding in known:
         report(finding, 0.0)
-    found: dict[int, Finding] = {}
+    found, processes = dict[int, Finding](), subprocesses.Several()
     with (
         tempfile.TemporaryDirectory(prefix="cnet-deploy-doctor-") as folder,
         ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool,
     ):
-        running = {pool.submit(_probed, name, probe, Path(folder)): place for place, (name, probe) in enumerate(chosen)}
+        running = {pool.submit(_probed, name, probe, Path(folder), processes): place for place, (name, probe) in enumerate(chosen)}
         try:
             for done in as_completed(running):
                 found[running[done]] = done.result()
                 report(done.result(), len(found) / len(chosen))
-        except BaseException:
+        except BaseException:  # of Ctrl-C: the others are not waited for
             pool.shutdown(wait=False, cancel_futures=True)
+            processes.end()
             raise
     return [*known, *(found[place] for place in sorted(found))]
 
@@ -120,23 +121,24 @@ def _surroundings() -> list[Finding]:
         return [Finding("CUDA device", False, reason=str(error))]
 
 
-def _probed(backend: str, probe: Probe, folder: Path) -> Finding:
-    """Run one probe in a separate process."""
+def _probed(backend: str, probe: Probe, folder: Path, among: subprocesses.Several) -> Finding:
+    """Run one probe in a separate process, which is one of ``among``."""
     spec, name = backends()[backend], probe.name
     version = next((version for package in probe.packages or spec.packages if (version := _version(package))), None)
-    command = [sys.executable, "-m", "cnet_deploy.workflows.doctor", backend, name, str(folder)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False)
-    except subprocess.TimeoutExpired:
+        done = subprocesses.run(subprocesses.python(__spec__.name, backend, name, str(folder)), seconds=SECONDS, among=among)
+    except subprocesses.TooLong:
         reason = f"did not answer within {SECONDS:.0f} s; try it again, or reinstall: {spec.remedy}"
         return Finding(name, False, version, reason=reason)
-    if done.returncode < 0:
-        return Finding(name, False, version, reason=f"crashed (signal {-done.returncode}); reinstall it: {spec.remedy}")
+    except OSError as error:
+        return Finding(name, False, version, reason=f"no process can be started: {error.strerror}; close something and try it again")
+    if done.code < 0:
+        return Finding(name, False, version, reason=f"crashed (signal {-done.code}); reinstall it: {spec.remedy}")
     try:
         answer = json.loads(done.stdout.strip().splitlines()[-1])
         return Finding(name, answer["works"], version, answer["builds"], answer["reason"])
     except (ValueError, KeyError, IndexError, TypeError):
-        last = (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
+        last = (done.stderr.strip().splitlines() or [f"ended with status {done.code}"])[-1]
         return Finding(name, False, version, reason=f"{printable(last, 200)}; reinstall it: {spec.remedy}")
 
 

@@ -141,7 +141,7 @@ def _verify(
     path = manifest_path(file)  # the file still has its temporary name, and a session reads the manifest beside it
     try:
         path.write_text(manifest.to_json(), encoding="utf-8")
-        with open_session(file) as session:
+        with open_session(file, timeout=None) as session:
             comparisons = compare_all(session, reference, data, tolerance)
     finally:
         path.unlink(missing_ok=True)

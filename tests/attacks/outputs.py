@@ -165,7 +165,7 @@ def whole_run(folder: Path) -> int:
 
 
 def nobody_left(session: int, seconds: float = 60) -> None:
-    """Every process of a session ends by itself."""
+    """Every process of a session, and every one started by its command, ends by itself."""
     deadline = time.monotonic() + seconds
     while left := session_members(session):
         assert time.monotonic() < deadline, [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cnet_deploy import subprocesses
 from cnet_deploy.benchmarks.measure.cells import Cell
 from cnet_deploy.benchmarks.measure.worker import NAMED
 from cnet_deploy.benchmarks.sweep.figures import Figures, figures_of
@@ -20,6 +20,7 @@ from cnet_deploy.files import check_input, exists
 from cnet_deploy.sessions import holds_weights, resolve_backend
 
 Notify = Callable[[str], None]  # gets lines of text
+EXPORT_SECONDS = 3600.0  # a TensorRT engine may take very long
 
 
 @dataclass(frozen=True)
@@ -97,16 +98,22 @@ def require_file(name: str, model: str) -> None:
 
 def _export(name: str, model: str, source: str, target: str, path: str, python: str, folder: Path, options: dict[str, Any]) -> None:
     """Export with the side's own installation, from a folder in which Python finds no other."""
-    command = [python, "-m", "cnet_deploy", "export", source, f"--{target}", "-o", path]
+    arguments = ["export", source, f"--{target}", "-o", path]
     for key, value in options.items():
-        command += [f"--{key}", value if isinstance(value, str) else ":".join(map(str, value))]
+        arguments += [f"--{key}", value if isinstance(value, str) else ":".join(map(str, value))]
+    foreign = python != sys.executable
+    command = [python, "-m", "cnet_deploy", *arguments] if foreign else subprocesses.python("cnet_deploy", *arguments)
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocesses.run(command, seconds=EXPORT_SECONDS, folder=folder, foreign=foreign)
+    except subprocesses.TooLong:
+        raise Unavailable(
+            f"{name}: {model} can't be exported for --{target}: it took more than {EXPORT_SECONDS / 60:.0f} minutes"
+        ) from None
     except OSError as error:
         raise Unavailable(f"{name}: {python}: can't be run ({error.strerror}); expected a Python that has cnet-deploy installed") from None
-    if done.returncode:
+    if done.code:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        refused = done.returncode == InputRefused.exit_code
+        refused = done.code == InputRefused.exit_code
         raise (InputRefused if refused else Unavailable)(
             f"{name}: {model} can't be exported for --{target}: {reason.removeprefix('Error: ').replace(source, model)}"
         )

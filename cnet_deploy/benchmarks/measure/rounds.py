@@ -189,7 +189,7 @@ def _in_lasting_processes(
                     continue
                 time.sleep(SETTLE_SECONDS)
                 command = {"warmup": settings.warmup, "seconds": 0.0, "least": 1} if turn is None else settings.turn()
-                result.measured(held.ask(command), counts=turn is not None)
+                result.measured(held.measure(**command), counts=turn is not None)
                 keep()
 
 
@@ -209,7 +209,7 @@ def take_turn(result: Result, settings: Settings, python: str = sys.executable) 
     time.sleep(SETTLE_SECONDS)
     with worker(result.cell, python) as held:
         if result.opened(held.open()):
-            result.measured(held.ask(settings.turn()), counts=True)
+            result.measured(held.measure(**settings.turn()), counts=True)
 
 
 def steps(cells: int, settings: Settings, done: int = 0) -> int:

@@ -7,6 +7,7 @@ and the errors of ``cnet_deploy``.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -129,7 +130,9 @@ def _open(model: str, backend: str, threads: int, device: str, options: Answer) 
         return open_named(model.removeprefix(NAMED), threads=threads, **where, **options)
     from cnet_deploy.sessions import open_session
 
-    return open_session(model, backend=backend, device=device, threads=threads, **options)
+    # Whether a stranger's graph ends at all was tried before, by the parent. Older revisions don't try.
+    trusting: Answer = {"timeout": None} if "timeout" in inspect.signature(open_session).parameters else {}
+    return open_session(model, backend=backend, device=device, threads=threads, **trusting, **options)
 
 
 def _refusal(message: str) -> Exception:

@@ -12,8 +12,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -22,11 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from cnet_deploy import subprocesses
 from cnet_deploy.benchmarks.measure.cells import Cell
 from cnet_deploy.benchmarks.measure.environment import environment
 from cnet_deploy.benchmarks.measure.rounds import Result, Settings, measure
 from cnet_deploy.benchmarks.measure.worker import NAMED as NAMED_CELL
 from cnet_deploy.benchmarks.studies.script import run
+from cnet_deploy.errors import Unavailable
 from cnet_deploy.exporters.native import INCLUDE
 from cnet_deploy.exporters.native.toolchain import find_compiler
 from cnet_deploy.exporters.onnx.graph import build_graph
@@ -131,14 +131,8 @@ class Suite:
         """All threads while another process keeps the last core busy: the median and the 99th percentile."""
         cores = sorted(os.sched_getaffinity(0))
         cell = Cell(OURS, self.artifacts(name)["native"], "native", min(len(cores), MAX_THREADS))
-        load = subprocess.Popen(
-            [sys.executable, "-c", f"import os\nos.sched_setaffinity(0, {{{cores[-1]}}})\nwhile True: pass"], stdin=subprocess.DEVNULL
-        )
-        try:
+        with subprocesses.started(subprocesses.python(str(_BUSY), str(cores[-1]))):
             (result,) = measure([cell], replace(self.settings, seconds=1.0, rounds=10))
-        finally:
-            load.kill()
-            load.wait()
         if not result.samples:
             self.results.append({"what": "busy core", "network": name, "cells": [_entry(result)]})
             self.notify(f"{name}, one core busy: {result.error}")
@@ -153,13 +147,14 @@ class Suite:
         """Time and peak memory of a whole C process (examples/native), twenty times."""
         forms, arch = self.artifacts(name), NAMED[name]
         binary, image = self.folder / f"classify-{name}", self.folder / "image.ppm"
-        subprocess.run(["cc", "-O2", "-I", INCLUDE, program, forms["native"], "-o", binary], check=True)
+        compiler = subprocesses.tool("cc")
+        if compiler is None:
+            raise Unavailable("no C compiler called cc was found; install one (Debian: apt-get install gcc)")
+        _finished([compiler, "-O2", "-I", str(INCLUDE), str(program.absolute()), forms["native"], "-o", str(binary)])
         _write_image(image, arch)
         seconds, kilobytes = [], []
         for _ in range(20):
-            words = subprocess.run(
-                [sys.executable, "-c", _TIMED, str(binary), str(image)], capture_output=True, text=True, check=True
-            ).stdout.split()
+            words = _finished(subprocesses.python(str(_TIMED), str(binary), str(image))).split()
             seconds.append(float(words[0]))
             kilobytes.append(int(words[1]))
         facts = {"network": name, "seconds": seconds, "peak_kilobytes": kilobytes}
@@ -168,15 +163,18 @@ class Suite:
 
 
 _FORMS = {"native": ".so", "native-bf16": ".so", "onnx": ".onnx", "onnx-dense": ".onnx"}
-# In a small separate process, since the memory of the forking parent would count as the child's.
-_TIMED = """
-import os, sys, time
-start = time.perf_counter()
-pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)])
-_, status, usage = os.wait4(pid, 0)
-assert status == 0
-print(time.perf_counter() - start, usage.ru_maxrss)
-"""
+_BUSY, _TIMED = (Path(__file__).with_name(name) for name in ("busy.py", "timed.py"))
+
+
+def _finished(command: Sequence[str]) -> str:
+    """What a command prints. Raises Unavailable if it fails."""
+    try:
+        done = subprocesses.run(command, seconds=600)
+    except (OSError, subprocesses.TooLong) as error:
+        raise Unavailable(f"{command[0]}: can't be run to its end: {error or 'it took more than 10 minutes'}") from None
+    if done.code:
+        raise Unavailable(f"{command[0]}: ended with status {done.code}: {done.stderr.strip()[-300:]}")
+    return done.stdout
 
 
 def _p10(result: Result) -> float | None:
@@ -198,9 +196,7 @@ def _peak(isa: str, folder: Path) -> Callable[[int, float], float]:
     """A function ``peak(threads, seconds)``: billions of multiply-adds per second with an instruction set's vectors."""
     compiler, out = find_compiler(host_machine()), folder / f"peak-{isa}.so"
     source = Path(__file__).with_name("peak.cpp")
-    subprocess.run(
-        [*compiler.command, *compiler.flags(isa), "-O2", "-ffp-contract=fast", "-shared", "-fPIC", source, "-o", out], check=True
-    )
+    _finished([*compiler.command, *compiler.flags(isa), "-O2", "-ffp-contract=fast", "-shared", "-fPIC", str(source), "-o", str(out)])
     peak = ctypes.CDLL(str(out)).peak
     peak.argtypes, peak.restype = [ctypes.c_int, ctypes.c_double], ctypes.c_double
     return lambda threads, seconds: float(peak(threads, seconds))

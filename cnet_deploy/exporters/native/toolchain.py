@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import errno
 import hashlib
-import importlib.util
 import logging
 import os
+import re
 import shlex
-import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnet_deploy.errors import InputRefused, OutputRefused, Unavailable, printable
+from cnet_deploy import subprocesses
+from cnet_deploy.errors import InputRefused, Unavailable, printable
 from cnet_deploy.exporters.native.planning import weights_name
-from cnet_deploy.files import atomic_output, digest
+from cnet_deploy.files import cache, digest
 from cnet_deploy.hardware.cpu import host_isas, host_machine
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,14 @@ _COMMON = (
     "-Wno-ignored-attributes", "-Wno-unknown-warning-option",
 )  # fmt: skip
 _ENGINE = ("engine.cpp", "threads.cpp")
+_LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EFBIG)  # of a process, on files, their size and processes
+_ASKED_SECONDS = 120.0  # time limit of a question to a compiler
+_COMPILE_SECONDS = 1800.0  # and of compiling one file
 _PLAN = ("-Werror=missing-field-initializers",)  # so that no field of plan.h is left out
+
+# Objects of this process, where there is no folder that they could be kept in.
+_MADE: dict[str, bytes] = {}
+_MOST_MADE = 32
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Compiler:
 
     @property
     def is_zig(self) -> bool:
-        return any("zig" in Path(word).name for word in self.command)
+        return _is_zig(self.command)
 
     def flags(self, isa: str) -> tuple[str, ...]:
         return (_ZIG_FLAGS if self.is_zig else _FLAGS)[isa]
@@ -104,50 +110,83 @@ def resolve(target: str | None, precision: str) -> Processor:
 def find_compiler(machine: str) -> Compiler:
     """``$CXX``, else the system's, else the one in the package ``ziglang``. Raises Unavailable where there is none."""
     if wanted := os.environ.get("CXX"):
-        compiler = _asked(_words(wanted), machine)
-        if compiler is None:
-            raise Unavailable(f"$CXX is {printable(wanted)!r}, which does not run as a C++ compiler; correct or unset it, or {HOW}")
+        try:
+            compiler = _asked(_words(wanted), machine)
+        except _NoCompiler as error:
+            raise Unavailable(
+                f"$CXX is '{printable(wanted)}', which does not run as a C++ compiler: {error}; correct or unset it, or {HOW}"
+            ) from None
         if compiler.machine != machine:
             raise Unavailable(
-                f"$CXX ({printable(wanted)}) compiles for {compiler.machine}; expected {machine}: set $CXX to such a compiler"
+                f"$CXX ({printable(wanted)}) compiles for {printable(compiler.machine, 60)}; expected {machine}: name such a compiler"
             )
         return compiler
     native = machine == host_machine()
     for name in ("g++", "clang++") if native else (f"{machine}-linux-gnu-g++",):
-        if (path := shutil.which(name)) and (compiler := _asked((path,), machine)) and compiler.machine == machine:
-            return compiler
-    if importlib.util.find_spec("ziglang") and (compiler := _asked((sys.executable, "-m", "ziglang", "c++"), machine)):
-        return compiler
+        if path := subprocesses.tool(name):
+            with contextlib.suppress(_NoCompiler):
+                if (compiler := _asked((path,), machine)).machine == machine:
+                    return compiler
+    if folder := subprocesses.package_folder("ziglang"):
+        with contextlib.suppress(_NoCompiler):
+            return _asked((str(folder / "zig"), "c++"), machine)
     what = "C++ compiler" if native else f"C++ compiler for {machine} ({machine}-linux-gnu-g++)"
     raise Unavailable(f"no {what} was found; {HOW}")
 
 
 def _words(command: str) -> tuple[str, ...]:
-    """A command's words, with the path of its program made absolute; empty if the command can't be parsed."""
+    """A command's words, with the path of its program made absolute. Raises _NoCompiler."""
     try:
         words = shlex.split(command)
-    except ValueError:
-        return ()
-    if words and "/" in words[0]:
-        words[0] = str(Path(words[0]).absolute())
-    return tuple(words)
+    except ValueError as error:
+        raise _NoCompiler(f"it can't be split into words ({error})") from None
+    if not words:
+        raise _NoCompiler("it names no program")
+    path = str(Path(words[0]).absolute()) if "/" in words[0] else subprocesses.tool(words[0])
+    if path is None:
+        raise _NoCompiler(f"no program called {printable(words[0], 100)} is on $PATH")
+    return (path, *words[1:])
 
 
-def _asked(command: tuple[str, ...], machine: str) -> Compiler | None:
-    """The compiler that a command runs, by its own answers; None if it does not answer as one."""
-    if not command:
-        return None
-    zig = any("zig" in Path(word).name for word in command)
-    if zig:
+def _is_zig(command: Sequence[str]) -> bool:
+    return any("zig" in Path(word).name for word in command)
+
+
+class _NoCompiler(Exception):
+    """Why a command is no compiler, in words."""
+
+
+def _asked(command: tuple[str, ...], machine: str) -> Compiler:
+    """The compiler that a command runs, by its own answers. Raises _NoCompiler if it does not answer as one."""
+    if zig := _is_zig(command):
         command = (*command, "-target", f"{machine}-linux-gnu")
+    version, dumped = (_answer([*command, option]) for option in ("--version", "-dumpmachine"))
+    if not zig and not re.fullmatch(r"\w+(-[\w.]+)+", dumped):
+        what = f"'{printable(dumped, 100)}'" if dumped else "nothing"
+        raise _NoCompiler(f"`{shlex.join(command)} -dumpmachine` printed {what}; expected a machine, as {machine}-linux-gnu")
+    return Compiler(command, version.splitlines()[0] if version else "", machine if zig else dumped.partition("-")[0])
+
+
+def _answer(command: list[str]) -> str:
+    """What a compiler prints when it is asked about itself. Raises _NoCompiler."""
+    asked = f"`{shlex.join(command)}`"
     try:
-        version, dumped = (
-            subprocess.run([*command, option], capture_output=True, text=True, timeout=120, check=True).stdout.strip()
-            for option in ("--version", "-dumpmachine")
-        )
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None
-    return Compiler(command, version.splitlines()[0] if version else "", machine if zig else dumped.split("-")[0])
+        done = subprocesses.run(command, seconds=_ASKED_SECONDS)
+    except OSError as error:
+        raise _NoCompiler(f"{asked} can't be run: {error.strerror or error}") from None
+    except ValueError:
+        raise _NoCompiler("its name has a character that no name of a program has") from None
+    except subprocesses.TooLong:
+        raise _NoCompiler(f"{asked} did not answer within {_ASKED_SECONDS:.0f} s") from None
+    if done.code:
+        lines = done.stderr.strip().splitlines()
+        reason = f": {printable(lines[0], 200)}" if lines else ""
+        raise _NoCompiler(f"{asked} {_ended(done.code)}{reason}")
+    return done.stdout.strip()
+
+
+def _ended(code: int) -> str:
+    return f"was ended by signal {-code}" if code < 0 else f"failed with exit status {code}"
 
 
 def build(compiler: Compiler, isas: Sequence[str], *, precision: str, source: str, weights: bytes, out: Path,
@@ -164,8 +203,14 @@ def build(compiler: Compiler, isas: Sequence[str], *, precision: str, source: st
             (name, "baseline" if compiler.machine == "x86_64" else isas[-1], tuple(defines)) for name in _ENGINE
         ]
         jobs += [("kernels.cpp", isa, (*_isa_defines(isa, precision), *defines)) for isa in isas]
+        running = subprocesses.Several()
         with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            objects = list(pool.map(lambda job: _object(compiler, *job, extra=extra, scratch=place), jobs))
+            try:
+                objects = list(pool.map(lambda job: _object(compiler, *job, extra=extra, scratch=place, running=running), jobs))
+            except BaseException:  # an interrupt, or the first compiler that fails: the others need not end
+                pool.shutdown(wait=False, cancel_futures=True)
+                running.end()
+                raise
         _run([*compiler.command, *plan_flags(precision, defines), *extra, "-c", "plan.cpp", "-o", "plan.o"], place)
         for number, content in enumerate(objects):
             (place / f"{number}.o").write_bytes(content)
@@ -175,7 +220,7 @@ def build(compiler: Compiler, isas: Sequence[str], *, precision: str, source: st
              "-Wl,--no-undefined" if not extra else "-Wl,--as-needed", "-s" if not extra else "-g", "-o", "library.so", *names, "plan.o"],
             place,
         )  # fmt: skip
-        library = (place / "library.so").read_bytes()
+        library = _made(compiler, place / "library.so")
     out.write_bytes(library)
 
 
@@ -186,7 +231,8 @@ def _scratch() -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="cnet-deploy-native-") as folder:
             yield Path(folder)
     except OSError as error:
-        raise Unavailable(f"{tempfile.gettempdir()}: nothing can be compiled there: {error.strerror or error}; set TMPDIR") from None
+        what = "raise the limit (ulimit)" if error.errno in _LIMITS else "set TMPDIR"
+        raise Unavailable(f"{tempfile.gettempdir()}: nothing can be compiled there: {error.strerror or error}; {what}") from None
 
 
 def _isa_defines(isa: str, precision: str) -> tuple[str, ...]:
@@ -198,7 +244,9 @@ def plan_flags(precision: str, defines: Sequence[str] = ()) -> tuple[str, ...]:
     return (*_COMMON, *_PLAN, f"-DCNET_BF16={int(precision == 'bf16')}", *defines, "-I", str(SOURCES))
 
 
-def _object(compiler: Compiler, name: str, isa: str, defines: Sequence[str], *, extra: Sequence[str], scratch: Path) -> bytes:
+def _object(
+    compiler: Compiler, name: str, isa: str, defines: Sequence[str], *, extra: Sequence[str], scratch: Path, running: subprocesses.Several
+) -> bytes:
     """One object file: from the user's cache if the same compiler compiled the same sources with the same flags before."""
     flags = [*_COMMON, *compiler.flags(isa), *extra, *defines]
     content = b"".join(path.read_bytes() for path in sorted(SOURCES.iterdir()) if path.is_file())
@@ -209,44 +257,53 @@ def _object(compiler: Compiler, name: str, isa: str, defines: Sequence[str], *, 
     log.info("compiling %s for %s with %s", name, isa, compiler.version)
     made = scratch / f"{key}.o"
     # By its relative name, so that no path of this machine gets into the object.
-    _run([*compiler.command, *flags, "-c", name, "-o", str(made)], SOURCES, scratch)
-    data = made.read_bytes()
+    _run([*compiler.command, *flags, "-c", name, "-o", str(made)], SOURCES, scratch, running)
+    data = _made(compiler, made)
     _to_cache(key, data)
     return data
 
 
+def _made(compiler: Compiler, path: Path) -> bytes:
+    """What the compiler wrote. Raises Unavailable where it wrote nothing."""
+    with contextlib.suppress(FileNotFoundError):
+        if data := path.read_bytes():
+            return data
+    raise Unavailable(f"`{shlex.join(compiler.command)}` ended without an error, but wrote no {path.suffix} file; {HOW}")
+
+
 def _from_cache(key: str) -> bytes | None:
-    """A cached object, if it is undamaged: its SHA-256 stands before it."""
-    with contextlib.suppress(OSError, RuntimeError):
-        kept = (_cache() / f"{key}.o").read_bytes()
-        if kept[:64] == digest(kept[64:]).encode():
-            return kept[64:]
-    return None
+    """A cached object, if it is undamaged: its SHA-256 stands before it. That nobody else wrote it is the folder's affair."""
+    kept = _MADE.get(key) if (folder := cache.folder("native")) is None else cache.read(folder, f"{key}.o")
+    return kept[64:] if kept is not None and kept[:64] == digest(kept[64:]).encode() else None
 
 
 def _to_cache(key: str, data: bytes) -> None:
-    """Cache an object, if that is possible."""
-    with contextlib.suppress(OSError, RuntimeError, OutputRefused):
-        folder = _cache()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with atomic_output(folder / f"{key}.o") as temporary:
-            temporary.write_bytes(digest(data).encode() + data)
+    """Keep an object for the next exports, a megabyte or two for each version of the kernels, compiler and precision."""
+    kept = digest(data).encode() + data
+    if (folder := cache.folder("native")) is None:
+        _MADE[key] = kept
+        while len(_MADE) > _MOST_MADE:
+            del _MADE[next(iter(_MADE))]
+    else:
+        cache.write(folder, f"{key}.o", kept)
 
 
-def _cache() -> Path:
-    """Where compiled kernels are kept between exports, a megabyte or two for each version of them, compiler and precision."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "cnet-deploy" / "native"
-
-
-def _run(command: Sequence[str], folder: Path, scratch: Path | None = None) -> None:
+def _run(command: Sequence[str], folder: Path, scratch: Path | None = None, running: subprocesses.Several | None = None) -> None:
     """Run a command in ``folder``. Its temporary files go to ``scratch`` or there too, since $TMPDIR may not exist."""
-    environment = {**os.environ, "LC_ALL": "C", "SOURCE_DATE_EPOCH": "0", "TMPDIR": str(scratch or folder)}
+    environment = {"LC_ALL": "C", "SOURCE_DATE_EPOCH": "0", "TMPDIR": str(scratch or folder)}
+    if _is_zig(command[:2]):  # it keeps compiled parts of the C library, which are to be nobody else's either
+        environment |= {
+            "ZIG_LOCAL_CACHE_DIR": str(scratch or folder),
+            "ZIG_GLOBAL_CACHE_DIR": str(cache.folder("zig") or scratch or folder),
+        }
     try:
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        done = subprocesses.run(command, seconds=_COMPILE_SECONDS, folder=folder, environment=environment, among=running)
     except OSError as error:
-        raise Unavailable(f"{command[0]} can't be run: {error.strerror}; {HOW}") from None
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        what = "raise the limit (ulimit)" if error.errno in _LIMITS else HOW
+        raise Unavailable(f"{command[0]} can't be run: {error.strerror}; {what}") from None
+    except subprocesses.TooLong:
+        raise Unavailable(f"{' '.join(command[:3])} … took more than {_COMPILE_SECONDS / 60:.0f} minutes; {HOW}") from None
+    if done.code:
+        lines = done.stderr.strip().splitlines() or [_ended(done.code)]
         complaint = next((line for line in lines if "error" in line or "undefined" in line), lines[-1])
         raise Unavailable(f"{' '.join(command[:3])} … failed: {printable(complaint)}; expected GCC 11 or Clang 12 and newer: {HOW}")

@@ -12,6 +12,7 @@ import onnx
 from cnet_deploy.artifacts.onnx_metadata import read_metadata
 from cnet_deploy.exporters.base import Inside
 from cnet_deploy.files.onnx_file import parse_onnx
+from cnet_deploy.files.onnx_outline import outline
 
 _TYPES = onnx.TensorProto
 _PRECISIONS = {
@@ -25,12 +26,14 @@ def count(data: bytes) -> Inside:
     stated = read_metadata({entry.key: entry.value for entry in model.metadata_props})
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
-    try:
-        macs: int | None = _multiply_adds(model, weights)
+    remarks = outline(data).remarks()
+    try:  # functions of functions would be expanded for hours
+        macs = None if remarks else _multiply_adds(model, weights)
     except (onnx.shape_inference.InferenceError, KeyError, IndexError, ValueError):
         macs = None
     details = {
         **stated.other,
+        **({"runs": ", ".join(remarks)} if remarks else {}),
         "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
         "ir_version": model.ir_version,
         "producer": f"{model.producer_name} {model.producer_version}".strip(),

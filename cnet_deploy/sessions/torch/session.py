@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import copy
+import functools
+import os
+import shutil
+import tempfile
 import weakref
 from typing import Any
 
 import torch
 from torch import nn
 
+from cnet_deploy import subprocesses
 from cnet_deploy.errors import InputRefused
+from cnet_deploy.files import cache
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.sessions.base import Binding, Floats, Session
 from cnet_deploy.sessions.torch.cuda import CudaBinding, explained_errors, require_device
@@ -49,7 +56,7 @@ class TorchSession(Session):
                 model = copy.deepcopy(model).to(device=device, dtype=_DTYPES[precision], memory_format=format)  # type: ignore[call-overload]
                 if device != "cpu":
                     torch.cuda.synchronize(device)  # the bindings' stream doesn't wait for the current one
-        self.model: nn.Module = _compiled(model.eval()) if compiled else model.eval()
+        self.model: nn.Module = _compiled(model.eval(), device) if compiled else model.eval()
         self.input_shape = (None, 3 if self.architecture is None else self.architecture.image_channels, *input_size)
         self.classes = classes
         self._class_names = model.class_names if isinstance(model, DenselyConnected) else ()
@@ -121,10 +128,28 @@ def _require_fp16(model: nn.Module) -> None:
             raise InputRefused(f"{name} holds {largest:.3g}, which is beyond fp16; expected bf16 or fp32 for this network")
 
 
-def _compiled(model: nn.Module) -> nn.Module:
+def _compiled(model: nn.Module, device: str) -> nn.Module:
     """The module through ``torch.compile``, with its weights frozen into the code."""
     import torch._inductor.config as inductor
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     inductor.freezing = True
+    # torch looks for a compiler in all of $PATH, and asks a Python in the current folder what its code can do. It would also load code
+    # that was compiled before from a folder in /tmp, whoever made that.
+    cxx = os.environ.get("CXX", "g++")
+    inductor.cpp.cxx = (None, cxx if "/" in cxx else subprocesses.tool(cxx) or f"/usr/bin/{cxx}")
+    if device == "cpu":
+        inductor.cpp.vec_isa_ok = True
+        inductor.compile_threads = 1
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache.folder("torch") or _private_folder())
     model.compile()
     return model
+
+
+@functools.cache
+def _private_folder() -> str:
+    """A folder for compiled code, until this process ends."""
+    folder = tempfile.mkdtemp(prefix="cnet-deploy-torch-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

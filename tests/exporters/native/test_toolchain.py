@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import cnet_deploy as cd
+from cnet_deploy import subprocesses
 from cnet_deploy.artifacts.pair import read_pair
 from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.exporters.native import toolchain
@@ -71,9 +71,17 @@ def test_clang_compiles_the_same_network(
 @pytest.mark.parametrize(
     ("cxx", "message"),
     [
-        ("/no/such/compiler", r"\$CXX is '/no/such/compiler', which does not run as a C\+\+ compiler; correct or unset it, or install one"),
+        (
+            "/no/such/compiler",
+            r"\$CXX is '/no/such/compiler', which does not run as a C\+\+ compiler: `/no/such/compiler --version` can't be run: No such "
+            r"file or directory; correct or unset it, or install one",
+        ),
         ("false", r"which does not run as a C\+\+ compiler"),
-        ("g++ 'x", r"which does not run as a C\+\+ compiler"),
+        ("g++ 'x", r"which does not run as a C\+\+ compiler: it can't be split into words"),
+        ("no-such-g++", r"no program called no-such-g\+\+ is on \$PATH"),
+        ("/bin/true", r"`/bin/true -dumpmachine` printed nothing; expected a machine, as x86_64-linux-gnu"),
+        ("/bin/echo x86_64-", r"printed 'x86_64- -dumpmachine'; expected a machine"),
+        ("/bin/sh -c 'kill -9 $$'", r"was ended by signal 9"),
     ],
 )
 @x86_only
@@ -92,7 +100,7 @@ def test_a_cxx_for_another_machine(monkeypatch: pytest.MonkeyPatch, system_tool:
 
 def test_no_compiler_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(subprocesses, "package_folder", lambda _: None)
     with pytest.raises(Unavailable, match=r"no C\+\+ compiler was found; install one \(Debian: apt-get install g\+\+\)"):
         find_compiler(host_machine())
     with pytest.raises(Unavailable, match=r"no C\+\+ compiler for riscv64 \(riscv64-linux-gnu-g\+\+\) was found"):
@@ -112,6 +120,30 @@ def test_a_compiler_that_fails_is_quoted_and_nothing_is_written(tmp_path: Path, 
         cd.export(network(TINY), "native", tmp_path / "m.so")
     assert (tmp_path / "m.so").read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken-g++", "m.so"]
+
+
+def test_a_compiler_that_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    idle = tmp_path / "idle-g++"
+    idle.write_text(f"#!/bin/sh\ncase $1 in -dumpmachine) echo {host_machine()}-linux-gnu;; esac\n")
+    idle.chmod(0o755)
+    monkeypatch.setenv("CXX", str(idle))
+    with pytest.raises(Unavailable, match=r"`\S*idle-g\+\+` ended without an error, but wrote no \.o file; install one"):
+        cd.export(network(TINY), "native", tmp_path / "m.so")
+
+
+@pytest.mark.parametrize(("limit", "amount"), [("RLIMIT_FSIZE", 100), ("RLIMIT_NOFILE", 3)])
+def test_a_limit_is_named(limit: str, amount: int, tmp_path: Path) -> None:
+    script = (
+        "import resource, sys\nfrom cnet_deploy.exporters.native import toolchain as t\nfrom cnet_deploy.errors import Unavailable\n"
+        f"what, most = resource.{limit}, max({amount}, len(__import__('os').listdir('/proc/self/fd')) - 1)\n"
+        "compiler = t.Compiler(('/bin/true',), '', t.host_machine())\n"
+        "import concurrent.futures.thread, tempfile; tempfile.gettempdir()\n"
+        "resource.setrlimit(what, (most, most))\n"
+        "try: t.build(compiler, ('baseline',), precision='fp32', source='x' * 1000, weights=b'', out=None)\n"
+        "except Unavailable as error: print(error)\n"
+    )
+    done = subprocesses.run([sys.executable, "-c", script], seconds=100, foreign=True)
+    assert done.stdout.strip().endswith("; raise the limit (ulimit)"), done
 
 
 @pytest.mark.parametrize("quickly", few([True, False]))
@@ -158,7 +190,7 @@ def test_the_compiler_from_pypi_answers(tmp_path: Path, monkeypatch: pytest.Monk
     pytest.importorskip("ziglang", reason="needs the extra: cnet-deploy[compiler]")
     monkeypatch.setenv("PATH", str(tmp_path))
     compiler = find_compiler(host_machine())
-    assert compiler.command[:2] == (sys.executable, "-m") and compiler.is_zig and "clang" in compiler.version
+    assert compiler.command[1] == "c++" and compiler.is_zig and "clang" in compiler.version
 
 
 @exhaustive("test_the_compiler_from_pypi_answers")
@@ -170,7 +202,7 @@ def test_the_compiler_from_pypi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     with monkeypatch.context() as patch:
         patch.setenv("PATH", str(tmp_path / "empty"))
         path = cd.export(model, "native", tmp_path / "m.so", cpu="x86-64-v3" if "avx2" in isas() else "host").path
-        assert find_compiler(host_machine()).command[:2] == (sys.executable, "-m")
+        assert find_compiler(host_machine()).is_zig
         other = library(model, tmp_path / "other.so", ("neon",), machine="aarch64")
     images = images_for(model, 1)
     expected = exact(model, images)
