@@ -14,7 +14,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 MAX_LENGTH = 900
@@ -82,7 +82,7 @@ def _no_command(line: str) -> str:
 def _of_markdown(line: str) -> str:
     line = html.escape(line, quote=False)
     line = re.sub(r"([\\`*_{}\[\]|~$!])", r"\\\1", line)
-    line = re.sub(r"^(\s*)([-+=#]|\d+(?=[.)]))", lambda m: f"{m[1]}{m[2]}\\" if m[2].isdigit() else f"{m[1]}\\{m[2]}", line)
+    line = re.sub(r"^(\s*)([-+=#]|\d+(?=[.)](\s|$)))", lambda m: f"{m[1]}{m[2]}\\" if m[2].isdigit() else f"{m[1]}\\{m[2]}", line)
     # What would become a link, a mention or an emoji of its own accord is broken by a comment.
     line = re.sub(r"(?i)(?<=[a-z]:)(?=//)|(?<=\bwww)(?=\.)|(?<=@)(?=\w)|(?<=:)(?=[\w+-]+:)|(?<=#)(?=\d)|\b(?<=GH)(?=-\d)", "<!-- -->", line)
     return line
@@ -97,8 +97,8 @@ def _of_github(line: str) -> str:
 
 
 def _of_csv(line: str) -> str:
-    """A spreadsheet takes what begins with these for a formula; the apostrophe makes it text."""
-    return f"'{line}" if line.lstrip()[:1] in tuple("=+-@＝＋－＠") else line  # noqa: RUF001
+    """A spreadsheet takes what begins with these, or with their wide forms, for a formula; the apostrophe makes it text."""
+    return f"'{line}" if line.lstrip()[:1] in tuple("=+-@\uff1d\uff0b\uff0d\uff20") else line
 
 
 _ESCAPES: dict[Where, Callable[[str], str]] = {
@@ -114,25 +114,36 @@ _ESCAPES: dict[Where, Callable[[str], str]] = {
 }
 
 
-def strict_json(value: object, indent: int | None = 2) -> str:
-    """JSON that strict readers take: halves of surrogate pairs are shown as in ``printable``, and numbers that are not finite are null.
+def whole_text(value: Any) -> Any:
+    r"""A value for JSON whose texts have no half of a surrogate pair, which strict readers refuse: it is shown as in ``printable``.
 
-    >>> strict_json({"m\\udcff": [float("nan"), "a\\n"]}, None)
-    '{"m\\\\\\\\xff": [null, "a\\\\n"]}'
+    >>> whole_text("m\udcff") == r"m\xff"
+    True
     """
-    return json.dumps(_strict(value), indent=indent, allow_nan=False)
-
-
-def _strict(value: Any) -> Any:
     if isinstance(value, str):
-        return "".join(_visible(c) if "\ud800" <= c <= "\udfff" else c for c in value)
+        return value if value.isascii() else "".join(_visible(c) if "\ud800" <= c <= "\udfff" else c for c in value)
+    if isinstance(value, Mapping):
+        return {whole_text(key): whole_text(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [whole_text(entry) for entry in value]
+    return value
+
+
+def strict_json(value: object, indent: int | None = 2) -> str:
+    """JSON that strict readers take: see ``whole_text``; numbers that are not finite are null.
+
+    >>> strict_json({"a": [float("nan"), 1.5]}, None)
+    '{"a": [null, 1.5]}'
+    """
+    return json.dumps(_finite(whole_text(value)), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {_strict(key) if isinstance(key, str) else key: _strict(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(entry) for entry in value]
-    return value
+        return {key: _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, list) else value
 
 
 class StreamFailed(Exception):

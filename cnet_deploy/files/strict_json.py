@@ -23,11 +23,13 @@ import msgspec
 from msgspec import Meta
 
 from cnet_deploy.errors import MAX_LENGTH, InputRefused, printable
+from cnet_deploy.text import whole_text
 
 MAX_DEPTH = 32
 MAX_SECONDS = 1_000_000
 _MOST = 1 << 62
 _LARGEST = sys.float_info.max
+_SURROGATE = re.compile(r"\\ud[89a-f]")
 T = TypeVar("T")
 
 Whole = Annotated[int, Meta(ge=0, lt=_MOST, description="a whole number from 0")]
@@ -183,8 +185,11 @@ def shown(value: Any) -> str:
 
 
 def to_json(value: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:
-    """The text of a value that ``parse_json`` reads back."""
-    return json.dumps(value, indent=indent, sort_keys=sort_keys, allow_nan=False)
+    """The text of a value that ``parse_json`` reads back, and stricter readers too: see ``text.whole_text``."""
+    text = json.dumps(value, indent=indent, sort_keys=sort_keys, allow_nan=False)
+    if not _SURROGATE.search(text):
+        return text
+    return json.dumps(whole_text(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
 
 
 # ---- what is wrong, and where ------------------------------------------------------------------------------------------------------

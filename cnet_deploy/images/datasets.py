@@ -23,6 +23,7 @@ from cnet_deploy.images.cifar_pickle import read_arrays
 from cnet_deploy.images.decode import cifar_records, entries_of, images_in, not_taken, refuse_url, resized
 from cnet_deploy.images.image_file import IMAGE_SUFFIXES, opened_image, orientation
 from cnet_deploy.images.preprocessing import Preprocessing
+from cnet_deploy.text import whole_text
 
 log = logging.getLogger(__name__)
 
@@ -109,11 +110,12 @@ class FolderDataset(Dataset):
     def __init__(self, path: Path, *, upright: bool = False) -> None:
         self.name, self.path, self.upright = str(path), path, upright
         self.tagged: set[int] = set()
-        self.class_names = _class_folders(path)
+        folders = _class_folders(path)
+        self.class_names = tuple(map(whole_text, folders))  # as a model's metadata hold them
         self.classes = len(self.class_names)
         self.files: list[Path] = []
-        labels, others = [], [name for name in _loose(path) if self.class_names]
-        for label, name in enumerate(self.class_names):
+        labels, others = [], [name for name in _loose(path) if folders]
+        for label, name in enumerate(folders):
             files, rest = images_in(path / name)
             if not files:
                 also = f" ({not_taken(rest)})" if rest else ""
@@ -123,8 +125,8 @@ class FolderDataset(Dataset):
             others += [f"{name}/{other}" for other in rest]
         if not self.files:
             raise InputRefused(f"{path}: {_without_classes(path)}")
-        if deeper := _deeper(path, self.class_names):
-            raise InputRefused(f"{path}: has one folder, {self.class_names[0]}, which holds folders and no images; {deeper}")
+        if deeper := _deeper(path, folders):
+            raise InputRefused(f"{path}: has one folder, {folders[0]}, which holds folders and no images; {deeper}")
         self.labels, self.not_taken = np.asarray(labels, np.int64), tuple(others)
         if others:
             log.warning("%s: %s", path, not_taken(others))

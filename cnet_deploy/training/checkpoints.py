@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -117,7 +118,7 @@ class Checkpoints:
         # The legacy container, the only one that the reference's torch reads.
         torch.save({**state, METADATA_KEY: json.dumps(own, sort_keys=True)}, buffer, _use_new_zipfile_serialization=False)
         _write(path, buffer.getvalue())
-        _write(self.folder / "latest.txt", str(path).encode())
+        _write(self.folder / "latest.txt", os.fsencode(path))
         if is_best:
             _write(self.folder / "model_best.pth.tar", buffer.getvalue())
         if self.no_save_model:
@@ -140,7 +141,7 @@ class Checkpoints:
         candidates = self.numbered()
         pointer = self.folder / "latest.txt"
         with contextlib.suppress(InputRefused):  # the pointer is only a hint
-            words = read_bytes(pointer, 1 << 16).decode("utf-8", "replace").splitlines()[:1]
+            words = os.fsdecode(read_bytes(pointer, 1 << 16)).splitlines()[-1:]  # a folder's name may have several lines
             named = self.folder / Path(words[0]).name if words else pointer
             candidates.sort(key=lambda path: path != named)
         refused = ""

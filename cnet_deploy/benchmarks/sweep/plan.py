@@ -27,6 +27,7 @@ from cnet_deploy.models.build import NAMES
 from cnet_deploy.sessions import DEVICES, backend_of, backends, holds_weights, names, opens, resolve_backend
 from cnet_deploy.sessions.base import Backend
 from cnet_deploy.sessions.native import MAX_THREADS
+from cnet_deploy.text import whole_text
 from cnet_deploy.workflows.export import export
 
 
@@ -268,7 +269,7 @@ def _continue(report: Report, earlier: Report) -> None:
 def _outline(report: Report) -> dict[str, object]:
     """What makes two sweeps one."""
     return {
-        "models": [(row.label, row.sha256) for row in report.rows],
+        "models": [(whole_text(row.label), row.sha256) for row in report.rows],
         "device": report.device,
         "cells": [(result.cell.backend, result.cell.threads, result.cell.batch) for result in report.results],
         "options": [dict(result.cell.options) for result in report.results],
