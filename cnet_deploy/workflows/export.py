@@ -31,7 +31,7 @@ from cnet_deploy.sessions.base import Session
 from cnet_deploy.sessions.torch.session import TorchSession
 from cnet_deploy.workflows.prepare import Notify, default_output, exportable, input_of, open_model, output_of, stated_by, tell_of_pool
 from cnet_deploy.workflows.publish import publish, serving_of
-from cnet_deploy.workflows.verify import TOLERANCES, Comparison, compare_all
+from cnet_deploy.workflows.verify import Comparison, compare_all
 
 log = logging.getLogger(__name__)
 Forms = str | Mapping[str, str]
@@ -135,7 +135,12 @@ def _verify(
     """Compare the artifact with the model and add the result to the manifest; add a self-check if it can't be run here."""
     if written.unverifiable is not None:
         notify(f"not verified: {written.unverifiable}; the first opening where it can be run does so, by the manifest's self-check")
-        allowed = TOLERANCES[written.precision] if tolerance is None else tolerance
+        allowed = self_check.tolerance_of(written.precision)
+        if tolerance is not None and tolerance > allowed:
+            log.warning(
+                "the self-check of an artifact allows at most %g for %s: that is used, not %g", allowed, written.precision, tolerance
+            )
+        allowed = allowed if tolerance is None else min(tolerance, allowed)
         details = {**manifest.details, "verified": False, "reason": written.unverifiable}
         return replace(manifest, details=details, proof=self_check.make(reference.run, reference.input_shape[1:], allowed)), []
     path = manifest_path(file)  # the file still has its temporary name, and a session reads the manifest beside it
