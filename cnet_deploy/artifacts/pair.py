@@ -97,7 +97,8 @@ def atomic_pair(artifact: Path | str, *, source: Path | str | None = None) -> It
     """
     with atomic_outputs(artifact, manifest_path(artifact), source=source, commit=_commit) as (temporary, beside):
         yield temporary, beside
-        _readable(manifest_path(artifact), beside.read_bytes())
+        if described := beside.read_bytes():
+            _readable(manifest_path(artifact), described)
 
 
 def describe(

@@ -186,7 +186,12 @@ def to_json(value: Any, *, indent: int | None = None, sort_keys: bool = False, c
     """The text of a value that ``parse_json`` reads back. ``compact``: without spaces, and in UTF-8 where it has no half of a surrogate."""
     if not compact:
         text = json.dumps(value, sort_keys=sort_keys, allow_nan=False)
-        return text if indent is None else msgspec.json.format(text, indent=indent)  # json's own takes ten times as long
+        if indent is None:
+            return text
+        try:
+            return msgspec.json.format(text, indent=indent)  # json's own takes ten times as long
+        except msgspec.DecodeError:  # half of a surrogate pair
+            return json.dumps(value, indent=indent, sort_keys=sort_keys, allow_nan=False)
     text = json.dumps(value, sort_keys=sort_keys, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
     if text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text):
         return text

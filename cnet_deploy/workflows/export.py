@@ -13,13 +13,14 @@ from typing import Any
 from torch import nn
 
 from cnet_deploy.artifacts import self_check
-from cnet_deploy.artifacts.manifest import Manifest, manifest_path
+from cnet_deploy.artifacts.manifest import FORMAT, Manifest, manifest_path
 from cnet_deploy.artifacts.pair import atomic_pair, describe
 from cnet_deploy.artifacts.triton import Repository
 from cnet_deploy.errors import CheckFailed, InputRefused, OutputRefused, naming
 from cnet_deploy.exporters import exporter, options_of, target_of
 from cnet_deploy.exporters.base import Written
 from cnet_deploy.files import check_output
+from cnet_deploy.files.replacing import key_of
 from cnet_deploy.images.decode import Images
 from cnet_deploy.images.preprocessing import NO_OVERRIDES, Overrides
 from cnet_deploy.models.condensenet import DenselyConnected
@@ -93,7 +94,8 @@ def export(
         raise InputRefused(f"{target} has no option {', '.join(unknown)}; expected some of {', '.join(sorted(options_of(target)))}")
     source = None if isinstance(model, nn.Module) else Path(model)
     out = output_of(source, target, out)
-    check_output(out, source=source)
+    check_output(out, source=source, like=target_of(target).kind)
+    check_output(manifest_path(out), like=key_of(FORMAT))
     if not isinstance(model, nn.Module):
         model = open_model(model, {**(overrides or {}), "sha256": sha256}, notify)
     with naming(source):
