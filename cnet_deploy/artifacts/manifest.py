@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from cnet_deploy.files import digest
 from cnet_deploy.files.strict_json import InvalidValue, closed, convert, of_version, parse_json, to_json
 from cnet_deploy.images.class_names import ClassNames, checked_labels
 from cnet_deploy.images.preprocessing import Preprocessing
@@ -14,7 +15,7 @@ from cnet_deploy.models.architecture import Architecture
 
 FORMAT = "cnet_deploy_manifest"
 FORMAT_VERSION = 1
-MAX_BYTES = 1 << 20
+MAX_BYTES = 4 << 20  # 10,000 class names have some 500,000
 REPLACES = "replaces"
 
 
@@ -50,7 +51,7 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values, the format's version among them."""
-        values = {FORMAT: FORMAT_VERSION, **asdict(self)}
+        values = {FORMAT: FORMAT_VERSION, **{entry.name: getattr(self, entry.name) for entry in fields(self)}}
         values["architecture"] = self.architecture and self.architecture.to_dict()
         values["preprocessing"] = self.preprocessing and self.preprocessing.to_dict()
         if not self.class_names:
@@ -58,7 +59,10 @@ class Manifest:
         return values
 
     def to_json(self) -> str:
-        return to_json(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        """The file's text, without indentation where that would make it too large to be read again."""
+        values = self.to_dict()
+        text = to_json(values, indent=2, sort_keys=True) + "\n"
+        return text if len(text) <= MAX_BYTES else to_json(values, sort_keys=True, compact=True)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
@@ -93,6 +97,28 @@ def read_both(data: str | bytes) -> tuple[Manifest, Replaced | None]:
     values = parse_json(data)
     before = values.pop(REPLACES, None) if isinstance(values, dict) else None
     return Manifest.from_dict(values), convert(before, Replaced | None, REPLACES)
+
+
+def answers_digest(architecture: Architecture, preprocessing: Preprocessing, class_names: ClassNames) -> str:
+    """SHA-256 of what decides an artifact's answers beside its weights, for artifacts that can't hold more than a digest of it."""
+    values = {"architecture": architecture.to_dict(), "preprocessing": preprocessing.to_dict(), "class_names": list(class_names)}
+    return digest(to_json(values, sort_keys=True).encode())
+
+
+_ENGINE = "cnet-deploy answers "  # an engine's name has at most 4095 characters
+
+
+def engine_name(architecture: Architecture, preprocessing: Preprocessing, class_names: ClassNames) -> str:
+    """The name of a TensorRT engine: the digest of what decides its answers, which the engine itself has no place for."""
+    return _ENGINE + answers_digest(architecture, preprocessing, class_names)
+
+
+def named_as(manifest: Manifest, name: str) -> bool | None:
+    """Whether an engine of this name belongs to what its manifest says of answers; None for a name of another kind (version 0.1.0)."""
+    if not name.startswith(_ENGINE):
+        return None
+    own = manifest.architecture, manifest.preprocessing
+    return own[0] is not None and own[1] is not None and name == engine_name(own[0], own[1], manifest.class_names)
 
 
 def manifest_path(artifact: Path | str) -> Path:

@@ -13,18 +13,23 @@ from typing import Any
 from cnet_deploy.artifacts.manifest import MAX_BYTES, REPLACES, Manifest, manifest_path, read_both
 from cnet_deploy.errors import InputRefused, OutputRefused
 from cnet_deploy.files import atomic_outputs, digest, locked, read_bytes, replace_bytes, require_digest
-from cnet_deploy.files.strict_json import parse_json, reading, to_json
+from cnet_deploy.files.strict_json import InvalidValue, parse_json, reading, to_json
 from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.models.architecture import Architecture
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A file that was read once, and the manifest of these very bytes; None if the file has no manifest, or it was not asked for."""
+    """A file that was read once, and the manifest of these very bytes; None if the file has no manifest, or it was not asked for.
+
+    ``pinned``: the digest of the bytes was given by the caller. That does not cover the manifest, so nothing that decides answers is then
+    taken from it alone.
+    """
 
     path: Path
     data: bytes
     manifest: Manifest | None = None
+    pinned: bool = False
 
     def require_manifest(self, what: str) -> Manifest:
         """The manifest of what is code that opening it would run. Raises InputRefused where there is none."""
@@ -46,7 +51,7 @@ def read_pair(path: Path | str, sha256: str | None = None, *, described: bool = 
         before = _state(path)
         data = read_bytes(path)
         try:
-            pair = Pair(Path(path), data, read_manifest(path, data) if described else None)
+            pair = Pair(Path(path), data, read_manifest(path, data) if described else None, sha256 is not None)
         except InputRefused:
             if attempt >= _ATTEMPTS or before == _state(path):
                 raise
@@ -86,9 +91,14 @@ _ATTEMPTS = 20
 
 @contextlib.contextmanager
 def atomic_pair(artifact: Path | str, *, source: Path | str | None = None) -> Iterator[tuple[Path, Path]]:
-    """Temporary paths for an artifact and its manifest (see files.atomic_outputs): readers see the old pair or the new one."""
+    """Temporary paths for an artifact and its manifest (see files.atomic_outputs): readers see the old pair or the new one.
+
+    Raises OutputRefused for a manifest that could not be read again.
+    """
     with atomic_outputs(artifact, manifest_path(artifact), source=source, commit=_commit) as (temporary, beside):
         yield temporary, beside
+        if described := beside.read_bytes():
+            _readable(manifest_path(artifact), described)
 
 
 def describe(
@@ -110,9 +120,21 @@ def update_manifest(artifact: Path | str, before: Manifest, after: Manifest) -> 
     try:
         with locked(path.parent):
             if read_manifest(artifact) == before:
-                replace_bytes(path, after.to_json().encode())
+                replace_bytes(path, _readable(path, after.to_json().encode()))
     except OSError as error:
         raise OutputRefused(f"{path}: can't be written: {error.strerror}") from None
+
+
+def _readable(path: Path, data: bytes) -> bytes:
+    """A manifest's bytes, if they can be read again. Raises OutputRefused."""
+    try:
+        with reading("it"):
+            if len(data) > MAX_BYTES:
+                raise InvalidValue(f"it has {len(data)} bytes; expected at most {MAX_BYTES}")
+            read_both(data)
+    except InputRefused as error:
+        raise OutputRefused(f"{path}: what would be written could not be read again: {error}; nothing was changed") from None
+    return data
 
 
 def _commit(temporaries: Sequence[Path], targets: Sequence[Path]) -> None:
@@ -121,7 +143,10 @@ def _commit(temporaries: Sequence[Path], targets: Sequence[Path]) -> None:
     if (there := _there(artifact)) is None:  # a manifest alone harms nobody
         os.replace(description, path)
     else:
-        replace_bytes(path, to_json({**parse_json(description.read_bytes()), REPLACES: there}).encode())
+        both = to_json({**parse_json(description.read_bytes()), REPLACES: there}, compact=True).encode()
+        if len(both) > MAX_BYTES:  # both are very large: for the moment that the old artifact is left, it has no manifest
+            both = to_json({**parse_json(description.read_bytes()), REPLACES: {**there, "manifest": None}}, compact=True).encode()
+        replace_bytes(path, both)
     try:
         os.replace(new, artifact)
     except OSError:

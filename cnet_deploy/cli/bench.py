@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cnet_deploy.cli.console import Command, quiet
-from cnet_deploy.cli.options import weights_option
+from cnet_deploy.cli.options import force_option, weights_option
 from cnet_deploy.cli.types import FilePath, Finite, Numbers, Size, Words, complete_backends, complete_models
 from cnet_deploy.sessions import names
 
@@ -55,6 +55,7 @@ error message lists those of the backend.
 @click.option("--html", type=FilePath(), help="Write the report as one HTML page with its plots.")
 @click.option("--markdown", type=FilePath(), help="Write the tables as Markdown.")
 @click.option("--csv", type=FilePath(), help="Write one line per cell as CSV.")
+@force_option
 @click.option("--svg", type=FilePath(), help="Write a plot of latency against top-1 error.")
 def bench(
     models: tuple[str, ...], backends: tuple[str, ...], device: str, threads: tuple[int, ...], batches: tuple[int, ...],

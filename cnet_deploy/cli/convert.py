@@ -9,7 +9,7 @@ import click
 
 from cnet_deploy.cli import options as parameters
 from cnet_deploy.cli.console import Command, tell
-from cnet_deploy.cli.options import images_option, keep_option, labels_option, model_options, pin_option, steps_options
+from cnet_deploy.cli.options import force_option, images_option, keep_option, labels_option, model_options, pin_option, steps_options
 from cnet_deploy.cli.types import FilePath
 from cnet_deploy.hardware.cpu import share_the_processor
 
@@ -33,6 +33,7 @@ from cnet_deploy.hardware.cpu import share_the_processor
 @labels_option("They are stored in the output. [default: the model's own]")
 @images_option
 @steps_options
+@force_option
 @pin_option
 @model_options
 def convert(checkpoint: Path, output: Path | None, **options: Any) -> None:

@@ -9,7 +9,16 @@ import click
 
 from cnet_deploy.cli import options as parameters
 from cnet_deploy.cli.console import Command, note, tell
-from cnet_deploy.cli.options import images_option, keep_option, labels_option, model_options, pin_option, steps_options, tolerance_option
+from cnet_deploy.cli.options import (
+    force_option,
+    images_option,
+    keep_option,
+    labels_option,
+    model_options,
+    pin_option,
+    steps_options,
+    tolerance_option,
+)
 from cnet_deploy.cli.types import FilePath, ModelOrName
 from cnet_deploy.hardware.cpu import share_the_processor
 
@@ -33,6 +42,7 @@ from cnet_deploy.hardware.cpu import share_the_processor
 @images_option
 @tolerance_option
 @steps_options
+@force_option
 @pin_option
 @model_options
 def export(model: Path, target: str | None, triton: Path | None, output: Path | None, form: str | None, **options: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cnet_deploy.cli.console import Command, note, quiet
-from cnet_deploy.cli.options import weights_option
+from cnet_deploy.cli.options import force_option, weights_option
 from cnet_deploy.cli.types import FilePath, Finite, Share, complete_backends, complete_models
 
 
@@ -34,6 +34,7 @@ from cnet_deploy.cli.types import FilePath, Finite, Share, complete_backends, co
     "--allow-changes", is_flag=True, help="Report changes of operators, FLOPs, parameters, size and precision, but don't fail on them."
 )
 @click.option("--json", type=FilePath(), help="Write the verdict with all rounds and raw samples to this file.")
+@force_option
 @click.option("--summary", type=FilePath(), help="Append the verdict to this Markdown file: a CI job's summary page.")
 def gate(
     models: tuple[str, ...], baseline: Path | None, new_artifact: bool, json: Path | None, summary: Path | None,

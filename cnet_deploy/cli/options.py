@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _replace_anything(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        from cnet_deploy.files.replacing import replacing_anything
+
+        ctx.with_resource(replacing_anything())
+
+
+force_option = click.option(
+    "--force", is_flag=True, expose_value=False, callback=_replace_anything, help="Replace output files even if they are of another kind."
+)
 weights_option = click.option(
     "--weights", metavar="KEY", help="Which weights of a checkpoint that holds several sets; `inspect` lists them."
 )

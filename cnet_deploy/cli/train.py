@@ -23,6 +23,7 @@ from cnet_deploy.cli.types import FilePath
 )
 @click.argument("data", type=FilePath())
 @parameters.training_options
+@parameters.force_option
 def train(data: Path, gpu: str | None, **options: Any) -> None:
     """Train a network on the images in DATA by the reference's recipe. Either program can read the other's checkpoints.
 

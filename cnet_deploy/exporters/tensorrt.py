@@ -146,6 +146,9 @@ class _Build:
     """A build from the parsed network to the engine's bytes. ``device`` describes the GPUs that the engine is for."""
 
     def __init__(self, flavour: Flavour, model: onnx.ModelProto, network: Program | nn.Module) -> None:
+        from cnet_deploy.artifacts.manifest import engine_name
+        from cnet_deploy.program.program import Program
+
         self._flavour, self._trt = flavour, flavour.module
         self._log = flavour.logger()
         self.device: Mapping[str, Any] = {}
@@ -156,6 +159,8 @@ class _Build:
         flags = self._trt.NetworkDefinitionCreationFlag
         wanted = "STRONGLY_TYPED" if flavour.strongly_typed else "EXPLICIT_BATCH"
         self._network = self._builder.create_network(1 << int(getattr(flags, wanted)) if hasattr(flags, wanted) else 0)
+        if isinstance(network, Program):  # the engine keeps this name, and with it what its manifest must agree with
+            self._network.name = engine_name(network.architecture, network.preprocessing, network.class_names)
         parser = self._trt.OnnxParser(self._network, self._log)
         if not parser.parse(model.SerializeToString()):
             refused = [parser.get_error(number) for number in range(parser.num_errors)]

@@ -86,10 +86,16 @@ def require_digest(path: Path | str, data: bytes, sha256: str | None) -> None:
 
 
 @contextlib.contextmanager
-def atomic_output(path: Path | str, *, source: Path | str | None = None) -> Iterator[Path]:
-    """``atomic_outputs`` for a single file."""
+def atomic_output(path: Path | str, *, source: Path | str | None = None, reader: Callable[[Path], object] | None = None) -> Iterator[Path]:
+    """``atomic_outputs`` for a single file. ``reader`` is what will read it later: what it refuses is not written."""
     with atomic_outputs(path, source=source) as (temporary,):
         yield temporary
+        if reader is not None:
+            try:
+                reader(temporary)
+            except InputRefused as error:
+                reason = str(error).replace(str(temporary), "it")
+                raise OutputRefused(f"{path}: what would be written could not be read again: {reason}; nothing was changed") from None
 
 
 def _rename(temporaries: Sequence[Path], targets: Sequence[Path]) -> None:
@@ -105,8 +111,11 @@ def atomic_outputs(
 
     All files are flushed to disk before ``commit`` renames them, and only one process commits in a folder at a time. A link at one of
     ``paths`` is replaced; its target is left alone. The temporary paths keep the suffixes, since some libraries depend on them. ``source``
-    is an input file that must not be overwritten. Raises OutputRefused at once if a path can't be written to.
+    is an input file that must not be overwritten. Raises OutputRefused at once if a path can't be written to, and at the end if it is a
+    file of another kind than what was written (see replacing.py).
     """
+    from cnet_deploy.files.replacing import require_replaceable
+
     targets = [Path(path) for path in paths]
     for target in targets:
         check_output(target, source=source)
@@ -120,6 +129,9 @@ def atomic_outputs(
         for temporary in temporaries:
             with open(temporary, "rb") as written:
                 os.fsync(written.fileno())
+        for current, temporary in zip(targets, temporaries, strict=True):
+            require_replaceable(current, temporary)
+        current = targets[0]
         with locked(current.parent):
             commit(temporaries, targets)
         log.info("wrote %s", ", ".join(map(str, targets)))
@@ -135,26 +147,43 @@ def atomic_outputs(
 def locked(folder: Path) -> Iterator[None]:
     """Lock a folder against other processes' commits, so that two commits of several files don't mix. The lock ends with the process.
 
-    Without a lock (unsupported, or held by another process for 10 s) each rename is still atomic. Renames are flushed to disk at the end.
+    Without a lock (unsupported, or held by somebody for longer than a commit takes) each rename is still atomic. Renames are flushed to
+    disk at the end.
     """
     with contextlib.ExitStack() as stack:
         held = None
         with contextlib.suppress(OSError):  # a folder without read permission can't be locked
             held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, held)
-            _lock(held)
+            _lock(held, folder)
         yield
         if held is not None:
             with contextlib.suppress(OSError):
+                fcntl.flock(held, fcntl.LOCK_UN)  # nobody waits for the disk
                 os.fsync(held)
 
 
-def _lock(held: int) -> None:
-    for _ in range(1000):
+LOCK_SECONDS = 1.0  # a commit renames two files; whoever holds a lock for longer is no commit of ours
+_locked_by_others: set[tuple[int, int]] = set()  # folders that were waited for in vain
+
+
+def _lock(held: int, folder: Path) -> None:
+    status = os.fstat(held)
+    place = status.st_dev, status.st_ino
+    end = time.monotonic() + (0 if place in _locked_by_others else LOCK_SECONDS)
+    while True:
         try:
-            return fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            time.sleep(0.01)
+            if time.monotonic() < end:
+                time.sleep(0.01)
+                continue
+            if place not in _locked_by_others:
+                log.warning("%s: another process holds a lock on this folder; it is written to without one", folder)
+            _locked_by_others.add(place)
+            return
+        _locked_by_others.discard(place)
+        return
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
@@ -187,8 +216,14 @@ def append(path: Path, data: bytes) -> None:
             raise
 
 
-def check_output(path: Path | str, *, source: Path | str | None = None) -> None:
-    """Raise OutputRefused for a path that is no regular file, lies in a missing folder, or is the ``source`` itself."""
+def check_output(path: Path | str, *, source: Path | str | None = None, like: str = "") -> None:
+    """Raise OutputRefused for a path that is no regular file, lies in a missing folder, or is the ``source`` itself.
+
+    ``like`` is what will be written, if that is known (see replacing.key_of): a path where a file of another kind lies is then refused
+    before any work is done.
+    """
+    from cnet_deploy.files.replacing import require_like
+
     path = Path(path)
     try:
         if path.is_dir():
@@ -199,6 +234,7 @@ def check_output(path: Path | str, *, source: Path | str | None = None) -> None:
             raise OutputRefused(f"{path}: is a device or pipe; expected the name of a regular file")
         if source is not None and _same(path, Path(source)):
             raise OutputRefused(f"{path}: is the input itself; expected another name for the output")
+        require_like(path, like)
     except (OSError, ValueError) as error:
         raise OutputRefused(f"{path}: can't be written: {getattr(error, 'strerror', None) or error}") from None
 
@@ -210,17 +246,22 @@ def _same(path: Path, source: Path) -> bool:
 
 
 def _create(temporary: Path, target: Path) -> None:
-    """Create an empty file with the mode of the file that it will replace; without one the umask decides."""
+    """Create an empty file with the permissions of the file that it will replace; without one, or for a link, the umask decides.
+
+    Special bits, as set-user-ID, are left out.
+    """
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-    if target.is_file():
-        temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+    with contextlib.suppress(FileNotFoundError):
+        mode = target.lstat().st_mode
+        if stat.S_ISREG(mode):
+            temporary.chmod(mode & 0o777)
 
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}.tmp{path.suffix}")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically. Raises OutputRefused if it can't be written."""
-    with atomic_output(path) as temporary:
+def write_text(path: Path, text: str, *, reader: Callable[[Path], object] | None = None) -> None:
+    """Write a text file atomically; ``reader``: see ``atomic_output``. Raises OutputRefused if it can't be written."""
+    with atomic_output(path, reader=reader) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -55,6 +55,7 @@ EXPECTED = {
 GIT_LFS = Kind("a Git LFS pointer", "fetch the content that it stands for: git lfs pull")
 GIT_ANNEX = Kind("a git-annex pointer", "fetch the content that it stands for: git annex get")
 WEB_PAGE = Kind("a web page (HTML)", f"such a page comes where a download failed: {_AGAIN}")
+SVG = Kind("an SVG drawing", "give the model's own file, not its picture")
 XML = Kind("an XML file", f"servers answer with one where a download failed: {_AGAIN}")
 JSON = Kind("a JSON file", "give the model's own file, not its description")
 TEXT = Kind("a text file", "give the model's own file")
@@ -138,6 +139,7 @@ _BY_FIRST_BYTES: tuple[tuple[bytes, Kind], ...] = (
     (rb"%PDF-", Kind("a PDF", "give the model's own file")),
     (rb"(?i)(\xef\xbb\xbf)?\s*(<!--.{0,2000}?-->\s*)?<(!doctype html|html|head|body|script|title|meta)\b", WEB_PAGE),
     (rb"\s*(<\?xml[^>]*>\s*)?<net\s[^>]*version=", OPENVINO_IR),
+    (rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]{0,200}>\s*)?(<!DOCTYPE svg[^>]{0,300}>\s*)?<svg\b", SVG),
     (rb"(\xef\xbb\xbf)?\s*<(\?xml|Error>)", XML),
     (rb"(\xef\xbb\xbf)?\s*[\[{]\s*[\"\[{\]}\d-]", JSON),
 )

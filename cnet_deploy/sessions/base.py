@@ -186,14 +186,16 @@ class Session(ABC):
 
     ``input_shape`` is (N, channels, H, W), with 1 (grey), 3 (RGB) or 4 (RGBA) channels. N is None for a free batch size, from
     ``least_batch`` to ``largest_batch`` (None: any).
-    ``classes`` is their number, ``preprocessing`` how an image is made ready for ``run``. ``path`` is the file. ``threads`` None means the
-    backend's default. ``architecture``, ``preprocessing`` and ``manifest`` are None if they are not known, as
+    ``classes`` is their number, ``preprocessing`` how an image is made ready for ``run``. ``path`` is the file. ``precision`` is what it
+    computes in, ``weights_precision`` that of the weights in the file where that may be another; both are read from the file itself.
+    ``threads`` None means the backend's default. ``architecture``, ``preprocessing`` and ``manifest`` are None if they are not known, as
     for networks that are not of the family.
     """
 
     backend: str
     device: str = "cpu"
     precision: str = "fp32"
+    weights_precision: str | None = None
     threads: int | None = None
     input_shape: tuple[int | None, int, int, int]
     least_batch: int = 1

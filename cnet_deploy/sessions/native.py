@@ -6,6 +6,7 @@ import _ctypes
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import tempfile
 import threading
@@ -18,9 +19,12 @@ import numpy as np
 from cnet_deploy.artifacts.pair import Pair
 from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, in_words, printable
 from cnet_deploy.hardware.cpu import host_machine
+from cnet_deploy.images.class_names import checked_labels
 from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.sessions.base import Backend, Binding, Floats, Part, Session
+
+log = logging.getLogger(__name__)
 
 BACKEND = Backend(
     suffixes=(".so",),
@@ -81,7 +85,7 @@ class NativeSession(Session):
             raise Unavailable(
                 f"{path}: is built for {printable(machine)}, but this machine is {host_machine()}; run it there, or export for this machine"
             )
-        self.manifest = manifest
+        self.manifest, self._path, self._pinned = manifest, path, pair.pinned
         try:
             self._open(pair.data, threads or 0, isa)
         except CnetDeployError as error:
@@ -120,6 +124,8 @@ class NativeSession(Session):
             self.preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
             self.precision = str(metadata["precision"])
             self.preprocessing.require_channels(self.architecture.image_channels)
+            names = metadata.get("class_names")
+            self._class_names = () if names is None else checked_labels(names, self.architecture.classes)
         except (ValueError, KeyError, TypeError) as error:
             raise InputRefused(
                 f"its description is not that of a library of this tool ({in_words(error)}); export the model again"
@@ -127,8 +133,24 @@ class NativeSession(Session):
         own = self.manifest
         if own is None or (own.architecture, own.precision) != (self.architecture, self.precision):
             raise InputRefused("its manifest describes another network than the library itself; export the model again")
+        if own.preprocessing != self.preprocessing:
+            raise InputRefused("its manifest prepares images in another way than the library itself; export the model again")
+        if self._class_names and own.class_names != self._class_names:
+            raise InputRefused("its manifest names other classes than the library itself; export the model again")
+        if not self._class_names and not self._pinned:  # written by version 0.1.0, which kept the names in the manifest alone
+            self._class_names = own.class_names
+        elif not self._class_names and own.class_names:
+            log.warning(
+                "%s: its class names stand in its manifest alone, which the pinned digest does not cover, and are not used; "
+                "export the model again",
+                self._path,
+            )
         self.input_shape = (None, *self.architecture.image_shape)
         self.classes = self.architecture.classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._class_names
 
     def bind(self, batch: Floats) -> Binding:
         return _NativeBinding(self, self.check(batch))

@@ -19,6 +19,7 @@ from cnet_deploy.artifacts.onnx_interface import Value, read_interface
 from cnet_deploy.artifacts.pair import Pair
 from cnet_deploy.errors import InputRefused, Unavailable, deferred_interrupts, naming, raise_if_interrupted
 from cnet_deploy.files.onnx_file import require_one_file
+from cnet_deploy.files.onnx_weights import weights_precision
 from cnet_deploy.hardware.cuda import Device
 from cnet_deploy.sessions.base import Backend, Binding, DeviceBinding, Floats, Part, Probe, Session
 
@@ -45,7 +46,6 @@ BACKEND = Backend(
 )
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
-_PRECISIONS = ("fp32", "fp16", "bf16")
 _TYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
 _SILENT = 4
 _CHECK = (
@@ -85,7 +85,8 @@ class OnnxruntimeSession(Session):
         _require_provider(wanted)
         self.manifest = pair.manifest
         self.threads, self.device = threads, device
-        self.precision = self.manifest.precision if self.manifest is not None and self.manifest.precision in _PRECISIONS else "fp32"
+        self.weights_precision = weights_precision(pair.data)
+        self.precision = self.weights_precision or "fp32"
         # TensorRT's provider always builds engines with TF32 allowed; only the driver can forbid it.
         if self.precision == "fp32" and (tf32 or (provider == "tensorrt" and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0")):
             self.precision = "tf32"

@@ -11,6 +11,7 @@ from cnet_deploy.artifacts.onnx_interface import Value, read_interface
 from cnet_deploy.artifacts.pair import Pair
 from cnet_deploy.errors import InputRefused, Unavailable, deferred_interrupts, naming, raise_if_interrupted
 from cnet_deploy.files.onnx_file import parse_onnx
+from cnet_deploy.files.onnx_weights import weights_precision
 from cnet_deploy.sessions.base import Backend, Binding, Floats, Part, Session
 
 BACKEND = Backend(
@@ -45,7 +46,7 @@ class OpenvinoSession(Session):
         self.manifest, self._path = pair.manifest, pair.path
         if precision not in _HINTS:
             raise InputRefused(f"precision {precision!r}; expected one of {', '.join(_HINTS)}")
-        self.threads, self.precision = threads, precision
+        self.threads, self.precision, self.weights_precision = threads, precision, weights_precision(pair.data)
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[precision]}
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads

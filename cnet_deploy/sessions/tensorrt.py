@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from contextlib import ExitStack
 from typing import Any
 
+from cnet_deploy.artifacts.manifest import named_as
 from cnet_deploy.artifacts.onnx_metadata import INPUT, OUTPUT
 from cnet_deploy.artifacts.pair import Pair
 from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, printable
 from cnet_deploy.hardware import tensorrt as flavours
 from cnet_deploy.hardware.cuda import Device, Graph
-from cnet_deploy.hardware.engine_layers import of_engine
+from cnet_deploy.hardware.engine_layers import Layers, of_engine
 from cnet_deploy.sessions.base import Backend, Binding, DeviceBinding, Floats, Part, Probe, Session
+
+log = logging.getLogger(__name__)
 
 BACKEND = Backend(
     suffixes=(".engine",),
@@ -61,6 +65,7 @@ class TensorrtSession(Session):
                 self.cuda = opened.enter_context(Device(int(ordinal or 0)))
                 self._require_device()
                 self._open(flavour, pair.data)
+                self._require_answers(pair)
                 self._opened = opened.pop_all()
         except CnetDeployError as error:
             raise type(error)(f"{path}: {error}") from None
@@ -92,6 +97,30 @@ class TensorrtSession(Session):
                 "export the model again on this device"
             )
 
+    def _require_answers(self, pair: Pair) -> None:
+        """Raise if the manifest's precision or answers are not the engine's own."""
+        assert self.manifest is not None
+        self._layers().check(self.precision)
+        agrees = named_as(self.manifest, str(self._engine.name))
+        if agrees is False:
+            raise InputRefused("its manifest prepares images or names classes in another way than its engine; export the model again")
+        self._class_names = self.manifest.class_names
+        if agrees is None and pair.pinned and self.architecture is not None:
+            self._class_names, self.preprocessing = (), None
+            log.warning(
+                "%s: how images are prepared and the class names stand in its manifest alone, which the pinned digest does not cover, and "
+                "are not used; export the model again",
+                pair.path,
+            )
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._class_names
+
+    def _layers(self) -> Layers:
+        inspector = self._engine.create_engine_inspector()
+        return of_engine(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+
     def _open(self, flavour: flavours.Flavour, data: bytes) -> None:
         trt, self._log = flavour.module, flavour.logger()
         self._trt = trt
@@ -119,11 +148,8 @@ class TensorrtSession(Session):
         self._bindings: weakref.WeakSet[_TensorrtBinding] = weakref.WeakSet()
 
     def first_opening(self) -> dict[str, Any]:
-        """The engine's layers by precision. Raises CheckFailed if they are not in the manifest's precision."""
-        inspector = self._engine.create_engine_inspector()
-        layers = of_engine(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
-        layers.check(self.precision)
-        return layers.to_dict()
+        """The engine's layers by precision."""
+        return self._layers().to_dict()
 
     def last_errors(self) -> str:
         """TensorRT's error messages since the last call, without duplicates."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cnet_deploy.artifacts.self_check import TOLERANCES
 from cnet_deploy.checkpoints.load import load
 from cnet_deploy.checkpoints.save import save
 from cnet_deploy.errors import CheckFailed, naming, printable
@@ -21,7 +22,7 @@ from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.convert import convert
 from cnet_deploy.sessions.torch import from_module
 from cnet_deploy.workflows.prepare import default_output, group_conv_form, named_by, prepared_by, tell_of_pool
-from cnet_deploy.workflows.verify import TOLERANCES, Batch, Comparison, compare
+from cnet_deploy.workflows.verify import Batch, Comparison, compare
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def convert_file(
     ``checkpoints.save`` do.
     """
     out = default_output(path, ".safetensors") if out is None else Path(out)
-    check_output(out, source=path)
+    check_output(out, source=path, like="checkpoint")
     model = named_by(load(path, sha256=sha256, **(overrides or {})), labels)
     with naming(path):
         model = prepared_by(model, preprocessing)

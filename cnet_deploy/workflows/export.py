@@ -13,13 +13,14 @@ from typing import Any
 from torch import nn
 
 from cnet_deploy.artifacts import self_check
-from cnet_deploy.artifacts.manifest import Manifest, manifest_path
+from cnet_deploy.artifacts.manifest import FORMAT, Manifest, manifest_path
 from cnet_deploy.artifacts.pair import atomic_pair, describe
 from cnet_deploy.artifacts.triton import Repository
 from cnet_deploy.errors import CheckFailed, InputRefused, OutputRefused, naming
 from cnet_deploy.exporters import exporter, options_of, target_of
 from cnet_deploy.exporters.base import Written
 from cnet_deploy.files import check_output
+from cnet_deploy.files.replacing import key_of
 from cnet_deploy.images.decode import Images
 from cnet_deploy.images.preprocessing import NO_OVERRIDES, Overrides
 from cnet_deploy.models.condensenet import DenselyConnected
@@ -31,7 +32,7 @@ from cnet_deploy.sessions.base import Session
 from cnet_deploy.sessions.torch.session import TorchSession
 from cnet_deploy.workflows.prepare import Notify, default_output, exportable, input_of, open_model, output_of, stated_by, tell_of_pool
 from cnet_deploy.workflows.publish import publish, serving_of
-from cnet_deploy.workflows.verify import TOLERANCES, Comparison, compare_all
+from cnet_deploy.workflows.verify import Comparison, compare_all
 
 log = logging.getLogger(__name__)
 Forms = str | Mapping[str, str]
@@ -93,7 +94,8 @@ def export(
         raise InputRefused(f"{target} has no option {', '.join(unknown)}; expected some of {', '.join(sorted(options_of(target)))}")
     source = None if isinstance(model, nn.Module) else Path(model)
     out = output_of(source, target, out)
-    check_output(out, source=source)
+    check_output(out, source=source, like=target_of(target).kind)
+    check_output(manifest_path(out), like=key_of(FORMAT))
     if not isinstance(model, nn.Module):
         model = open_model(model, {**(overrides or {}), "sha256": sha256}, notify)
     with naming(source):
@@ -135,7 +137,12 @@ def _verify(
     """Compare the artifact with the model and add the result to the manifest; add a self-check if it can't be run here."""
     if written.unverifiable is not None:
         notify(f"not verified: {written.unverifiable}; the first opening where it can be run does so, by the manifest's self-check")
-        allowed = TOLERANCES[written.precision] if tolerance is None else tolerance
+        allowed = self_check.tolerance_of(written.precision)
+        if tolerance is not None and tolerance > allowed:
+            log.warning(
+                "the self-check of an artifact allows at most %g for %s: that is used, not %g", allowed, written.precision, tolerance
+            )
+        allowed = allowed if tolerance is None else min(tolerance, allowed)
         details = {**manifest.details, "verified": False, "reason": written.unverifiable}
         return replace(manifest, details=details, proof=self_check.make(reference.run, reference.input_shape[1:], allowed)), []
     path = manifest_path(file)  # the file still has its temporary name, and a session reads the manifest beside it

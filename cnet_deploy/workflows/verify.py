@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cnet_deploy.artifacts.self_check import tolerance_of
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.images.decode import Images, read_images
 from cnet_deploy.images.preprocessing import CHANNELS, Floats
@@ -23,9 +24,6 @@ from cnet_deploy.sessions import backend_of, backends, open_session
 from cnet_deploy.sessions.base import Session
 
 log = logging.getLogger(__name__)
-
-# Largest difference of two logits, relative to the largest logit. Rounding in each precision stays well below it.
-TOLERANCES = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 3e-2}
 
 SWAPPED = "is compared with a training checkpoint; expected the artifact first, then its model"
 
@@ -132,9 +130,10 @@ def _in_the_same_terms(artifact: Rows, model: Rows) -> tuple[Rows, Rows, str | N
 def compare_all(session: Session, reference: Session, images: Images | None = None, tolerance: float | None = None) -> list[Comparison]:
     """Compare on fresh random inputs of several batch sizes, and on ``images`` if given (preprocessed as the model's metadata says).
 
-    ``tolerance`` is relative to the largest logit (None: that of the session's precision). Raises InputRefused if input sizes differ.
+    ``tolerance`` is relative to the largest logit (None: that of the precision in which the artifact has its weights and computes, read
+    from the file itself). Raises InputRefused if input sizes differ.
     """
-    tolerance = TOLERANCES[session.precision] if tolerance is None else tolerance
+    tolerance = tolerance_of(session.precision, session.weights_precision) if tolerance is None else tolerance
     if session.input_shape[1:] != reference.input_shape[1:]:
         raise InputRefused(
             f"the artifact reads images of {_size(session)} and the model of {_size(reference)}; expected the same input size and channels"

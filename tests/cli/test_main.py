@@ -22,6 +22,7 @@ from cnet_deploy.errors import raise_if_interrupted
 from tests.builders import TINY, save_checkpoint, state_dict, training_model
 from tests.cases import few
 from tests.conftest import Road
+from tests.old_outputs import old_output
 
 COMMANDS = ("convert", "export", "verify", "inspect", "run", "evaluate", "train", "bench", "gate", "doctor", "completion")
 
@@ -206,8 +207,7 @@ def test_help_and_import_do_not_import_torch() -> None:
 @pytest.mark.parametrize("delay", few([0.1, 0.0, 1.0]))
 def test_ctrl_c_loses_nothing(checkpoint_path: Path, few_images: Path, tmp_path: Path, delay: float) -> None:
     pair = [tmp_path / "m.onnx", tmp_path / "m.onnx.json"]
-    for path in pair:
-        path.write_text("old")
+    old = [old_output(path) for path in pair]
     command = [sys.executable, "-m", "cnet_deploy", "export", str(checkpoint_path), "--onnx", "-o", str(pair[0])]
     process = subprocess.Popen([*command, "--images", str(few_images)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -216,8 +216,8 @@ def test_ctrl_c_loses_nothing(checkpoint_path: Path, few_images: Path, tmp_path:
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert sorted(tmp_path.iterdir()) == pair  # no half-written file beside them
-    if pair[0].read_bytes() == b"old":
-        assert pair[1].read_text() == "old"
+    if pair[0].read_bytes() == old[0]:
+        assert pair[1].read_bytes() == old[1]
         assert process.returncode in (130, -signal.SIGINT), stderr
     else:  # it was done before the signal came
         assert cd.inspect(pair[0]).details["manifest"]["precision"] == "fp32"

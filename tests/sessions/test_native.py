@@ -272,6 +272,42 @@ def test_a_manifest_that_lies(pair: Path, changes: dict[str, Any], message: str)
         cd.open_session(pair)
 
 
+def test_class_names_are_the_library_s_own(converted: DenselyConnected, tmp_path: Path) -> None:
+    """They decide what is answered, and a pin covers the library alone."""
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(f"class \u00e9 {number}" for number in range(10)), encoding="utf-8")
+    path = cd.export(converted, "native", tmp_path / "model.so", labels=labels).path
+    pin = digest(path.read_bytes())
+    with cd.open_session(path, sha256=pin) as session:
+        names = session.class_names
+        assert len(names) == 10 and names[3] == "class \u00e9 3"
+    for lie in (names[::-1], (*names[:9], "x")):
+        change_manifest(path, class_names=lie)
+        with pytest.raises(InputRefused, match="its manifest names other classes than the library itself"):
+            cd.open_session(path, sha256=pin)
+    change_manifest(path, class_names=names)
+    cd.open_session(path, sha256=pin).close()
+
+
+def test_names_in_the_manifest_alone(pair: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As version 0.1.0 kept them."""
+    names = tuple("abcdefghij")
+    change_manifest(pair, class_names=names)
+    with cd.open_session(pair) as session:
+        assert session.class_names == names
+    with cd.open_session(pair, sha256=digest(pair.read_bytes())) as session:
+        assert session.class_names == ()
+    assert "model.so: its class names stand in its manifest alone, which the pinned digest does not cover" in caplog.text
+
+
+def test_a_manifest_that_prepares_images_in_another_way(pair: Path) -> None:
+    place = pair.with_name("model.so.json")
+    preprocessing = json.loads(place.read_text())["preprocessing"]
+    change_manifest(pair, preprocessing={**preprocessing, "mean": [0.0, 0.0, 0.0]})
+    with pytest.raises(InputRefused, match="its manifest prepares images in another way than the library itself"):
+        cd.open_session(pair)
+
+
 def test_a_library_for_another_machine(pair: Path) -> None:
     change_manifest(pair, details={"machine": "aarch64", "isas": ["neon"]})
     with pytest.raises(Unavailable, match="is built for aarch64, but this machine is x86_64"):

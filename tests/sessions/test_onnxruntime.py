@@ -14,12 +14,12 @@ import pytest
 
 import cnet_deploy as cd
 from cnet_deploy.artifacts.pair import read_pair
+from cnet_deploy.artifacts.self_check import TOLERANCES
 from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.hardware.cuda import Device
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.sessions import onnxruntime
 from cnet_deploy.sessions.onnxruntime import OnnxruntimeSession
-from cnet_deploy.workflows.verify import TOLERANCES
 from tests.builders import logits, noise
 
 needs_the_cpu_build = pytest.mark.skipif(
@@ -31,7 +31,7 @@ def close_to(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], precis
     return found.dtype == np.float32 and bool(np.abs(found - expected).max() <= TOLERANCES[precision] * np.abs(expected).max())
 
 
-def test_precision_is_the_manifest_s(converted: DenselyConnected, onnx_path: Path, tmp_path: Path) -> None:
+def test_precision_is_the_file_s_own(converted: DenselyConnected, onnx_path: Path, tmp_path: Path) -> None:
     path = cd.export(converted, "onnx", tmp_path / "half.onnx", precision="fp16").path
     batch = noise(converted, 3)
     with cd.open_session(path) as session:
@@ -42,10 +42,10 @@ def test_precision_is_the_manifest_s(converted: DenselyConnected, onnx_path: Pat
     told = path.with_name("half.onnx.json")
     told.write_text(json.dumps({**json.loads(told.read_text()), "precision": "something"}))
     with cd.open_session(path) as session:
-        assert session.precision == "fp32"  # the strictest tolerance for what nobody knows
+        assert session.precision == "fp16"
     told.unlink()
     with cd.open_session(path) as session:
-        assert session.precision == "fp32"
+        assert session.precision == "fp16"
 
 
 @pytest.mark.parametrize("device", ["tpu", "cpu:", "cpu:0", "cuda:", "cuda:x", "cuda:-1", ""])

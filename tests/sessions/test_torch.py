@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import cnet_deploy as cd
+from cnet_deploy.artifacts.self_check import TOLERANCES
 from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.models.build import build_random
 from cnet_deploy.models.condensenet import DenselyConnected
@@ -23,7 +24,6 @@ from cnet_deploy.models.layers import IndexedLinear
 from cnet_deploy.sessions.torch import from_module, open_named
 from cnet_deploy.sessions.torch.session import TorchSession
 from cnet_deploy.sessions.torch.tf32 import set_tf32, tf32, tf32_settings
-from cnet_deploy.workflows.verify import TOLERANCES
 from tests.builders import TINY, logits, noise
 
 needs_no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")

@@ -19,6 +19,7 @@ from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.workflows import export as deployment
 from tests.builders import TINY, save_checkpoint, state_dict, training_model
 from tests.cases import few
+from tests.old_outputs import old_output
 
 
 @pytest.mark.parametrize(("count", "accuracy"), few([(100, 0.91), (500, 0.9)]))
@@ -86,15 +87,14 @@ def wrong(program: Any, path: Path, **options: Any) -> Written:
 @pytest.fixture
 def standing(tmp_path: Path) -> Path:
     """An older artifact and manifest, which must survive whatever fails."""
-    (tmp_path / "m.onnx").write_text("old artifact")
-    (tmp_path / "m.onnx.json").write_text("old manifest")
+    for name in ("m.onnx", "m.onnx.json"):
+        old_output(tmp_path / name)
     return tmp_path / "m.onnx"
 
 
 def still_standing(artifact: Path) -> bool:
     names = sorted(path.name for path in artifact.parent.iterdir())
-    texts = (artifact.read_text(), manifest_path(artifact).read_text())
-    return (names, texts) == (["m.onnx", "m.onnx.json"], ("old artifact", "old manifest"))
+    return names == ["m.onnx", "m.onnx.json"] and all(b"old" in path.read_bytes() for path in (artifact, manifest_path(artifact)))
 
 
 def test_a_wrong_artifact_never_takes_its_name(converted: DenselyConnected, standing: Path, monkeypatch: pytest.MonkeyPatch) -> None:

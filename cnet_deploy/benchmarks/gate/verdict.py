@@ -18,6 +18,7 @@ from cnet_deploy.benchmarks.measure.samples import milliseconds
 from cnet_deploy.benchmarks.report.terminal import is_any, put, show
 from cnet_deploy.errors import CheckFailed, CnetDeployError, Inconclusive, OutputRefused
 from cnet_deploy.files import append, check_output, write_text
+from cnet_deploy.files.replacing import key_of
 from cnet_deploy.text import LINE_LENGTH, Where, printable, shown, strict_json
 
 FORMAT = "cnet_deploy_gate"
@@ -43,7 +44,7 @@ class Places:
                     raise OutputRefused(
                         f"{path}: the verdict can't be written there; expected {expected}, and no file of a model or a baseline"
                     )
-                check_output(path)
+                check_output(path, like=key_of(FORMAT) if suffix else "")
                 taken.append(path)
 
 

@@ -19,13 +19,14 @@ from cnet_deploy.benchmarks.measure.samples import UNSTABLE, milliseconds
 from cnet_deploy.benchmarks.report import device_lines as on_device
 from cnet_deploy.benchmarks.report.advice import warnings_of
 from cnet_deploy.benchmarks.report.page import page, picture
-from cnet_deploy.benchmarks.report.text import base_title, comma_separated, group_title, markdown
+from cnet_deploy.benchmarks.report.text import CSV_COLUMNS, base_title, comma_separated, group_title, markdown
 from cnet_deploy.benchmarks.sweep.paper import CONVENTIONS, paper_ratio
 from cnet_deploy.benchmarks.sweep.plan import bench
+from cnet_deploy.benchmarks.sweep.results import FORMAT, Journal, Keep, Report, part_of, read_report
 from cnet_deploy.benchmarks.sweep.results import Group as Cells
-from cnet_deploy.benchmarks.sweep.results import Journal, Keep, Report, part_of, read_report
 from cnet_deploy.errors import InputRefused, Interrupted, OutputRefused, Unavailable
 from cnet_deploy.files import check_output, exists, write_text
+from cnet_deploy.files.replacing import key_of
 from cnet_deploy.sessions import backends
 from cnet_deploy.svg import require_matplotlib
 from cnet_deploy.text import StreamFailed, Where, shown, write_block
@@ -61,7 +62,9 @@ class Outputs:
                 raise OutputRefused(f"{path}: results are not written there; {expected}")
             if [other.resolve() for _, other in wanted].count(path.resolve()) > 1:
                 raise OutputRefused(f"{path}: is asked for twice; expected a name for each output")
-            check_output(path)
+            like = key_of(kind if kind in _SUFFIXES else FORMAT, CSV_COLUMNS[0])
+            for place in (path,) if kind in _SUFFIXES else (path, part_of(path)):
+                check_output(place, like=like)
         if self.html or self.svg:
             require_matplotlib()
 

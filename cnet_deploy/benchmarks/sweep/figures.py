@@ -68,7 +68,7 @@ def figures_of(path: Path | str, weights: str | None = None) -> Figures:
     if target is not None and (look := getattr(module_of(target), "inspect", None)):
         with naming(path):
             inside: Inside = look(data)
-        precision = precision or inside.precision
+        precision = inside.precision or precision
         return Figures(format, len(data), inside.multiply_adds, inside.params, precision, dict(sorted(inside.operators.items())))
     inspection = inspect(path, weights=weights)
     cost = inspection.architecture.cost("training" if inspection.form == "training" else "group-conv") if inspection.architecture else None

@@ -222,7 +222,7 @@ class Journal:
         text = to_json(report.to_dict(), indent=1) + "\n"
         for path in paths:
             try:
-                write_text(path, text)
+                write_text(path, text, reader=read_report)
             except OutputRefused as error:
                 self._refused = error
 

@@ -20,6 +20,7 @@ from cnet_deploy.benchmarks.measure.rounds import Settings, measure, steps
 from cnet_deploy.benchmarks.sweep.plan import default_threads
 from cnet_deploy.benchmarks.tuning.choice import (
     COMBINED,
+    FORMAT,
     PLAIN,
     Choice,
     Forms,
@@ -36,6 +37,7 @@ from cnet_deploy.benchmarks.tuning.choice import (
 from cnet_deploy.errors import InputRefused, Unavailable, printable
 from cnet_deploy.exporters import exporter, module_of, target_of, targets
 from cnet_deploy.files import check_output, exists, write_text
+from cnet_deploy.files.replacing import key_of
 from cnet_deploy.hardware.cuda import why_no_device
 from cnet_deploy.program.forms import FORMS, blocks, rewrite
 from cnet_deploy.program.program import Program
@@ -130,7 +132,7 @@ def choose_beside(artifact: Path | str, program: Program, *, notify: Notify = la
     chosen. Raises OutputRefused where nothing can be kept, before anything is measured, and what ``choose`` raises.
     """
     path = choice_path(artifact)
-    check_output(path)
+    check_output(path, like=key_of(FORMAT))
     if (kept := next((place for place in (path, earlier_path(artifact)) if exists(place)), None)) is not None:
         try:
             stored = read(kept)
@@ -142,7 +144,7 @@ def choose_beside(artifact: Path | str, program: Program, *, notify: Notify = la
         except InputRefused as error:
             notify(f"{error}: measuring anew")
     choice = choose(program, settings=settings, progress=progress, **facts)
-    write_text(path, choice.to_json())
+    write_text(path, choice.to_json(), reader=read)
     notify(f"{choice.summary()} (kept in {path.name})")
     return choice
 
@@ -157,7 +159,7 @@ def chooser(
     device that this prefers, with all cores, and with the batch that it is best for: its fixed one, else 1. Raises OutputRefused for a
     place that can't be written to, InputRefused for a target without forms, Unavailable where the device is missing.
     """
-    check_output(artifact, source=source)
+    check_output(artifact, source=source, like=target_of(target).kind)
     device = _measured_by(target)[1]
     _require(target, device)
     batch = options.get("batch") or 1

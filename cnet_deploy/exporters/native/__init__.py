@@ -74,11 +74,12 @@ def _why_not_here(target: Processor) -> str | None:
 def describe(program: Program, precision: str, isas: tuple[str, ...]) -> str:
     """What the library says of itself through ``cnet_describe``: JSON."""
     arch = program.architecture
+    names = {"class_names": list(program.class_names)} if program.class_names else {}
     return json.dumps(
         {
             "tool": f"cnet-deploy {__version__}", "precision": precision, "isas": list(isas), "input": list(arch.image_shape),
             "classes": arch.classes, "architecture": arch.to_dict(), "preprocessing": program.preprocessing.to_dict(),
-            "source_sha256": program.source_digest,
+            "source_sha256": program.source_digest, **names,
         },
         sort_keys=True,
     )  # fmt: skip

@@ -21,6 +21,7 @@ from cnet_deploy.sessions.native import open_file
 from tests.builders import TINY
 from tests.cases import exhaustive, few
 from tests.exporters.native.helpers import drive, driver, exact, images_for, isas, library, network
+from tests.old_outputs import old_output
 
 x86_only = pytest.mark.skipif(host_machine() != "x86_64", reason="targets of x86")
 
@@ -115,10 +116,10 @@ def test_a_compiler_that_fails_is_quoted_and_nothing_is_written(tmp_path: Path, 
     )
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
-    (tmp_path / "m.so").write_bytes(b"old")
+    old = old_output(tmp_path / "m.so")
     with pytest.raises(Unavailable, match=r"error: this is no compiler; expected GCC 11 or Clang 12 and newer"):
         cd.export(network(TINY), "native", tmp_path / "m.so")
-    assert (tmp_path / "m.so").read_bytes() == b"old"
+    assert (tmp_path / "m.so").read_bytes() == old
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken-g++", "m.so"]
 
 

@@ -43,7 +43,7 @@ typedef struct cnet_model cnet_model;
 CNET_API cnet_status cnet_version(uint32_t *version);
 
 /* What the library holds, as JSON that lives as long as the library: architecture, input [channels, height, width], classes,
- * precision, preprocessing, the instruction sets inside, the digest of the checkpoint. */
+ * precision, preprocessing, the instruction sets inside, the digest of the checkpoint; "class_names", where they are known. */
 CNET_API cnet_status cnet_describe(const char **json);
 
 /* Make a handle that runs on `threads` threads, the caller's included; 0: one for each processor that this process may use,
