@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from cnet_deploy.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from cnet_deploy.benchmarks.compare.run import compare as compare
     from cnet_deploy.checkpoints.load import load as load
     from cnet_deploy.checkpoints.save import save as save
     from cnet_deploy.errors import CnetDeployError as CnetDeployError
@@ -41,6 +42,7 @@ _MODULES = {
     "Overrides": "images.preprocessing",
     "Preprocessing": "images.preprocessing",
     "classify": "workflows.classify",
+    "compare": "benchmarks.compare.run",
     "convert": "models.convert",
     "evaluate": "workflows.evaluate",
     "export": "workflows.export",
@@ -59,6 +61,7 @@ __all__ = [
     "Preprocessing",
     "__version__",
     "classify",
+    "compare",
     "convert",
     "evaluate",
     "export",

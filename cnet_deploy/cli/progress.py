@@ -12,11 +12,15 @@ from cnet_deploy.cli.console import quiet
 
 
 @contextlib.contextmanager
-def bar(what: str) -> Iterator[Callable[[str, float], None]]:
-    """Show a progress bar. Yields a function of a line of text and the share done (0 to 1); the share never decreases."""
+def bar(what: str, *, redraw: bool = True) -> Iterator[Callable[[str, float], None]]:
+    """Show a progress bar. Yields a function of a line of text and the share done (0 to 1); the share never decreases.
+
+    ``redraw`` False: it is drawn by that function alone, and not by a thread of its own.
+    """
     console = Console(stderr=True)
+    hidden = quiet() or not console.is_terminal
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=quiet() or not console.is_terminal) as shown:
+    with Progress(*columns, console=console, auto_refresh=redraw, transient=True, disable=hidden) as shown:
         task = shown.add_task(what, total=1.0)
         most = 0.0
 
@@ -24,5 +28,7 @@ def bar(what: str) -> Iterator[Callable[[str, float], None]]:
             nonlocal most
             most = max(most, share)
             shown.update(task, description=f"{what}: {text}", completed=most)
+            if not redraw:
+                shown.refresh()
 
         yield progress

@@ -36,7 +36,7 @@ def page(report: Report) -> str:
         warnings=warnings_of(report),
         pictures={kind: {size: draw(report, width) for size, width in WIDTHS.items()} for kind, draw in _PICTURES.items()},
         has_errors=any(row.top1_error is not None for row in report.rows),
-        environment=_environment(report),
+        environment=environment_of(report),
         settings=asdict(report.settings),
         conventions=[
             (text, [row.title for row in report.rows if row.paper and row.paper.convention == key]) for key, text in CONVENTIONS.items()
@@ -65,7 +65,7 @@ def _lines(report: Report, group: Group) -> list[dict[str, Any]]:
     ]
 
 
-def _environment(report: Report) -> list[tuple[str, str]]:
+def environment_of(report: Report) -> list[tuple[str, str]]:
     """What people look for first, then the rest as it is."""
     apart = ("packages", "processor_ticks", "gpu_state")
     entries = [(key.replace("_", " "), value) for key, value in report.environment.items() if key not in apart]

@@ -86,7 +86,7 @@ def bench(
         for row in report.rows:
             progress(f"prepare {row.label}")
             for result in row.results:
-                _prepare(result, Path(folder), opening, fresh=settings.fresh)
+                prepare(result, Path(folder), opening, fresh=settings.fresh)
         for part in parts:
             proceed(part, settings, progress, keep=lambda: keep(report))
     report.after = environment()
@@ -180,7 +180,7 @@ def _row(
         paper = paper_row(name)
         flops, params = counted(name)
         return Row(name, flops, params, None, paper.top1_error if paper else None, results)
-    data, costs = read_bytes(name), _counted_file(name, opening)
+    data, costs = read_bytes(name), counted_file(name, opening)
     counts = figures_of(name, opening.get("weights")).to_dict() if fresh else None
     return Row(name, *costs, digest(data), _top1_error(name, data), results, counts)
 
@@ -212,26 +212,32 @@ def _top1_error(path: str, data: bytes) -> float | None:
     return 100 * (1 - known[-1]) if known else None
 
 
-def _prepare(result: Result, folder: Path, opening: Mapping[str, Any], *, fresh: bool) -> None:
-    """Put the path of the artifact into a cell, or the error that kept it from being made: a missing backend is shown in its own cell."""
-    cell = result.cell
-    target = target_for(cell.backend, cell.label)
-    path = str(Path(cell.label).absolute())
+def prepare(result: Result, folder: Path, opening: Mapping[str, Any], *, fresh: bool = False, source: str | None = None) -> None:
+    """Put the path of the artifact into a cell, or the error that kept it from being made: a missing backend is shown in its own cell.
+
+    What has to be exported is written to ``folder``, once for all cells that run the same. ``source`` is the file or named network that is
+    exported and run, if it is another than the cell's label; ``opening`` are the options with which a checkpoint is loaded. ``fresh``: the
+    cell is opened again for every turn.
+    """
+    cell, model = result.cell, source or result.cell.label
+    target = target_for(cell.backend, model)
+    path = str(Path(model).absolute())
     if target is not None:
         options = export_options(cell.backend, cell.batch)
-        path = str(folder / f"{_digest_of(cell.label, options)}{targets()[target].suffix}")
+        path = str(folder / f"{_digest_of(model, options)}{targets()[target].suffix}")
         try:
             if result.error is None and not Path(path).exists():  # else it was made for another cell
                 _require_device(cell)
-                export(cell.label, target, path, overrides=_overrides(opening), **options)
+                export(model, target, path, overrides=_overrides(opening), **options)
         except CnetDeployError as error:
-            result.error, result.exit_code = str(error), error.exit_code
+            message = str(error).replace(path, cell.label).replace(model, cell.label)
+            result.error, result.exit_code = message, error.exit_code
         except Exception as error:  # of a library's exporter; one network's, and no reason to end the run
             result.error, result.exit_code = f"{type(error).__name__}: {error}"[:500], Unavailable.exit_code
-    elif is_named(cell.label):
-        path = NAMED + cell.label
+    elif is_named(model):
+        path = NAMED + model
     elif fresh:  # opened again for every turn, and must not be another file then
-        path = str(copied(path, folder / _digest_of(cell.label, {})))
+        path = str(copied(path, folder / _digest_of(model, {})))
     result.cell = replace(cell, model=path)
 
 
@@ -276,7 +282,8 @@ def _outline(report: Report) -> dict[str, object]:
     }
 
 
-def _counted_file(path: str, opening: Mapping[str, Any]) -> tuple[int | None, int | None]:
+def counted_file(path: str, opening: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """FLOPs and parameters of a file by its architecture; None for one that is not of the family."""
     from cnet_deploy.workflows.inspect import inspect
 
     try:

@@ -97,13 +97,21 @@ class Report:
         return next((row for row in known if row.label == BASE), known[0])
 
     def ratio(self, result: Result) -> float | None:
-        """How many times as long as the base row it takes: on the same backend, or on the base's quickest where that does not run it."""
+        """How many times as long as the base row it takes: on the same backend, or on the base's quickest where that does not run it.
+
+        With one row: as the quickest backend.
+        """
         group = (result.cell.threads, result.cell.batch)
+        quickest = self.quickest(group)
+        if quickest is None or len(self.rows) == 1:
+            return None if quickest is None else ratio(result, quickest)
         others = [there for backend in self.backends if (there := self.base.find(backend, group)) and there.median is not None]
-        if not others:
-            return None
-        quickest = min(others, key=lambda other: (other.median or 0) / other.batch)
         return ratio(result, next((other for other in others if other.cell.backend == result.cell.backend), quickest))
+
+    def quickest(self, group: Group) -> Result | None:
+        """The cell of the base row that takes the least time for an image; None if none of that group was measured."""
+        known = [result for result in self.base.results if (result.cell.threads, result.cell.batch) == group and result.median is not None]
+        return min(known, key=lambda result: (result.median or 0) / result.batch, default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, raw samples included, JSON-ready."""
@@ -164,13 +172,18 @@ def read_report(path: Path | str) -> Report:
     """The inverse of ``to_dict``, from a file. Raises InputRefused for anything that is not this version's results."""
     data = read_bytes(path, MAX_BYTES)
     with reading(path, "measure again with `bench --json`"):
-        stored = convert(of_version(parse_json(data), FORMAT, FORMAT_VERSION), _Stored)
-        rows = [_row(row, f"rows[{number}]") for number, row in enumerate(stored.rows)]
-        if len(devices := {result.cell.device for row in rows for result in row.results}) > 1:
-            raise InvalidValue(f"it has cells of the devices {', '.join(sorted(devices))}; expected one device")
-        before, after = stored.environment, stored.environment_after
-        after = None if after is None else read_environment(after, "environment_after")
-        return Report(rows, stored.settings, read_environment(before), after)
+        return report_from(parse_json(data))
+
+
+def report_from(values: object) -> Report:
+    """The inverse of ``to_dict``. Raises InvalidValue and OtherFormat for anything else."""
+    stored = convert(of_version(values, FORMAT, FORMAT_VERSION), _Stored)
+    rows = [_row(row, f"rows[{number}]") for number, row in enumerate(stored.rows)]
+    if len(devices := {result.cell.device for row in rows for result in row.results}) > 1:
+        raise InvalidValue(f"it has cells of the devices {', '.join(sorted(devices))}; expected one device")
+    before, after = stored.environment, stored.environment_after
+    after = None if after is None else read_environment(after, "environment_after")
+    return Report(rows, stored.settings, read_environment(before), after)
 
 
 def _row(stored: _StoredRow, place: str) -> Row:
