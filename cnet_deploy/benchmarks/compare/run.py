@@ -12,7 +12,7 @@ from typing import Any
 from cnet_deploy.benchmarks.compare.results import FULL, Accuracy, Images, ModelComparison, Variant
 from cnet_deploy.benchmarks.measure.cells import Cell
 from cnet_deploy.benchmarks.measure.environment import environment
-from cnet_deploy.benchmarks.measure.estimate import estimate, in_words
+from cnet_deploy.benchmarks.measure.estimate import EXPORTING, estimate, in_words
 from cnet_deploy.benchmarks.measure.rounds import Result, Settings, proceed, steps
 from cnet_deploy.benchmarks.measure.worker import NAMED
 from cnet_deploy.benchmarks.sweep.paper import counted, paper_row
@@ -109,7 +109,7 @@ def compare(
         notify(_announcement(source, report, count, settings))
         parts = _Parts(progress, sum(_shares(report, count, source, settings)))
         for result in results:
-            with parts.step(f"prepare {result.cell.backend}", _EXPORT):
+            with parts.step(f"prepare {result.cell.backend}", EXPORTING):
                 prepare(result, Path(folder), source.opening, source=source.path)
         precisions_found = {result.cell.backend: _open_once(result, source) for result in results}
         answers: dict[str, Accuracy] = {}
@@ -275,7 +275,6 @@ def _counts(
 
 # ---- how long it takes -------------------------------------------------------------------------------------------------------------
 
-_EXPORT = 6.0  # seconds, of an artifact: to write, or compile, and to verify it
 _OPERATIONS = 4e9  # multiply-adds in a second, of one variant while images are read: a low guess
 _LEAST_IMAGE = 1e-3  # seconds
 
@@ -288,7 +287,7 @@ def _shares(report: Report, count: int, source: _Source, settings: Settings) -> 
     """Seconds that exports, answers and turns will take, by a guess."""
     cells = len(report.rows[0].results)
     exports = len({target_for(result.cell.backend, source.path) and result.cell.backend for result in report.results} - {None})
-    return _EXPORT * exports, _seconds_of_answers(count, cells, source), estimate(cells, settings)
+    return EXPORTING * exports, _seconds_of_answers(count, cells, source), estimate(cells, settings)
 
 
 def _announcement(source: _Source, report: Report, count: int, settings: Settings) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cnet_deploy.benchmarks.measure.cells import SETTLE_SECONDS
 from cnet_deploy.benchmarks.measure.rounds import Settings
 
+EXPORTING = 6.0  # seconds, of an artifact: to write or compile, and to verify it
 OPENING = 1.5  # seconds, of a process: Python, the runtime, the model, the first inference
 
 

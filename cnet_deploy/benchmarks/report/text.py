@@ -34,12 +34,20 @@ def base_title(report: Report) -> str:
     return "MobileNet" if report.base.label == BASE else printable(report.base.title)
 
 
+def ratio_of(report: Report) -> str:
+    """What the ratios of a report are."""
+    if len(report.rows) == 1:
+        return "time of an image relative to the fastest backend"
+    base = base_title(report)
+    return f"time of an image relative to {base}, on the same backend where it runs there, otherwise on {base}'s fastest"
+
+
 def markdown(report: Report) -> str:
     """One table for each number of threads and batch size, with the warnings below."""
     lines = []
     for group in report.groups:
         lines += [f"### Inference time, {group_title(report, group)}", ""]
-        if report.device != "cpu":
+        if report.by_cell:
             head = on_device.headings(report, group)
             lines += [_line(head), _line(["---" if heading in ("Model", "backend") else "---:" for heading in head])]
             lines += [*(_line(words) for _, _, words in on_device.lines(report, group)), ""]
@@ -56,7 +64,7 @@ def markdown(report: Report) -> str:
                 words += _figures(report, row.find(backend, group))
             lines.append(_line(words))
         lines.append("")
-    lines += [f"Ratio: time of an image relative to {base_title(report)}, the median over {report.settings.rounds} interleaved rounds.", ""]
+    lines += [f"Ratio: {ratio_of(report)}; the median over {report.settings.rounds} interleaved rounds.", ""]
     lines += [line for text in on_device.notes(report) for line in (text, "")]
     lines += [f"- {text}" for text in warnings_of(report)]
     lines += [f"- {printable(row.title)} on {r.cell.backend}: {printable(r.error)}" for row in report.rows for r in row.results if r.error]

@@ -13,6 +13,7 @@ from cnet_deploy.artifacts import manifest
 from cnet_deploy.artifacts.pair import read_manifest
 from cnet_deploy.benchmarks.measure.cells import Cell
 from cnet_deploy.benchmarks.measure.environment import cores, differences, environment, fingerprint
+from cnet_deploy.benchmarks.measure.estimate import EXPORTING, estimate, in_words
 from cnet_deploy.benchmarks.measure.rounds import Result, Settings, proceed, rounds_of, steps
 from cnet_deploy.benchmarks.measure.worker import NAMED
 from cnet_deploy.benchmarks.sweep.figures import figures_of
@@ -50,15 +51,16 @@ def bench(
     models: Sequence[str] = (), *, backends: Sequence[str] = (), threads: Sequence[int] = (), batches: Sequence[int] = (1,),
     device: str = "cpu", settings: Settings | None = None, progress: Callable[[str], None] = lambda _: None,
     total: Callable[[int], None] = lambda _: None, keep: Keep = lambda _: None, earlier: Report | None = None,
-    input_size: tuple[int, int] | None = None, weights: str | None = None,
+    input_size: tuple[int, int] | None = None, weights: str | None = None, notify: Callable[[str], None] = lambda _: None,
 ) -> Report:  # fmt: skip
     """Measure the paper's table, or any files and named networks, with every number of ``threads`` and every batch size.
 
-    A named network runs with random weights on every backend of ``backends`` (``default_backends`` of the ``device``, if none is given). A
-    file runs on the backend that opens it; a model's file on those that it can be exported for, too, where they are asked for. ``progress``
-    hears what is being done, ``total`` how many steps there will be, ``keep`` gets the report as it grows. ``earlier`` is the report of the
-    same sweep that was interrupted: what it holds is not measured again. ``input_size`` (height, width) is that of files which don't tell
-    it: checkpoints, and ONNX files that leave it free. ``weights`` is the key of a set of weights, for checkpoints that hold several.
+    A named network runs with random weights on every backend of ``backends`` (``default_backends`` of the ``device``, if none is given),
+    and so does a file: a model is exported for those that don't open it, an artifact runs on those that do. ``notify`` hears how long it
+    will take, ``progress`` what is being done, ``total`` how many steps there will be, ``keep`` gets the report as it grows. ``earlier`` is
+    the report of the same sweep that was interrupted: what it holds is not measured again. ``input_size`` (height, width) is that of files
+    which don't tell it: checkpoints, and ONNX files that leave it free. ``weights`` is the key of a set of weights, for checkpoints that
+    hold several.
     Raises InputRefused for what can't be measured before anything is.
     """
     settings = settings or Settings()
@@ -81,6 +83,7 @@ def bench(
         if report.after is not None:
             return report
     parts = _parts(report)
+    notify(_announcement(report, parts))
     total(len(names) + sum(steps(len(part), settings, rounds_of(part, settings)) for part in parts))
     with tempfile.TemporaryDirectory(prefix="cnet-deploy-bench-") as folder:
         for row in report.rows:
@@ -93,6 +96,19 @@ def bench(
     return report
 
 
+def _announcement(report: Report, parts: Sequence[Sequence[Result]]) -> str:
+    """How long the sweep will take, by a guess."""
+    settings = report.settings
+    exported = {
+        (result.cell.label, result.cell.backend, result.cell.batch if described(result.cell.backend).per_batch else 0)
+        for result in report.results
+        if target_for(result.cell.backend, result.cell.label) is not None
+    }
+    seconds = EXPORTING * len(exported) + sum(estimate(len(part), settings, rounds_of(part, settings)) for part in parts)
+    cells = sum(1 for _ in report.results)
+    return f"{cells} cell{'' if cells == 1 else 's'}, {settings.rounds} rounds: this takes about {in_words(seconds)}"
+
+
 def backends_of(name: str, wanted: Sequence[str], device: str = "cpu") -> tuple[str, ...]:
     """The backends that a file or a named network is measured on. Raises InputRefused where it is neither, or none fits."""
     if is_named(name):
@@ -103,11 +119,15 @@ def backends_of(name: str, wanted: Sequence[str], device: str = "cpu") -> tuple[
         raise InputRefused(f"{name}: no such file, and no network of that name; expected a file or one of {', '.join(NAMES)}")
     check_input(name)
     own = backend_of(name)
-    if not wanted:
-        return (own,)
     a_model = backends()[own].opens_models  # can be exported for any backend
     # What was exported already has the precision that it has.
-    fitting = tuple(backend for backend in wanted if a_model or (opens(described(backend), name) and not resolve_backend(backend).export))
+    fitting = tuple(
+        backend
+        for backend in wanted or default_backends(device)
+        if a_model or (opens(described(backend), name) and not resolve_backend(backend).export)
+    )
+    if not fitting and not wanted:
+        return (own,)
     if not fitting:
         raise InputRefused(
             f"{name}: runs on {own}, which is not among {', '.join(wanted)}; give its model for what has to be exported anew"
@@ -180,7 +200,13 @@ def _row(
         paper = paper_row(name)
         flops, params = counted(name)
         return Row(name, flops, params, None, paper.top1_error if paper else None, results)
-    data, costs = read_bytes(name), counted_file(name, opening)
+    data = read_bytes(name)
+    as_it_is, exported = counted_file(name, opening), counted_file(name, opening, exported=True)
+    direct = [result for result in results if target_for(result.cell.backend, name) is None]
+    costs = as_it_is if len(direct) == len(results) else exported
+    for result in direct:  # the training form, beside exports of the group-conv form
+        if as_it_is != costs:
+            result.flops, result.params = as_it_is
     counts = figures_of(name, opening.get("weights")).to_dict() if fresh else None
     return Row(name, *costs, digest(data), _top1_error(name, data), results, counts)
 
@@ -282,15 +308,21 @@ def _outline(report: Report) -> dict[str, object]:
     }
 
 
-def counted_file(path: str, opening: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """FLOPs and parameters of a file by its architecture; None for one that is not of the family."""
+def counted_file(path: str, opening: Mapping[str, Any], *, exported: bool = False) -> tuple[int | None, int | None]:
+    """FLOPs and parameters of a file by its architecture, in the form that it has, or in the form in which it is ``exported``; None for
+    one that is not of the family."""
+    from cnet_deploy.models.convert import DEFAULT_KEEP
     from cnet_deploy.workflows.inspect import inspect
 
     try:
         inspection = inspect(path, **_overrides(opening))
     except InputRefused:
         return None, None  # not of the family: it can be measured all the same
-    if inspection.architecture is None or inspection.form is None:
+    architecture = inspection.architecture
+    if architecture is None or inspection.form is None:
         return None, None
-    cost = inspection.architecture.cost("training" if inspection.form == "training" else "group-conv")
+    if inspection.form == "training" and not exported:
+        cost = architecture.cost("training")
+    else:
+        cost = (replace(architecture, classifier_keep=DEFAULT_KEEP) if inspection.form == "training" else architecture).cost("group-conv")
     return cost.flops, cost.params

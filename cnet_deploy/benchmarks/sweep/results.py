@@ -54,6 +54,10 @@ class Row:
         """The name for people."""
         return self.paper.title if self.paper else self.label
 
+    def counted(self, result: Result) -> tuple[int | None, int | None]:
+        """FLOPs and parameters of the form that a cell runs."""
+        return (self.flops, self.params) if result.flops is None else (result.flops, result.params)
+
     def find(self, backend: str, group: Group) -> Result | None:
         """The cell of a backend with so many threads and so large a batch."""
         return next((r for r in self.results if (r.cell.backend, r.cell.threads, r.cell.batch) == (backend, *group)), None)
@@ -89,6 +93,11 @@ class Report:
     def groups(self) -> tuple[Group, ...]:
         """(threads, batch) of the cells that were measured with each other; ratios are taken within one."""
         return tuple(dict.fromkeys((result.cell.threads, result.cell.batch) for result in self.results))
+
+    @property
+    def by_cell(self) -> bool:
+        """Whether tables have a line for each cell: on a device, and where nothing is compared with the paper's table."""
+        return self.device != "cpu" or not any(row.paper for row in self.rows)
 
     @property
     def base(self) -> Row:
@@ -135,6 +144,9 @@ class Report:
 
     def _cell(self, row: Row, result: Result) -> dict[str, Any]:
         values = asdict(replace(result, cell=replace(result.cell, model=row.label)))  # not where it lay meanwhile
+        for name in ("flops", "params"):  # where they are the row's
+            if values[name] is None:
+                del values[name]
         summary = result.summary
         derived = {
             "summary": summary and {**asdict(summary), "unstable": summary.unstable},
@@ -220,15 +232,17 @@ class Journal:
             end = time.monotonic()
             self._quiet_until = end + (end - start) / WRITING_SHARE
 
-    def close(self, report: Report) -> None:
-        """Write the results; under their own name if the run is complete. Raises OutputRefused where that can't be done."""
-        self._write(report, self.places.values() if report.after is None else self.places)
+    def close(self, report: Report) -> list[Path]:
+        """Write the results, under their own name if the run is complete; where they are. Raises OutputRefused where that can't be done."""
+        paths = list(self.places.values() if report.after is None else self.places)
+        self._write(report, paths)
         if self._refused is not None:
             raise self._refused
         if report.after is not None:
             for path, place in self.places.items():
                 if place != path:
                     place.unlink(missing_ok=True)
+        return paths
 
     def _write(self, report: Report, paths: Iterable[Path]) -> None:
         self._refused = None
