@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cnet_deploy.artifacts.manifest import Manifest as Manifest
+    from cnet_deploy.benchmarks.compare.run import compare as compare
     from cnet_deploy.checkpoints.load import load as load
     from cnet_deploy.checkpoints.save import save as save
     from cnet_deploy.errors import CheckFailed as CheckFailed
@@ -66,6 +67,7 @@ _MODULES = {
     "open_session": "sessions",
     "classify": "workflows.classify",
     "evaluate": "workflows.evaluate",
+    "compare": "benchmarks.compare.run",
     "Session": "sessions.base",
     "Preprocessing": "images.preprocessing",
     "Overrides": "images.preprocessing",
@@ -100,6 +102,7 @@ __all__ = [
     "open_session",
     "classify",
     "evaluate",
+    "compare",
     "Session",
     "Preprocessing",
     "Overrides",

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import click
 
-from cnet_deploy.cli.console import Command, quiet
+from cnet_deploy.cli.console import Command, note, quiet
 from cnet_deploy.cli.options import force_option, weights_option
 from cnet_deploy.cli.types import FilePath, Finite, Numbers, Size, Words, complete_backends, complete_models
 from cnet_deploy.sessions import names
 
 _HELP = f"""Measure the paper's inference-time table on this machine, or any MODELS.
 
-A model is a file (an artifact, a model or a checkpoint) or the name of a network, which runs with random weights on every backend:
+A model is a file or the name of a network. A checkpoint or a model is exported for every runtime, and an artifact is measured in every
+runtime that opens it. Names, which run with random weights in every runtime:
 condensenet-74-g4, condensenet-74-g8, condensenet-50 to condensenet-182, vgg-16, resnet-18, mobilenet-1.0-224.
 
 Backends: {", ".join(names())}. Parts after dots select a variant of a backend: its precision, or how it runs. For an unknown part the
@@ -73,4 +74,5 @@ def bench(
         models, backends=backends, threads=threads, batches=batches, device=device, resume=resume,
         settings=Settings(rounds=rounds, seconds=seconds, warmup=warmup, fresh=baseline is not None),
         outputs=Outputs(baseline=baseline, **outputs), quiet=quiet(), input_size=input_size, weights=weights,
+        notify=note,
     )  # fmt: skip

@@ -10,6 +10,7 @@ import click
 from cnet_deploy.cli import options as parameters
 from cnet_deploy.cli.console import Command, note, tell
 from cnet_deploy.cli.options import (
+    Artifact,
     force_option,
     images_option,
     keep_option,
@@ -20,13 +21,18 @@ from cnet_deploy.cli.options import (
     tolerance_option,
 )
 from cnet_deploy.cli.types import FilePath, ModelOrName
+from cnet_deploy.files import check_output
 from cnet_deploy.hardware.cpu import share_the_processor
 
 
 @click.command(
     cls=Command,
     short_help="A model -> a verified artifact for the runtime of your choice.",
-    examples=["cnet-deploy export model.safetensors --onnx -o model.onnx", "cnet-deploy export model.safetensors --native -o model.so"],
+    examples=[
+        "cnet-deploy export model.safetensors --onnx -o model.onnx",
+        "cnet-deploy export model.safetensors --native -o model.so",
+        "cnet-deploy export model.safetensors --onnx --native --precision fp32,bf16",
+    ],
 )
 @click.argument("model", type=ModelOrName())
 @parameters.target_options
@@ -35,7 +41,7 @@ from cnet_deploy.hardware.cpu import share_the_processor
     type=FilePath(),
     help="Write the artifact into this model repository of NVIDIA Triton Inference Server.",
 )
-@click.option("-o", "--output", type=FilePath(), help="The artifact. [default: beside the model]")
+@click.option("-o", "--output", type=FilePath(), help="The artifact; of several, the folder for them. [default: beside the model]")
 @parameters.form_option
 @keep_option
 @labels_option("They are stored in the artifact. [default: the model's own]")
@@ -45,37 +51,59 @@ from cnet_deploy.hardware.cpu import share_the_processor
 @force_option
 @pin_option
 @model_options
-def export(model: Path, target: str | None, triton: Path | None, output: Path | None, form: str | None, **options: Any) -> None:
+def export(model: Path, triton: Path | None, output: Path | None, form: str | None, **options: Any) -> None:
     """Export MODEL (a checkpoint or a converted model) and verify the artifact. The file is renamed only after it was verified.
 
-    MODEL may be the name of a network (see `bench`): it is exported with random weights, for measuring.
+    MODEL may be the name of a network (see `bench`): it is exported with random weights, for measuring. Several targets and several
+    precisions (--precision fp32,fp16) give an artifact for each combination. Each is written when it was verified; if one fails, those
+    before it remain. By default an artifact lies beside the model, with a smaller precision than fp32 in its name: model.fp16.onnx.
     """
-    common: dict[str, Any] = {"overrides": parameters.take_overrides(options), "notify": note}
+    common: dict[str, Any] = {"overrides": parameters.take_overrides(options), "notify": parameters.once(note)}
     common["preprocessing"] = parameters.take_steps(options)
     common |= parameters.take(options, "classifier_keep", "labels", "images", "tolerance", "sha256")
     form = options.pop("lowering") or form
-    target = parameters.require_target(target, triton, output)
-    options = {name: value for name, value in options.items() if value is not None}
-    parameters.require_own_options(target, options, form)
+    chosen = parameters.take_targets(options, triton, output)
+    given = {name: value for name, value in options.items() if value is not None}
+    artifacts = parameters.artifacts_of(chosen, given, form)
+    if triton is not None and len(artifacts) > 1:
+        raise click.UsageError(f"--triton takes one artifact, and {len(artifacts)} were asked for; expected one target and one precision")
     share_the_processor()
+    from cnet_deploy.workflows.prepare import default_artifact, output_of
+
+    paths = [output] * len(artifacts)
+    if len(artifacts) > 1 and output is not None:
+        if not output.is_dir():
+            raise click.UsageError(
+                f"-o {output} names one file, and {len(artifacts)} artifacts were asked for; expected a folder that exists"
+            )
+        paths = [output / default_artifact(model, artifact.target, artifact.options.get("precision")).name for artifact in artifacts]
+    for path, artifact in zip(paths, artifacts, strict=True):
+        if triton is None:
+            check_output(output_of(model, artifact.target, path, artifact.options.get("precision")), source=model)
+    for path, artifact in zip(paths, artifacts, strict=True):
+        for line in _written(model, triton, path, artifact, common):
+            tell(line)
+
+
+def _written(model: Path, triton: Path | None, output: Path | None, artifact: Artifact, common: dict[str, Any]) -> list[str]:
+    """Write one artifact; lines about it."""
     from cnet_deploy.cli.progress import bar
     from cnet_deploy.exporters import options_of
     from cnet_deploy.workflows import export as workflow
 
+    target, form, options = artifact.target, artifact.form, dict(artifact.options)
     with bar(f"export {model.name}") as progress:
         if form == "auto":
             from cnet_deploy.benchmarks.tuning.tune import chooser
             from cnet_deploy.workflows.prepare import output_of
 
-            artifact = output_of(model, target, output)
-            common["form"] = chooser(artifact, source=model, target=target, options=options, notify=note, progress=progress)
+            path = output_of(model, target, output, options.get("precision"))
+            chosen: Any = chooser(path, source=model, target=target, options=options, notify=note, progress=progress)
         else:
-            common["form"] = form or "gather"
+            chosen = form or "gather"
         if "progress" in options_of(target):
             options["progress"] = progress
         if triton is not None:
-            done, repository = workflow.export_repository(model, target, triton, **common, **options)
-        else:
-            done = workflow.export(model, target, output, **common, **options)
-    for line in done.lines() if triton is None else [*done.lines()[:-1], *repository.lines()]:
-        tell(line)
+            done, repository = workflow.export_repository(model, target, triton, form=chosen, **common, **options)
+            return [*done.lines()[:-1], *repository.lines()]
+        return workflow.export(model, target, output, form=chosen, **common, **options).lines()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
-from cnet_deploy.cli.types import Batches, Bytes, Channels, Depths, Digest, FilePath, Finite, Size
+from cnet_deploy.cli.types import Batches, Bytes, Channels, Choices, Depths, Digest, FilePath, Finite, Size
 from cnet_deploy.exporters import targets
 from cnet_deploy.exporters.base import Option
 
@@ -133,7 +134,7 @@ def target_options(command: F) -> F:
         about = "; ".join(f"{known[name].title}: {option.help}" for name, option in owners.items())
         command = click.option(flag, first.name, type=_type_of(list(owners.values())), help=f"{about}.")(command)
     for name, target in reversed(list(known.items())):
-        command = click.option(f"--{name}", "target", flag_value=name, help=target.help)(command)
+        command = click.option(f"--{name}", f"to_{name}", is_flag=True, help=target.help)(command)
     return command
 
 
@@ -141,7 +142,8 @@ def _type_of(options: Sequence[Option]) -> click.ParamType:  # type: ignore[type
     """A parameter type that accepts the values of all these options; the target's own values are checked later."""
     first = options[0]
     if first.kind == "choice":
-        return click.Choice(list(dict.fromkeys(choice for option in options for choice in option.choices)), case_sensitive=False)
+        choices = list(dict.fromkeys(choice for option in options for choice in option.choices))
+        return Choices(choices) if first.several else click.Choice(choices, case_sensitive=False)
     if first.kind == "number":
         return click.IntRange(*(first.bounds or (1, None)))
     return {"batch": Batches(), "batches": Batches(), "bytes": Bytes(), "file": FilePath()}[first.kind]
@@ -164,30 +166,69 @@ def take_steps(options: dict[str, Any]) -> Overrides:
     return Overrides(**take(options, "statistics", "mean", "std", "resize", "interpolation"))
 
 
-def require_target(target: str | None, triton: Path | None, output: Path | None) -> str:
-    """The target of `export`. Raises UsageError if no target or two outputs were given."""
+def take_targets(options: dict[str, Any], triton: Path | None, output: Path | None) -> list[str]:
+    """Remove the targets' flags and return the targets of `export`. Raises UsageError if there is none, or two outputs were given."""
     if triton is not None and output is not None:
         raise click.UsageError("--triton and --output were both given; expected one of them")
-    if target is not None:
-        return target
+    chosen = [name for name in targets() if options.pop(f"to_{name}")]
+    if chosen:
+        return chosen
     if triton is None:
         *most, last = (f"--{name}" for name in targets())
-        raise click.UsageError(f"Missing the target; expected {', '.join(most)} or {last}")
-    return next(name for name, known in targets().items() if known.serving is not None)
+        raise click.UsageError(f"Missing the target; expected {', '.join(most)} or {last}, or several of them")
+    return [next(name for name, known in targets().items() if known.serving is not None)]
 
 
-def require_own_options(target: str, options: Mapping[str, Any], form: str | None) -> None:
-    """Raise UsageError for an option of `export` that the target does not have, or a value that it does not take."""
-    own = {option.name: option for option in targets()[target].options}
-    flags = {option.name: option.command_line for known in targets().values() for option in known.options}
-    if foreign := [name for name in options if name not in own]:
-        raise click.UsageError(f"{flags[foreign[0]]} is no option of --{target}")
-    if form not in (None, "gather") and not targets()[target].forms:
-        raise click.UsageError(f"--form is no option of --{target}, which has its own layout of the network")
-    for name, value in options.items():
-        option = own[name]
-        if option.kind == "batch" and not isinstance(value, int):
-            raise click.UsageError(f"{option.command_line} of --{target} must be one number; leave it out for a free batch")
+class Artifact(NamedTuple):
+    """One of the artifacts that `export` writes: its target, the form of its dense blocks (None: the default), the target's own options."""
+
+    target: str
+    form: str | None
+    options: dict[str, Any]
+
+
+def artifacts_of(chosen: Sequence[str], options: Mapping[str, Any], form: str | None) -> list[Artifact]:
+    """The artifacts of an `export`: one for each target and each of several values, as precisions. An option goes to the targets that
+    have it.
+
+    Raises UsageError for an option or a form that none of the targets has, and a value that one of them does not take.
+    """
+    known = {name: {option.name: option for option in targets()[name].options} for name in chosen}
+    flags = {option.name: option.command_line for target in targets().values() for option in target.options}
+    all_targets = " and ".join(f"--{name}" for name in chosen)
+    if foreign := [name for name in options if not any(name in own for own in known.values())]:
+        raise click.UsageError(f"{flags[foreign[0]]} is no option of {all_targets}")
+    if form not in (None, "gather") and not any(targets()[name].forms for name in chosen):
+        raise click.UsageError(f"--form is no option of {all_targets}, which has its own layout of the network")
+    artifacts = []
+    for target, own in known.items():
+        given = {name: value for name, value in options.items() if name in own}
+        for name, value in given.items():
+            option = own[name]
+            if option.kind == "batch" and not isinstance(value, int):
+                raise click.UsageError(f"{option.command_line} of --{target} must be one number; leave it out for a free batch")
+            values = value if isinstance(value, tuple) and option.several else [value]
+            if option.kind == "choice" and (unknown := [word for word in values if word not in option.choices]):
+                raise click.UsageError(
+                    f"--{target} has no {option.command_line} {unknown[0]}; expected one of {', '.join(option.choices)}"
+                )  # fmt: skip
+        several = {name: value for name, value in given.items() if own[name].several}
+        for combination in itertools.product(*several.values()):
+            chosen_form = form if targets()[target].forms else None
+            artifacts.append(Artifact(target, chosen_form, {**given, **dict(zip(several, combination, strict=True))}))
+    return artifacts
+
+
+def once(notify: Callable[[str], None]) -> Callable[[str], None]:
+    """``notify`` for lines that were not said before: several artifacts of one model have the same ones."""
+    heard: set[str] = set()
+
+    def new(text: str) -> None:
+        if text not in heard:
+            heard.add(text)
+            notify(text)
+
+    return new
 
 
 def labels_option(more: str) -> Callable[[F], F]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,22 @@ class Words(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         if not all(words):
             self.fail(f"{value!r} has an empty part; expected words separated by commas", param, ctx)
         return tuple(dict.fromkeys(words))
+
+
+class Choices(Words):
+    """Some of the known words, separated by commas, in lower case."""
+
+    def __init__(self, choices: Sequence[str]) -> None:
+        self.choices = tuple(choices)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002
+        return f"[{'|'.join(self.choices)}],..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        words = super().convert(value.lower() if isinstance(value, str) else value, param, ctx)
+        if unknown := [word for word in words if word not in self.choices]:
+            self.fail(f"{unknown[0]!r} is not one of {', '.join(map(repr, self.choices))}", param, ctx)
+        return words
 
 
 class Numbers(Words):

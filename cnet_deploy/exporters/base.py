@@ -19,7 +19,8 @@ class Option:
 
     ``name`` is the keyword of the target's ``write``; ``flag`` is its name on the command line, if that differs. ``kind`` is the type of
     its value: one of ``choices``; a whole number within ``bounds``; "batch", a number of images; "batches", one number or LEAST:BEST:MOST;
-    bytes as 512M; a file's path. ``affects_artifact`` is False if the written file does not depend on it.
+    bytes as 512M; a file's path. ``affects_artifact`` is False if the written file does not depend on it. ``several``: `export` takes
+    several of the choices, and writes an artifact for each.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Option:
     choices: tuple[str, ...] = ()
     bounds: tuple[int, int] | None = None
     affects_artifact: bool = True
+    several: bool = False
 
     @property
     def command_line(self) -> str:

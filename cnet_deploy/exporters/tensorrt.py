@@ -30,7 +30,7 @@ TARGET = Target(
     help="Build a TensorRT engine for NVIDIA GPUs.",
     container="TensorRT engine",
     options=(
-        Option("precision", "choice", "fp32, tf32, fp16 or bf16 [default: fp32]", choices=PRECISIONS),
+        Option("precision", "choice", "fp32, tf32, fp16 or bf16 [default: fp32]", choices=PRECISIONS, several=True),
         Option("batch", "batches", "N, or LEAST:BEST:MOST [default: 1:1:32]"),
         Option("workspace", "bytes", "most device memory that a layer may use, as 512M or 2G"),
         Option("timing_cache", "file", "a file that keeps timings for later builds", affects_artifact=False),

@@ -170,8 +170,17 @@ def wilson(wrong: int, images: int) -> Interval:
 def difference(first: FileResult, other: FileResult) -> tuple[float, Interval]:
     """The top-1 error of ``other`` minus that of ``first`` on the same images, in points, and its 95 % interval (Bonett and Price, 2012:
     paired proportions)."""
-    images = first.images
     lost, won = int((first.correct & ~other.correct).sum()), int((~first.correct & other.correct).sum())
+    return paired_difference(lost, won, first.images)
+
+
+def paired_difference(lost: int, won: int, images: int) -> tuple[float, Interval]:
+    """``difference`` from counts: of ``images``, ``lost`` were right in the first file alone and ``won`` in the other alone.
+
+    >>> points, (low, high) = paired_difference(12, 7, 500)
+    >>> round(points, 2), round(low, 2), round(high, 2)
+    (1.0, -0.8, 2.79)
+    """
     a, b = (lost + 1) / (images + 2), (won + 1) / (images + 2)
     half = Z * math.sqrt((a + b - (a - b) ** 2) / (images + 2))
     return 100 * (lost - won) / images, (100 * max(-1.0, a - b - half), 100 * min(1.0, a - b + half))
@@ -191,6 +200,9 @@ def evaluate(
     skip_corrupt: int = 0,
     exif: bool = False,
     progress: Progress = lambda text, share: None,  # noqa: ARG005
+    backends: Sequence[str] = (),
+    names: Sequence[str] = (),
+    limit: int | None = None,
     **overrides: Any,
 ) -> Evaluation:
     """Run all files on all images of a dataset (``data``: see ``images.datasets.open_dataset``).
@@ -198,17 +210,23 @@ def evaluate(
     Images are preprocessed as each file's metadata says; ``preprocessing`` overrides that. ``backend``, ``device``, ``threads``: see
     ``open_session``; ``overrides``: see ``checkpoints.load``. ``exif``: image files are turned as they are tagged, which torchvision does
     not. Classes are matched by name where a file and the dataset have the same names (see ``images.class_names.match_classes``), else in
-    their order. ``progress`` gets a line of text and the share that is done. Errors are in percent, their 95 % intervals Wilson's (1927).
-    Raises InputRefused for files and data that can't be used or don't fit each other, and
-    for more than ``skip_corrupt`` images that can't be read; Unavailable for a backend that is not installed.
+    their order. ``progress`` gets a line of text and the share that is done. ``backends`` and ``names`` are a backend and a name for each
+    file, where these differ. ``limit``: at most so many images, evenly spread over the dataset. Errors are in percent, their 95 % intervals
+    Wilson's (1927). Raises InputRefused for files and data that can't be used or don't fit each other, and for more than ``skip_corrupt``
+    images that can't be read; Unavailable for a backend that is not installed.
     """
     progress = overrides.pop("told", progress)  # its name until 0.1.0
     steps = overrides.pop("steps", preprocessing)  # likewise
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    if backend is not None:
-        resolve_backend(backend)
+    each: Sequence[str | None] = backends or [backend] * len(paths)
+    for name in {name for name in each if name is not None}:
+        resolve_backend(name)
     with contextlib.ExitStack() as stack:
-        sessions = [stack.enter_context(open_session(path, backend, device, threads, **own)) for path, own in _opening(paths, overrides)]
+        sessions = [
+            stack.enter_context(open_session(path, name, device, threads, **own))
+            for (path, own), name in zip(_opening(paths, overrides), each, strict=True)
+        ]
+        paths = list(names) or paths  # from here on they are named, and no longer opened
         dataset = open_dataset(data, split, sessions[0].classes, upright=exif)
         for path, session in zip(paths, sessions, strict=True):
             if session.classes != dataset.classes:
@@ -223,12 +241,14 @@ def evaluate(
         for doubts, doubted in _by_doubts(paths, preprocessings, steps).items():
             log.warning("%s: %s here, or to convert or export, whose files keep it", ", ".join(doubted), doubts)
         tallies = [
-            _Tally(str(path), session, own, _matched(path, session, dataset))
+            _Tally(str(path), session, own, _matched(session, dataset))
             for path, session, own in zip(paths, sessions, preprocessings, strict=True)
         ]
-        refused = _run(tallies, dataset, batch, workers, skip_corrupt, progress)
+        _warn_of_numbers(tallies, dataset)
+        indices = spread(len(dataset), limit)
+        refused = _run(tallies, dataset, indices, batch, workers, skip_corrupt, progress)
     return Evaluation(
-        dataset.name, split, len(dataset) - len(refused), dataset.classes, tuple(tally.result() for tally in tallies), tuple(refused),
+        dataset.name, split, len(indices) - len(refused), dataset.classes, tuple(tally.result() for tally in tallies), tuple(refused),
         dataset.not_taken, len(dataset.tagged), exif,
     )  # fmt: skip
 
@@ -240,14 +260,34 @@ def _opening(paths: Sequence[Path | str], overrides: Mapping[str, Any]) -> Itera
         yield path, {**overrides, "weights": None} if checkpoints and path not in checkpoints else overrides
 
 
-def _matched(path: Path | str, session: Session, dataset: Dataset) -> Matching:
+def _matched(session: Session, dataset: Dataset) -> Matching:
     otherwise = "by the sorted order of the folders" if isinstance(dataset, FolderDataset) else BY_NUMBER.how
     found = match_classes(session.class_names, dataset.class_names if dataset.named else (), otherwise)
     if found.how == otherwise and not found.problem and (odd := _numbers_out_of_order(dataset.class_names)):
         found = Matching(otherwise, problem=f"the folders are numbers, which sort as {odd}; fill them up with zeros to change that")
-    if found.problem:
-        log.warning("%s: its classes are matched with those of %s %s, not by name: %s", path, dataset.name, found.how, found.problem)
     return found
+
+
+def _warn_of_numbers(tallies: Sequence[_Tally], dataset: Dataset) -> None:
+    """Warn of classes that could not be matched by name: once for all files with the same reason."""
+    ways: dict[tuple[str, str], list[str]] = {}
+    for tally in tallies:
+        if tally.matching.problem:
+            ways.setdefault((tally.matching.how, tally.matching.problem), []).append(tally.path)
+    for (how, problem), paths in ways.items():
+        which = f"{', '.join(paths)}: {'its' if len(paths) == 1 else 'their'}"
+        log.warning("%s classes are matched with those of %s %s, not by name: %s", which, dataset.name, how, problem)
+
+
+def spread(count: int, limit: int | None) -> range | list[int]:
+    """The numbers from 0 to ``count`` - 1, or ``limit`` of them, evenly spread.
+
+    >>> list(spread(4, None)), list(spread(10, 4)), list(spread(2, 4))
+    ([0, 1, 2, 3], [0, 2, 5, 7], [0, 1])
+    """
+    if limit is None or limit >= count:
+        return range(count)
+    return [number * count // limit for number in range(limit)]
 
 
 def _by_doubts(paths: Sequence[Path | str], preprocessings: Sequence[Preprocessing], steps: Overrides) -> dict[str, list[str]]:
@@ -306,26 +346,34 @@ def ranked(logits: Floats, labels: Labels) -> tuple[Labels, Labels, npt.NDArray[
     return logits.argmax(axis=1), place, finite
 
 
-def _run(tallies: Sequence[_Tally], dataset: Dataset, size: int, workers: int | None, skip_corrupt: int, progress: Progress) -> list[str]:
+def _run(
+    tallies: Sequence[_Tally],
+    dataset: Dataset,
+    indices: Sequence[int],
+    size: int,
+    workers: int | None,
+    skip_corrupt: int,
+    progress: Progress,
+) -> list[str]:
     """Run all images through all sessions. Returns why some could not be read."""
     own = [replace(tally.preprocessing, guessed=()) for tally in tallies]  # images are the same whether it was guessed or not
     kinds = list(dict.fromkeys(own))
     refused: list[str] = []
     done = 0
-    for batch in _named(batches(dataset, kinds, range(len(dataset)), size, workers), refused):
+    for batch in _named(batches(dataset, kinds, indices, size, workers), refused):
         done += len(batch.labels) + len(batch.refused)
         if len(refused) <= skip_corrupt and len(batch.labels):  # beyond that, go on only to count and name the unreadable ones
             for tally, kind in zip(tallies, own, strict=True):
                 tally.take(batch.pixels[kinds.index(kind)], batch.labels)
-        progress(f"{done:,} of {len(dataset):,} images", done / len(dataset))
+        progress(f"{done:,} of {len(indices):,} images", done / len(indices))
     if len(refused) > skip_corrupt:
         more = f" and {len(refused) - NAMED} more" if len(refused) > NAMED else ""
         raise InputRefused(
-            f"{len(refused)} of {len(dataset)} images can't be read; expected at most {skip_corrupt} (--skip-corrupt): "
+            f"{len(refused)} of {len(indices)} images can't be read; expected at most {skip_corrupt} (--skip-corrupt): "
             f"{'; '.join(refused[:NAMED])}{more}"
         )
-    if len(refused) == len(dataset):
-        raise InputRefused(f"{dataset.name}: none of its {len(dataset)} images can be read: {refused[0]}")
+    if len(refused) == len(indices):
+        raise InputRefused(f"{dataset.name}: none of its {len(indices)} images can be read: {refused[0]}")
     return refused
 
 

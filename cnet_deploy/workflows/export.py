@@ -14,12 +14,12 @@ from torch import nn
 
 from cnet_deploy.artifacts import self_check
 from cnet_deploy.artifacts.manifest import FORMAT, Manifest, manifest_path
-from cnet_deploy.artifacts.pair import atomic_pair, describe
+from cnet_deploy.artifacts.pair import atomic_pair, describe, read_pair
 from cnet_deploy.artifacts.triton import Repository
-from cnet_deploy.errors import CheckFailed, InputRefused, OutputRefused, naming
+from cnet_deploy.errors import CheckFailed, InputRefused, OutputRefused, naming, printable
 from cnet_deploy.exporters import exporter, options_of, target_of
 from cnet_deploy.exporters.base import Written
-from cnet_deploy.files import check_output
+from cnet_deploy.files import check_output, exists
 from cnet_deploy.files.replacing import key_of
 from cnet_deploy.images.decode import Images
 from cnet_deploy.images.preprocessing import NO_OVERRIDES, Overrides
@@ -44,7 +44,7 @@ class Exported:
     """An artifact that was written: its path, its manifest, and the comparisons with its model.
 
     For an artifact that can't be run on this machine ``comparisons`` is empty and ``unverified`` says why. ``notes`` are the exporter's
-    lines about what was built.
+    lines about what was built. ``replaced`` names the file that had this path before, with its precision; None if there was none.
     """
 
     path: Path
@@ -52,11 +52,13 @@ class Exported:
     comparisons: list[Comparison]
     unverified: str | None = None
     notes: tuple[str, ...] = ()
+    replaced: str | None = None
 
     def lines(self) -> list[str]:
         """Lines of text: the comparisons, what was built, what was written."""
         compared = [comparison.summary() for comparison in self.comparisons]
-        return [*compared, *self.notes, f"wrote {self.path} ({self.manifest.bytes:,} bytes) and {self.path.name}.json"]
+        then = f"; replaced {self.replaced}" if self.replaced else ""
+        return [*compared, *self.notes, f"wrote {self.path} ({self.manifest.bytes:,} bytes) and {manifest_path(self.path)}{then}"]
 
 
 def export(
@@ -80,12 +82,12 @@ def export(
     A model in training form is converted first, keeping ``classifier_keep`` of the classifier's inputs (None: half, as the reference).
     ``notify`` gets lines of text about such steps. The artifact is compared with the model on fresh random inputs and on ``images``. If it
     can't be run here, the manifest says so and carries a self-check that runs when the artifact is first opened. ``form`` is one of
-    program.forms.FORMS for all dense blocks, a mapping from block to form, or a function that chooses for the Program. ``labels`` is a
-    file with the classes' names (see images/class_names.py), ``sha256`` the digest that the model's file must have. ``preprocessing``
-    states how images are prepared, where the model does not or is wrong: ``Overrides(statistics="cifar10")``. ``options`` are the
-    target's own (see ``write`` in its module); ``overrides`` are those of ``checkpoints.load``. ``out`` None puts the artifact beside the
-    model's file. Raises CheckFailed if the outputs differ beyond ``tolerance`` (relative to the largest logit): then no file is written
-    and an existing one is kept; InputRefused and OutputRefused as the steps do.
+    program.forms.FORMS for all dense blocks, a mapping from block to form, or a function that chooses for the Program. ``labels`` is a file
+    with the classes' names (see images/class_names.py), ``sha256`` the digest that the model's file must have. ``preprocessing`` states how
+    images are prepared, where the model does not or is wrong: ``Overrides(statistics="cifar10")``. ``options`` are the target's own (see
+    ``write`` in its module); ``overrides`` are those of ``checkpoints.load``. ``out`` None puts the artifact beside the model's file, with
+    a smaller precision than fp32 in its name: m.fp16.onnx. Raises CheckFailed if the outputs differ beyond ``tolerance`` (relative to the
+    largest logit): then no file is written and an existing one is kept; InputRefused and OutputRefused as the steps do.
     """
     form = options.pop("lowering", form)  # its name until 0.1.0
     notify = options.pop("say", notify)  # likewise
@@ -93,9 +95,10 @@ def export(
     if unknown := sorted(set(options) - options_of(target)):
         raise InputRefused(f"{target} has no option {', '.join(unknown)}; expected some of {', '.join(sorted(options_of(target)))}")
     source = None if isinstance(model, nn.Module) else Path(model)
-    out = output_of(source, target, out)
+    out = output_of(source, target, out, options.get("precision"))
     check_output(out, source=source, like=target_of(target).kind)
     check_output(manifest_path(out), like=key_of(FORMAT))
+    replaced = _there(out)
     if not isinstance(model, nn.Module):
         model = open_model(model, {**(overrides or {}), "sha256": sha256}, notify)
     with naming(source):
@@ -116,7 +119,18 @@ def export(
                 f"{out}: the artifact's outputs differ from the model's beyond the tolerance; nothing was written. {failed.summary()}"
             )
         beside.write_text(manifest.to_json(), encoding="utf-8")
-    return Exported(out, manifest, comparisons, written.unverifiable, written.notes)
+    return Exported(out, manifest, comparisons, written.unverifiable, written.notes, replaced)
+
+
+def _there(path: Path) -> str | None:
+    """The file that an artifact will replace: its name, and its precision where its manifest states it; None if there is none."""
+    if not exists(path):
+        return None
+    try:
+        manifest = read_pair(path).manifest
+    except InputRefused:
+        manifest = None
+    return path.name if manifest is None else f"{path.name} ({printable(manifest.precision)})"
 
 
 def _describe(model: nn.Module, target: str, file: Path, written: Written, form: Forms) -> Manifest:

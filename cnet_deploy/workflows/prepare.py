@@ -23,6 +23,7 @@ from cnet_deploy.models.baselines import BASELINES
 from cnet_deploy.models.build import NAMES, build_named
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.convert import DEFAULT_KEEP, convert, require_classifier_keep
+from cnet_deploy.sessions import PRECISIONS
 
 log = logging.getLogger(__name__)
 # Of models' files, from the last to the first: model.pth.tar.gz.
@@ -107,13 +108,23 @@ def group_conv_form(model: DenselyConnected, keep: float | None, notify: Notify)
     return model
 
 
-def output_of(source: Path | None, target: str, out: Path | str | None) -> Path:
+def default_artifact(source: Path | str, target: str, precision: str | None = None) -> Path:
+    """The path of an artifact beside the model's file. A smaller precision than fp32 is part of the name, so that it replaces no other.
+
+    >>> [default_artifact("dir/m.safetensors", "onnx", precision).as_posix() for precision in (None, "fp32", "fp16")]
+    ['dir/m.onnx', 'dir/m.onnx', 'dir/m.fp16.onnx']
+    """
+    suffix = target_of(target).suffix
+    return default_output(source, suffix if precision in (None, PRECISIONS[0]) else f".{precision}{suffix}")
+
+
+def output_of(source: Path | None, target: str, out: Path | str | None, precision: str | None = None) -> Path:
     """The path of an artifact: ``out``, or beside the model's file. Raises InputRefused if its suffix is not the target's."""
     suffix = target_of(target).suffix
     if out is None:
         if source is None:
             raise InputRefused("a model in memory has no default path; expected out, the path to write to")
-        out = default_output(source, suffix)
+        out = default_artifact(source, target, precision)
     if Path(out).suffix != suffix:
         raise InputRefused(f"{out}: unknown suffix for the target {target}; expected {suffix}")
     return Path(out)

@@ -42,6 +42,7 @@ def hurried(line: str) -> str:
     """The command as it stands; where it measures, no longer than it takes to see that it does."""
     shorter = {
         "bench": "--rounds 1 --seconds 0 --warmup 0", "gate": "--seconds 0 --warmup 0 --max-rounds 8", "train": "--epochs 1",
+        "compare": "--rounds 1 --seconds 0 --warmup 0 --images 40 --precision fp32",
     }  # fmt: skip
     if line == "cnet-deploy doctor":  # as tests/workflows/test_doctor.py does; here in part
         return f"{line} native"

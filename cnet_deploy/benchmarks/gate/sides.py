@@ -17,7 +17,7 @@ from cnet_deploy.benchmarks.sweep.plan import backends_of, copied, default_threa
 from cnet_deploy.errors import InputRefused, Unavailable, naming
 from cnet_deploy.exporters import targets
 from cnet_deploy.files import check_input, exists
-from cnet_deploy.sessions import holds_weights, resolve_backend
+from cnet_deploy.sessions import backend_of, holds_weights, resolve_backend
 
 Notify = Callable[[str], None]  # gets lines of text
 EXPORT_SECONDS = 3600.0  # a TensorRT engine may take very long
@@ -59,7 +59,8 @@ def make_side(
     with naming(name):
         if backend is not None:
             resolve_backend(backend)
-        chosen = backends_of(model, (backend,) if backend else (), device)[-1]
+        own = (backend,) if backend else () if is_named(model) else (backend_of(model),)
+        chosen = backends_of(model, own, device)[-1]
     weights = weights if not is_named(model) and holds_weights(model) else None
     label, target = Path(model).name, target_for(chosen, model)
     # A copy, since the file is opened again in every round and may change meanwhile.

@@ -27,7 +27,7 @@ class Result:
     start of a process to its first result, ``open_seconds`` that of opening alone, one of each per process. ``warmup`` has the samples of
     the first process before measuring began, the first inference included. ``peak_bytes`` is the peak memory of a process.
     ``device_rounds`` and ``transfer_rounds`` are the times of an inference by the device's clock and of the transfers, round by round;
-    empty on a CPU.
+    empty on a CPU. ``flops`` and ``params`` are those of the form that the cell runs, where it is another than its row's.
     """
 
     cell: Cell
@@ -41,6 +41,8 @@ class Result:
     peak_bytes: Count | None = None
     error: str | None = None
     exit_code: Count | None = None
+    flops: Whole | None = None
+    params: Whole | None = None
 
     @property
     def samples(self) -> list[float]:

@@ -1,4 +1,4 @@
-"""A device's cells in reports: a line for each, since its time is measured in three ways (by the host, by the device, with transfers)."""
+"""Cells in reports, a line for each. On a device time is measured in three ways (by the host, by the device, with transfers)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def headings(report: Report, group: Group) -> list[str]:
     """Of ``lines``: the model's columns, its backend, figures."""
     paper = ["Paper: top-1 err.", "Paper: ratio"] if any(row.paper for row in report.rows) else []
     figures = ["ms (p90)"] if group[1] == 1 else ["images/s", "ms a batch"]
-    return ["Model", "M FLOPs", "M params", *paper, "backend", *figures, "device ms", "with transfers ms", "ratio"]
+    transfers = [] if report.device == "cpu" else ["device ms", "with transfers ms"]
+    return ["Model", "M FLOPs", "M params", *paper, "backend", *figures, *transfers, "ratio"]
 
 
 def lines(report: Report, group: Group, where: Where) -> Iterator[tuple[Row, Result, list[str]]]:
@@ -30,12 +31,17 @@ def lines(report: Report, group: Group, where: Where) -> Iterator[tuple[Row, Res
     has_paper = any(row.paper for row in report.rows)
     for row in report.rows:
         paper = [f"{row.paper.top1_error:.1f} %", f"{paper_ratio(row.paper):.2f}"] if row.paper else ["", ""]
-        model = [shown(row.title, where), "" if row.flops is None else f"{row.flops / 1e6:,.0f}"]
-        model += ["" if row.params is None else f"{row.params / 1e6:.2f}", *(paper if has_paper else [])]
+        name, counted = shown(row.title, where), None
         for backend in report.backends:
             if (result := row.find(backend, group)) is not None:
-                yield row, result, [*model, backend, *_figures(report, result)]
-                model = [""] * len(model)
+                if row.counted(result) != counted:
+                    counted = flops, params = row.counted(result)
+                    counts = ["" if flops is None else f"{flops / 1e6:,.0f}" if flops >= 1e8 else f"{flops / 1e6:,.1f}"]
+                    counts.append("" if params is None else f"{params / 1e6:.2f}")
+                else:
+                    counts = ["", ""]
+                yield row, result, [name, *counts, *(paper if has_paper else []), backend, *_figures(report, result)]
+                name, paper = "", ["", ""]
 
 
 def notes(report: Report) -> list[str]:
@@ -57,7 +63,8 @@ def _rounds_to_tf32(name: str) -> bool:
 def _figures(report: Report, result: Result) -> list[str]:
     summary, times, batch = result.summary, report.ratio(result), result.cell.batch
     if summary is None:
-        return ["failed" if result.error else "not yet", *[""] * (3 if batch == 1 else 4)]
+        others = len(headings(report, (result.cell.threads, batch))) - headings(report, (result.cell.threads, batch)).index("backend") - 2
+        return ["failed" if result.error else "not yet", *[""] * others]
     first = milliseconds(summary.median)
     if batch == 1:
         first += f" ({milliseconds(summary.p90)})" if summary.p90 is not None else ""
@@ -65,5 +72,5 @@ def _figures(report: Report, result: Result) -> list[str]:
         first = f"{result.images_per_second:,.1f}"
     first = ("~" if summary.unstable else "") + first + (f" batch {result.batch}" if result.batch != batch else "")
     whole = [] if batch == 1 else [milliseconds(summary.median)]
-    rest = [milliseconds(result.device_median), milliseconds(result.end_to_end)]
+    rest = [] if report.device == "cpu" else [milliseconds(result.device_median), milliseconds(result.end_to_end)]
     return [first, *whole, *rest, "" if times is None else f"{times:.2f}"]

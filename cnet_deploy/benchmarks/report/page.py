@@ -12,7 +12,7 @@ from cnet_deploy.benchmarks.measure.samples import milliseconds
 from cnet_deploy.benchmarks.report import device_lines as on_device
 from cnet_deploy.benchmarks.report import plots
 from cnet_deploy.benchmarks.report.advice import warnings_of
-from cnet_deploy.benchmarks.report.text import base_title, group_title
+from cnet_deploy.benchmarks.report.text import group_title, ratio_of
 from cnet_deploy.benchmarks.sweep.paper import CONVENTIONS, paper_ratio
 from cnet_deploy.benchmarks.sweep.results import Group, Report
 from cnet_deploy.text import LINE_LENGTH, Where, printable, shown
@@ -32,11 +32,11 @@ def page(report: Report) -> str:
         report=report,
         groups=[_group(report, group) for group in report.groups],
         machine=(report.environment["gpu"] if report.device != "cpu" else None) or report.environment["cpu"],
-        base=base_title(report, Where.TERMINAL),
+        ratio=ratio_of(report, Where.TERMINAL),
         warnings=warnings_of(report),
         pictures={kind: {size: draw(report, width) for size, width in WIDTHS.items()} for kind, draw in _PICTURES.items()},
         has_errors=any(row.top1_error is not None for row in report.rows),
-        environment=_environment(report),
+        environment=environment_of(report),
         settings=asdict(report.settings),
         conventions=[
             (text, [row.title for row in report.rows if row.paper and row.paper.convention == key]) for key, text in CONVENTIONS.items()
@@ -53,19 +53,24 @@ _PICTURES = {"latency": plots.latency_and_error, "distributions": plots.distribu
 def _group(report: Report, group: Group) -> dict[str, Any]:
     cells = {row.label: {backend: row.find(backend, group) for backend in report.backends} for row in report.rows}
     values = {"title": group_title(report, group), "batch": group[1], "cells": cells}
-    return values if report.device == "cpu" else {**values, "headings": on_device.headings(report, group), "lines": _lines(report, group)}
+    return values if not report.by_cell else {**values, "headings": on_device.headings(report, group), "lines": _lines(report, group)}
 
 
 def _lines(report: Report, group: Group) -> list[dict[str, Any]]:
-    """A device's lines: what is the model's, the backend, figures; and the result they are of."""
+    """Lines of cells: what is the model's, the backend, figures; and the result they are of."""
     first = on_device.headings(report, group).index("backend")
     return [
-        {"model": [row.title, *words[1:first]], "backend": words[first], "figures": words[first + 1 :], "result": result}
+        {
+            "model": [row.title if words[0] else "", *words[1:first]],
+            "backend": words[first],
+            "figures": words[first + 1 :],
+            "result": result,
+        }
         for row, result, words in on_device.lines(report, group, Where.TERMINAL)
     ]
 
 
-def _environment(report: Report) -> list[tuple[str, str]]:
+def environment_of(report: Report) -> list[tuple[str, str]]:
     """What people look for first, then the rest as it is."""
     apart = ("packages", "processor_ticks", "gpu_state")
     entries = [(key.replace("_", " "), value) for key, value in report.environment.items() if key not in apart]

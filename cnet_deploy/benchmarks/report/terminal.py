@@ -19,7 +19,7 @@ from cnet_deploy.benchmarks.measure.samples import UNSTABLE, milliseconds
 from cnet_deploy.benchmarks.report import device_lines as on_device
 from cnet_deploy.benchmarks.report.advice import warnings_of
 from cnet_deploy.benchmarks.report.page import page, picture
-from cnet_deploy.benchmarks.report.text import CSV_COLUMNS, base_title, comma_separated, group_title, markdown
+from cnet_deploy.benchmarks.report.text import CSV_COLUMNS, comma_separated, group_title, markdown, ratio_of
 from cnet_deploy.benchmarks.sweep.paper import CONVENTIONS, paper_ratio
 from cnet_deploy.benchmarks.sweep.plan import bench
 from cnet_deploy.benchmarks.sweep.results import FORMAT, Journal, Keep, Report, part_of, read_report
@@ -33,6 +33,7 @@ from cnet_deploy.text import StreamFailed, Where, shown, write_block
 
 LOG_WIDTH = 180  # a table that wraps can't be read or searched: a log gets the width it needs
 WIDE = 130  # columns that the paper's table takes with a line per row
+SHORT = 80  # and a table with a line for each cell of a CPU
 NARROW = 98  # and that it takes folded; below that a ratio stands under its time
 
 
@@ -68,18 +69,21 @@ class Outputs:
         if self.html or self.svg:
             require_matplotlib()
 
-    def write(self, report: Report) -> None:
-        """Write what people read. Raises OutputRefused for the first that can't be written, after the others."""
+    def write(self, report: Report) -> list[Path]:
+        """Write what people read; the files that were written. Raises OutputRefused for the first that can't be, after the others."""
         refused: OutputRefused | None = None
+        written = []
         for kind, render in _RENDERED.items():
             path: Path | None = getattr(self, kind)
             try:
                 if path is not None:
                     write_text(path, render(report))
+                    written.append(path)
             except OutputRefused as error:
                 refused = refused or error
         if refused is not None:
             raise refused
+        return written
 
 
 _SUFFIXES = {"html": (".html", ".htm"), "markdown": (".md", ".markdown"), "csv": (".csv",), "svg": (".svg",)}
@@ -89,13 +93,14 @@ _RENDERED: dict[str, Callable[[Report], str]] = {"html": page, "markdown": markd
 def run(
     models: Sequence[str], *, backends: Sequence[str] = (), threads: Sequence[int] = (), batches: Sequence[int] = (),
     device: str = "cpu", settings: Settings | None = None, outputs: Outputs | None = None, resume: bool = False, quiet: bool = False,
-    input_size: tuple[int, int] | None = None, weights: str | None = None,
+    input_size: tuple[int, int] | None = None, weights: str | None = None, notify: Callable[[str], None] = lambda _: None,
 ) -> Report:  # fmt: skip
     """Measure (see ``bench``), print the tables on standard output and write ``outputs``; JSON is kept while the run goes on.
 
-    ``quiet`` leaves the progress bar out. ``resume`` continues the run whose results are in ``outputs.json`` (or ``outputs.baseline``).
-    Raises Unavailable if no cell at all could be measured, InputRefused if that was for the files alone, Interrupted by Ctrl-C after what
-    was measured is shown and written.
+    ``quiet`` leaves the progress bar and the names of written files out. ``resume`` continues the run whose results are in ``outputs.json``
+    (or ``outputs.baseline``). ``notify`` hears how long the run will take. Raises Unavailable if no cell at all could be measured,
+    InputRefused if that was for the files alone; Unavailable, after everything was written, if a cell failed that was asked for, or for
+    another reason than a runtime that is missing here; Interrupted by Ctrl-C after what was measured is shown and written.
     """
     outputs, settings = outputs or Outputs(), settings or Settings()
     outputs.check(models)
@@ -112,12 +117,14 @@ def run(
         journal.keep(report)
 
     try:
-        report = _with_progress(models, backends, threads, batches or [1], device, settings, keep, earlier, quiet, input_size, weights)
+        report = _with_progress(
+            models, backends, threads, batches or [1], device, settings, keep, earlier, quiet, input_size, weights, notify
+        )
     except KeyboardInterrupt:
         if not latest:
             raise
         _show(latest[0])
-        _write(latest[0], journal, outputs)
+        _write(latest[0], journal, outputs, quiet=quiet)
         where = (
             f"it is in {journal.places[kept[0]]}, and the same command with --resume goes on"
             if kept
@@ -125,8 +132,12 @@ def run(
         )
         raise Interrupted(f"interrupted; what was measured is above: {where}") from None
     _show(report)  # first, since it is all that is left of the run where the disk is full
-    _write(report, journal, outputs)
+    _write(report, journal, outputs, quiet=quiet)
     results = list(report.results)
+    failed = [result for result in results if result.error is not None]
+    if any(result.samples for result in results) and any(backends or result.exit_code != Unavailable.exit_code for result in failed):
+        count = f"{len(failed)} of {len(results)} cells"
+        raise Unavailable(f"{count} could not be measured, the others are above; {failed[0].cell.backend}: {failed[0].error}")
     if not any(result.samples for result in results):
         refused = all(result.exit_code == InputRefused.exit_code for result in results)
         raise (InputRefused if refused else Unavailable)(f"nothing could be measured: {results[0].error}")
@@ -165,16 +176,19 @@ def is_any(path: Path, others: Iterable[Path | str]) -> bool:
     return any(path.resolve() == Path(other).resolve() for other in others)
 
 
-def _write(report: Report, journal: Journal, outputs: Outputs) -> None:
+def _write(report: Report, journal: Journal, outputs: Outputs, *, quiet: bool) -> None:
+    written: list[Path] = []
     try:
-        journal.close(report)
+        written += journal.close(report)
     finally:
-        outputs.write(report)
+        written += outputs.write(report)
+        for path in [] if quiet else written:
+            put(f"wrote {path}\n")
 
 
 def _with_progress(
     models: Sequence[str], backends: Sequence[str], threads: Sequence[int], batches: Sequence[int], device: str, settings: Settings,
-    keep: Keep, earlier: Report | None, quiet: bool, input_size: tuple[int, int] | None, weights: str | None,
+    keep: Keep, earlier: Report | None, quiet: bool, input_size: tuple[int, int] | None, weights: str | None, notify: Callable[[str], None],
 ) -> Report:  # fmt: skip
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = _console(stderr=True)
@@ -189,6 +203,7 @@ def _with_progress(
         return bench(
             models, backends=backends, threads=threads, batches=batches, device=device, settings=settings, progress=step,
             total=lambda n: bar.update(task, total=n), keep=keep, earlier=earlier, input_size=input_size, weights=weights,
+            notify=notify,
         )  # fmt: skip
 
 
@@ -208,19 +223,25 @@ def render(report: Report, width: int = LOG_WIDTH) -> RenderableType:
     load = (machine["load_average"] or [0.0])[0]
     each = "a process for every turn" if report.settings.fresh else "one process per cell"
     notes += [
-        f"Ratio: time of an image relative to {base_title(report, Where.RICH)}, on the same backend where it runs there; median over "
-        f"{report.settings.rounds} interleaved rounds, {each}. p90 stands where samples support it; ~ marks a coefficient of variation "
-        f"above {UNSTABLE:.1%}.",
+        f"Ratio: {ratio_of(report, Where.RICH)}; median over {report.settings.rounds} interleaved rounds, {each}. p90 stands where samples "
+        f"support it; ~ marks a coefficient of variation above {UNSTABLE:.1%}.",
         *on_device.notes(report),
         f"{machine['cpu']}, {machine['cores']} cores, load {load:.1f}; Python {machine['python']}, {versions}.",
     ]
+    if not report.by_cell:
+        notes += [
+            f"{shown(row.label, Where.RICH)} on {result.cell.backend} runs the training form: {result.flops / 1e6:,.0f} M FLOPs."
+            for row in report.rows
+            for result in row.results
+            if result.flops is not None
+        ]
     if any(row.paper for row in report.rows):
         notes += [
             f"FLOPs of {', '.join(row.paper.title for row in report.rows if row.paper and row.paper.convention == key)}: {text}."
             for key, text in CONVENTIONS.items()
             if any(row.paper and row.paper.convention == key for row in report.rows)
         ]
-    draw = _table if report.device == "cpu" else _device_table
+    draw = _cell_table if report.by_cell else _table
     tables = [draw(report, group, width) for group in report.groups]
     return Group(*tables, Text("\n".join([*notes, *(f"! {text}" for text in warnings_of(report))]), style="dim"))
 
@@ -232,18 +253,18 @@ def _empty_table(report: Report, group: Cells, *, fold: bool) -> Table:
     return Table(title=title, title_justify="left", **looks)  # type: ignore[arg-type]
 
 
-def _device_table(report: Report, group: Cells, width: int) -> Table:
-    """A line a cell: a device has more figures than stand beside each other. Narrow terminals get the model's name above its lines."""
-    fold = width < WIDE
+def _cell_table(report: Report, group: Cells, width: int) -> Table:
+    """A line for each cell. Narrow terminals get the model's name above its lines."""
+    fold = width < (SHORT if report.device == "cpu" else WIDE)
     table = _empty_table(report, group, fold=fold)
     headings = on_device.headings(report, group)
     first = headings.index("backend")
     for heading in headings[first:] if fold else headings:
         text = heading.replace("with transfers", "with\ntransfers") if fold else heading
         table.add_column(text, justify="left" if heading in ("Model", "backend") else "right", overflow="fold")
-    for row, _, cells in on_device.lines(report, group, Where.RICH):
+    for _, _, cells in on_device.lines(report, group, Where.RICH):
         if fold and cells[0]:
-            table.add_row(shown(row.title, Where.RICH))
+            table.add_row(cells[0])
         table.add_row(*([f" {cells[first]}", *cells[first + 1 :]] if fold else cells))
     return table
 

@@ -34,12 +34,20 @@ def base_title(report: Report, where: Where) -> str:
     return "MobileNet" if report.base.label == BASE else shown(report.base.title, where)
 
 
+def ratio_of(report: Report, where: Where) -> str:
+    """What the ratios of a report are, as it is shown there."""
+    if len(report.rows) == 1:
+        return "time of an image relative to the fastest backend"
+    base = base_title(report, where)
+    return f"time of an image relative to {base}, on the same backend where it runs there, otherwise on {base}'s fastest"
+
+
 def markdown(report: Report) -> str:
     """One table for each number of threads and batch size, with the warnings below."""
     lines = []
     for group in report.groups:
         lines += [f"### Inference time, {group_title(report, group)}", ""]
-        if report.device != "cpu":
+        if report.by_cell:
             head = on_device.headings(report, group)
             lines += [_line(head), _line(["---" if heading in ("Model", "backend") else "---:" for heading in head])]
             lines += [*(_line(words) for _, _, words in on_device.lines(report, group, Where.MARKDOWN)), ""]
@@ -56,11 +64,7 @@ def markdown(report: Report) -> str:
                 words += _figures(report, row.find(backend, group))
             lines.append(_line(words))
         lines.append("")
-    lines += [
-        f"Ratio: time of an image relative to {base_title(report, Where.MARKDOWN)}, "
-        f"the median over {report.settings.rounds} interleaved rounds.",
-        "",
-    ]
+    lines += [f"Ratio: {ratio_of(report, Where.MARKDOWN)}; the median over {report.settings.rounds} interleaved rounds.", ""]
     lines += [line for text in on_device.notes(report) for line in (shown(text, Where.MARKDOWN, 4000), "")]
     lines += [f"- {shown(text, Where.MARKDOWN, 4000)}" for text in warnings_of(report)]
     lines += [

@@ -13,6 +13,7 @@ from cnet_deploy.artifacts import manifest
 from cnet_deploy.artifacts.pair import read_manifest
 from cnet_deploy.benchmarks.measure.cells import Cell
 from cnet_deploy.benchmarks.measure.environment import cores, differences, environment, fingerprint
+from cnet_deploy.benchmarks.measure.estimate import EXPORTING, estimate, in_words
 from cnet_deploy.benchmarks.measure.rounds import Result, Settings, proceed, rounds_of, steps
 from cnet_deploy.benchmarks.measure.worker import NAMED
 from cnet_deploy.benchmarks.sweep.figures import figures_of
@@ -51,15 +52,16 @@ def bench(
     models: Sequence[str] = (), *, backends: Sequence[str] = (), threads: Sequence[int] = (), batches: Sequence[int] = (1,),
     device: str = "cpu", settings: Settings | None = None, progress: Callable[[str], None] = lambda _: None,
     total: Callable[[int], None] = lambda _: None, keep: Keep = lambda _: None, earlier: Report | None = None,
-    input_size: tuple[int, int] | None = None, weights: str | None = None,
+    input_size: tuple[int, int] | None = None, weights: str | None = None, notify: Callable[[str], None] = lambda _: None,
 ) -> Report:  # fmt: skip
     """Measure the paper's table, or any files and named networks, with every number of ``threads`` and every batch size.
 
-    A named network runs with random weights on every backend of ``backends`` (``default_backends`` of the ``device``, if none is given). A
-    file runs on the backend that opens it; a model's file on those that it can be exported for, too, where they are asked for. ``progress``
-    hears what is being done, ``total`` how many steps there will be, ``keep`` gets the report as it grows. ``earlier`` is the report of the
-    same sweep that was interrupted: what it holds is not measured again. ``input_size`` (height, width) is that of files which don't tell
-    it: checkpoints, and ONNX files that leave it free. ``weights`` is the key of a set of weights, for checkpoints that hold several.
+    A named network runs with random weights on every backend of ``backends`` (``default_backends`` of the ``device``, if none is given),
+    and so does a file: a model is exported for those that don't open it, an artifact runs on those that do. ``notify`` hears how long it
+    will take, ``progress`` what is being done, ``total`` how many steps there will be, ``keep`` gets the report as it grows. ``earlier`` is
+    the report of the same sweep that was interrupted: what it holds is not measured again. ``input_size`` (height, width) is that of files
+    which don't tell it: checkpoints, and ONNX files that leave it free. ``weights`` is the key of a set of weights, for checkpoints that
+    hold several.
     Raises InputRefused for what can't be measured before anything is.
     """
     settings = settings or Settings()
@@ -82,16 +84,30 @@ def bench(
         if report.after is not None:
             return report
     parts = _parts(report)
+    notify(_announcement(report, parts))
     total(len(names) + sum(steps(len(part), settings, rounds_of(part, settings)) for part in parts))
     with tempfile.TemporaryDirectory(prefix="cnet-deploy-bench-") as folder:
         for row in report.rows:
             progress(f"prepare {row.label}")
             for result in row.results:
-                _prepare(result, Path(folder), opening, fresh=settings.fresh)
+                prepare(result, Path(folder), opening, fresh=settings.fresh)
         for part in parts:
             proceed(part, settings, progress, keep=lambda: keep(report))
     report.after = environment()
     return report
+
+
+def _announcement(report: Report, parts: Sequence[Sequence[Result]]) -> str:
+    """How long the sweep will take, by a guess."""
+    settings = report.settings
+    exported = {
+        (result.cell.label, result.cell.backend, result.cell.batch if described(result.cell.backend).per_batch else 0)
+        for result in report.results
+        if target_for(result.cell.backend, result.cell.label) is not None
+    }
+    seconds = EXPORTING * len(exported) + sum(estimate(len(part), settings, rounds_of(part, settings)) for part in parts)
+    cells = sum(1 for _ in report.results)
+    return f"{cells} cell{'' if cells == 1 else 's'}, {settings.rounds} rounds: this takes about {in_words(seconds)}"
 
 
 def backends_of(name: str, wanted: Sequence[str], device: str = "cpu") -> tuple[str, ...]:
@@ -104,11 +120,15 @@ def backends_of(name: str, wanted: Sequence[str], device: str = "cpu") -> tuple[
         raise InputRefused(f"{name}: no such file, and no network of that name; expected a file or one of {', '.join(NAMES)}")
     check_input(name)
     own = backend_of(name)
-    if not wanted:
-        return (own,)
     a_model = backends()[own].opens_models  # can be exported for any backend
     # What was exported already has the precision that it has.
-    fitting = tuple(backend for backend in wanted if a_model or (opens(described(backend), name) and not resolve_backend(backend).export))
+    fitting = tuple(
+        backend
+        for backend in wanted or default_backends(device)
+        if a_model or (opens(described(backend), name) and not resolve_backend(backend).export)
+    )
+    if not fitting and not wanted:
+        return (own,)
     if not fitting:
         raise InputRefused(
             f"{name}: runs on {own}, which is not among {', '.join(wanted)}; give its model for what has to be exported anew"
@@ -181,7 +201,13 @@ def _row(
         paper = paper_row(name)
         flops, params = counted(name)
         return Row(name, flops, params, None, paper.top1_error if paper else None, results)
-    data, costs = read_bytes(name), _counted_file(name, opening)
+    data = read_bytes(name)
+    as_it_is, exported = counted_file(name, opening), counted_file(name, opening, exported=True)
+    direct = [result for result in results if target_for(result.cell.backend, name) is None]
+    costs = as_it_is if len(direct) == len(results) else exported
+    for result in direct:  # the training form, beside exports of the group-conv form
+        if as_it_is != costs:
+            result.flops, result.params = as_it_is
     counts = figures_of(name, opening.get("weights")).to_dict() if fresh else None
     return Row(name, *costs, digest(data), _top1_error(name, data), results, counts)
 
@@ -213,26 +239,32 @@ def _top1_error(path: str, data: bytes) -> float | None:
     return 100 * (1 - known[-1]) if known else None
 
 
-def _prepare(result: Result, folder: Path, opening: Mapping[str, Any], *, fresh: bool) -> None:
-    """Put the path of the artifact into a cell, or the error that kept it from being made: a missing backend is shown in its own cell."""
-    cell = result.cell
-    target = target_for(cell.backend, cell.label)
-    path = str(Path(cell.label).absolute())
+def prepare(result: Result, folder: Path, opening: Mapping[str, Any], *, fresh: bool = False, source: str | None = None) -> None:
+    """Put the path of the artifact into a cell, or the error that kept it from being made: a missing backend is shown in its own cell.
+
+    What has to be exported is written to ``folder``, once for all cells that run the same. ``source`` is the file or named network that is
+    exported and run, if it is another than the cell's label; ``opening`` are the options with which a checkpoint is loaded. ``fresh``: the
+    cell is opened again for every turn.
+    """
+    cell, model = result.cell, source or result.cell.label
+    target = target_for(cell.backend, model)
+    path = str(Path(model).absolute())
     if target is not None:
         options = export_options(cell.backend, cell.batch)
-        path = str(folder / f"{_digest_of(cell.label, options)}{targets()[target].suffix}")
+        path = str(folder / f"{_digest_of(model, options)}{targets()[target].suffix}")
         try:
             if result.error is None and not Path(path).exists():  # else it was made for another cell
                 _require_device(cell)
-                export(cell.label, target, path, overrides=_overrides(opening), **options)
+                export(model, target, path, overrides=_overrides(opening), **options)
         except CnetDeployError as error:
-            result.error, result.exit_code = str(error), error.exit_code
+            message = str(error).replace(path, cell.label).replace(model, cell.label)
+            result.error, result.exit_code = message, error.exit_code
         except Exception as error:  # of a library's exporter; one network's, and no reason to end the run
             result.error, result.exit_code = f"{type(error).__name__}: {error}"[:500], Unavailable.exit_code
-    elif is_named(cell.label):
-        path = NAMED + cell.label
+    elif is_named(model):
+        path = NAMED + model
     elif fresh:  # opened again for every turn, and must not be another file then
-        path = str(copied(path, folder / _digest_of(cell.label, {})))
+        path = str(copied(path, folder / _digest_of(model, {})))
     result.cell = replace(cell, model=path)
 
 
@@ -277,14 +309,21 @@ def _outline(report: Report) -> dict[str, object]:
     }
 
 
-def _counted_file(path: str, opening: Mapping[str, Any]) -> tuple[int | None, int | None]:
+def counted_file(path: str, opening: Mapping[str, Any], *, exported: bool = False) -> tuple[int | None, int | None]:
+    """FLOPs and parameters of a file by its architecture, in the form that it has, or in the form in which it is ``exported``; None for
+    one that is not of the family."""
+    from cnet_deploy.models.convert import DEFAULT_KEEP
     from cnet_deploy.workflows.inspect import inspect
 
     try:
         inspection = inspect(path, **_overrides(opening))
     except InputRefused:
         return None, None  # not of the family: it can be measured all the same
-    if inspection.architecture is None or inspection.form is None:
+    architecture = inspection.architecture
+    if architecture is None or inspection.form is None:
         return None, None
-    cost = inspection.architecture.cost("training" if inspection.form == "training" else "group-conv")
+    if inspection.form == "training" and not exported:
+        cost = architecture.cost("training")
+    else:
+        cost = (replace(architecture, classifier_keep=DEFAULT_KEEP) if inspection.form == "training" else architecture).cost("group-conv")
     return cost.flops, cost.params

@@ -54,6 +54,10 @@ class Row:
         """The name for people."""
         return self.paper.title if self.paper else self.label
 
+    def counted(self, result: Result) -> tuple[int | None, int | None]:
+        """FLOPs and parameters of the form that a cell runs."""
+        return (self.flops, self.params) if result.flops is None else (result.flops, result.params)
+
     def find(self, backend: str, group: Group) -> Result | None:
         """The cell of a backend with so many threads and so large a batch."""
         return next((r for r in self.results if (r.cell.backend, r.cell.threads, r.cell.batch) == (backend, *group)), None)
@@ -91,19 +95,32 @@ class Report:
         return tuple(dict.fromkeys((result.cell.threads, result.cell.batch) for result in self.results))
 
     @property
+    def by_cell(self) -> bool:
+        """Whether tables have a line for each cell: on a device, and where nothing is compared with the paper's table."""
+        return self.device != "cpu" or not any(row.paper for row in self.rows)
+
+    @property
     def base(self) -> Row:
         """The row that the others are compared with: MobileNet, else the first, of those that could be measured."""
         known = [row for row in self.rows if any(result.rounds for result in row.results)] or self.rows
         return next((row for row in known if row.label == BASE), known[0])
 
     def ratio(self, result: Result) -> float | None:
-        """How many times as long as the base row it takes: on the same backend, or on the base's quickest where that does not run it."""
+        """How many times as long as the base row it takes: on the same backend, or on the base's quickest where that does not run it.
+
+        With one row: as the quickest backend.
+        """
         group = (result.cell.threads, result.cell.batch)
+        quickest = self.quickest(group)
+        if quickest is None or len(self.rows) == 1:
+            return None if quickest is None else ratio(result, quickest)
         others = [there for backend in self.backends if (there := self.base.find(backend, group)) and there.median is not None]
-        if not others:
-            return None
-        quickest = min(others, key=lambda other: (other.median or 0) / other.batch)
         return ratio(result, next((other for other in others if other.cell.backend == result.cell.backend), quickest))
+
+    def quickest(self, group: Group) -> Result | None:
+        """The cell of the base row that takes the least time for an image; None if none of that group was measured."""
+        known = [result for result in self.base.results if (result.cell.threads, result.cell.batch) == group and result.median is not None]
+        return min(known, key=lambda result: (result.median or 0) / result.batch, default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, raw samples included, JSON-ready."""
@@ -127,6 +144,9 @@ class Report:
 
     def _cell(self, row: Row, result: Result) -> dict[str, Any]:
         values = asdict(replace(result, cell=replace(result.cell, model=row.label)))  # not where it lay meanwhile
+        for name in ("flops", "params"):  # where they are the row's
+            if values[name] is None:
+                del values[name]
         summary = result.summary
         derived = {
             "summary": summary and {**asdict(summary), "unstable": summary.unstable},
@@ -164,13 +184,18 @@ def read_report(path: Path | str) -> Report:
     """The inverse of ``to_dict``, from a file. Raises InputRefused for anything that is not this version's results."""
     data = read_bytes(path, MAX_BYTES)
     with reading(path, "measure again with `bench --json`"):
-        stored = convert(of_version(parse_json(data), FORMAT, FORMAT_VERSION), _Stored)
-        rows = [_row(row, f"rows[{number}]") for number, row in enumerate(stored.rows)]
-        if len(devices := {result.cell.device for row in rows for result in row.results}) > 1:
-            raise InvalidValue(f"it has cells of the devices {', '.join(sorted(devices))}; expected one device")
-        before, after = stored.environment, stored.environment_after
-        after = None if after is None else read_environment(after, "environment_after")
-        return Report(rows, stored.settings, read_environment(before), after)
+        return report_from(parse_json(data))
+
+
+def report_from(values: object) -> Report:
+    """The inverse of ``to_dict``. Raises InvalidValue and OtherFormat for anything else."""
+    stored = convert(of_version(values, FORMAT, FORMAT_VERSION), _Stored)
+    rows = [_row(row, f"rows[{number}]") for number, row in enumerate(stored.rows)]
+    if len(devices := {result.cell.device for row in rows for result in row.results}) > 1:
+        raise InvalidValue(f"it has cells of the devices {', '.join(sorted(devices))}; expected one device")
+    before, after = stored.environment, stored.environment_after
+    after = None if after is None else read_environment(after, "environment_after")
+    return Report(rows, stored.settings, read_environment(before), after)
 
 
 def _row(stored: _StoredRow, place: str) -> Row:
@@ -207,15 +232,17 @@ class Journal:
             end = time.monotonic()
             self._quiet_until = end + (end - start) / WRITING_SHARE
 
-    def close(self, report: Report) -> None:
-        """Write the results; under their own name if the run is complete. Raises OutputRefused where that can't be done."""
-        self._write(report, self.places.values() if report.after is None else self.places)
+    def close(self, report: Report) -> list[Path]:
+        """Write the results, under their own name if the run is complete; where they are. Raises OutputRefused where that can't be done."""
+        paths = list(self.places.values() if report.after is None else self.places)
+        self._write(report, paths)
         if self._refused is not None:
             raise self._refused
         if report.after is not None:
             for path, place in self.places.items():
                 if place != path:
                     place.unlink(missing_ok=True)
+        return paths
 
     def _write(self, report: Report, paths: Iterable[Path]) -> None:
         self._refused = None

@@ -26,7 +26,7 @@ TARGET = Target(
     help="Compile a shared library for the CPU: no runtime, several times faster.",
     container="native library",
     options=(
-        Option("precision", "choice", "fp32 or bf16", choices=PRECISIONS),
+        Option("precision", "choice", "fp32 or bf16", choices=PRECISIONS, several=True),
         Option(
             "cpu", "choice", "the processor to compile for [default: all of this machine's family, chosen when it is opened]",
             flag="target", choices=("host", "x86-64-v3", "x86-64-v4", "aarch64"),

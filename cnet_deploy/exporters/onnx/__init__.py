@@ -25,6 +25,7 @@ TARGET = Target(
             "choice",
             "fp32, fp16 or bf16 for weights and layers (images and logits stay float32)",
             choices=("fp32", "fp16", "bf16"),
+            several=True,
         ),
         Option("batch", "batch", "N fixes the batch size, else it is free"),
         Option("opset", "number", "its opset [default: 17, or 22 for bf16]", bounds=(17, 22)),

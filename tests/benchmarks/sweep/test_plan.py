@@ -16,6 +16,7 @@ from rich.console import Console
 import cnet_deploy as cd
 from cnet_deploy.benchmarks.gate.sides import make_side
 from cnet_deploy.benchmarks.report.terminal import render, run
+from cnet_deploy.benchmarks.report.text import markdown
 from cnet_deploy.benchmarks.sweep.plan import backends_of, bench, default_backends, export_options, target_for
 from cnet_deploy.benchmarks.sweep.results import Journal, Report, read_report
 from cnet_deploy.cli import main
@@ -45,10 +46,11 @@ def test_files_and_named_networks_together(onnx_path: Path, checkpoint_path: Pat
     assert totals == [len(heard)]
     artifact, training, named = report.rows
     assert (artifact.flops, artifact.params) == (11_496_634, 80_362)
-    assert training.flops == 21_721_450
+    assert (training.flops, training.params) == (11_496_634, 80_362)  # of the exports; torch runs the training form
+    assert [training.counted(result)[0] for result in training.results] == [21_721_450, 11_496_634, 11_496_634]
     assert (named.flops, named.params) == (NAMED["condensenet-50"].flops, NAMED["condensenet-50"].params)
     backends = [{result.cell.backend for result in row.results} for row in report.rows]
-    assert backends == [{"onnxruntime"}, {"torch"}, {"torch", "onnxruntime", "native"}]
+    assert backends == [{"onnxruntime"}, {"torch", "onnxruntime", "native"}, {"torch", "onnxruntime", "native"}]
     assert report.backends == ("torch", "onnxruntime", "native")
     assert report.base is artifact and report.ratio(artifact.results[0]) == 1
     assert all(result.error is None and result.median for result in report.results)
@@ -57,6 +59,7 @@ def test_files_and_named_networks_together(onnx_path: Path, checkpoint_path: Pat
     assert stored["settings"] == {"rounds": 2, "seconds": 0.0, "least": 2, "warmup": 0.0, "rewarm": 0.0, "fresh": False}
     assert stored["rows"][0]["cells"][0]["rounds"] == artifact.results[0].rounds
     assert stored["environment"]["cpu"] and stored["complete"] is True
+    assert [cell.get("flops") for cell in stored["rows"][1]["cells"]] == [21_721_450, None, None]
     assert [cell["cell"]["model"] for cell in stored["rows"][2]["cells"]] == ["condensenet-50"] * 3  # no temporary path
 
     for width in (180, 80):
@@ -80,7 +83,8 @@ def test_a_models_file_is_exported_for_the_backends_that_are_asked_for(model_pat
     report = bench([str(path)], backends=["native", "onnxruntime", "torch"], threads=[1], settings=QUICK)
     assert [result.error for result in report.results] == [None] * 3
     assert [entry.name for entry in tmp_path.iterdir()] == ["m.safetensors"]
-    assert backends_of(str(path), ()) == ("torch",)
+    assert backends_of(str(path), ()) == default_backends("cpu")  # as a name
+    assert backends_of(str(path), (), "cuda") == default_backends("cuda")
     assert [target_for(backend, str(path)) for backend in ("torch", "torch.compile", "onnxruntime", "openvino", "native")] == [
         None, None, "onnx", "onnx", "native",
     ]  # fmt: skip
@@ -166,6 +170,28 @@ def test_export_options_of_variants() -> None:
     assert export_options("onnxruntime.fp16", 8) == {"precision": "fp16"} and export_options("torch.fp16", 8) == {}
     assert export_options("tensorrt.fp16.cudagraph", 8) == {"precision": "fp16", "batch": (8, 8, 8)}
     assert export_options("tensorrt.fp32", 1) == {"batch": (1, 1, 1)}
+
+
+def test_with_one_model_ratios_are_to_the_fastest_backend(onnx_path: Path) -> None:
+    heard: list[str] = []
+    report = bench([str(onnx_path)], backends=["onnxruntime", "openvino"], threads=[1], settings=QUICK, notify=heard.append)
+    assert len(heard) == 1 and heard[0].startswith("2 cells, 2 rounds: this takes about ")
+    quickest = report.quickest((1, 1))
+    assert quickest is not None and report.ratio(quickest) == 1
+    assert sorted(report.ratio(result) or 0 for result in report.results)[0] <= 1
+    assert "relative to the fastest backend" in markdown(report)
+    assert "| M FLOPs | M params | backend | ms (p90) | ratio |" in markdown(report)
+
+
+def test_a_cell_that_fails_is_no_success(onnx_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was asked for by name, or fails for another reason than a runtime that is not here."""
+    monkeypatch.setenv("CXX", "/no/such/compiler")
+    two = {"backends": ["onnxruntime", "native"], "threads": [1], "settings": QUICK, "quiet": True}
+    with pytest.raises(Unavailable, match=r"1 of 2 cells could not be measured, the others are above; native: .*/no/such/compiler"):
+        run(["condensenet-50"], **two)  # type: ignore[arg-type]
+    assert "condensenet-50" in capsys.readouterr().out
+    monkeypatch.setattr("cnet_deploy.benchmarks.sweep.plan.default_backends", lambda _: ("onnxruntime", "native"))
+    assert run(["condensenet-50"], threads=[1], settings=QUICK, quiet=True).rows  # a runtime that happens to be missing
 
 
 def test_what_was_exported_already_keeps_its_precision(onnx_path: Path, model_path: Path) -> None:
