@@ -21,7 +21,6 @@ from cnet_deploy.errors import CnetDeployError, printable
 from cnet_deploy.subprocesses import careful_libraries
 
 _QUIET, _VERBOSE = "cnet_deploy.quiet", "cnet_deploy.verbose"
-_TERMINATED = 128 + signal.SIGTERM
 _LOG = logging.getLogger("cnet_deploy")
 
 
@@ -100,13 +99,13 @@ class Commands(click.Group):
                 return super().main(*args, **{**kwargs, "standalone_mode": False})
         except CnetDeployError as error:
             _LOG.debug("raised here:", exc_info=True)
-            fail(str(error), _TERMINATED if terminated else error.exit_code)
+            fail(str(error), 128 + terminated[0] if terminated else error.exit_code)
         except click.ClickException as error:
             error.show()
             sys.exit(error.exit_code)
         except (click.Abort, KeyboardInterrupt):
             _LOG.debug("interrupted here:", exc_info=True)
-            fail("interrupted; nothing was written", _TERMINATED if terminated else 130)
+            fail("interrupted; nothing was written", 128 + terminated[0] if terminated else 130)
         except OSError as error:  # of standard output: other files' errors are OutputRefused and InputRefused by now
             fail(f"can't write to standard output: {error.strerror or error}", 4)
         finally:
@@ -144,20 +143,23 @@ def _broken_pipe_ends() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _termination(terminated: list[int]) -> Iterator[None]:
-    """Make SIGTERM interrupt as Ctrl-C does, so that temporary files are removed; the signal is noted in ``terminated``."""
+    """Make SIGTERM and SIGHUP interrupt as Ctrl-C does, so that temporary files are removed and processes ended.
+
+    The signal is noted in ``terminated``; one that is ignored, as SIGHUP is under nohup, stays so.
+    """
 
     def interrupt(number: int, _: object) -> None:
         terminated.append(number)
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    ours = threading.current_thread() is threading.main_thread()
+    caught = [number for number in (signal.SIGTERM, signal.SIGHUP) if ours and signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in caught}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _be_quiet(ctx: click.Context, _: click.Parameter, value: bool) -> None:

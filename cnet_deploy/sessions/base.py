@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnet_deploy.artifacts.manifest import Manifest
-from cnet_deploy.errors import InputRefused
+from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.hardware.cuda import Device
 from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.models.architecture import Architecture, Form
@@ -196,6 +197,12 @@ class Session(ABC):
     preprocessing: Preprocessing | None = None
     manifest: Manifest | None = None
     closed: bool = False
+    _process: int
+
+    def __new__(cls, *_: Any, **__: Any) -> Session:
+        made = super().__new__(cls)
+        made._process = os.getpid()
+        return made
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -255,6 +262,11 @@ class Session(ABC):
         """
         if self.closed:
             raise InputRefused("the session was closed; open it again to run another batch")
+        if self._process != os.getpid():  # its threads are not here, and it would wait for them for ever
+            raise Unavailable(
+                "the session was opened before a fork, and its threads are not in this process; open it here again, or start processes by "
+                "spawn (multiprocessing.set_start_method)"
+            )
         size, *expected = self.input_shape
         least, most = self._bounds()
         if exact and isinstance(batch, np.ndarray) and batch.ndim and not least <= len(batch) <= (most or len(batch)) and len(batch):
