@@ -72,7 +72,7 @@ def raise_if_interrupted(error: BaseException) -> None:
 
 @contextlib.contextmanager
 def deferred_interrupts() -> Iterator[threading.Event]:
-    """Within the block Ctrl-C and SIGTERM only set the event; they are raised again when it ends.
+    """Within the block Ctrl-C, SIGTERM and SIGHUP only set the event; they are raised again when it ends.
 
     For native code that must not be interrupted by an exception: a build, or the import of a native module, which may crash.
     """
@@ -85,7 +85,7 @@ def deferred_interrupts() -> Iterator[threading.Event]:
         arrived.append(number)
         interrupted.set()
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     handled = [number for number, handler in before.items() if callable(handler)]  # not those that are ignored or kill at once
     for number in handled:
         signal.signal(number, note)

@@ -66,7 +66,7 @@ server.connect("\0{name}")
 request = {{"script": {script!r}, "argv": sys.argv[1:], "cwd": os.getcwd(), "environment": dict(os.environ)}}
 socket.send_fds(server, [json.dumps(request).encode()], [0, 1, 2])
 pid = int(server.recv(64))
-for number in (signal.SIGINT, signal.SIGTERM):
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, lambda number, _: os.kill(pid, number))
 code = int(server.recv(64))
 if code < 0:

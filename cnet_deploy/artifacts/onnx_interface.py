@@ -13,6 +13,7 @@ from cnet_deploy.errors import InputRefused, printable
 from cnet_deploy.images.preprocessing import CHANNELS
 from cnet_deploy.models.architecture import Architecture
 
+MOST_VALUES = 1 << 30  # of all images of a fixed batch: 4 GiB
 _FP16 = "onnxconverter_common.float16.convert_float_to_float16(model, keep_io_types=True)"
 
 
@@ -113,6 +114,8 @@ def _image_shape(image: Value, logits: Value, input_size: tuple[int, int] | None
         )
     if min(height, width) < 1 or batch == 0:
         raise InputRefused(f"reads {image}; expected at least one pixel and one image")
+    if (batch or 1) * channels * height * width > MOST_VALUES:
+        raise InputRefused(f"reads {image}; expected at most {MOST_VALUES:,} values at once: export it with a free batch")
     return batch, channels, height, width
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cnet_deploy.cli.console import Command, note, quiet
-from cnet_deploy.cli.options import force_option, weights_option
+from cnet_deploy.cli.options import force_option, timeout_option, weights_option
 from cnet_deploy.cli.types import FilePath, Finite, Numbers, Size, Words, complete_backends, complete_models
 from cnet_deploy.sessions import names
 
@@ -42,6 +42,7 @@ error message lists those of the backend.
 @click.option("--batch", "batches", type=Numbers(), default=(1,), help="Images per inference: a number, or several as 1,8,32. [default: 1]")
 @click.option("--input-size", type=Size(), help="Input in pixels, as 224 or HEIGHTxWIDTH, of files that don't tell it.")
 @weights_option
+@timeout_option
 @click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Turns of each cell.")
 @click.option("--seconds", type=Finite(0), default=0.2, show_default=True, help="Least measuring time of a turn, in seconds.")
 @click.option("--warmup", type=Finite(0), default=0.5, show_default=True, help="Least warm-up time of a process, in seconds.")

@@ -27,7 +27,6 @@ from cnet_deploy.subprocesses import careful_libraries
 from cnet_deploy.text import LINE_LENGTH, ReaderLeft, StreamFailed, take_any_text, write_block, write_json, write_lines
 
 _QUIET, _VERBOSE = "cnet_deploy.quiet", "cnet_deploy.verbose"
-_TERMINATED = 128 + signal.SIGTERM
 UNEXPECTED = 70  # the exit code of an error that nobody foresaw (EX_SOFTWARE of sysexits.h)
 _REPORT = "the project's issue tracker"
 _LOG = logging.getLogger("cnet_deploy")
@@ -143,12 +142,12 @@ class Commands(click.Group):
             fail(f"can't write to standard output: {error}", 4)
         except CnetDeployError as error:
             _LOG.debug("raised here:", exc_info=True)
-            fail(str(error), _TERMINATED if terminated else error.exit_code)
+            fail(str(error), 128 + terminated[0] if terminated else error.exit_code)
         except click.ClickException as error:
             _usage(error)
         except (click.Abort, KeyboardInterrupt):
             _LOG.debug("interrupted here:", exc_info=True)
-            fail("interrupted; nothing was written", _TERMINATED if terminated else 130)
+            fail("interrupted; nothing was written", 128 + terminated[0] if terminated else 130)
         except _Unexpected as error:
             _last_net(str(error), error.__cause__ or error)
         except SystemExit:
@@ -257,20 +256,23 @@ class _Others:
 
 @contextlib.contextmanager
 def _termination(terminated: list[int]) -> Iterator[None]:
-    """Make SIGTERM interrupt as Ctrl-C does, so that temporary files are removed; the signal is noted in ``terminated``."""
+    """Make SIGTERM and SIGHUP interrupt as Ctrl-C does, so that temporary files are removed and processes ended.
+
+    The signal is noted in ``terminated``; one that is ignored, as SIGHUP is under nohup, stays so.
+    """
 
     def interrupt(number: int, _: object) -> None:
         terminated.append(number)
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    ours = threading.current_thread() is threading.main_thread()
+    caught = [number for number in (signal.SIGTERM, signal.SIGHUP) if ours and signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in caught}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _be_quiet(ctx: click.Context, _: click.Parameter, value: bool) -> None:

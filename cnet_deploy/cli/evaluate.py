@@ -9,7 +9,7 @@ import click
 
 from cnet_deploy.cli import options as parameters
 from cnet_deploy.cli.console import Command, show, show_json
-from cnet_deploy.cli.options import model_options, steps_options
+from cnet_deploy.cli.options import model_options, steps_options, timeout_option
 from cnet_deploy.cli.types import FilePath, complete_backends
 from cnet_deploy.hardware.cpu import share_the_processor
 
@@ -32,6 +32,7 @@ from cnet_deploy.hardware.cpu import share_the_processor
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images per inference.")
 @click.option("-j", "--workers", type=click.IntRange(1), help="Threads that read images. [default: one per core, at most 8]")
 @steps_options
+@timeout_option
 @click.option(
     "--skip-corrupt", type=click.IntRange(0), default=0, show_default=True, help="How many unreadable images to accept; they are named."
 )

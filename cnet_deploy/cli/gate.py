@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cnet_deploy.cli.console import Command, note, quiet
-from cnet_deploy.cli.options import force_option, weights_option
+from cnet_deploy.cli.options import force_option, timeout_option, weights_option
 from cnet_deploy.cli.types import FilePath, Finite, Share, complete_backends, complete_models
 
 
@@ -23,6 +23,7 @@ from cnet_deploy.cli.types import FilePath, Finite, Share, complete_backends, co
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="The device for both. [default: cpu; with --baseline: as recorded]")
 @click.option("--threads", type=click.IntRange(1), help="Threads of both. [default: all cores]")
 @weights_option
+@timeout_option
 @click.option("--max-rounds", type=click.IntRange(8), default=64, show_default=True, help="Most rounds before the verdict is inconclusive.")
 @click.option("--seconds", type=Finite(0), help="Least measuring time of a turn, in seconds. [default: 0.5; with --baseline: as recorded]")
 @click.option("--warmup", type=Finite(0), help="Least warm-up time of a process, in seconds. [default: 0.5; with --baseline: as recorded]")

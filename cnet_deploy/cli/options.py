@@ -34,6 +34,23 @@ weights_option = click.option(
 )
 
 
+def _limit_trials(ctx: click.Context, _: click.Parameter, seconds: float | None) -> None:
+    if seconds is not None:
+        from cnet_deploy.sessions import trial
+
+        ctx.with_resource(trial.time_limit(seconds))
+
+
+timeout_option = click.option(
+    "--timeout",
+    type=Finite(0, min_open=True),
+    expose_value=False,
+    callback=_limit_trials,
+    metavar="SECONDS",
+    help="How long the first opening of an ONNX file may take that is no plain network, in a process of its own. [default: 60]",
+)
+
+
 def model_options(command: F) -> F:
     """Options for what a checkpoint doesn't record."""
     for option in (

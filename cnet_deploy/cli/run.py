@@ -9,7 +9,7 @@ import click
 
 from cnet_deploy.cli import options as parameters
 from cnet_deploy.cli.console import Command, show, show_json
-from cnet_deploy.cli.options import labels_option, model_options, pin_option, steps_options
+from cnet_deploy.cli.options import labels_option, model_options, pin_option, steps_options, timeout_option
 from cnet_deploy.cli.types import FilePath, complete_backends
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.hardware.cpu import share_the_processor
@@ -30,6 +30,7 @@ from cnet_deploy.hardware.cpu import share_the_processor
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Images per inference.")
 @steps_options
 @pin_option
+@timeout_option
 @click.option("--json", "as_json", is_flag=True, help="Print the answers as JSON.")
 @model_options
 def run(file: Path, images: tuple[Path, ...], as_json: bool, **options: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cnet_deploy.cli.console import Command, show_json, tell
-from cnet_deploy.cli.options import images_option, model_options, pin_option, tolerance_option
+from cnet_deploy.cli.options import images_option, model_options, pin_option, timeout_option, tolerance_option
 from cnet_deploy.cli.types import FilePath
 from cnet_deploy.errors import CheckFailed
 from cnet_deploy.hardware.cpu import share_the_processor
@@ -24,6 +24,7 @@ from cnet_deploy.hardware.cpu import share_the_processor
 @images_option
 @tolerance_option
 @pin_option
+@timeout_option
 @click.option("--json", "as_json", is_flag=True, help="Print the comparisons as JSON.")
 @model_options
 def verify(artifact: Path, model: Path, as_json: bool, **options: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from cnet_deploy.errors import InputRefused, in_words
@@ -38,8 +38,11 @@ def _parse(data: bytes) -> Any:
         model = onnx.load_model_from_string(data)
         elsewhere = _is_suspect(data) and _any(model, onnx.TensorProto, _is_elsewhere)
         compiled = _is_suspect(data) and _any(model, onnx.NodeProto, lambda node: node.op_type == "EPContext")
+        damaged = not all(isinstance(text, str) for text in _texts(model))  # protobuf gives bytes for what is no UTF-8
     except Exception as error:  # protobuf can raise anything on damaged files
         raise InputRefused(f"is no readable ONNX model ({in_words(error)}); export it again") from None
+    if damaged:
+        raise InputRefused("is no readable ONNX model (its text is damaged); export it again")
     if elsewhere:
         raise InputRefused(
             "keeps weights in other files; expected one file, as `export` writes it: join them in Python, in the folder where they are: "
@@ -51,6 +54,17 @@ def _parse(data: bytes) -> Any:
             "that it was made from"
         )
     return model
+
+
+def _texts(model: Any) -> Iterator[Any]:
+    """The texts that are read here or shown."""
+    for entry in model.metadata_props:
+        yield from (entry.key, entry.value)
+    yield from (model.producer_name, model.producer_version, model.graph.name)
+    yield from (value.name for value in (*model.graph.input, *model.graph.output))
+    yield from (opset.domain for opset in model.opset_import)
+    for node in model.graph.node:
+        yield from (node.op_type, node.domain, *node.input, *node.output)
 
 
 def _is_elsewhere(tensor: Any) -> bool:

@@ -98,7 +98,10 @@ def require_plain(data: bytes) -> None:
             graphs.append(_message(value))
         elif number == 8:
             _require_own_domain(_message(value))
-        elif number not in (1, 2, 3, 4, 5, 6, 14):
+        elif number == 14:
+            for _, text in _fields(_message(value)):
+                _text(text)
+        elif number not in (1, 2, 3, 4, 5, 6):
             raise NotPlain("it has functions or other parts beside its graph")
     if len(graphs) != 1:
         raise NotPlain(f"it has {len(graphs)} graphs")
@@ -405,4 +408,7 @@ def _packed(message: memoryview) -> list[int]:
 
 
 def _text(value: Value) -> str:
-    return bytes(_message(value)).decode("utf-8", "replace")
+    try:
+        return bytes(_message(value)).decode()
+    except UnicodeDecodeError:
+        raise NotPlain("its text is damaged") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnet_deploy.artifacts.manifest import Manifest
-from cnet_deploy.errors import InputRefused, naming, printable
+from cnet_deploy.errors import InputRefused, Unavailable, naming, printable
 from cnet_deploy.hardware.cuda import Device
 from cnet_deploy.images.answers import Answer, answers
 from cnet_deploy.images.class_names import read_labels
@@ -207,9 +208,15 @@ class Session(ABC):
     manifest: Manifest | None = None
     path: Path | None = None
     closed: bool = False
+    _process: int
     _answers_shares: bool | None = None  # whether it answers with probabilities; None: nothing was answered
     _checked_values = False
     _told_doubts = False
+
+    def __new__(cls, *_: Any, **__: Any) -> Session:
+        made = super().__new__(cls)
+        made._process = os.getpid()
+        return made
 
     def __repr__(self) -> str:
         of = f" of {printable(self.path)}" if self.path is not None else ""
@@ -346,6 +353,11 @@ class Session(ABC):
         """
         if self.closed:
             raise InputRefused("the session was closed; open it again to run another batch")
+        if self._process != os.getpid():  # its threads are not here, and it would wait for them for ever
+            raise Unavailable(
+                "the session was opened before a fork, and its threads are not in this process; open it here again, or start processes by "
+                "spawn (multiprocessing.set_start_method)"
+            )
         size, *expected = self.input_shape
         least, most = self._bounds()
         if exact and isinstance(batch, np.ndarray) and batch.ndim and not least <= len(batch) <= (most or len(batch)) and len(batch):

@@ -137,7 +137,10 @@ class OnnxruntimeSession(Session):
         if self._session.get_providers()[0] != wanted:
             raise Unavailable(f"onnxruntime fell back to {self._session.get_providers()[0]} from {wanted}; {_advice()}")
         with naming(path):
-            self._describe(input_size)
+            try:
+                self._describe(input_size)
+            except UnicodeError:
+                raise InputRefused("is no readable ONNX model (its text is damaged); export it again") from None
 
     def _describe(self, input_size: tuple[int, int] | None) -> None:
         inputs, outputs = map(_values, (self._session.get_inputs(), self._session.get_outputs()))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from cnet_deploy.hardware.cpu import host_machine
 from tests.cases import few
 from tests.forks import Forks
 
@@ -20,7 +21,7 @@ from .fixtures import Models
 from .helpers import ROOT, STEM, one_line
 from .outputs import CONVERT, NATIVE, ONNX, PLOT, QUICK, SHAPE, Command, emptied, nobody_left, whole_results, whole_run
 
-STOPPED = {signal.SIGINT: {130}, signal.SIGTERM: {143}}
+STOPPED = {signal.SIGINT: {130}, signal.SIGTERM: {143}, signal.SIGHUP: {129}}
 
 
 @pytest.fixture
@@ -40,6 +41,21 @@ def test_stopped_half_way(command: Command, number: signal.Signals, models: Mode
         assert {entry.name for entry in place.iterdir()} == set(command.names)
         assert "nothing was written" in one_line(done.stderr.splitlines(keepends=True)[-1])
     nobody_left(done.session)
+
+
+@pytest.mark.parametrize("number", few([signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGKILL], 2))
+def test_a_compiler_does_not_outlive_its_command(
+    number: signal.Signals, models: Models, forks: Forks, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (slow := tmp_path / "g++").write_text(f"#!/bin/sh\ncase $1 in -*n*) echo {host_machine()}-linux-gnu;; *) sleep 1000;; esac\n")
+    slow.chmod(0o755)
+    env = {"CXX": str(slow), "XDG_CACHE_HOME": str(tmp_path / "cache"), "TMPDIR": str(place)}
+    pid = forks.start(*NATIVE.line(models, True, tmp_path), env=env, folder=place, upon=1, after=1, signal=number)
+    done = forks.wait(pid)
+    assert done.code in {*STOPPED.get(number, ()), -number}, done
+    nobody_left(done.session)
+    if number != signal.SIGKILL:
+        assert list(place.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", few(STOPPED))

@@ -18,7 +18,11 @@ import cnet_deploy as cd
 from cnet_deploy import subprocesses
 from cnet_deploy.benchmarks.measure.cells import Cell, worker
 from cnet_deploy.errors import InputRefused
+from cnet_deploy.exporters.onnx.graph import build_graph
+from cnet_deploy.models.build import build_random
+from cnet_deploy.program.lower import lower
 from cnet_deploy.sessions import trial
+from tests.builders import TINY
 from tests.cases import few
 
 
@@ -128,3 +132,72 @@ def test_a_measuring_process_is_not_given_what_never_ends(tmp_path: Path) -> Non
         found = held.open()
     assert found["exit_code"] == 4 and "did not open it and run it once within 3 s" in found["error"]
     assert time.monotonic() - began < 300
+
+
+def changed(change: Callable[[onnx.ModelProto], None]) -> bytes:
+    made = build_graph(lower(build_random(TINY)))
+    change(made)
+    return made.SerializeToString()
+
+
+def side(number: int, value: int) -> Callable[[onnx.ModelProto], None]:
+    def change(made: onnx.ModelProto) -> None:
+        made.graph.input[0].type.tensor_type.shape.dim[number].dim_value = value
+
+    return change
+
+
+DAMAGED = {
+    "other channels": lambda: changed(side(1, 4)),
+    "no image": lambda: changed(side(0, 0)),
+    "too many images": lambda: changed(side(0, 2**40)),
+    "no pixels": lambda: changed(side(2, 0)),
+    "no type": lambda: changed(lambda made: made.graph.input[0].ClearField("type")),
+    "a key that is no text": lambda: changed(lambda _: None).replace(b"cnet_deploy.tool", b"cnet_\xff\xff\xff\xff\xff\xff.tool"),
+    "a producer that is no text": lambda: changed(lambda _: None).replace(b"cnet-deploy", b"cnet\xff\xff\xff\xff\xff\xff\xff"),
+}
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_damaged_networks_are_refused(backend: str, tmp_path: Path) -> None:
+    for name, make in DAMAGED.items():
+        (tmp_path / "m.onnx").write_bytes(make())
+        try:
+            with cd.open_session(tmp_path / "m.onnx", backend, timeout=None) as session:
+                session.run(np.zeros((1, *session.input_shape[1:]), np.float32))
+            assert name == "a producer that is no text" or backend == "openvino", name
+        except InputRefused as error:
+            assert "m.onnx" in str(error)
+
+
+def test_damaged_text_is_refused_by_inspect(tmp_path: Path) -> None:
+    for name in ("a key that is no text", "a producer that is no text"):
+        (tmp_path / "m.onnx").write_bytes(DAMAGED[name]())
+        with pytest.raises(InputRefused, match=r"m.onnx: is no readable ONNX model \(its text is damaged\); export it again"):
+            cd.inspect(tmp_path / "m.onnx")
+
+
+def test_inspect_names_what_a_file_runs_and_does_not_run_it(tmp_path: Path) -> None:
+    for make, remark in ((loop, "Loop (1)"), (functions, "functions of its own (26), operators of own")):
+        found = cd.inspect(make(tmp_path / "m.onnx"))
+        assert found.details["runs"] == remark and f"runs: {remark}" in found.summary()
+
+
+def test_compiled_code_in_a_graph_is_refused(tmp_path: Path) -> None:
+    inner = helper.make_graph([helper.make_node("EPContext", ["x"], ["z"], domain="com.microsoft")], "inner", [], [])
+    for nodes in (
+        [helper.make_node("EPContext", ["x"], ["y"], domain="com.microsoft")],
+        [helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)],
+    ):
+        path = model(tmp_path / "m.onnx", nodes)
+        for backend in ("onnxruntime", "openvino"):
+            with pytest.raises(InputRefused, match=r"m.onnx: has a node EPContext, which holds code that was compiled for some device"):
+                cd.open_session(path, backend, timeout=None)
+        with pytest.raises(InputRefused, match="EPContext"):
+            cd.inspect(path)
+
+
+def test_onnxruntimes_own_format_is_not_run_under_another_name(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"\x1c\0\0\0ORTM" + bytes(100))
+    with pytest.raises(InputRefused, match=r"m.onnx: is a model in onnxruntime's own format \(.ort\); expected .*an ONNX file"):
+        cd.open_session(tmp_path / "m.onnx")

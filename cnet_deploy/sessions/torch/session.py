@@ -16,13 +16,14 @@ import torch
 from torch import nn
 
 from cnet_deploy import subprocesses
-from cnet_deploy.errors import InputRefused
+from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.files import cache
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.sessions.base import Binding, Floats, Session
 from cnet_deploy.sessions.torch.cuda import CudaBinding, explained_errors, require_device
 
 _OWN_CHOICE = torch.get_num_threads()
+_COMPUTED: set[int] = set()  # processes that have run a session: this one, or its parents
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _KEPT = 4  # number of batch sizes whose buffers and graphs `run` keeps
 
@@ -44,6 +45,11 @@ class TorchSession(Session):
         if precision not in _DTYPES:
             raise InputRefused(f"precision {precision!r}; expected one of {', '.join(_DTYPES)}")
         require_device(device)
+        if _COMPUTED and os.getpid() not in _COMPUTED and (threads or torch.get_num_threads()) > 1:
+            raise Unavailable(
+                "torch computed in this process's parent before a fork, and its threads are not here; use one thread (threads=1), or start "
+                "processes by spawn (multiprocessing.set_start_method)"
+            )
         if device == "cpu" and (cudagraph or precision == "tf32"):
             raise InputRefused(f"{'CUDA graphs' if cudagraph else 'TF32'} on a CPU; expected device 'cuda' for that")
         if isinstance(model, DenselyConnected):
@@ -111,6 +117,7 @@ class _TorchBinding(Binding):
     def enqueue(self) -> None:
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
+        _COMPUTED.add(os.getpid())
         with torch.inference_mode():
             self._logits = self._model(self._batch)
 
