@@ -40,6 +40,20 @@ def test_no_input_becomes_text_of_a_script() -> None:
     assert len(scripts) >= 5 and not any("${{" in script for script in scripts)
 
 
+def test_actions_are_pinned() -> None:
+    """By a commit, the release beside it; a tag can be moved."""
+    text = "".join(path.read_text(encoding="utf-8") for path in (ACTION, *WORKFLOWS))
+    used = re.findall(r"uses: (.*)", text)
+    assert len(used) >= 10 and all(re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action) for action in used), used
+    assert len(dict.fromkeys(used)) == len({action.partition("@")[0] for action in used})  # one release of each
+
+
+def test_what_is_installed_is_constrained() -> None:
+    text = "".join(path.read_text(encoding="utf-8") for path in (ACTION, *WORKFLOWS))
+    installs = [line for line in text.splitlines() if "pip install" in line]
+    assert len(installs) >= 3 and all("constraints.txt" in line for line in installs), installs
+
+
 def step(name: str, steps: list[dict[str, Any]]) -> dict[str, Any]:
     return next(found for found in steps if found.get("name") == name)
 

@@ -29,7 +29,7 @@ from cnet_deploy.files import check_output, exists, write_text
 from cnet_deploy.files.replacing import key_of
 from cnet_deploy.sessions import backends
 from cnet_deploy.svg import require_matplotlib
-from cnet_deploy.text import StreamFailed, Where, shown, write_block
+from cnet_deploy.text import LINE_LENGTH, StreamFailed, Where, shown, write_block
 
 LOG_WIDTH = 180  # a table that wraps can't be read or searched: a log gets the width it needs
 WIDE = 130  # columns that the paper's table takes with a line per row
@@ -243,7 +243,8 @@ def render(report: Report, width: int = LOG_WIDTH) -> RenderableType:
         ]
     draw = _cell_table if report.by_cell else _table
     tables = [draw(report, group, width) for group in report.groups]
-    return Group(*tables, Text("\n".join([*notes, *(f"! {text}" for text in warnings_of(report))]), style="dim"))
+    below = [*notes, *(f"! {text}" for text in warnings_of(report))]
+    return Group(*tables, Text("\n".join(shown(line, Where.RICH, LINE_LENGTH) for line in below), style="dim"))
 
 
 def _empty_table(report: Report, group: Cells, *, fold: bool) -> Table:
