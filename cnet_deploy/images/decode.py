@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.files import exists, read_bytes
-from cnet_deploy.images.image_file import IMAGE_SUFFIXES, Unfit, opened_image
+from cnet_deploy.images.bounds import Unfit
+from cnet_deploy.images.image_file import IMAGE_SUFFIXES, opened_image
 from cnet_deploy.images.preprocessing import Floats, Preprocessing
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ MAX_PIXELS = 1 << 25  # of an image after resizing
 NAMED = 10  # files that a message names
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by the network's channels
 _PLANES = 3 * 32 * 32
+_MAX_CIFAR = 1 << 28  # bytes of a binary file; those of all 60,000 images are 184 million
 _HIDDEN = ("__macosx", "thumbs.db", "desktop.ini")  # what systems leave in folders; names that begin with a dot are hidden too
 
 
@@ -181,7 +183,7 @@ def read_images(path: Path | str, preprocessing: Preprocessing, classes: int) ->
 def cifar_records(path: Path, classes: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Pixels [N, 3, 32, 32] and labels [N] of a binary file: records of label bytes (CIFAR-10: one; CIFAR-100: coarse, fine) and 3,072
     pixel bytes (red, green, blue plane). Raises InputRefused for an incomplete record, and for a label out of range."""
-    data = read_bytes(path)
+    data = read_bytes(path, _MAX_CIFAR)
     header = 2 if classes == 100 else 1
     if len(data) % (header + _PLANES):
         raise InputRefused(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import io
 import logging
 import re
 import struct
@@ -19,6 +18,8 @@ import numpy as np
 
 from cnet_deploy.errors import InputRefused, in_words
 from cnet_deploy.files import kinds, read_bytes
+from cnet_deploy.images import pnm
+from cnet_deploy.images.bounds import MAX_FILE, MAX_RUNS, MAX_STRIPS, Counted, Unfit, check_jpeg_strips, check_structure
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
@@ -26,17 +27,12 @@ if TYPE_CHECKING:
 MAX_DECODED = 1 << 28  # bytes of a decoded image plus its RGB copy: some 67 megapixels, or 33 with transparency
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's IMG_EXTENSIONS
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF")  # only these: some of Pillow's other decoders start programs
-_MAX_STRIPS = 1 << 16  # of a TIFF file; for each of them up to 64 kB are read
 _STRIP_READ = 1 << 16
 _ORIENTATION = 0x0112  # EXIF 2.3, 4.6.4: 1 is upright, 2 to 8 are mirrored or turned
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])["<]')
 _PLAIN = re.compile(r"[A-Za-z][\w ,.:()%-]*")  # messages of decoders without Python's own words
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors appear on standard error, without the file's name
-
-
-class Unfit(ValueError):
-    """A reason, as part of a sentence, why an image is not read."""
 
 
 @contextlib.contextmanager
@@ -49,15 +45,24 @@ def opened_image(path: Path, *, upright: bool = False) -> Iterator[Image.Image]:
     """
     from PIL import Image
 
-    data = read_bytes(path)
-    file = _Counted(data)
+    data = read_bytes(path, MAX_FILE)
+    file = Counted(data)
     try:
+        check_structure(data)
         with _quiet_pillow(), Image.open(file, formats=_FORMATS) as image:
             _check_size(image)
             if image.format == "TIFF":
                 _silence_libtiff()
-                _check_strips(image)
+                _check_strips(image, data)
                 file.left += _STRIP_READ * len(image.tile)
+                file.reads += len(image.tile)
+            if image.tile and image.tile[0][0] == "bmp_rle":  # Pillow takes a byte at a time
+                if len(data) > MAX_RUNS:
+                    raise Unfit(f"it is run-length encoded and has {len(data):,} bytes, and at most {MAX_RUNS:,} are read: store it as PNG")
+                file.reads += len(data)
+            if image.format == "PPM" and (made := pnm.decoded(image, data)) is not None:
+                yield _eight_bit(made)
+                return
             image.load()
             if image.format == "TIFF":
                 image.info.pop("xmp", None)  # Pillow has turned it
@@ -182,11 +187,15 @@ def _at_most(pixels: int) -> str:
     return f"expected at most {pixels:,} pixels of this kind: make it smaller first"
 
 
-def _check_strips(image: ImageFile.ImageFile) -> None:
-    """Refuse a TIFF file whose strips or tiles are far more, or far larger, than its pixels."""
+def _check_strips(image: ImageFile.ImageFile, data: bytes) -> None:
+    """Refuse a TIFF file whose strips or tiles are far more, or far larger, than its pixels, or take far longer to decode."""
+    if image.info.get("compression") in ("jpeg", "tiff_jpeg"):
+        places = [getattr(image, "tag_v2", {}).get(tag, ()) for tag in (273, 324, 513)]  # of strips, of tiles, of one for all
+        starts = [start for place in places for start in (place if isinstance(place, tuple) else (place,))]
+        check_jpeg_strips(data, [start for start in starts if isinstance(start, int)])
     area = image.width * image.height
-    if len(image.tile) > _MAX_STRIPS:
-        raise Unfit(f"it has {len(image.tile):,} strips, and at most {_MAX_STRIPS:,} are read")
+    if len(image.tile) > MAX_STRIPS:
+        raise Unfit(f"it has {len(image.tile):,} strips, and at most {MAX_STRIPS:,} are read")
     extents = [tile[1] or (0, 0, *image.size) for tile in image.tile]
     if sum((right - left) * (lower - upper) for left, upper, right, lower in extents) > area * max(4, len(image.getbands())):
         raise Unfit("its strips are more than its rows")
@@ -202,21 +211,6 @@ def _silence_libtiff() -> None:
         maps = Path("/proc/self/maps").read_text(errors="replace")
         for path in sorted(set(re.findall(r"/\S*/libtiff[^/\s]*\.so\S*", maps))):
             ctypes.CDLL(path).TIFFSetErrorHandler(None)
-
-
-class _Counted(io.BytesIO):
-    """The bytes of a file, of which only so many may be read: a TIFF file may name the same bytes again and again."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(data)
-        self.left = 4 * len(data) + (1 << 20)  # decoders read a file once or twice
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        part = super().read(size)
-        self.left -= len(part)
-        if self.left < 0:
-            raise Unfit("it names the same bytes too often")
-        return part
 
 
 # ---- why an image is not read ------------------------------------------------------------------------------------------------------
