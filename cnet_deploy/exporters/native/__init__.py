@@ -38,9 +38,12 @@ TARGET = Target(
 INCLUDE = Path(__file__).parent / "cpp"  # the folder of cnet.h
 
 
-def write(network: Program | nn.Module, path: Path, *, cpu: str | None = None, precision: str = "fp32") -> Written:
+def write(
+    network: Program | nn.Module, path: Path, *, cpu: str | None = None, precision: str = "fp32", soname: str | None = None
+) -> Written:
     """Compile one shared library, weights included. ``cpu`` None carries code for every processor of this machine's family.
 
+    ``soname`` is the file name by which a program that is linked to the library looks for it (None: that of the path given to the linker).
     The same network gives the same bytes from the same compiler. Raises InputRefused for an unknown processor or precision and for a
     network that is not of the family, Unavailable where no compiler is.
     """
@@ -55,7 +58,8 @@ def write(network: Program | nn.Module, path: Path, *, cpu: str | None = None, p
     target = resolve(cpu, precision)
     compiler = find_compiler(target.machine)
     plan = make_plan(network, precision=precision, description=describe(network, precision, target.isas), isas=target.isas)
-    build(compiler, target.isas, precision=precision, source=plan.source, weights=plan.weights, out=path, defines=plan.defines)
+    build(compiler, target.isas, precision=precision, source=plan.source, weights=plan.weights, out=path, defines=plan.defines,
+          soname=soname)  # fmt: skip
     details = {
         "machine": target.machine, "isas": list(target.isas), "layouts": list(plan.layouts), "compiler": compiler.version,
         "operators": dict(Counter(type(layer).__name__ for layer in (network.stem, *network.body, network.pool, network.head))),
@@ -79,6 +83,7 @@ def describe(program: Program, precision: str, isas: tuple[str, ...]) -> str:
             "tool": f"cnet-deploy {__version__}", "precision": precision, "isas": list(isas), "input": list(arch.image_shape),
             "classes": arch.classes, "architecture": arch.to_dict(), "preprocessing": program.preprocessing.to_dict(),
             "source_sha256": program.source_digest,
+            **({"class_names": list(program.class_names)} if program.class_names else {}),
         },
         sort_keys=True,
     )  # fmt: skip
