@@ -23,7 +23,7 @@ from tests.builders import TINY, save_checkpoint, state_dict, training_model
 from tests.cases import few
 from tests.conftest import Road
 
-COMMANDS = ("convert", "export", "verify", "inspect", "run", "evaluate", "train", "bench", "gate", "doctor", "completion")
+COMMANDS = ("convert", "export", "verify", "inspect", "run", "evaluate", "train", "bench", "gate", "doctor", "include", "completion")
 
 
 def run(*arguments: object) -> Result:

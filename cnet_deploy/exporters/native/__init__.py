@@ -35,6 +35,7 @@ TARGET = Target(
     family_only=True,
     forms=False,
 )  # fmt: skip
+NOTE = "programs in C include cnet.h: `cnet-deploy include` prints its folder"
 INCLUDE = Path(__file__).parent / "cpp"  # the folder of cnet.h
 
 
@@ -64,7 +65,7 @@ def write(
         "machine": target.machine, "isas": list(target.isas), "layouts": list(plan.layouts), "compiler": compiler.version,
         "operators": dict(Counter(type(layer).__name__ for layer in (network.stem, *network.body, network.pool, network.head))),
     }  # fmt: skip
-    return Written(precision, details, unverifiable=_why_not_here(target))
+    return Written(precision, details, unverifiable=_why_not_here(target), notes=(NOTE,))
 
 
 def _why_not_here(target: Processor) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import cnet_deploy as cd
 from cnet_deploy.errors import InputRefused
@@ -133,7 +134,13 @@ def test_the_example_classifies(
         lines = [line.split() for line in done.stdout.splitlines()]
         assert [int(line[0]) for line in lines] == [int(c) for c in np.argsort(-logits)[:3]]
         assert float(lines[0][1]) == pytest.approx(float(logits.max()), abs=1e-3)
-    for wrong in (b"x", ppm[:-1], b"P6\n31 32\n255\n" + bytes(3 * 31 * 32)):
+        assert lines[0][2:] == list(converted.class_names[int(lines[0][0]) :][:1])
+    with Image.open(EXAMPLE.parent / "cat.ppm") as cat, cd.open_session(tmp_path / "model.so") as session:
+        larger = cat.resize((77, 130), Image.Resampling.BICUBIC)
+        larger.save(tmp_path / "larger.ppm")
+        done = drive(tmp_path / "classify", tmp_path / "larger.ppm")
+        assert int(done.stdout.split()[0]) == session.classify(larger)[0].guesses[0].label
+    for wrong in (b"x", ppm[:-1], b"P6\n0 32\n255\n", b"P6\n99999 99999\n255\n", b"P6\n1 1\n65535\n" + bytes(6)):
         (tmp_path / "wrong.ppm").write_bytes(wrong)
         assert drive(tmp_path / "classify", tmp_path / "wrong.ppm").returncode == 1
 
