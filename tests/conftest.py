@@ -188,7 +188,7 @@ def warm(forks: Forks) -> Iterator[None]:
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def system_tool() -> Callable[[str], str]:
     """Path of a tool that pip can't install. Where it is missing the test is skipped by name, or fails if CNET_REQUIRE_ALL is set."""
 

@@ -11,7 +11,9 @@ from cnet_deploy.cli.console import Commands
 from cnet_deploy.version import __version__
 
 # In the order in which `--help` lists them. Each is the name of a module and of the command in it.
-COMMANDS = ("inspect", "convert", "export", "verify", "run", "evaluate", "compare", "bench", "gate", "train", "doctor", "completion")
+COMMANDS = (
+    "inspect", "convert", "export", "verify", "run", "evaluate", "compare", "bench", "gate", "train", "doctor", "include", "completion",
+)  # fmt: skip
 
 
 @click.group(

@@ -225,9 +225,20 @@ def resized(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.
     if size[0] * size[1] > MAX_PIXELS:
         raise Unfit(f"{image.width}x{image.height} pixels would become {size[0]}x{size[1]} when resized, which is too large")
     how = Image.Resampling.BICUBIC if preprocessing.interpolation == "bicubic" else Image.Resampling.BILINEAR
-    whole = image.convert(_MODES[preprocessing.channels]).resize(size, how)
+    whole = _resampled(image.convert(_MODES[preprocessing.channels]), size, how)
     left, top = round((whole.width - width) / 2), round((whole.height - height) / 2)
     return _planes(whole.crop((left, top, left + width, top + height)))
+
+
+def _resampled(image: Image.Image, size: tuple[int, int], how: Image.Resampling) -> Image.Image:
+    """``image.resize(size, how)`` in two passes, rows first, as Pillow did it until version 12. Version 13 takes columns first where the
+    height shrinks more than the width, which rounds differently: answers must not depend on Pillow's version."""
+    if image.size == size:
+        return image
+    mode = image.mode
+    if mode == "RGBA":  # colours are weighed by their alpha, once for both passes
+        image = image.convert("RGBa")
+    return image.resize((size[0], image.height), how).resize(size, how).convert(mode)
 
 
 def with_channels(pixels: Pixels, channels: int) -> Pixels:

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cnet_deploy.errors import InputRefused, naming
+from cnet_deploy.images.bounds import Unfit
 from cnet_deploy.images.decode import Pixels, Source, read_image, refuse_url, resized, walk_images
-from cnet_deploy.images.image_file import Unfit, taken
+from cnet_deploy.images.image_file import taken
 from cnet_deploy.images.preprocessing import CHANNELS, Preprocessing
 
 if TYPE_CHECKING:

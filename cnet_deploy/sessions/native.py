@@ -37,7 +37,7 @@ BACKEND = Backend(
 )
 
 # Numbers, statuses and signatures of cnet.h; tests/sessions/test_native.py compares all of them with it.
-API_VERSION = 1
+API_VERSION = 2
 MAX_THREADS = 32
 _UNSUPPORTED_CPU, _UNKNOWN_ISA, _NO_MEMORY, _NO_THREAD, _FORKED = 6, 7, 8, 9, 10
 # What a status raises. One that is not listed can only come from a mistake in this file.
@@ -52,6 +52,7 @@ _FAILURES: dict[int, tuple[type[CnetDeployError], str]] = {
     _FORKED: (Unavailable, "the session was opened before a fork, and its threads are not in this process; open it here again"),
 }
 _SIZE, _POINTER = ctypes.c_size_t, ctypes.c_void_p
+_OLDEST = 1  # the version of libraries that 0.1.0 wrote; later ones only add calls
 _INTERFACE: dict[str, list[Any]] = {
     "cnet_version": [_POINTER],
     "cnet_describe": [_POINTER],
@@ -60,6 +61,12 @@ _INTERFACE: dict[str, list[Any]] = {
     "cnet_isa": [_POINTER, _POINTER],
     "cnet_run": [_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _SIZE],
     "cnet_destroy": [_POINTER],
+}
+# What version 2 added. A session needs none of it: images are prepared in Python.
+_ADDED: dict[str, list[Any]] = {
+    "cnet_shape": [_POINTER, _POINTER, _POINTER, _POINTER],
+    "cnet_class_name": [_SIZE, _POINTER],
+    "cnet_prepare": [_POINTER, _SIZE, _SIZE, _SIZE, _SIZE, _POINTER, _SIZE],
 }
 
 
@@ -115,8 +122,8 @@ class NativeSession(Session):
     def _describe(self) -> None:
         version, text = ctypes.c_uint32(), ctypes.c_char_p()
         _check(self._calls.cnet_version(ctypes.byref(version)))
-        if version.value != API_VERSION:
-            raise InputRefused(f"has version {version.value} of the interface; expected {API_VERSION}: export the model again")
+        if not _OLDEST <= version.value <= API_VERSION:
+            raise InputRefused(f"has version {version.value} of the interface; expected {_OLDEST} to {API_VERSION}: export the model again")
         _check(self._calls.cnet_describe(ctypes.byref(text)))
         try:
             metadata = json.loads(text.value or b"")

@@ -110,6 +110,8 @@ def export(
     with atomic_pair(out, source=source) as (temporary, beside), _evaluating(model):
         network, chosen = _lowered(model, form)
         log.info("exporting to %s: %s", target, {**options, "form": chosen})
+        if "soname" in options_of(target):
+            options.setdefault("soname", out.name)
         written = write(network, temporary, **options)
         manifest = _describe(model, target, temporary, written, chosen)
         with TorchSession(model, size, classes) as reference:

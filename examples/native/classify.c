@@ -1,13 +1,14 @@
 /* Classify an image with a network that `cnet-deploy export --native` compiled:
  *
- *     cc -O2 -I"$(python -c 'import cnet_deploy.exporters.native as n; print(n.INCLUDE)')" classify.c model.so -Wl,-rpath,'$ORIGIN' -o classify
+ *     cc -O2 -I "$(cnet-deploy include)" classify.c model.so -Wl,-rpath,'$ORIGIN' -o classify
  *     ./classify image.ppm
  *
- * The image is a binary PPM (P6) of the network's size. Prints the best three classes and their logits.
+ * The image is a binary PPM (P6) of any size. Prints the best three classes with their logits and names. A program that is linked to a
+ * library has one model; server.cpp opens libraries with dlopen, and so any number.
  */
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "cnet.h"
 
@@ -16,47 +17,38 @@ static int fail(const char *what) {
     return 1;
 }
 
-/* Three numbers of a list in the library's description, as "mean": [0.49, 0.48, 0.45]. */
-static int triple(const char *json, const char *key, float out[3]) {
-    const char *at = strstr(json, key);
-    return at && sscanf(at + strlen(key), " [%f, %f, %f", &out[0], &out[1], &out[2]) == 3;
-}
-
 int main(int argc, char **argv) {
     if (argc != 2) return fail("expected the name of a PPM image");
-    const char *json, *count;
-    float input[3], mean[3], std[3];
-    cnet_status status = cnet_describe(&json);
-    if (status != CNET_OK) return fail(cnet_message(status));
-    if (triple(json, "\"input\":", input) && input[0] != 3) return fail("expected a network that reads RGB images");
-    if (!triple(json, "\"input\":", input) || !triple(json, "\"mean\":", mean) || !triple(json, "\"std\":", std) ||
-        !(count = strstr(json, "\"classes\": ")))
-        return fail("the library does not describe itself");
-    size_t height = (size_t)input[1], width = (size_t)input[2], area = height * width;
-    size_t classes = strtoul(count + 11, 0, 10);
-
     FILE *file = fopen(argv[1], "rb");
-    size_t w = 0, h = 0;
-    if (!file || fscanf(file, "P6 %zu %zu 255", &w, &h) != 2 || w != width || h != height || fgetc(file) == EOF)
-        return fail("expected a binary PPM of the network's size");
-    unsigned char *pixels = malloc(3 * area);
-    float *image = malloc(3 * area * sizeof *image), *logits = malloc(classes * sizeof *logits);
-    if (!pixels || !image || !logits) return fail("out of memory");
-    if (fread(pixels, 3, area, file) != area) return fail("the image ends too early");
+    size_t w = 0, h = 0, most = 0;
+    if (!file || fscanf(file, "P6 %5zu %5zu %5zu", &w, &h, &most) != 3 || most != 255 || fgetc(file) == EOF || w * h == 0 || w * h > (1u << 26))
+        return fail("expected a binary PPM image with 8 bits a channel, of at most 64 megapixels");
+    uint8_t *pixels = malloc(3 * w * h);
+    if (!pixels) return fail("out of memory");
+    if (fread(pixels, 3, w * h, file) != w * h) return fail("the image ends too early");
     fclose(file);
-    for (size_t i = 0; i < area; i++)
-        for (size_t c = 0; c < 3; c++) image[c * area + i] = ((float)pixels[3 * i + c] / 255.0f - mean[c]) / std[c];
+
+    size_t channels, height, width, classes;
+    cnet_status status = cnet_shape(&channels, &height, &width, &classes);
+    if (status != CNET_OK) return fail(cnet_message(status));
+    size_t floats = channels * height * width;
+    float *image = malloc(floats * sizeof *image), *logits = malloc(classes * sizeof *logits);
+    if (!image || !logits) return fail("out of memory");
 
     cnet_model *model;
     if ((status = cnet_create(0, &model)) != CNET_OK) return fail(cnet_message(status));
-    status = cnet_run(model, image, 3 * area, 1, logits, classes);
+    status = cnet_prepare(pixels, h, w, 3, 0, image, floats);
+    if (status == CNET_OK) status = cnet_run(model, image, floats, 1, logits, classes);
     cnet_destroy(model);
     if (status != CNET_OK) return fail(cnet_message(status));
+
     for (int rank = 0; rank < 3 && (size_t)rank < classes; rank++) {
         size_t best = 0;
         for (size_t c = 1; c < classes; c++)
             if (logits[c] > logits[best]) best = c;
-        printf("%zu %.4f\n", best, (double)logits[best]);
+        const char *name = "";
+        cnet_class_name(best, &name);
+        printf("%zu %.4f %s\n", best, (double)logits[best], name);
         logits[best] = -3e38f;
     }
     free(pixels);

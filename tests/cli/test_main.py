@@ -24,7 +24,9 @@ from tests.cases import few
 from tests.conftest import Road
 from tests.old_outputs import old_output
 
-COMMANDS = ("convert", "export", "verify", "inspect", "run", "evaluate", "compare", "train", "bench", "gate", "doctor", "completion")
+COMMANDS = (
+    "convert", "export", "verify", "inspect", "run", "evaluate", "compare", "train", "bench", "gate", "doctor", "include", "completion",
+)  # fmt: skip
 
 
 def run(*arguments: object) -> Result:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("reading", "native", "gpu", "evaluating", "training", "measuring")  # those with commands to run
+NAMES = ("reading", "native", "c-api", "gpu", "evaluating", "training", "measuring")  # those with commands to run
 PAGES = {
     page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")
     for page in (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES))

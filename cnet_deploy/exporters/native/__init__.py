@@ -35,12 +35,16 @@ TARGET = Target(
     family_only=True,
     forms=False,
 )  # fmt: skip
+NOTE = "programs in C include cnet.h: `cnet-deploy include` prints its folder"
 INCLUDE = Path(__file__).parent / "cpp"  # the folder of cnet.h
 
 
-def write(network: Program | nn.Module, path: Path, *, cpu: str | None = None, precision: str = "fp32") -> Written:
+def write(
+    network: Program | nn.Module, path: Path, *, cpu: str | None = None, precision: str = "fp32", soname: str | None = None
+) -> Written:
     """Compile one shared library, weights included. ``cpu`` None carries code for every processor of this machine's family.
 
+    ``soname`` is the file name by which a program that is linked to the library looks for it (None: that of the path given to the linker).
     The same network gives the same bytes from the same compiler. Raises InputRefused for an unknown processor or precision and for a
     network that is not of the family, Unavailable where no compiler is.
     """
@@ -55,12 +59,13 @@ def write(network: Program | nn.Module, path: Path, *, cpu: str | None = None, p
     target = resolve(cpu, precision)
     compiler = find_compiler(target.machine)
     plan = make_plan(network, precision=precision, description=describe(network, precision, target.isas), isas=target.isas)
-    build(compiler, target.isas, precision=precision, source=plan.source, weights=plan.weights, out=path, defines=plan.defines)
+    build(compiler, target.isas, precision=precision, source=plan.source, weights=plan.weights, out=path, defines=plan.defines,
+          soname=soname)  # fmt: skip
     details = {
         "machine": target.machine, "isas": list(target.isas), "layouts": list(plan.layouts), "compiler": compiler.version,
         "operators": dict(Counter(type(layer).__name__ for layer in (network.stem, *network.body, network.pool, network.head))),
     }  # fmt: skip
-    return Written(precision, details, unverifiable=_why_not_here(target))
+    return Written(precision, details, unverifiable=_why_not_here(target), notes=(NOTE,))
 
 
 def _why_not_here(target: Processor) -> str | None:

@@ -51,7 +51,8 @@ _COMMON = (
     "-fvisibility=hidden", "-fno-asynchronous-unwind-tables", "-fno-threadsafe-statics", "-Wall", "-Wextra", "-Wno-psabi",
     "-Wno-ignored-attributes", "-Wno-unknown-warning-option",
 )  # fmt: skip
-_ENGINE = ("engine.cpp", "threads.cpp")
+# Of prepare.cpp every processor must make the same pixels.
+_ENGINE: dict[str, tuple[str, ...]] = {"engine.cpp": (), "threads.cpp": (), "prepare.cpp": ("-ffp-contract=off",)}
 _LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EFBIG)  # of a process, on files, their size and processes
 _ASKED_SECONDS = 120.0  # time limit of a question to a compiler
 _COMPILE_SECONDS = 1800.0  # and of compiling one file
@@ -190,17 +191,17 @@ def _ended(code: int) -> str:
 
 
 def build(compiler: Compiler, isas: Sequence[str], *, precision: str, source: str, weights: bytes, out: Path,
-          defines: Sequence[str] = (), extra: Sequence[str] = ()) -> None:  # fmt: skip
+          defines: Sequence[str] = (), extra: Sequence[str] = (), soname: str | None = None) -> None:  # fmt: skip
     """Compile the sources and a plan into the shared library ``out``. The same input gives the same bytes.
 
-    ``defines`` are the plan's. ``extra`` flags are for builds that check themselves (sanitizers, -DCNET_DEBUG). Raises Unavailable with the
-    compiler's first complaint if it fails.
+    ``defines`` are the plan's. ``soname`` is left out where its characters mean something to the linker. ``extra`` flags are for builds
+    that check themselves (sanitizers, -DCNET_DEBUG). Raises Unavailable with the compiler's first complaint if it fails.
     """
     with _scratch() as place:
         (place / "plan.cpp").write_text(source, encoding="utf-8")
         (place / weights_name(weights)).write_bytes(weights)
         jobs: list[tuple[str, str, tuple[str, ...]]] = [
-            (name, "baseline" if compiler.machine == "x86_64" else isas[-1], tuple(defines)) for name in _ENGINE
+            (name, "baseline" if compiler.machine == "x86_64" else isas[-1], (*flags, *defines)) for name, flags in _ENGINE.items()
         ]
         jobs += [("kernels.cpp", isa, (*_isa_defines(isa, precision), *defines)) for isa in isas]
         running = subprocesses.Several()
@@ -215,9 +216,11 @@ def build(compiler: Compiler, isas: Sequence[str], *, precision: str, source: st
         for number, content in enumerate(objects):
             (place / f"{number}.o").write_bytes(content)
         names = [f"{number}.o" for number in range(len(objects))]
+        named = [f"-Wl,-soname,{soname}"] if soname is not None and re.fullmatch(r"[\w.+-]+", soname) else []
         _run(
             [*compiler.command, *extra, "-shared", "-pthread", "-Wl,--as-needed,-Bsymbolic,--build-id=none,-z,relro,-z,now,-z,noexecstack",
-             "-Wl,--no-undefined" if not extra else "-Wl,--as-needed", "-s" if not extra else "-g", "-o", "library.so", *names, "plan.o"],
+             "-Wl,--no-undefined" if not extra else "-Wl,--as-needed", "-s" if not extra else "-g", *named, "-o",
+             "library.so", *names, "plan.o"],
             place,
         )  # fmt: skip
         library = _made(compiler, place / "library.so")

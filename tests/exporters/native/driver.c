@@ -5,8 +5,11 @@
  *   driver many FLOATS CLASSES IMAGES TIMES                     four threads with a handle each, four on one handle; all must agree
  *   driver destroyed                                            use a handle after its end (debug builds)
  *   driver fork FLOATS CLASSES                                  use a handle in a child process
+ *   driver prepare HEIGHT WIDTH CHANNELS ROW_BYTES PIXELS OUT   prepare an image; exit with the status
+ *   driver foreign LIBRARY                                      use another model's library beside this one, and mix up their handles
  */
 #define _DEFAULT_SOURCE
+#include <dlfcn.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -67,6 +70,30 @@ static int refuse(char **a) {
     EXPECT(cnet_describe(0), CNET_NULL_POINTER);
     EXPECT(cnet_describe(&text), CNET_OK);
     EXPECT(text[0], '{');
+    size_t shape[4] = {0};
+    EXPECT(cnet_shape(0, &shape[1], &shape[2], &shape[3]), CNET_NULL_POINTER);
+    EXPECT(cnet_shape(&shape[0], &shape[1], &shape[2], 0), CNET_NULL_POINTER);
+    EXPECT(cnet_shape(&shape[0], &shape[1], &shape[2], &shape[3]), CNET_OK);
+    EXPECT(shape[0] * shape[1] * shape[2] == floats && shape[3] == classes, 1);
+    EXPECT(cnet_class_name(0, 0), CNET_NULL_POINTER);
+    EXPECT(cnet_class_name(classes, &text), CNET_BAD_CLASS);
+    EXPECT(cnet_class_name(classes - 1, &text), CNET_OK);
+    EXPECT(text != 0, 1);
+    static const uint8_t pixels[4 * 4 * 4];
+    EXPECT(cnet_prepare(0, 4, 4, 3, 0, images, floats), CNET_NULL_POINTER);
+    EXPECT(cnet_prepare(pixels, 4, 4, 3, 0, 0, floats), CNET_NULL_POINTER);
+    EXPECT(cnet_prepare(pixels, 4, 4, 3, 0, images, floats - 1), CNET_BAD_SHAPE);
+    EXPECT(cnet_prepare(pixels, 0, 4, 3, 0, images, floats), CNET_BAD_IMAGE);
+    EXPECT(cnet_prepare(pixels, 4, 0, 3, 0, images, floats), CNET_BAD_IMAGE);
+    EXPECT(cnet_prepare(pixels, (size_t)-1, 4, 3, 0, images, floats), CNET_BAD_IMAGE);
+    EXPECT(cnet_prepare(pixels, 4, (size_t)-1, 3, 0, images, floats), CNET_BAD_IMAGE);
+    EXPECT(cnet_prepare(pixels, 4, 4, 2, 0, images, floats), CNET_BAD_IMAGE);
+    EXPECT(cnet_prepare(pixels, 4, 4, 5, 0, images, floats), CNET_BAD_IMAGE);
+    EXPECT(cnet_prepare(pixels, 4, 4, 3, 11, images, floats), CNET_BAD_IMAGE);
+    EXPECT(cnet_prepare(pixels, 1, 1 << 24, 3, 0, images, floats), CNET_BAD_IMAGE);
+    EXPECT(cnet_prepare(pixels, 4, 4, 3, 16, images, floats), CNET_OK);
+    EXPECT(cnet_prepare(pixels, 1, 1, 1, 0, images, floats), CNET_OK);
+    memset(images, 0, floats * sizeof *images);
     EXPECT(cnet_create(1, 0), CNET_NULL_POINTER);
     EXPECT(cnet_create(-1, &model), CNET_BAD_THREADS);
     EXPECT(model == 0, 1);
@@ -87,7 +114,7 @@ static int refuse(char **a) {
     EXPECT(cnet_run(model, images, floats, 1, logits, classes + 1), CNET_BAD_SHAPE);
     EXPECT(cnet_run(model, images, floats, (size_t)-1, logits, classes), CNET_BAD_SHAPE);
     EXPECT(cnet_run(model, images, 2 * floats, 2, logits, 2 * classes), CNET_OK);
-    for (int i = CNET_OK; i <= CNET_FORKED + 1; i++) EXPECT(strlen(cnet_message((cnet_status)i)) > 3, 1);
+    for (int i = CNET_OK; i <= CNET_BAD_CLASS + 1; i++) EXPECT(strlen(cnet_message((cnet_status)i)) > 3, 1);
     char limit[16];
     snprintf(limit, sizeof limit, "0 to %d", CNET_MAX_THREADS);
     EXPECT(strstr(cnet_message(CNET_BAD_THREADS), limit) != 0, 1);
@@ -137,6 +164,69 @@ static int many(char **a) {
     return 0;
 }
 
+static int prepare(char **a) {
+    size_t size[4], channels, height, width, classes;
+    for (int i = 0; i < 4; i++) size[i] = strtoul(a[i], 0, 10);
+    size_t bytes = size[0] * (size[3] ? size[3] : size[1] * size[2]);
+    EXPECT(cnet_shape(&channels, &height, &width, &classes), CNET_OK);
+    size_t floats = channels * height * width;
+    uint8_t *pixels = malloc(bytes);
+    float *image = malloc(floats * sizeof *image);
+    FILE *file = fopen(a[4], "rb");
+    if (!pixels || !image || !file || fread(pixels, 1, bytes, file) != bytes) exit(101);
+    fclose(file);
+    cnet_status status = cnet_prepare(pixels, size[0], size[1], size[2], size[3], image, floats);
+    file = fopen(a[5], "wb");
+    if (!file || (status == CNET_OK && fwrite(image, sizeof *image, floats, file) != floats)) exit(101);
+    fclose(file);
+    free(pixels);
+    free(image);
+    return (int)status;
+}
+
+static void *function_of(void *library, const char *name) {
+    void *function = dlsym(library, name);
+    if (!function) exit(102);
+    return function;
+}
+
+static int foreign(char **a) {
+    void *library = dlopen(a[0], RTLD_NOW | RTLD_LOCAL);
+    if (!library) exit(102);
+    cnet_status (*other_describe)(const char **), (*other_create)(int, cnet_model **), (*other_destroy)(cnet_model *);
+    cnet_status (*other_run)(cnet_model *, const float *, size_t, size_t, float *, size_t);
+    cnet_status (*other_isa)(const cnet_model *, const char **), (*other_shape)(size_t *, size_t *, size_t *, size_t *);
+    *(void **)&other_describe = function_of(library, "cnet_describe");
+    *(void **)&other_create = function_of(library, "cnet_create");
+    *(void **)&other_destroy = function_of(library, "cnet_destroy");
+    *(void **)&other_run = function_of(library, "cnet_run");
+    *(void **)&other_isa = function_of(library, "cnet_isa");
+    *(void **)&other_shape = function_of(library, "cnet_shape");
+    const char *own_text, *other_text, *isa;
+    EXPECT(cnet_describe(&own_text), CNET_OK);
+    EXPECT(other_describe(&other_text), CNET_OK);
+    EXPECT(strcmp(own_text, other_text) != 0, 1);
+    cnet_model *own, *other;
+    EXPECT(cnet_create(2, &own), CNET_OK);
+    EXPECT(other_create(2, &other), CNET_OK);
+    float value = 0;
+    EXPECT(cnet_run(other, &value, 1, 1, &value, 1), CNET_BAD_HANDLE);
+    EXPECT(other_run(own, &value, 1, 1, &value, 1), CNET_BAD_HANDLE);
+    EXPECT(cnet_isa(other, &isa), CNET_BAD_HANDLE);
+    EXPECT(other_isa(own, &isa), CNET_BAD_HANDLE);
+    EXPECT(cnet_destroy(other), CNET_BAD_HANDLE);
+    EXPECT(other_destroy(own), CNET_BAD_HANDLE);
+    size_t channels, height, width, classes;
+    EXPECT(other_shape(&channels, &height, &width, &classes), CNET_OK);
+    float *image = calloc(channels * height * width, sizeof *image), *logits = calloc(classes, sizeof *logits);
+    EXPECT(other_run(other, image, channels * height * width, 1, logits, classes), CNET_OK);
+    free(image);
+    free(logits);
+    EXPECT(cnet_destroy(own), CNET_OK);
+    EXPECT(other_destroy(other), CNET_OK);
+    return 0;
+}
+
 static int destroyed(void) {
     cnet_model *model;
     float value = 0;
@@ -180,5 +270,7 @@ int main(int argc, char **argv) {
     if (argc == 6 && !strcmp(argv[1], "many")) return many(argv + 2);
     if (argc == 2 && !strcmp(argv[1], "destroyed")) return destroyed();
     if (argc == 4 && !strcmp(argv[1], "fork")) return forked(argv + 2);
-    return 102;
+    if (argc == 8 && !strcmp(argv[1], "prepare")) return prepare(argv + 2);
+    if (argc == 3 && !strcmp(argv[1], "foreign")) return foreign(argv + 2);
+    return 103;
 }

@@ -87,7 +87,7 @@ def library(model: DenselyConnected, out: Path, names: Sequence[str], precision:
 def driver(out: Path, made: Path, compiler: Sequence[str] = ("gcc",), flags: Sequence[str] = ()) -> Path:
     """driver.c, built against a library that lies beside it."""
     command = [*compiler, "-std=c11", "-Wall", "-Wextra", "-Werror", *flags, "-I", SOURCES, HERE / "driver.c", "-o", out, made]
-    subprocess.run([*command, "-lpthread", "-Wl,-rpath,$ORIGIN"], check=True)
+    subprocess.run([*command, "-lpthread", "-ldl", "-Wl,-rpath,$ORIGIN"], check=True)
     return out
 
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import cnet_deploy as cd
+from cnet_deploy.errors import InputRefused
 from cnet_deploy.exporters.native.toolchain import SOURCES
 from cnet_deploy.hardware.cpu import host_machine
 from cnet_deploy.images.decode import read_images
+from cnet_deploy.images.inputs import pixels_of
+from cnet_deploy.images.preprocessing import Preprocessing
 from tests.builders import TINY
-from tests.cases import few
+from tests.cases import exhaustive, few
 from tests.exporters.native.helpers import (
     BF16_ERROR,
     ERROR,
@@ -29,6 +36,7 @@ from tests.exporters.native.helpers import (
     library,
     network,
 )
+from tests.images.golden import Case, cases, record, recorded
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +134,104 @@ def test_the_example_classifies(
         lines = [line.split() for line in done.stdout.splitlines()]
         assert [int(line[0]) for line in lines] == [int(c) for c in np.argsort(-logits)[:3]]
         assert float(lines[0][1]) == pytest.approx(float(logits.max()), abs=1e-3)
-    for wrong in (b"x", ppm[:-1], b"P6\n31 32\n255\n" + bytes(3 * 31 * 32)):
+        assert lines[0][2:] == list(converted.class_names[int(lines[0][0]) :][:1])
+    with Image.open(EXAMPLE.parent / "cat.ppm") as cat, cd.open_session(tmp_path / "model.so") as session:
+        larger = cat.resize((77, 130), Image.Resampling.BICUBIC)
+        larger.save(tmp_path / "larger.ppm")
+        done = drive(tmp_path / "classify", tmp_path / "larger.ppm")
+        assert int(done.stdout.split()[0]) == session.classify(larger)[0].guesses[0].label
+    for wrong in (b"x", ppm[:-1], b"P6\n0 32\n255\n", b"P6\n99999 99999\n255\n", b"P6\n1 1\n65535\n" + bytes(6)):
         (tmp_path / "wrong.ppm").write_bytes(wrong)
         assert drive(tmp_path / "classify", tmp_path / "wrong.ppm").returncode == 1
+
+
+def _as_c(values: dict[str, Any], folder: Path, extra: Sequence[str] = ()) -> tuple[Preprocessing, Path]:
+    """A small network that prepares images by ``values``, and the driver of its library."""
+    steps = Preprocessing.from_dict(values)
+    model = network(replace(TINY, input_size=steps.crop, image_channels=steps.channels))
+    model.preprocessing, model.class_names = steps, tuple(f'Käse "{n}"\\?' for n in range(TINY.classes))
+    made = library(model, folder / "m.so", ("baseline",) if host_machine() == "x86_64" else isas()[-1:], extra=extra)
+    return steps, driver(folder / "driver", made, flags=extra)
+
+
+def _prepared_by(program: Path, pixels: np.ndarray[Any, Any], steps: Preprocessing, row_bytes: int = 0, **surroundings: str) -> Any:
+    """What cnet_prepare makes of pixels [height, width, channels], or its status."""
+    height, width, channels = pixels.shape
+    rows = np.zeros((height, row_bytes or width * channels), np.uint8)
+    rows[:, : width * channels] = pixels.reshape(height, -1)
+    rows.tofile(program.with_name("pixels"))
+    out = program.with_name("prepared")
+    done = drive(program, "prepare", height, width, channels, row_bytes, program.with_name("pixels"), out, **surroundings)
+    assert done.stderr == "", done.stderr[-3000:]
+    return done.returncode or np.fromfile(out, np.float32).reshape(steps.channels, *steps.crop)
+
+
+BY_STEPS: dict[str, list[Case]] = {}
+for _case in cases():
+    if _case.orientation == 1:
+        BY_STEPS.setdefault(json.dumps(_case.steps), []).append(_case)
+
+
+@pytest.mark.parametrize("steps", few(BY_STEPS, 4))
+def test_images_are_prepared_as_in_python(steps: str, tmp_path: Path) -> None:
+    """To the bit: the golden pixels, and images of random sizes."""
+    preprocessing, program = _as_c(json.loads(steps), tmp_path)
+    for case in BY_STEPS[steps]:
+        prepared = _prepared_by(program, case.pixels(), preprocessing)
+        assert np.array_equal(prepared, preprocessing.read(case.pixels())), case.name
+        assert record(pixels_of(case.pixels(), preprocessing), prepared) == recorded()[case.name]
+    random = np.random.default_rng(5)
+    for _ in range(12):
+        pixels = random.integers(0, 256, (*random.integers(1, 200, 2), int(random.choice([1, 3, 4]))), np.uint8)
+        prepared = _prepared_by(program, pixels, preprocessing, row_bytes=pixels.shape[1] * pixels.shape[2] + int(random.integers(9)))
+        assert np.array_equal(prepared, preprocessing.read(pixels)), pixels.shape
+    long = np.zeros((1, 60_000, 3), np.uint8)
+    if (preprocessing.resize or min(preprocessing.crop)) ** 2 * 60_000 > 1 << 25:
+        assert _prepared_by(program, long, preprocessing) == 11
+        with pytest.raises(InputRefused, match="which is too large"):
+            preprocessing.read(long)
+
+
+@exhaustive("test_sanitizers_find_nothing")
+def test_preparing_under_a_sanitizer(tmp_path: Path) -> None:
+    values = next(json.loads(steps) for steps in BY_STEPS if len(json.loads(steps)["mean"]) == 4)
+    steps, program = _as_c(values, tmp_path, SANITIZERS["address,undefined"])
+    random = np.random.default_rng(6)
+    for size in ((1, 1), (200, 1), (1, 200), (32, 32), (36, 36), (31, 90), (90, 31)):
+        for channels in (1, 3, 4):
+            pixels = random.integers(0, 256, (*size, channels), np.uint8)
+            prepared = _prepared_by(program, pixels, steps, row_bytes=size[1] * channels + 3, ASAN_OPTIONS="detect_leaks=0")
+            assert np.array_equal(prepared, steps.read(pixels))
+
+
+def test_two_models_in_one_process(portable: Path, tmp_path: Path) -> None:
+    """The second is opened as cnet.h has it. Each refuses the other's handles."""
+    program = driver(portable.with_name("driver"), portable)
+    other = library(network(TINY), tmp_path / "other.so", isas()[-1:])
+    done = drive(program, "foreign", other)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_class_names_and_the_name_of_the_file(tmp_path: Path, system_tool: Callable[[str], str], quick_compiler: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Names through C and in the description; and a program that is linked to a library looks for it by its file's name."""
+    monkeypatch.setenv("CXX", str(quick_compiler))
+    model = network(TINY)
+    model.class_names = tuple(f'Käse "{n}"\\?' for n in range(TINY.classes))
+    (tmp_path / "deep").mkdir()
+    made = cd.export(model, "native", tmp_path / "deep" / "cheese.so", cpu="host").path
+    shown = subprocess.run([system_tool("readelf"), "-dW", made], capture_output=True, text=True, check=True).stdout
+    assert "SONAME" in shown and "[cheese.so]" in shown
+    loaded, text = ctypes.CDLL(str(made)), ctypes.c_char_p()
+    for number, name in enumerate(model.class_names):
+        assert loaded.cnet_class_name(ctypes.c_size_t(number), ctypes.byref(text)) == 0
+        assert (text.value or b"").decode() == name
+    assert loaded.cnet_describe(ctypes.byref(text)) == 0
+    assert json.loads(text.value or b"")["class_names"] == list(model.class_names)
+    with cd.open_session(made) as session:
+        assert session.class_names == model.class_names
+    # From another folder: the path that was given to the linker is not in the program.
+    program = driver(tmp_path / "driver", made)
+    shown = subprocess.run([system_tool("readelf"), "-dW", program], capture_output=True, text=True, check=True).stdout
+    assert "[cheese.so]" in shown and str(tmp_path) not in shown
+    assert drive(program, "refuse", 3072, 10, LD_LIBRARY_PATH=str(tmp_path / "deep")).returncode == 0

@@ -1,8 +1,30 @@
 /* cnet.h: run a CondenseNet that `cnet-deploy export --native` compiled into a shared library.
  *
+ *     size_t channels, height, width, classes;
+ *     cnet_model *model;
+ *     cnet_shape(&channels, &height, &width, &classes);
+ *     cnet_create(0, &model);
+ *     cnet_prepare(pixels, rows, columns, 3, 0, image, channels * height * width);
+ *     cnet_run(model, image, channels * height * width, 1, logits, classes);
+ *     cnet_destroy(model);
+ *
+ * What the network reads. cnet_run takes normalised floats, not bytes: one plane for each channel in the order red, green, blue (one
+ * plane for grey; alpha after blue), row by row from the top left. A byte v of channel c is
+ *
+ *     (v / 255 - mean[c]) / std[c]         in float
+ *
+ * with the model's own mean and std ("preprocessing" in cnet_describe), so values are about -3 to 3. The image was turned upright (as its
+ * EXIF tag says), its shorter side was resized to "resize" pixels (none given: to the shorter side of the input) with "interpolation"
+ * (none given: bilinear) and antialiasing, and the centre of "crop" was cut out. cnet_prepare does all of it but decoding and turning, to
+ * the bit as `cnet-deploy run` does; docs/preprocessing.md has the arithmetic.
+ *
+ * Several models in one process. All libraries have functions of the same names, so only one can be linked to a program: of two, the first
+ * would answer for both. Open each with dlopen(path, RTLD_NOW | RTLD_LOCAL) and take its functions with dlsym. A handle given to another
+ * model's library is CNET_BAD_HANDLE.
+ *
  * Every call returns a status and touches nothing of the caller's but what it is given: no global state, no output, no exit, no
  * exception. Any number of handles may live at once. One handle serves one call at a time: others wait for their turn.
- * examples/native/ classifies an image with it.
+ * examples/native/ has a program that classifies an image and an HTTP server.
  */
 #ifndef CNET_H
 #define CNET_H
@@ -20,13 +42,13 @@ extern "C" {
 #define CNET_API
 #endif
 
-#define CNET_API_VERSION 1u
+#define CNET_API_VERSION 2u
 #define CNET_MAX_THREADS 32
 
 typedef enum cnet_status {
     CNET_OK = 0,
     CNET_NULL_POINTER = 1,
-    CNET_BAD_HANDLE = 2,      /* not from cnet_create, or destroyed already (certain in debug builds, best effort in others) */
+    CNET_BAD_HANDLE = 2,      /* not from this library's cnet_create, or destroyed already (certain in debug builds, best effort in others) */
     CNET_BAD_THREADS = 3,     /* outside 0 .. CNET_MAX_THREADS */
     CNET_BAD_BATCH = 4,       /* zero images */
     CNET_BAD_SHAPE = 5,       /* the number of floats is not what the batch needs */
@@ -34,17 +56,35 @@ typedef enum cnet_status {
     CNET_UNKNOWN_ISA = 7,     /* the file carries no code of that name */
     CNET_NO_MEMORY = 8,
     CNET_NO_THREAD = 9,       /* the system refused to start a thread */
-    CNET_FORKED = 10          /* the handle was made before fork(): its threads are not in this process; create one here */
+    CNET_FORKED = 10,         /* the handle was made before fork(): its threads are not in this process; create one here */
+    CNET_BAD_IMAGE = 11,      /* no pixels, not 1, 3 or 4 channels, rows shorter than their pixels, or too large when resized */
+    CNET_BAD_CLASS = 12       /* the number is not that of a class */
 } cnet_status;
 
 typedef struct cnet_model cnet_model;
 
-/* The version of this interface that the library was built with: compare with CNET_API_VERSION. */
+/* The version of this interface that the library was built with. A later one only adds calls and statuses: a program runs with a library
+ * of at least the version that it was written for. Version 2 added cnet_shape, cnet_class_name and cnet_prepare. */
 CNET_API cnet_status cnet_version(uint32_t *version);
 
 /* What the library holds, as JSON that lives as long as the library: architecture, input [channels, height, width], classes,
- * precision, preprocessing, the instruction sets inside, the digest of the checkpoint; "class_names", where they are known. */
+ * precision, preprocessing, class_names (if they are known), the instruction sets inside, the digest of the checkpoint. */
 CNET_API cnet_status cnet_describe(const char **json);
+
+/* What an image and its logits are: channels 1 (grey), 3 (RGB) or 4 (RGBA), height and width in pixels, the number of classes. */
+CNET_API cnet_status cnet_shape(size_t *channels, size_t *height, size_t *width, size_t *classes);
+
+/* The name of a class, 0 to classes - 1, in UTF-8; "" if the model has no names. It lives as long as the library. */
+CNET_API cnet_status cnet_class_name(size_t number, const char **name);
+
+/* Prepare one image for cnet_run: resize, crop and normalise it, without a handle and from any thread.
+ *
+ * `pixels` are bytes as decoders give them: `height` rows from the top, of `width` pixels of `channels` bytes: 1 (grey), 3 (red, green,
+ * blue) or 4 (red, green, blue, alpha). `row_bytes` is the distance from row to row; 0: width * channels. They are converted to the
+ * network's channels: alpha is left out or opaque, grey is repeated, colours become grey as ITU-R 601-2 weighs them. `image_floats` must be
+ * channels * height * width of cnet_shape. */
+CNET_API cnet_status cnet_prepare(const uint8_t *pixels, size_t height, size_t width, size_t channels, size_t row_bytes, float *image,
+                                  size_t image_floats);
 
 /* Make a handle that runs on `threads` threads, the caller's included; 0: one for each processor that this process may use,
  * at most CNET_MAX_THREADS.
@@ -57,7 +97,7 @@ CNET_API cnet_status cnet_create_for(const char *isa, int threads, cnet_model **
 /* Which instructions a handle runs on. The name lives as long as the library. */
 CNET_API cnet_status cnet_isa(const cnet_model *model, const char **isa);
 
-/* Run `batch` images, [batch, channels, height, width] floats in row-major order, to logits [batch, classes]. `image_floats` and
+/* Run `batch` prepared images, [batch, channels, height, width] floats in row-major order, to logits [batch, classes]. `image_floats` and
  * `logit_floats` are the sizes of the two arrays: anything but what the batch needs is refused. NaN in an image gives NaN. */
 CNET_API cnet_status cnet_run(cnet_model *model, const float *images, size_t image_floats, size_t batch, float *logits,
                               size_t logit_floats);
@@ -73,7 +113,7 @@ static inline const char *cnet_message(cnet_status status) {
     switch (status) {
         case CNET_OK: return "done";
         case CNET_NULL_POINTER: return "a pointer is null";
-        case CNET_BAD_HANDLE: return "the handle was not made by cnet_create, or was destroyed";
+        case CNET_BAD_HANDLE: return "the handle was not made by this library's cnet_create, or was destroyed";
         case CNET_BAD_THREADS: return "the number of threads must be 0 to " CNET_TEXT(CNET_MAX_THREADS);
         case CNET_BAD_BATCH: return "the batch holds no image";
         case CNET_BAD_SHAPE: return "the arrays are not of the size that the batch needs";
@@ -82,6 +122,8 @@ static inline const char *cnet_message(cnet_status status) {
         case CNET_NO_MEMORY: return "out of memory";
         case CNET_NO_THREAD: return "the system refused to start a thread";
         case CNET_FORKED: return "the handle was made before fork(); create one in this process";
+        case CNET_BAD_IMAGE: return "the image has no pixels, another number of channels than 1, 3 or 4, or is too long and narrow";
+        case CNET_BAD_CLASS: return "there is no class of that number";
     }
     return "unknown status";
 }

@@ -23,7 +23,8 @@ using namespace cnet;
 
 namespace {
 
-constexpr uint64_t alive = 0x636e65742d6f6b21;  // in a handle that may be used
+// In a handle that may be used. It differs from library to library, so that each refuses the handles of others.
+uint64_t alive() { return 0x636e65742d6f6b21 ^ (uint64_t)(uintptr_t)&plan; }
 constexpr size_t huge_page = 2u << 20;
 constexpr size_t line_bytes = 4 * line;
 
@@ -164,7 +165,7 @@ cnet_status create(const Kernels *kernels, int threads, cnet_model **out) {
         release(m, true);
         return status;
     }
-    m->magic = alive;
+    m->magic = alive();
     *out = m;
     return CNET_OK;
 }
@@ -191,6 +192,22 @@ cnet_status cnet_describe(const char **json) {
     return CNET_OK;
 }
 
+cnet_status cnet_shape(size_t *channels, size_t *height, size_t *width, size_t *classes) {
+    if (!channels || !height || !width || !classes) return CNET_NULL_POINTER;
+    *channels = CNET_CHANNELS;
+    *height = (size_t)plan.height;
+    *width = (size_t)plan.width;
+    *classes = (size_t)plan.head.classes;
+    return CNET_OK;
+}
+
+cnet_status cnet_class_name(size_t number, const char **name) {
+    if (!name) return CNET_NULL_POINTER;
+    if (number >= (size_t)plan.head.classes) return CNET_BAD_CLASS;
+    *name = plan.class_name ? plan.class_name[number] : "";
+    return CNET_OK;
+}
+
 cnet_status cnet_create(int threads, cnet_model **model) {
     const cnet_status status = check_new(threads, model);
     if (status != CNET_OK) return status;
@@ -210,14 +227,14 @@ cnet_status cnet_create_for(const char *isa, int threads, cnet_model **model) {
 
 cnet_status cnet_isa(const cnet_model *model, const char **isa) {
     if (!model || !isa) return CNET_NULL_POINTER;
-    if (model->magic != alive) return CNET_BAD_HANDLE;
+    if (model->magic != alive()) return CNET_BAD_HANDLE;
     *isa = model->kernels->name;
     return CNET_OK;
 }
 
 cnet_status cnet_run(cnet_model *model, const float *images, size_t image_floats, size_t batch, float *logits, size_t logit_floats) {
     if (!model || !images || !logits) return CNET_NULL_POINTER;
-    if (model->magic != alive) return CNET_BAD_HANDLE;
+    if (model->magic != alive()) return CNET_BAD_HANDLE;
     if (model->process != getpid()) return CNET_FORKED;
     if (batch == 0) return CNET_BAD_BATCH;
     const size_t image = (size_t)CNET_CHANNELS * (size_t)plan.height * (size_t)plan.width, classes = (size_t)plan.head.classes;
@@ -237,7 +254,7 @@ cnet_status cnet_run(cnet_model *model, const float *images, size_t image_floats
 
 cnet_status cnet_destroy(cnet_model *model) {
     if (!model) return CNET_NULL_POINTER;
-    if (model->magic != alive) return CNET_BAD_HANDLE;
+    if (model->magic != alive()) return CNET_BAD_HANDLE;
     release(model, model->process == getpid());
     return CNET_OK;
 }

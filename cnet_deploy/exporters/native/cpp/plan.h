@@ -81,6 +81,13 @@ struct Head {
     Words bias;                  // [ceil(classes / classes_together)][classes_together]
 };
 
+// What is done to pixels before the stem (prepare.cpp).
+struct Preparation {
+    int32_t shorter_side;  // pixels, after resizing
+    int32_t bicubic;       // 1: bicubic; 0: bilinear
+    float mean[CNET_CHANNELS], deviation[CNET_CHANNELS];  // of pixels from 0 to 1
+};
+
 struct Plan {
     int32_t height, width;  // of the image
     Stem stem;
@@ -92,6 +99,8 @@ struct Plan {
     int64_t between;      // floats of the buffer between the two convolutions of a layer that all threads share
     const float *data;
     const char *description;  // JSON
+    Preparation preparation;
+    const char *const *class_name;  // [classes]; null: no names are known
 #if CNET_WINDOWED
     int32_t window;  // rows and columns of the last map that are averaged, from its top left; 0: all
 #endif
