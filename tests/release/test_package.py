@@ -60,7 +60,7 @@ def test_sdist_to_wheel_to_elsewhere(tmp_path: Path, checkpoint_path: Path) -> N
         shutil.rmtree(wanted, ignore_errors=True)
         shutil.copytree(tmp_path / "dist", wanted)
     (sdist,), (wheel,) = (tmp_path / "dist").glob("*.tar.gz"), (tmp_path / "dist").glob("*.whl")
-    kinds = ("*.py", "*.cpp", "*.hpp", "*.h", "*.j2")
+    kinds = ("*.py", "*.cpp", "*.hpp", "*.h", "*.j2", "*.css")
     expected = {str(path.relative_to(ROOT)) for kind in kinds for path in (ROOT / "cnet_deploy").rglob(kind)} | {"cnet_deploy/py.typed"}
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
