@@ -86,7 +86,7 @@ TF_GRAPH = Kind(
 )
 CORE_ML = Kind("a Core ML model", "give the checkpoint that it was made from")
 OPENVINO_IR = Kind("an OpenVINO model (IR)", "give the ONNX file that it was made from")
-ORT = Kind("a model in onnxruntime's own format (.ort)", "give the ONNX file that it was made from")
+ORT = Kind("an ORT file (.ort)", "give the ONNX file that it was made from")
 GGUF = Kind("a GGUF file", "give the checkpoint that it was made from")
 
 _NOT_LINUX = "libraries are run on Linux, where `export` wrote them: export the model again on this machine"

@@ -125,7 +125,7 @@ MADE: dict[str, tuple[bytes, str, str]] = {
     # By the formats' own descriptions, since their libraries are large.
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 file (Keras)", ""),
     "TensorFlow Lite": (b"\x1c\0\0\0TFL3" + bytes(100), "a TensorFlow Lite model", ""),
-    "onnxruntime": (b"\x1c\0\0\0ORTM" + bytes(100), "a model in onnxruntime's own format (.ort)", ""),
+    "onnxruntime": (b"\x1c\0\0\0ORTM" + bytes(100), "an ORT file (.ort)", ""),
     "SavedModel": (b"\x08\x01\x12\xcc\x95\x0a\x0a\xd2\x05\x12", "a TensorFlow SavedModel", ""),
     "frozen graph": (b"\x0a\x2e\x0a\x05input\x12\x0bPlaceholder*", "a TensorFlow graph", ""),
     "Core ML": (b"\x08\x04\x12\x8a\x02\x0a\x10\x0a\x05image", "a Core ML model", ""),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -292,3 +293,30 @@ def test_out_of_memory_is_explained(converted: DenselyConnected, options: dict[s
 def test_a_device_that_is_not_here(tiny: DenselyConnected) -> None:
     with pytest.raises(Unavailable, match="there is no cuda:99; expected cuda:0 to cuda:"):
         session(tiny, device="cuda:99")
+
+
+def test_compiled_code_is_kept_where_nobody_else_writes_and_no_compiler_of_the_current_folder_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import config
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    from cnet_deploy.files import cache
+    from cnet_deploy.sessions.torch import session as own
+
+    (tmp_path / "g++").touch(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f":.:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_WARM_POOL", "0")
+    for place in (tmp_path / "cnet-deploy" / "torch", None):
+        if place is None:
+            monkeypatch.setattr(cache, "folder", lambda _: None)
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())
+        own._compiled(torch.nn.Identity(), "cpu")
+        used = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        assert used == place or (place is None and used.stat().st_mode & 0o777 == 0o700 and used.stat().st_uid == os.geteuid())
+    assert Path(config.cpp.cxx[1]).is_absolute() and config.cpp.cxx[1] != str(tmp_path / "g++")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "chosen"))
+    own._compiled(torch.nn.Identity(), "cpu")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "chosen")

@@ -199,5 +199,5 @@ def test_compiled_code_in_a_graph_is_refused(tmp_path: Path) -> None:
 
 def test_onnxruntimes_own_format_is_not_run_under_another_name(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"\x1c\0\0\0ORTM" + bytes(100))
-    with pytest.raises(InputRefused, match=r"m.onnx: is a model in onnxruntime's own format \(.ort\); expected .*an ONNX file"):
+    with pytest.raises(InputRefused, match=r"m.onnx: is an ORT file \(.ort\); expected .*an ONNX file"):
         cd.open_session(tmp_path / "m.onnx")

@@ -84,7 +84,7 @@ class Worker:
         except BrokenPipeError:
             line = ""
         except subprocesses.TooLong:
-            return _broken(f"the measuring process did not answer within {seconds:.0f} s; it was ended")
+            return _broken(f"the measuring process did not answer within {seconds:g} s; it was ended")
         if not line:
             status = self._process.wait()
             self._stderr.seek(0)

@@ -147,7 +147,7 @@ def _compiled(model: nn.Module, device: str) -> nn.Module:
     inductor.cpp.cxx = (None, cxx if "/" in cxx else subprocesses.tool(cxx) or f"/usr/bin/{cxx}")
     if device == "cpu":
         inductor.cpp.vec_isa_ok = True
-        inductor.compile_threads = 1
+        os.environ.setdefault("TORCH_WARM_POOL", "0")  # processes that Triton would compile in
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache.folder("torch") or _private_folder())
     model.compile()

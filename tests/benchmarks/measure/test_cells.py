@@ -134,3 +134,11 @@ def test_a_devices_own_time_and_the_transfers_stand_apart(monkeypatch: pytest.Mo
     assert found["upload_seconds"] >= 0.003 > found["download_seconds"]
     assert isinstance(cell.binding, Ticks)
     assert cell.binding.calls[1:11] == ["enqueue", "wait"] * 5 and cell.binding.calls[11:] == ["upload", "wait", "download", "wait"]
+
+
+def test_a_process_that_does_not_answer_is_ended(tmp_path: Path) -> None:
+    silent = tmp_path / "python"
+    silent.write_text("#!/bin/sh\nsleep 1000\n")
+    silent.chmod(0o755)
+    with worker(Cell("x", "name:x", "torch", 1), str(silent)) as held:
+        assert held.ask({}, seconds=0.2) == {"error": "the measuring process did not answer within 0.2 s; it was ended", "exit_code": 5}
