@@ -227,6 +227,14 @@ def _last_net(doing: str, error: BaseException) -> NoReturn:
     fail(message, UNEXPECTED)
 
 
+class _OfLibraries(logging.StreamHandler):  # type: ignore[type-arg,unused-ignore]
+    """What libraries log that no handler of theirs takes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            _LOG.info("%s says: %s", record.name, record.getMessage())
+
+
 class _Others:
     """Within the block, what others would print on standard error is printed as lines of ours, with -v: libraries' warnings, and errors
     in places where nobody can catch them. ``error`` is that of a thread that ended by one."""
@@ -235,12 +243,13 @@ class _Others:
         self.error: BaseException | None = None
 
     def __enter__(self) -> _Others:
-        self._before = threading.excepthook, sys.unraisablehook, warnings.showwarning
+        self._before = threading.excepthook, sys.unraisablehook, warnings.showwarning, logging.lastResort
         threading.excepthook, sys.unraisablehook, warnings.showwarning = self._thread, self._unraisable, self._warning
+        logging.lastResort = _OfLibraries()
         return self
 
     def __exit__(self, *_: object) -> None:
-        threading.excepthook, sys.unraisablehook, warnings.showwarning = self._before
+        threading.excepthook, sys.unraisablehook, warnings.showwarning, logging.lastResort = self._before
 
     def _thread(self, args: threading.ExceptHookArgs) -> None:
         if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):

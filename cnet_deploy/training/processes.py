@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -63,8 +64,8 @@ class Peers:
 def gathered(device: str | None = None) -> Iterator[Peers]:
     """The processes that torchrun started, connected over NCCL on GPUs and gloo on CPUs; without torchrun this process alone.
 
-    ``device`` is "cpu" or "cuda"; None takes CUDA if there is a device. Raises Unavailable for a missing device, InputRefused if only
-    some of torchrun's variables are set.
+    ``device`` is "cpu" or "cuda"; None takes CUDA if there is a device. Raises Unavailable for a missing device and when another of the
+    processes has ended, InputRefused if only some of torchrun's variables are set.
     """
     if device == "cuda" and (reason := why_no_device()):
         raise Unavailable(f"no CUDA device can be used: {reason}; leave --device out to train on the CPU")
@@ -85,5 +86,9 @@ def gathered(device: str | None = None) -> Iterator[Peers]:
     try:
         yield Peers(place, rank, processes)
         dist.barrier()  # a process that exits early would break the others' connections
+    except RuntimeError as error:
+        if re.search("Connection (closed|reset) by peer", str(error)) is None:
+            raise
+        raise Unavailable("another process of this run has ended; the first error that was printed says why") from None
     finally:
         dist.destroy_process_group()

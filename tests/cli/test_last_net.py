@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 import os
 import subprocess
 import sys
@@ -182,14 +183,17 @@ def test_what_nobody_can_catch_and_what_libraries_warn_of(checkpoint_path: Path,
 
     def act() -> None:
         Careless()
+        assert logging.lastResort is not None
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             warnings.showwarning("a\n::error::b", UserWarning, "file.py", 1)
+        logging.lastResort.handle(logging.LogRecord("library", logging.WARNING, "", 1, "c\n::error::d", None, None))
 
     meanwhile(monkeypatch, act)
     done = run("inspect", checkpoint_path)
     assert (done.exit_code, done.stderr) == (0, "")
     done = run("inspect", checkpoint_path, "-vv")
+    assert "library says: c\\n::error::d" in done.stderr
     assert done.exit_code == 0 and "a library warns: a\\n::error::b (UserWarning)" in done.stderr and "(Surprise)" in done.stderr
 
 

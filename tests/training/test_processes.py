@@ -56,6 +56,18 @@ def test_half_of_torchrun_s_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    ("message", "raised"), [("[gloo/pair.cc:553] Connection closed by peer [127.0.0.1]:1", Unavailable), ("shapes differ", RuntimeError)]
+)
+def test_another_process_that_has_ended(message: str, raised: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    for name in ("init_process_group", "barrier", "destroy_process_group"):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, **__: None)
+    with pytest.raises(raised, match="another process of this run" if raised is Unavailable else message), gathered("cpu"):
+        raise RuntimeError(message)
+
+
 def test_one_process_alone_is_its_own_leader() -> None:
     with gathered("cpu") as peers:
         assert peers.leads and peers.processes == 1 and peers.from_leader("x") == "x"
