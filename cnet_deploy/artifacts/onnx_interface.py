@@ -5,6 +5,7 @@ A runtime tells which inputs and outputs it sees. A file that is no image classi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from cnet_deploy.errors import InputRefused, printable
 from cnet_deploy.images.preprocessing import CHANNELS
 from cnet_deploy.models.architecture import Architecture
 
-MOST_VALUES = 1 << 30  # of all images of a fixed batch: 4 GiB
+MOST_NUMBERS = 1 << 29  # of the images of one inference, and of its logits: 2 GiB in float32
 _FP16 = "onnxconverter_common.float16.convert_float_to_float16(model, keep_io_types=True)"
 
 
@@ -61,6 +62,12 @@ def read_interface(
     metadata = read_metadata(entries)
     shape = _image_shape(image, logits, input_size)
     classes = _classes(image, logits, shape)
+    for what, count in (("read", math.prod(side or 1 for side in shape)), ("give", (shape[0] or 1) * classes)):
+        if count > MOST_NUMBERS:
+            raise InputRefused(
+                f"reads {image} and gives {logits}: it would {what} {count:,} numbers at once, and at most {MOST_NUMBERS:,} fit; export it "
+                "again with a free batch, or a smaller one"
+            )
     check_metadata(metadata, shape[2:], classes, stated, shape[1])
     return Interface(image.name, logits.name, shape, classes, metadata)
 
@@ -114,8 +121,6 @@ def _image_shape(image: Value, logits: Value, input_size: tuple[int, int] | None
         )
     if min(height, width) < 1 or batch == 0:
         raise InputRefused(f"reads {image}; expected at least one pixel and one image")
-    if (batch or 1) * channels * height * width > MOST_VALUES:
-        raise InputRefused(f"reads {image}; expected at most {MOST_VALUES:,} values at once: export it with a free batch")
     return batch, channels, height, width
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from cnet_deploy.artifacts.onnx_interface import Value, read_interface
 from cnet_deploy.artifacts.pair import Pair
 from cnet_deploy.errors import InputRefused, Unavailable, deferred_interrupts, naming, raise_if_interrupted
+from cnet_deploy.files.onnx_bounds import require_bounded
 from cnet_deploy.files.onnx_file import require_one_file
 from cnet_deploy.files.onnx_weights import weights_precision
 from cnet_deploy.hardware.cuda import Device
@@ -121,6 +122,7 @@ class OnnxruntimeSession(Session):
         path, wanted = self._path, providers[0] if isinstance(providers[0], str) else providers[0][0]
         with naming(path):
             require_one_file(data)
+            require_bounded(data)
         try:
             # From the checked bytes, since the file could have been replaced meanwhile.
             self._session = _runtime().InferenceSession(data, options, providers=providers, enable_fallback=0)

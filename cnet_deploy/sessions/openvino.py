@@ -10,6 +10,7 @@ import numpy as np
 from cnet_deploy.artifacts.onnx_interface import Value, read_interface
 from cnet_deploy.artifacts.pair import Pair
 from cnet_deploy.errors import InputRefused, Unavailable, deferred_interrupts, naming, raise_if_interrupted
+from cnet_deploy.files.onnx_bounds import require_bounded
 from cnet_deploy.files.onnx_file import parse_onnx
 from cnet_deploy.files.onnx_weights import weights_precision
 from cnet_deploy.sessions.base import Backend, Binding, Floats, Part, Session
@@ -52,6 +53,7 @@ class OpenvinoSession(Session):
             settings["INFERENCE_NUM_THREADS"] = threads
         with naming(pair.path):
             proto = parse_onnx(pair.data)
+            require_bounded(pair.data)
         entries = {entry.key: entry.value for entry in proto.metadata_props}
         declared = {value.name: _declared(value) for value in proto.graph.output}
         try:
