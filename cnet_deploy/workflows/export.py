@@ -97,12 +97,12 @@ def export(
     file with the classes' names (see images/class_names.py), ``sha256`` the digest that the model's file must have. ``preprocessing``
     states how images are prepared, where the model does not or is wrong: ``Overrides(statistics="cifar10")``.
 
-    Of the target are ``precision`` ("fp32", "fp16", "bf16", "tf32"), ``batch`` (images per inference; None: any; engines: least, best and
-    most), ``opset`` (onnx), ``cpu`` (native: "host", "x86-64-v3" …), ``workspace`` in bytes ``timing_cache`` and ``flavour`` (tensorrt), and further
-    ``options`` (see ``write`` in its module). ``groups`` to ``final_pool`` say what the model's file does not (see ``checkpoints.load``);
-    ``overrides`` is the same as a mapping. ``out`` None puts the artifact beside the
-    model's file. Raises CheckFailed if the outputs differ beyond ``tolerance`` (relative to the largest logit): then no file is written
-    and an existing one is kept; InputRefused and OutputRefused as the steps do.
+    Of the target are ``precision`` ("fp32", "fp16", "bf16", "tf32"), ``batch`` (images per inference; None: any; engines: least, best
+    and most), ``opset`` (onnx), ``cpu`` (native: "host", "x86-64-v3" …), ``workspace`` in bytes, ``timing_cache`` and ``flavour``
+    (tensorrt), and further ``options`` (see ``write`` in its module). ``groups`` to ``final_pool`` say what the model's file does not
+    (see ``checkpoints.load``); ``overrides`` is the same as a mapping. ``out`` None puts the artifact beside the model's file. Raises
+    CheckFailed if the outputs differ beyond ``tolerance`` (relative to the largest logit): then no file is written and an existing one
+    is kept; InputRefused and OutputRefused as the steps do.
     """
     form = options.pop("lowering", form)  # its name until 0.1.0
     notify = options.pop("say", notify)  # likewise
