@@ -23,6 +23,7 @@ from cnet_deploy.files import check_output, exists
 from cnet_deploy.files.replacing import key_of
 from cnet_deploy.images.decode import Images
 from cnet_deploy.images.preprocessing import NO_OVERRIDES, Overrides
+from cnet_deploy.models.architecture import FinalPool
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.program.forms import rewrite
 from cnet_deploy.program.lower import lower
@@ -71,7 +72,20 @@ def export(
     images: Path | str | None = None,
     tolerance: float | None = None,
     sha256: str | None = None,
-    overrides: dict[str, Any] | None = None,
+    precision: str | None = None,
+    batch: int | tuple[int, int, int] | None = None,
+    opset: int | None = None,
+    cpu: str | None = None,
+    workspace: int | None = None,
+    timing_cache: Path | None = None,
+    flavour: str | None = None,
+    groups: int | None = None,
+    condense_factor: int | None = None,
+    input_size: tuple[int, int] | None = None,
+    stem_stride: int | None = None,
+    weights: str | None = None,
+    final_pool: FinalPool | None = None,
+    overrides: Mapping[str, Any] | None = None,
     preprocessing: Overrides = NO_OVERRIDES,
     notify: Notify = lambda _: None,
     form: Forms | Callable[[Program], Forms] = "gather",
@@ -82,15 +96,29 @@ def export(
     A model in training form is converted first, keeping ``classifier_keep`` of the classifier's inputs (None: half, as the reference).
     ``notify`` gets lines of text about such steps. The artifact is compared with the model on fresh random inputs and on ``images``. If it
     can't be run here, the manifest says so and carries a self-check that runs when the artifact is first opened. ``form`` is one of
-    program.forms.FORMS for all dense blocks, a mapping from block to form, or a function that chooses for the Program. ``labels`` is a file
-    with the classes' names (see images/class_names.py), ``sha256`` the digest that the model's file must have. ``preprocessing`` states how
-    images are prepared, where the model does not or is wrong: ``Overrides(statistics="cifar10")``. ``options`` are the target's own (see
-    ``write`` in its module); ``overrides`` are those of ``checkpoints.load``. ``out`` None puts the artifact beside the model's file, with
-    a smaller precision than fp32 in its name: m.fp16.onnx. Raises CheckFailed if the outputs differ beyond ``tolerance`` (relative to the
+    program.forms.FORMS for all dense blocks, a mapping from block to form, or a function that chooses for the Program. ``labels`` is a
+    file with the classes' names (see images/class_names.py), ``sha256`` the digest that the model's file must have. ``preprocessing``
+    states how images are prepared, where the model does not or is wrong: ``Overrides(statistics="cifar10")``.
+
+    Of the target are ``precision`` ("fp32", "fp16", "bf16", "tf32"), ``batch`` (images per inference; None: any; engines: least, best
+    and most), ``opset`` (onnx), ``cpu`` (native: "host", "x86-64-v3" …), ``workspace`` in bytes, ``timing_cache`` and ``flavour``
+    (tensorrt), and further ``options`` (see ``write`` in its module). ``groups`` to ``final_pool`` say what the model's file does not
+    (see ``checkpoints.load``); ``overrides`` is the same as a mapping. ``out`` None puts the artifact beside the model's file, with a
+    smaller precision than fp32 in its name: m.fp16.onnx. Raises CheckFailed if the outputs differ beyond ``tolerance`` (relative to the
     largest logit): then no file is written and an existing one is kept; InputRefused and OutputRefused as the steps do.
     """
     form = options.pop("lowering", form)  # its name until 0.1.0
     notify = options.pop("say", notify)  # likewise
+    own = {
+        "precision": precision, "batch": batch, "opset": opset, "cpu": cpu, "workspace": workspace, "timing_cache": timing_cache,
+        "flavour": flavour,
+    }  # fmt: skip
+    options |= {name: value for name, value in own.items() if value is not None}
+    loading = {
+        "groups": groups, "condense_factor": condense_factor, "input_size": input_size, "stem_stride": stem_stride, "weights": weights,
+        "final_pool": final_pool,
+    }  # fmt: skip
+    overrides = {**(overrides or {}), **{name: value for name, value in loading.items() if value is not None}}
     write = exporter(target)
     if unknown := sorted(set(options) - options_of(target)):
         raise InputRefused(f"{target} has no option {', '.join(unknown)}; expected some of {', '.join(sorted(options_of(target)))}")
@@ -100,7 +128,7 @@ def export(
     check_output(manifest_path(out), like=key_of(FORMAT))
     replaced = _there(out)
     if not isinstance(model, nn.Module):
-        model = open_model(model, {**(overrides or {}), "sha256": sha256}, notify)
+        model = open_model(model, {**overrides, "sha256": sha256}, notify)
     with naming(source):
         model = stated_by(model, preprocessing)
     tell_of_pool(model, overrides)

@@ -46,6 +46,10 @@ def test_the_reference_has_every_public_name_with_its_docstring(tmp_path: Path) 
     assert (done.returncode, done.stderr) == (0, ""), done.stderr[-3000:]
     page = (tmp_path / "cnet_deploy.html").read_text(encoding="utf-8")
     parts = dict(zip(re.findall(r'<section id="(\w+)">', page), re.split(r'<section id="\w+">', page)[1:], strict=True))
+    assert list(parts)[: len(cd.__all__)] == cd.__all__  # in the order of the road, and the modules are not among them
+    for guide in (ROOT / "docs").glob("*.md"):
+        assert f'href="{guide.stem}.html"' in page and (tmp_path / f"{guide.stem}.html").is_file()
+    assert "cnet_prepare" in (tmp_path / "c-api.html").read_text(encoding="utf-8")
     for name in set(cd.__all__) - {"__version__"}:
         docstring = inspect.getdoc(getattr(cd, name))
         assert docstring, name

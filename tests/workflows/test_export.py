@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import cnet_deploy as cd
 from cnet_deploy.artifacts.manifest import Manifest, manifest_path
 from cnet_deploy.errors import CheckFailed, InputRefused, OutputRefused
+from cnet_deploy.exporters import targets
 from cnet_deploy.exporters.base import Written
 from cnet_deploy.files import digest
 from cnet_deploy.models.condensenet import DenselyConnected
@@ -167,3 +169,18 @@ def test_odd_input_sizes_convert_and_export(tmp_path: Path) -> None:
     assert done.path == tmp_path / "c.onnx"
     with cd.open_session(done.path) as session:
         assert session.run(np.zeros((1, 3, 33, 47), np.float32)).shape == (1, 10)
+
+
+def test_options_are_named_in_the_signature(checkpoint_path: Path, tmp_path: Path) -> None:
+    """Those of a target, and what a file does not say, which `load` and the other functions take in the same way."""
+    taken = inspect.signature(cd.export).parameters
+    targets_own = {option.name for target in targets().values() for option in target.options}
+    loading = set(inspect.signature(cd.load).parameters) - {"path", "sha256", "data"}
+    assert targets_own | loading <= set(taken)
+    assert all(taken[name].annotation not in (inspect.Parameter.empty, "Any") for name in targets_own | loading)
+    one = cd.export(checkpoint_path, "onnx", tmp_path / "a.onnx", batch=2, opset=19, input_size=(40, 40))
+    other = cd.export(checkpoint_path, "onnx", tmp_path / "b.onnx", batch=2, opset=19, overrides={"input_size": (40, 40)})
+    assert one.path.read_bytes() == other.path.read_bytes()
+    assert one.manifest.architecture is not None and one.manifest.architecture.input_size == (40, 40)
+    with pytest.raises(InputRefused, match="native has no option opset"):
+        cd.export(checkpoint_path, "native", tmp_path / "a.so", opset=19)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from PIL import Image
 
 import cnet_deploy as cd
 from cnet_deploy.errors import InputRefused
+from cnet_deploy.exporters.native import toolchain
 from cnet_deploy.exporters.native.toolchain import SOURCES
 from cnet_deploy.hardware.cpu import host_machine
 from cnet_deploy.images.decode import read_images
@@ -235,3 +237,22 @@ def test_class_names_and_the_name_of_the_file(tmp_path: Path, system_tool: Calla
     shown = subprocess.run([system_tool("readelf"), "-dW", program], capture_output=True, text=True, check=True).stdout
     assert "[cheese.so]" in shown and str(tmp_path) not in shown
     assert drive(program, "refuse", 3072, 10, LD_LIBRARY_PATH=str(tmp_path / "deep")).returncode == 0
+
+
+def test_a_library_of_version_1_is_opened_as_before(
+    quick_compiler: Path, images_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 0.1.0 made them: without the calls that version 2 added."""
+    monkeypatch.setenv("CXX", str(quick_compiler))
+    monkeypatch.setattr(toolchain, "SOURCES", Path(shutil.copytree(SOURCES, tmp_path / "cpp")))
+    monkeypatch.delitem(toolchain._ENGINE, "prepare.cpp")
+    header = tmp_path / "cpp" / "cnet.h"
+    header.write_text(header.read_text().replace("CNET_API_VERSION 2u", "CNET_API_VERSION 1u"))
+    model = network(TINY)
+    made = cd.export(model, "native", tmp_path / "old.so", cpu="host").path
+    assert not hasattr(ctypes.CDLL(str(made)), "cnet_prepare")
+    with cd.open_session(made) as session:
+        assert session.run(images_for(model, 2)).shape == (2, 10)
+    header.write_text(header.read_text().replace("CNET_API_VERSION 1u", "CNET_API_VERSION 3u"))
+    with pytest.raises(InputRefused, match="has version 3 of the interface; expected 1 to 2"):
+        cd.export(model, "native", tmp_path / "new.so", cpu="host")
