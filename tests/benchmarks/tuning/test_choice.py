@@ -106,7 +106,8 @@ def test_it_fits_what_it_was_measured_for(choice: Choice) -> None:
     ("changes", "words"),
     [
         ({"target": "tensorrt"}, "target: tensorrt here, onnx there"), ({"device": "cuda"}, "device: cuda here, cpu there"),
-        ({"threads": 1}, "threads: 1 here, 2 there"), ({"batch": 8}, "batch: 8 here, 1 there"), ({"options": {}}, "options precision: nothing here, fp32 there"),
+        ({"threads": 1}, "threads: 1 here, 2 there"), ({"batch": 8}, "batch: 8 here, 1 there"),
+        ({"options": {}}, "options precision: nothing here, fp32 there"),
     ],
 )  # fmt: skip
 def test_it_fits_nothing_else(choice: Choice, changes: dict[str, Any], words: str) -> None:
