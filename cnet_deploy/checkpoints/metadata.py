@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cnet_deploy.checkpoints.tensors import Contents
+from cnet_deploy.errors import InputRefused, OutputRefused
 from cnet_deploy.files.strict_json import InvalidValue, convert, of_version, parse_json, reading, to_json
 from cnet_deploy.images.class_names import ClassName, checked_labels, names_of
 from cnet_deploy.images.preprocessing import Preprocessing
@@ -92,7 +93,10 @@ def with_own(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def own_metadata(model: DenselyConnected, **more: Any) -> str:
-    """What a file of ours holds of its model beyond the tensors, as JSON; ``more`` are further entries."""
+    """What a file of ours holds of its model beyond the tensors, as JSON; ``more`` are further entries.
+
+    Raises OutputRefused for what could not be read again.
+    """
     source = model.source
     metadata = {
         "version": METADATA_VERSION,
@@ -104,4 +108,9 @@ def own_metadata(model: DenselyConnected, **more: Any) -> str:
     }
     if model.class_names:
         metadata["class_names"] = list(model.class_names)
-    return to_json({**metadata, **more}, sort_keys=True)
+    text = to_json({**metadata, **more}, sort_keys=True)
+    try:
+        with_own({METADATA_KEY: text})
+    except InputRefused as error:
+        raise OutputRefused(f"the model's metadata could not be read again: {error}; nothing was written") from None
+    return text

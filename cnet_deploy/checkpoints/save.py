@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from cnet_deploy.checkpoints.metadata import METADATA_KEY, own_metadata
+from cnet_deploy.checkpoints.read import read_tensors
 from cnet_deploy.errors import OutputRefused
 from cnet_deploy.files import atomic_output
 from cnet_deploy.images.preprocessing import CHANNELS
@@ -27,7 +28,7 @@ def save(model: DenselyConnected, path: Path | str, *, source: Path | str | None
         raise OutputRefused(f"{path}: unknown suffix; expected .safetensors, or .pth.tar for the reference's converted format")
     if path.suffix != ".safetensors" and (reasons := reference_cannot_read(model)):
         raise OutputRefused(f"{path}: the reference can't read {'; nor '.join(reasons)}; write .safetensors instead")
-    with atomic_output(path, source=source) as temporary:
+    with atomic_output(path, source=source, reader=read_tensors) as temporary:
         temporary.write_bytes(_safetensors_bytes(model) if path.suffix == ".safetensors" else _reference_bytes(model))
 
 

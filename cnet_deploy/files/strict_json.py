@@ -35,10 +35,10 @@ Whole = Annotated[int, Meta(ge=0, lt=_MOST, description="a whole number from 0")
 Count = Annotated[int, Meta(ge=1, lt=_MOST, description="a whole number from 1")]
 Amount = Annotated[float, Meta(ge=0, lt=_MOST, description="a number from 0")]
 Finite = Annotated[float, Meta(ge=-_LARGEST, le=_LARGEST, description="a finite number")]
+Few = Annotated[int, Meta(ge=1, lt=1 << 16, description="a whole number from 1 to 65535")]
 Positive = Annotated[float, Meta(gt=0, le=_LARGEST, description="a number over 0")]
 Percent = Annotated[float, Meta(ge=0, le=100, description="a number from 0 to 100")]
-Duration = Annotated[float, Meta(ge=0, lt=MAX_SECONDS, description=f"seconds, from 0 to {MAX_SECONDS}")]
-Seconds = Annotated[float, Meta(gt=0, lt=MAX_SECONDS, description=f"seconds, over 0 and under {MAX_SECONDS}")]
+Seconds = Annotated[float, Meta(ge=1e-9, lt=MAX_SECONDS, description=f"seconds, from a nanosecond to {MAX_SECONDS}")]
 Samples = Annotated[list[Seconds], Meta(min_length=1, description="a list of seconds, at least one")]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,18 @@ import cnet_deploy as cd
 from cnet_deploy.artifacts import self_check
 from cnet_deploy.artifacts.manifest import MAX_BYTES, Manifest, engine_name, manifest_path, named_as
 from cnet_deploy.artifacts.pair import read_manifest, update_manifest
+from cnet_deploy.benchmarks.gate.baseline import find_baseline
+from cnet_deploy.benchmarks.measure.environment import environment
+from cnet_deploy.benchmarks.measure.rounds import Settings
+from cnet_deploy.benchmarks.sweep.results import Journal, Report, Row, read_report
 from cnet_deploy.cli import main
 from cnet_deploy.errors import CheckFailed, InputRefused, OutputRefused
 from cnet_deploy.files import digest
 from cnet_deploy.files.onnx_weights import weights_precision
 from cnet_deploy.models.build import build_random
+from tests.benchmarks.helpers import result
 
-from .helpers import ARCHITECTURE, group_conv_state, written
+from .helpers import ARCHITECTURE, group_conv_state, one_line, refused, written
 
 
 @pytest.fixture(scope="module")
@@ -239,3 +246,111 @@ def test_an_engine_keeps_its_name(tmp_path: Path) -> None:
     model.class_names = tuple("abcdefghij")
     path = cd.export(model, "tensorrt", tmp_path / "m.engine", flavour="tensorrt-rtx").path
     assert engine_name(ARCHITECTURE, model.preprocessing, model.class_names).encode() in path.read_bytes()
+
+
+# ---- records of bench --------------------------------------------------------------------------------------------------------------
+
+
+def stored(path: Path, **changes: Any) -> Path:
+    """A baseline of a network that was measured here, with other settings."""
+    turns = [[0.01 + 0.0001 * ((7 * n + turn) % 5) for n in range(5)] for turn in range(8)]
+    row = Row(NETWORK, 5, 6, None, None, [result(*turns, label=NETWORK, backend="onnxruntime")])
+    values = Report([row], Settings(rounds=8, fresh=True), after=environment()).to_dict()
+    values["settings"] |= changes.pop("settings", {})
+    values["rows"][0]["cells"][0] |= changes.pop("cell", {})
+    path.write_text(json.dumps({**values, **changes}).replace('"1e-300"', "1e-300"))
+    return path
+
+
+NETWORK = "condensenet-74-g8"
+LIES: list[tuple[dict[str, Any], str]] = [
+    ({"settings": {"least": 10**12}}, "settings.least is 1000000000000; expected a whole number from 0 to 1000000"),
+    ({"settings": {"least": 900_000}}, "settings.least is 900000, and a round has 5 samples"),
+    ({"settings": {"seconds": 900_000}}, "settings.seconds is 900000; expected seconds, from 0 to 300"),
+    ({"settings": {"warmup": 1e9}}, "settings.warmup is 1000000000.0; expected seconds, from 0 to 300"),
+    ({"settings": {"rounds": 10**9}}, "settings.rounds is 1000000000; expected a whole number from 1 to 100000"),
+    ({"cell": {"rounds": [["1e-300"]] * 8}}, "expected seconds, from a nanosecond"),
+    ({"cell": {"rounds": [[0.01, -0.01]] * 8}}, "rounds[0][1] is -0.01; expected seconds, from a nanosecond"),
+    ({"cell": {"rounds": [[None]] * 8}}, "rounds[0][0] is null; expected seconds"),
+    ({"cell": {"rounds": [["x"]] * 8}}, 'rounds[0][0] is "x"; expected seconds'),
+    ({"cell": {"rounds": {"a": 1}}}, "rounds is an object; expected a list"),
+    ({"cell": {"batch": 10**9}}, "batch is 1000000000; expected a whole number from 1 to 65535"),
+    ({"environment": None}, "environment is null; expected an object"),
+    ({"environment": {"cpu": None}}, "environment.cpu is null; expected the name of a processor"),
+]
+
+
+@pytest.mark.parametrize(("lie", "says"), LIES, ids=[says for _, says in LIES])
+def test_a_baseline_that_lies(tmp_path: Path, lie: dict[str, Any], says: str) -> None:
+    done = CliRunner().invoke(main, ["gate", "--baseline", str(stored(tmp_path / "b.json", **lie)), NETWORK])
+    line = one_line(done.stderr)
+    assert done.exit_code == 4 and f"{tmp_path / 'b.json'} is damaged: " in line and says in line, line
+
+
+def test_an_honest_baseline(tmp_path: Path) -> None:
+    found = find_baseline(stored(tmp_path / "b.json"), Path(NETWORK), backend=None, threads=None, new_artifact=False)
+    assert found.least == 3 and len(found.medians) == 8
+
+
+@pytest.mark.parametrize("values", [{"seconds": 900_000}, {"rounds": 0}, {"least": 10**12}, {"warmup": float("nan")}], ids=str)
+def test_settings_that_no_file_could_keep(values: dict[str, Any]) -> None:
+    """Else they were measured with, and what came of it could not be read again."""
+    with pytest.raises(InputRefused, match="expected"):
+        Settings(**values)
+
+
+def test_results_that_could_not_be_read_again_are_not_written(tmp_path: Path) -> None:
+    made = Report([Row("x", 5, 6, None, None, [result([0.01])])], Settings(rounds=1), after=environment())
+    journal = Journal(tmp_path / "r.json")
+    journal.close(made)
+    before = (tmp_path / "r.json").read_bytes()
+    made.rows[0].results[0].rounds[0][0] = 1e-12
+    message = r"r\.json: what would be written could not be read again: it is damaged: .*rounds\[0\]\[0\] is 1e-12"
+    with pytest.raises(OutputRefused, match=message):
+        Journal(tmp_path / "r.json", resumed=tmp_path / "r.json").close(made)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("r.json", before)]
+
+
+def test_names_that_are_no_utf_8_are_kept(tmp_path: Path) -> None:
+    label = os.fsdecode(b"m\xff.onnx")
+    made = Report([Row(label, 5, 6, None, None, [result([0.01], label=label)])], Settings(rounds=1), after=environment())
+    Journal(tmp_path / "r.json").close(made)
+    assert read_report(tmp_path / "r.json").rows[0].label == label
+
+
+# ---- weights -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_metadata_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    model = build_random(ARCHITECTURE)
+    model.class_names = ("x" * 300, *"abcdefghi")
+    with pytest.raises(OutputRefused, match="the model's metadata could not be read again"):
+        cd.save(model, tmp_path / "m.safetensors")
+    model.class_names = tuple(f"{number}" + "\U0001f600" * 199 for number in range(10))
+    cd.save(model, tmp_path / "m.safetensors")
+    assert cd.load(tmp_path / "m.safetensors").class_names == model.class_names
+
+
+def test_weights_that_could_not_be_read_again_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnet_deploy.checkpoints.formats.safetensors.MAX_HEADER", 1000)
+    with pytest.raises(OutputRefused, match="could not be read again"):
+        cd.save(build_random(ARCHITECTURE), tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["empty tensors", "one shape", "dimensions", "nested", "a list"])
+def test_headers_beyond_any_network(tmp_path: Path, kind: str) -> None:
+    """30 MB of empty tensors took 10 s and 1.2 GB, one shape of millions of ones 3.5 s: refused before they are parsed."""
+    none = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = {
+        "empty tensors": lambda: json.dumps({f"{number}": none for number in range(25_000)}, separators=(",", ":")),
+        "one shape": lambda: json.dumps({"x": {**none, "shape": [1] * 500_000}}),
+        "dimensions": lambda: json.dumps({"x": {**none, "shape": [1] * 8 + [0]}}),
+        "nested": lambda: "{" + '"x":[' * 100_000,
+        "a list": lambda: "{}" + " " * 100,
+    }[kind]()
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    start = time.process_time()
+    refused("inspect", path)
+    assert time.process_time() - start < 2

@@ -100,9 +100,9 @@ def test_what_fits_is_converted() -> None:
         (table(cells=[{}]), "rows[1].cells[0] has no threads"),
         (table(cells={"threads": 1}), "rows[1].cells is an object; expected a list"),
         (table(rounds=[[]]), "rows[1].rounds[0] is an empty list; expected a list of seconds, at least one"),
-        (table(rounds=[[1.0], [1.0, -1.0]]), "rows[1].rounds[1][1] is -1.0; expected seconds, over 0 and under 1000000"),
-        (table(rounds=[[10**400]]), "rows[1].rounds[0][0] is a number of 1329 bits; expected seconds, over 0 and under 1000000"),
-        (table(rounds=[[float("nan")]]), "rows[1].rounds[0][0] is NaN; expected seconds, over 0 and under 1000000"),
+        (table(rounds=[[1.0], [1.0, -1.0]]), "rows[1].rounds[1][1] is -1.0; expected seconds, from a nanosecond to 1000000"),
+        (table(rounds=[[10**400]]), "rows[1].rounds[0][0] is a number of 1329 bits; expected seconds, from a nanosecond to 1000000"),
+        (table(rounds=[[float("nan")]]), "rows[1].rounds[0][0] is NaN; expected seconds, from a nanosecond to 1000000"),
         (table(size=[1]), "rows[1].size is a list of 1; expected a list of 2"),
         (table(size=[1, {}]), "rows[1].size[1] is an empty object; expected a whole number from 1"),
         (table(flops="many"), 'rows[1].flops is "many"; expected a whole number from 0 or null'),
@@ -128,7 +128,7 @@ def test_places_begin_where_the_caller_says() -> None:
         (Row, row(flops=-1), "table.flops is -1; expected a whole number from 0 or null"),
         (Row, {}, "table has no cells"),
         (Cell, {"threads": 1, "x": 1}, 'table has an unknown entry "x"; expected threads, kind, place'),
-        (list[Seconds], [0], "table[0] is 0; expected seconds, over 0 and under 1000000"),
+        (list[Seconds], [0], "table[0] is 0; expected seconds, from a nanosecond to 1000000"),
         (Finite, "x", 'table is "x"; expected a finite number'),
     ):
         with pytest.raises(InvalidValue) as caught:

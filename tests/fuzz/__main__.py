@@ -11,6 +11,8 @@ import atheris
 with atheris.instrument_imports(include=["cnet_deploy"], enable_loader_override=False):
     from tests.fuzz import mutators, targets
 
+    targets.prepare(sys.argv[1] if len(sys.argv) > 1 else "")
+
 
 def main() -> None:
     target = sys.argv.pop(1)
@@ -18,7 +20,7 @@ def main() -> None:
         sys.exit(f"no target is called {target}; expected one of {', '.join(targets.TARGETS)}")
     memory = "/dev/shm"  # writing a file for each input to a disk takes longer than reading it
     with tempfile.TemporaryDirectory(dir=memory if Path(memory).is_dir() else None) as folder:
-        path = Path(folder) / {"checkpoint": "checkpoint.pt", "manifest": "any.json", "image": "image.png"}[target]
+        path = Path(folder) / targets.NAMES[target]
 
         def try_one(data: bytes) -> None:
             if data:

@@ -33,7 +33,8 @@ _INSTRUCTIONS = [
     b"\x92", b"o", b"\x98", b"\x97", *(b"c" + name + b"\n" for name in _NAMES), *(b"i" + name + b"\n" for name in _NAMES),
 ]  # fmt: skip
 _VALUES = (
-    None, True, False, 0, 1, -1, 2, 10, 1 << 24, 1 << 63, 0.5, -0.0, 1e308, "", "x", "\x1b[31m\n", "\ud800", "\u202e", "training",
+    None, True, False, 0, 1, -1, 2, 10, 1 << 24, 1 << 63, 0.5, -0.0, 1e308, 1e-300, 1e-9, -1e-3, 900_000.0,
+    "", "x", "\x1b[31m\n", "\ud800", "\u202e", "training",
     "x" * 2000, [], {}, [1, 2], {"a": 1}, [[[[]]]], [1] * 50,
 )  # fmt: skip
 
@@ -173,7 +174,9 @@ def image(data: bytes, limit: int, chance: random.Random, change: Bytes) -> byte
     return made
 
 
-MUTATORS: dict[str, Callable[[bytes, int, random.Random, Bytes], bytes]] = {"checkpoint": checkpoint, "manifest": json_text, "image": image}
+MUTATORS: dict[str, Callable[[bytes, int, random.Random, Bytes], bytes]] = {
+    "checkpoint": checkpoint, "manifest": json_text, "image": image, "results": json_text, "baseline": json_text, "choice": json_text,
+}  # fmt: skip
 
 
 def mutate(target: str, data: bytes, limit: int, seed: int, change: Bytes) -> bytes:

@@ -8,6 +8,7 @@ import io
 import pickle
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,28 @@ import torch
 from PIL import Image
 
 from cnet_deploy.artifacts.manifest import Manifest
+from cnet_deploy.benchmarks.measure.rounds import Settings
+from cnet_deploy.benchmarks.sweep.results import Report, Row
+from cnet_deploy.benchmarks.tuning.choice import Choice
 from cnet_deploy.checkpoints.metadata import METADATA_KEY, own_metadata
 from cnet_deploy.files import digest
+from cnet_deploy.files.strict_json import to_json
 from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.models.build import build, build_random
 from cnet_deploy.models.condensenet import initialise
-from tests.fuzz.targets import ARTIFACT
+from tests.benchmarks.helpers import on_cuda, report, result
+from tests.fuzz.targets import ARTIFACT, MACHINE, NETWORK
 
 SMALL = Architecture((1,), (2,), bottleneck=2, group_1x1=2, group_3x3=2, condense_factor=2, classes=10, stem_stride=1, input_size=(8, 8))
 
 
 def write(folder: Path) -> None:
     """All of them."""
-    for target, files in {"checkpoint": checkpoints(), "manifest": manifests(), "image": images()}.items():
+    for target, files in {
+        "checkpoint": checkpoints(), "manifest": manifests(), "image": images(), "results": results(), "baseline": baselines(),
+        "choice": choices(),
+    }.items():  # fmt: skip
         (folder / target).mkdir(parents=True, exist_ok=True)
         for number, data in enumerate(files):
             (folder / target / f"seed-{number:02d}").write_bytes(data)
@@ -103,9 +112,40 @@ def manifests() -> list[bytes]:
         **common, architecture=SMALL, preprocessing=Preprocessing.of(SMALL.input_size, SMALL.classes),
         details={"verified": False, "reason": "no GPU", "opset": {"": 17}}, libraries={"onnx": "1"},
         verification=({"inputs": "noise", "max_error": 1e-6, "passed": True},),
-        proof={"seed": 1, "tolerance": 0.1, "logits": [[1.0, 2.0]]},
+        proof={"seed": 1, "tolerance": 0.1, "logits": [[float(number) for number in range(10)]]},
     )  # fmt: skip
     return [manifest.to_json().encode() for manifest in (small, whole)]
+
+
+def results() -> list[bytes]:
+    return [to_json(replace(made, environment=MACHINE, after=MACHINE).to_dict()).encode() for made in (report(), on_cuda())]
+
+
+def baselines() -> list[bytes]:
+    """Of the network that the target compares, and of files with figures."""
+    turns = [[0.01 + 0.0001 * ((7 * n + turn) % 5) for n in range(5)] for turn in range(8)]
+    figures = {"format": ".onnx", "bytes": 5000, "multiply_adds": 7, "params": 9, "precision": "fp32", "operators": {"Conv": 3}}
+    made = []
+    for label, sha256, counts in ((NETWORK, None, None), ("a.onnx", "ab" * 32, figures)):
+        row = Row(label, 5, 6, sha256, None, [result(*turns, label=label, backend="onnxruntime")], counts)
+        settings = Settings(rounds=8, fresh=True)
+        made.append(to_json(Report([row], settings, MACHINE, MACHINE).to_dict()).encode())
+    return made
+
+
+def choices() -> list[bytes]:
+    def rounds(**times: float) -> dict[str, list[list[float]]]:
+        return {label.replace("__", " "): [[time, time * 1.01]] * 8 for label, time in times.items()}
+
+    forms = {"denseblock_1": "dense", "denseblock_2": "gather"}
+    alone = rounds(gather=0.01, denseblock_1__dense=0.008, denseblock_2__dense=0.02)
+    common: dict[str, Any] = {
+        "settings": Settings(rounds=8), "environment": MACHINE, "target": "onnx", "device": "cpu", "threads": 2, "batch": 1,
+        "options": {"opset": 17}, "program_sha256": "0" * 64, "source_sha256": "",
+    }  # fmt: skip
+    some = Choice(forms=forms, winner="combined", alone=alone, together=rounds(gather=0.01, combined=0.008), **common)
+    none = Choice(forms=dict.fromkeys(forms, "gather"), winner="gather", alone={}, together={}, **common)
+    return [choice.to_json().encode() for choice in (some, none)]
 
 
 def images() -> list[bytes]:

@@ -14,7 +14,7 @@ import pytest
 from cnet_deploy.errors import InputRefused
 from tests.cases import few
 from tests.fuzz import mutators, seeds
-from tests.fuzz.targets import TARGETS, try_one
+from tests.fuzz.targets import NAMES, TARGETS, try_one
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_seeds_are_read_and_their_changes_are_files(folder: Path, tmp_path: Path, target: str) -> None:
     """What the fuzzer begins with is whole, at least in part, and what its changes make still reaches what lies inside."""
     files = [path.read_bytes() for path in sorted((folder / "seeds" / target).iterdir())]
-    path = tmp_path / {"checkpoint": "checkpoint.pt", "manifest": "any.json", "image": "image.png"}[target]
+    path = tmp_path / NAMES[target]
     read = [try_one(target, path, data) for data in files]
     assert any(read)
 

@@ -11,25 +11,30 @@ from cnet_deploy.benchmarks.measure.rule import LEAST_ROUNDS
 from cnet_deploy.benchmarks.sweep.figures import Figures
 from cnet_deploy.benchmarks.sweep.plan import is_named
 from cnet_deploy.benchmarks.sweep.results import Report, read_report
-from cnet_deploy.errors import Unavailable, printable
+from cnet_deploy.errors import InputRefused, Unavailable, printable
 from cnet_deploy.files import digest, read_bytes
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """One stored cell: the median of each round in seconds, how it was measured, the digest and the figures of the file that it is of."""
+    """One stored cell: the samples of each round in seconds, how it was measured, the digest and the figures of the file that it is of."""
 
     label: str
     backend: str
     device: str
     threads: int
     batch: int
-    medians: tuple[float, ...]
+    rounds: tuple[tuple[float, ...], ...]
     warmup: float
     seconds: float
     least: int
     sha256: str | None
     figures: Figures | None
+
+    @property
+    def medians(self) -> tuple[float, ...]:
+        """The median of each round."""
+        return tuple(map(statistics.median, self.rounds))
 
 
 def find_baseline(path: Path, head: Path, *, backend: str | None, threads: int | None, new_artifact: bool) -> Baseline:
@@ -53,7 +58,7 @@ def find_baseline(path: Path, head: Path, *, backend: str | None, threads: int |
     fitting = [
         cell
         for cell in _cells(report)
-        if (backend is None or cell.backend == backend) and (threads is None or cell.threads == threads) and cell.medians
+        if (backend is None or cell.backend == backend) and (threads is None or cell.threads == threads) and cell.rounds
     ]
     same = [cell for cell in fitting if cell.sha256 == sha256 and (sha256 or cell.label == str(head))]
     if not same and not new_artifact:
@@ -71,6 +76,12 @@ def find_baseline(path: Path, head: Path, *, backend: str | None, threads: int |
         raise Unavailable(
             f"{path}: cannot compare: it holds {len(chosen[0].medians)} rounds; expected {LEAST_ROUNDS} or more (bench --rounds)"
         )
+    fewest = min(map(len, chosen[0].rounds))
+    if chosen[0].least > fewest:
+        raise InputRefused(
+            f"{path} is damaged: settings.least is {chosen[0].least}, and a round has {fewest} samples; expected at least as many; record "
+            "it anew with `cnet-deploy bench --save-baseline`"
+        )
     return chosen[0]
 
 
@@ -79,7 +90,7 @@ def _cells(report: Report) -> list[Baseline]:
     return [
         Baseline(
             row.label, result.cell.backend, result.cell.device, result.cell.threads, result.batch,
-            tuple(map(statistics.median, result.rounds)), settings.warmup, settings.seconds, settings.least, row.sha256,
+            tuple(map(tuple, result.rounds)), settings.warmup, settings.seconds, settings.least, row.sha256,
             None if row.figures is None else Figures(**row.figures),
         )
         for row in report.rows

@@ -15,7 +15,7 @@ from typing import IO, Annotated, Any
 from cnet_deploy import subprocesses
 from cnet_deploy.benchmarks.measure.worker import NAMED
 from cnet_deploy.errors import CnetDeployError, Unavailable, printable
-from cnet_deploy.files.strict_json import Count, closed, one_of
+from cnet_deploy.files.strict_json import Few, closed, one_of
 from cnet_deploy.sessions import DEVICES, resolve_backend, try_first
 
 SETTLE_SECONDS = 0.12  # onnxruntime's threads spin for up to 0.1 s after an inference, which would slow the next cell
@@ -35,8 +35,8 @@ class Cell:
     label: str
     model: str
     backend: str
-    threads: Count
-    batch: Count = 1
+    threads: Few
+    batch: Few = 1
     options: Mapping[str, Any] = field(default_factory=dict)
     device: Annotated[str, one_of(DEVICES)] = "cpu"
 

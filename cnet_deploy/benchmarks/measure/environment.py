@@ -103,7 +103,24 @@ def fingerprint(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
     """What two fingerprints differ in: ``cpu: A here, B there`` and so on; empty if they are identical."""
-    return [f"{key}: {here.get(key)} here, {there.get(key)} there" for key in sorted({*here, *there}) if here.get(key) != there.get(key)]
+    found = []
+    for key in sorted({*here, *there}):
+        a, b = here.get(key), there.get(key)
+        if a == b:
+            continue
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += [f"{key} {difference}" for difference in differences(a, b)]
+        else:
+            found.append(f"{key}: {_in_words(a)} here, {_in_words(b)} there")
+    return found
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value[:20])) or "nothing"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {entry}" for key, entry in value.items()) or "nothing"
+    return "nothing" if value is None else str(value)
 
 
 def stolen(before: Mapping[str, Any], after: Mapping[str, Any]) -> float | None:

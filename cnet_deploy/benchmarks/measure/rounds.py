@@ -12,11 +12,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from cnet_deploy.benchmarks.measure.cells import SETTLE_SECONDS, Cell, Worker, worker
 from cnet_deploy.benchmarks.measure.samples import Summary, summarise
-from cnet_deploy.files.strict_json import Count, Duration, Samples, Seconds, Whole, closed
+from cnet_deploy.files.strict_json import Count, Few, Samples, Seconds, closed, coerce_fields
+
+MAX_TURN = 300  # seconds
+MAX_LEAST = 1_000_000
 
 
 @dataclass
@@ -31,7 +36,7 @@ class Result:
     """
 
     cell: Cell
-    batch: Count = 1
+    batch: Few = 1
     cold_seconds: list[Seconds] = field(default_factory=list)
     open_seconds: list[Seconds] = field(default_factory=list)
     warmup: list[Seconds] = field(default_factory=list)
@@ -110,21 +115,30 @@ class Result:
         return self.error is not None
 
 
+Turn = Annotated[float, Meta(ge=0, le=MAX_TURN, description=f"seconds, from 0 to {MAX_TURN}")]
+Rounds = Annotated[int, Meta(ge=1, le=100_000, description="a whole number from 1 to 100000")]
+Least = Annotated[int, Meta(ge=0, le=MAX_LEAST, description=f"a whole number from 0 to {MAX_LEAST}")]
+
+
 @closed
 @dataclass(frozen=True)
 class Settings:
     """How long to measure: ``rounds`` turns of every cell, each of ``seconds`` and at least ``least`` inferences.
 
     A process warms up for ``warmup`` seconds before its first turn, and for ``rewarm`` before each, since others used the caches meanwhile.
-    ``fresh`` runs every turn in a new process, as the gate does: slower, but comparable with later measurements.
+    ``fresh`` runs every turn in a new process, as the gate does: slower, but comparable with later measurements. Raises InputRefused for
+    numbers beyond any use: a file's settings decide how long a gate measures.
     """
 
-    rounds: Count = 10
-    seconds: Duration = 0.2
-    least: Whole = 3
-    warmup: Duration = 0.5
-    rewarm: Duration = 0.1
+    rounds: Rounds = 10
+    seconds: Turn = 0.2
+    least: Least = 3
+    warmup: Turn = 0.5
+    rewarm: Turn = 0.1
     fresh: bool = False
+
+    def __post_init__(self) -> None:
+        coerce_fields(self)  # what could not be read from a file is not measured with either
 
     def turn(self) -> dict[str, Any]:
         """The command for a turn that counts."""

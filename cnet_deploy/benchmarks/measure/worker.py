@@ -89,7 +89,7 @@ class OpenCell:
             wait()
             now = clock()
             samples.append(now - start)
-        return [round(sample, 9) for sample in samples]
+        return [max(round(sample, 9), 1e-9) for sample in samples]  # a coarse clock may not have moved
 
     def _on_the_device(self, count: int) -> Answer:
         if (device := self.binding.device_seconds(count)) is None:

@@ -19,7 +19,7 @@ from cnet_deploy.benchmarks.measure.rule import Decision, Verdict, decide
 from cnet_deploy.exporters import target_of
 from cnet_deploy.files import read_bytes
 from cnet_deploy.files.strict_json import (
-    Count,
+    Few,
     InvalidValue,
     Samples,
     check_printable,
@@ -64,8 +64,8 @@ class Choice:
     environment: Mapping[str, Any]
     target: str
     device: str
-    threads: Count
-    batch: Count
+    threads: Few
+    batch: Few
     options: Mapping[str, Any]
     program_sha256: str
     source_sha256: str

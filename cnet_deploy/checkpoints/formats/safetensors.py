@@ -11,6 +11,8 @@ from cnet_deploy.checkpoints.formats.base import Format
 from cnet_deploy.checkpoints.tensors import Storage, StoredTensor
 
 MAX_HEADER = 2 << 20  # bytes: the largest of the paper's networks have some 300 KB
+MAX_TENSORS = 20_000  # the largest of them have some 2,000, and a file may hold several sets
+MAX_DIMENSIONS = 8  # theirs have four at most
 
 _TYPES = {
     "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "U8": "uint8", "I8": "int8", "I16": "int16",
@@ -28,6 +30,7 @@ def read_safetensors(data: bytes) -> tuple[dict[str, StoredTensor], dict[str, An
     size = int.from_bytes(data[:8], "little")
     if size > MAX_HEADER:
         raise ValueError(f"its header has {size} bytes; expected at most {MAX_HEADER}")
+    header = _header(data[8 : 8 + size])
     tensors = {}
     for name, entry in safetensors.deserialize(data):  # type: ignore[no-untyped-call]
         shape = tuple(entry["shape"])
@@ -36,8 +39,24 @@ def read_safetensors(data: bytes) -> tuple[dict[str, StoredTensor], dict[str, An
             strides[axis] = strides[axis + 1] * shape[axis + 1]
         dtype = _TYPES.get(entry["dtype"], entry["dtype"])
         tensors[name] = StoredTensor(dtype, _whole(dtype, memoryview(entry["data"])), 0, shape, tuple(strides))
-    header = json.loads(data[8 : 8 + size])
     return tensors, dict(header.get("__metadata__") or {})
+
+
+def _header(text: bytes) -> dict[str, Any]:
+    """The header, if no more is in it than a network of the family has: of more, the library itself takes seconds and gigabytes."""
+    if (count := text.count(b'"dtype"')) > MAX_TENSORS:
+        raise ValueError(f"it has some {count} tensors; expected at most {MAX_TENSORS}")
+    try:
+        header = json.loads(text)
+    except RecursionError:
+        raise ValueError("its header nests too deep") from None
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    for entry in header.values():
+        shape = entry.get("shape") if isinstance(entry, dict) else None
+        if isinstance(shape, list) and len(shape) > MAX_DIMENSIONS:
+            raise ValueError(f"it has a tensor of {len(shape)} dimensions; expected at most {MAX_DIMENSIONS}")
+    return header
 
 
 def _whole(dtype: str, content: memoryview) -> Storage:

@@ -150,7 +150,7 @@ def test_an_environment_that_is_none_is_refused(change: Any, key: str, tmp_path:
 
 
 CELLS: list[tuple[str, Any, str]] = [
-    ("warmup", [0.0], "warmup[0] is 0.0; expected seconds, over 0 and under 1000000"),
+    ("warmup", [0.0], "warmup[0] is 0.0; expected seconds, from a nanosecond to 1000000"),
     ("peak_bytes", "x", 'peak_bytes is "x"; expected a whole number from 1 or null'),
     ("device_rounds", ["a"], 'device_rounds[0] is "a"; expected seconds'),
     ("transfer_rounds", 5, "transfer_rounds is 5; expected a list"),

@@ -106,7 +106,8 @@ def test_it_fits_what_it_was_measured_for(choice: Choice) -> None:
     ("changes", "words"),
     [
         ({"target": "tensorrt"}, "target: tensorrt here, onnx there"), ({"device": "cuda"}, "device: cuda here, cpu there"),
-        ({"threads": 1}, "threads: 1 here, 2 there"), ({"batch": 8}, "batch: 8 here, 1 there"), ({"options": {}}, "options: {} here"),
+        ({"threads": 1}, "threads: 1 here, 2 there"), ({"batch": 8}, "batch: 8 here, 1 there"),
+        ({"options": {}}, "options precision: nothing here, fp32 there"),
     ],
 )  # fmt: skip
 def test_it_fits_nothing_else(choice: Choice, changes: dict[str, Any], words: str) -> None:
@@ -165,7 +166,7 @@ def test_what_is_no_measurement_is_refused(choice: Choice, change: Callable[[dic
         (_put("forms", "denseblock_1")("fast"), 'forms["denseblock_1"] is "fast"; expected one of gather, dense, absorbed'),
         (_put("forms")({"\x1b[31m": "dense"}), 'a name in forms is "\\u001b[31m"; expected printable text'),
         (_put("alone", "other")([[1.0]] * 12), 'alone has rounds of "other", which is not a form of its blocks'),
-        (_put("alone", "gather", 3, 0)("x"), 'alone["gather"][3][0] is "x"; expected seconds, over 0 and under 1000000'),
+        (_put("alone", "gather", 3, 0)("x"), 'alone["gather"][3][0] is "x"; expected seconds, from a nanosecond to 1000000'),
         (_put("together", "dense")([[1.0]]), "together has 1 rounds of one form and 12 of another; expected as many of each"),
         (lambda values: values["alone"].pop("gather"), "alone has no rounds of gather, which the others are compared with"),
         (_put("winner")("absorbed"), 'winner is "absorbed"; expected one of gather, combined, dense, which were measured'),
