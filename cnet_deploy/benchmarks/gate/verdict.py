@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from cnet_deploy.artifacts.manifest import manifest_path
 from cnet_deploy.benchmarks.gate.run import MAX_ROUNDS, Outcome, Round, gate, gate_baseline
+from cnet_deploy.benchmarks.gate.sides import Notify
 from cnet_deploy.benchmarks.measure.rule import Verdict
 from cnet_deploy.benchmarks.measure.samples import milliseconds
 from cnet_deploy.benchmarks.report.terminal import is_any, put, show
@@ -23,7 +25,8 @@ from cnet_deploy.files import append, check_output, write_text
 FORMAT = "cnet_deploy_gate"
 FORMAT_VERSION = 1
 NOT_MEASURED = "not measured"
-_LEVELS = {Verdict.PASS.value: "notice", Verdict.REGRESSION.value: "error", Verdict.INCONCLUSIVE.value: "warning", NOT_MEASURED: "error"}
+TITLE = "Latency gate"
+_TABLE = "Medians of each process"
 
 
 @dataclass(frozen=True)
@@ -47,32 +50,74 @@ class Places:
                 taken.append(path)
 
 
-def run(models: Sequence[str], baseline: Path | None, places: Places, *, quiet: bool = False, **options: Any) -> Outcome:
+def run(
+    models: Sequence[str], baseline: Path | None, places: Places, *, quiet: bool = False, inconclusive: str = "fail",
+    notify: Notify = lambda _: None, **options: Any,
+) -> Outcome:  # fmt: skip
     """Run the gate (see ``gate``, ``gate_baseline``), and report the verdict on standard output, in ``places``, and as a GitHub annotation.
 
-    After the report it raises CheckFailed for a regression, Inconclusive for an inconclusive verdict, and the gate's own error if nothing
-    could be measured.
+    After the report it raises CheckFailed for a regression, Inconclusive for an inconclusive verdict, unless ``inconclusive`` is "pass",
+    and the gate's own error if nothing could be measured.
     """
     places.check([*models, *([] if baseline is None else [baseline])])
     try:
-        outcome = gate_baseline(baseline, models[0], **options) if baseline is not None else gate(models[0], models[-1], **options)
+        with _grouped(notify) as heard:
+            if baseline is not None:
+                outcome = gate_baseline(baseline, models[0], notify=heard, **options)
+            else:
+                outcome = gate(models[0], models[-1], notify=heard, **options)
     except CnetDeployError as error:
-        _report(NOT_MEASURED, f"{NOT_MEASURED}: {error}", {"exit_code": error.exit_code, "reason": str(error)}, [], places)
+        _report(NOT_MEASURED, f"{NOT_MEASURED}: {error}", {"exit_code": error.exit_code, "reason": str(error)}, [], places, "error")
         raise
     if outcome.unlike:
         put(f"{printable(outcome.unlike)}\n")
     if (outcome.rounds or outcome.self_rounds) and not quiet:
+        put(f"::group::{_TABLE}\n" if on_github() else "")
         show(_table(outcome))
-    _report(outcome.verdict.value, verdict(outcome), to_dict(outcome), _markdown(outcome), places)
+        put("::endgroup::\n" if on_github() else "")
+    accepted = outcome.verdict is Verdict.INCONCLUSIVE and inconclusive == "pass"
+    level = "notice" if outcome.verdict is Verdict.PASS else "warning" if accepted else "error"  # as the job ends
+    values = to_dict(outcome) | ({"exit_code": 0} if accepted else {})
+    _report(outcome.verdict.value, verdict(outcome), values, _markdown(outcome), places, level)
     if outcome.verdict is Verdict.REGRESSION:
         raise CheckFailed("the gate did not pass: find what changed in head, or allow the change (--tolerance, --allow-changes)")
-    if outcome.verdict is Verdict.INCONCLUSIVE:
+    if outcome.verdict is Verdict.INCONCLUSIVE and not accepted:
         most = options.get("max_rounds", MAX_ROUNDS)
+        threads = f"one thread (--threads 1, now {outcome.threads}), " if outcome.threads > 1 and outcome.device == "cpu" else ""
         raise Inconclusive(
-            f"too noisy to say: use a quieter machine, more rounds (--max-rounds, now {most}), longer turns (--seconds), "
+            f"too noisy to say: use {threads}a quieter machine, more rounds (--max-rounds, now {most}), longer turns (--seconds), "
             "or a larger --tolerance"
         )
     return outcome
+
+
+def on_github() -> bool:
+    """Whether this runs as a step of GitHub Actions, whose log understands commands."""
+    return os.environ.get("GITHUB_ACTIONS") == "true"
+
+
+def annotation(level: str, text: str) -> str:
+    """The line that makes a text an annotation of a GitHub job: ``level`` is notice, warning or error."""
+    return f"::{level} title={TITLE}::{_escaped(printable(text, 4000))}"
+
+
+@contextlib.contextmanager
+def _grouped(notify: Notify) -> Iterator[Notify]:
+    """``notify``, with all lines from the first round on in a group that GitHub's log folds."""
+    opened = False
+
+    def heard(text: str) -> None:
+        nonlocal opened
+        if on_github() and not opened and text.startswith(("self-test ", "round ")):
+            opened = True
+            notify("::group::Rounds")
+        notify(text)
+
+    try:
+        yield heard
+    finally:
+        if opened:
+            notify("::endgroup::")
 
 
 def verdict(outcome: Outcome) -> str:
@@ -130,12 +175,9 @@ def _share(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _report(word: str, line: str, values: dict[str, Any], lines: list[str], places: Places) -> None:
+def _report(word: str, line: str, values: dict[str, Any], lines: list[str], places: Places, level: str) -> None:
     line = printable(line, 4000)
-    text = line
-    if os.environ.get("GITHUB_ACTIONS") == "true":
-        text += f"\n::{_LEVELS[word]} title=Latency gate::{_escaped(line)}"
-    put(text + "\n")
+    put((annotation(level, line) if on_github() else line) + "\n")  # GitHub's log shows an annotation as a line
     refused: OutputRefused | None = None
     if places.json is not None:
         try:
@@ -158,7 +200,7 @@ def _escaped(text: str) -> str:
 
 
 def _table(outcome: Outcome) -> Table:
-    table = Table(title=f"Medians of each process, {outcome.threads} thread(s)", title_justify="left")
+    table = Table(title=f"{_TABLE}, {outcome.threads} thread(s)", title_justify="left")
     for heading in ("", "order", f"base\n{outcome.backends[0]}, ms", f"head\n{outcome.backends[1]}, ms", "head / base"):
         table.add_column(heading, justify="left" if heading in ("", "order") else "right")
     for what, rounds in _parts(outcome):
@@ -177,24 +219,35 @@ def _row(what: str, number: int, part: Round) -> tuple[str, ...]:
 
 
 def _markdown(outcome: Outcome) -> list[str]:
-    """The lines under the verdict on a summary page."""
-    lines = [f"- **{_code(outcome.unlike)}**"] if outcome.unlike else []
-    lines += [f"- base: `{_code(outcome.base)}` on {outcome.backends[0]} {_code(outcome.installations.get('base', ''))}".rstrip()]
-    lines.append(f"- head: `{_code(outcome.head)}` on {outcome.backends[1]} {_code(outcome.installations.get('head', ''))}".rstrip())
-    lines += [f"- {change}" for change in outcome.changes]
-    lines.append(f"- operators, multiply-adds, parameters, bytes: {outcome.compared}")
-    if quiet := outcome.self_test:
-        lines.append(
-            f"- base against itself: ±{_share(quiet.half_width)} (99 %) in {quiet.rounds} rounds, at most {_share(quiet.limit)} allowed"
-        )
+    """What stands under the verdict on a summary page: a table, as large as a comment on a pull request has it; details are folded."""
+    lines = [f"**{_code(outcome.unlike)}**", ""] if outcome.unlike else []
+    lines += ["| | base | head | change |", "|---|---:|---:|---:|"]
+    lines.append(_line("model", f"`{_code(outcome.base)}`", f"`{_code(outcome.head)}`", ""))
+    lines.append(_line("runtime", *outcome.backends, f"{outcome.device}, {outcome.threads} thread{'' if outcome.threads == 1 else 's'}"))
     if outcome.rounds:
         base, head = (statistics.median(part.medians[side] for part in outcome.rounds) for side in (0, 1))
-        lines += [f"- median of rounds: base {milliseconds(base)} ms, head {milliseconds(head)} ms", ""]
-        lines += ["<details><summary>Rounds</summary>", "", "| | order | base, ms | head, ms | head / base |", "|---|---|---:|---:|---:|"]
+        change = ""
+        if decision := outcome.decision:
+            change = f"{_percent(decision.estimate)} (99 %: {_percent(decision.lower)}, {_percent(decision.upper)})"
+        lines.append(_line("median, ms", milliseconds(base), milliseconds(head), change))
+    for item in outcome.changes:
+        lines.append(_line(_code(item.what), _code(item.before), _code(item.after), "**worse**" if item.worse else ""))
+    lines += ["", f"Tolerance {_share(outcome.tolerance)}. Operators, multiply-adds, parameters, bytes: {_code(outcome.compared)}."]
+    if quiet := outcome.self_test:
+        lines[-1] += (
+            f" Base against itself: ±{_share(quiet.half_width)} (99 %) in {quiet.rounds} rounds, at most {_share(quiet.limit)} allowed."
+        )
+    lines += ["", "<details><summary>Rounds and installations</summary>", ""]
+    lines += [f"- {side}: {_code(where)}" for side, where in outcome.installations.items()]
+    if outcome.rounds or outcome.self_rounds:
+        lines += ["", "| | order | base, ms | head, ms | head / base |", "|---|---|---:|---:|---:|"]
         for what, rounds in _parts(outcome):
-            lines += ["| " + " | ".join(_row(what, number, part)) + " |" for number, part in enumerate(rounds, 1)]
-        lines += ["", "</details>"]
-    return lines
+            lines += [_line(*_row(what, number, part)) for number, part in enumerate(rounds, 1)]
+    return [*lines, "", "</details>"]
+
+
+def _line(*words: str) -> str:
+    return f"| {' | '.join(words)} |"
 
 
 def _code(text: str) -> str:
