@@ -9,7 +9,7 @@ import click
 
 from cnet_deploy.cli import options as parameters
 from cnet_deploy.cli.console import Command, note, tell
-from cnet_deploy.cli.options import keep_option, model_options, steps_options
+from cnet_deploy.cli.options import force_option, keep_option, model_options, steps_options, timeout_option
 from cnet_deploy.cli.types import FilePath, Finite, ModelOrName, Words, complete_backends
 from cnet_deploy.sessions import PRECISIONS
 
@@ -47,6 +47,7 @@ from cnet_deploy.sessions import PRECISIONS
 @click.option("--warmup", type=Finite(0), default=0.5, show_default=True, help="Least warm-up time of a process, in seconds.")
 @click.option("--json", type=FilePath(), help="Write everything, raw samples included, to this file.")
 @click.option("--html", type=FilePath(), help="Write the result as one HTML page.")
+@force_option
 @keep_option
 @steps_options
 @click.option("-j", "--workers", type=click.IntRange(1), help="Threads that read images. [default: one per core, at most 8]")
@@ -54,6 +55,7 @@ from cnet_deploy.sessions import PRECISIONS
     "--skip-corrupt", type=click.IntRange(0), default=0, show_default=True, help="How many unreadable images to accept; they are counted."
 )
 @click.option("--exif", is_flag=True, help="Turn images as their EXIF data say. [default: as stored, as torchvision]")
+@timeout_option
 @model_options
 def compare(
     model: Path, rounds: int, seconds: float, warmup: float, json: Path | None, html: Path | None, **options: Any
@@ -71,7 +73,7 @@ def compare(
     from cnet_deploy.cli.progress import bar
 
     check_outputs(model, json=json, html=html)
-    options["steps"] = parameters.take_steps(options)
+    options["preprocessing"] = parameters.take_steps(options)
     settings = Settings(rounds=rounds, seconds=seconds, warmup=warmup)
     # The bar is drawn between turns only: a thread that redraws it would steal time from what is measured.
     with bar("compare", redraw=False) as progress:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,35 @@ import click
 from cnet_deploy.cli.console import Command, note, quiet
 from cnet_deploy.cli.options import force_option, timeout_option, weights_option
 from cnet_deploy.cli.types import FilePath, Finite, Share, complete_backends, complete_models
+from cnet_deploy.text import write_block
+
+
+class Gate(Command):
+    """The command, whose wrong usage is an annotation too where it runs as a step of a GitHub job."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _annotated():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _annotated():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _annotated() -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            from cnet_deploy.benchmarks.gate.verdict import annotation
+
+            write_block(command=annotation("error", error.format_message()))
+        raise
 
 
 @click.command(
-    cls=Command,
+    cls=Gate,
     short_help="Fail if a model has become slower than another.",
     examples=["cnet-deploy gate model.onnx candidate.onnx --tolerance 5%", "cnet-deploy gate --baseline baseline.json model.onnx"],
 )
@@ -34,6 +62,13 @@ from cnet_deploy.cli.types import FilePath, Finite, Share, complete_backends, co
 @click.option(
     "--allow-changes", is_flag=True, help="Report changes of operators, FLOPs, parameters, size and precision, but don't fail on them."
 )
+@click.option(
+    "--inconclusive",
+    type=click.Choice(["fail", "pass"]),
+    default="fail",
+    show_default=True,
+    help="How the command ends if the machine is too noisy to say: with exit code 3, or with 0.",
+)
 @click.option("--json", type=FilePath(), help="Write the verdict with all rounds and raw samples to this file.")
 @force_option
 @click.option("--summary", type=FilePath(), help="Append the verdict to this Markdown file: a CI job's summary page.")
@@ -45,7 +80,7 @@ def gate(
 
     Both are files or names of networks (see `bench`). A single MODEL is run by two installations: --base-python and --head-python.
     Each round runs a fresh process of each, in alternating order. Base is compared with itself first, and rounds are added until the
-    verdict is certain.
+    verdict is certain. On GitHub the verdict is an annotation.
     """
     only_two = {"base_python": "--base-python", "head_python": "--head-python"}
     if baseline is not None:

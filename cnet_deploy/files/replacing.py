@@ -19,6 +19,7 @@ _FORMAT = re.compile(rb'"(cnet_deploy_[a-z]+)"\s*:\s*\d')
 _RECORDS = {
     "cnet_deploy_manifest": "a manifest of `export`",
     "cnet_deploy_bench": "results of `bench`",
+    "cnet_deploy_compare": "a comparison of `compare`",
     "cnet_deploy_gate": "a verdict of `gate`",
     "cnet_deploy_lowering": "a measurement of `export --form auto`",
 }

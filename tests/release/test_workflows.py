@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cnet_deploy.cli.gate import gate
 from tests.cases import exhaustive, few
 from tests.forks import Forks
 
@@ -52,6 +54,46 @@ def test_what_is_installed_is_constrained() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in (ACTION, *WORKFLOWS))
     installs = [line for line in text.splitlines() if "pip install" in line]
     assert len(installs) >= 3 and all("constraints.txt" in line for line in installs), installs
+
+
+def pieces(language: str) -> list[Any]:
+    """The blocks of docs/ci.md that are to be copied."""
+    text = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
+    return [yaml.safe_load(block) for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)]
+
+
+def test_the_workflow_to_copy_is_valid(tmp_path: Path) -> None:
+    workflow, steps = pieces("yaml")
+    text = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
+    path = tmp_path / "model-latency.yml"
+    path.write_text(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0])
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(steps[0]["with"]) <= set(load(ACTION)["inputs"])
+    wanted = {name for name, entry in load(ACTION)["inputs"].items() if entry.get("required")}
+    assert wanted <= set(steps[0]["with"])
+    version = re.search(r'__version__ = "(.*)"', (ROOT / "cnet_deploy" / "version.py").read_text(encoding="utf-8"))
+    assert version is not None
+    assert steps[0]["uses"].endswith(f"/cnet-deploy@v{version[1]}")
+    scripts = [step["run"] for step in workflow["jobs"]["gate"]["steps"] if "run" in step]
+    assert not any("${{" in script for script in scripts)
+    assert f"cnet-deploy@v{version[1]}" in scripts[0] and "[cpu]" in scripts[0]
+
+
+def test_the_command_of_the_workflow_to_copy_is_the_gates() -> None:
+    """Its options are those of the command, with values that it takes."""
+    workflow = pieces("yaml")[0]
+    script = next(step["run"] for step in workflow["jobs"]["gate"]["steps"] if step.get("name") == "Gate")
+    program, command, *arguments = shlex.split(script.replace("\\\n", " "))
+    assert (program, command) == ("cnet-deploy", "gate")
+    context = gate.make_context("gate", arguments)
+    assert context.params["models"] == ("base/$MODEL", "head/$MODEL")
+    assert (context.params["tolerance"], context.params["threads"]) == (0.05, 1)
+    inline = re.findall(r"`([^`]*--[a-z-]+[^`]*)`", (ROOT / "docs" / "ci.md").read_text(encoding="utf-8"))
+    options = {option for param in gate.params for option in param.opts}
+    ours = {word for text in inline if not text.startswith("gh ") for word in re.findall(r"--[a-z][a-z-]*", text)}
+    assert ours and ours <= options, ours - options
 
 
 def step(name: str, steps: list[dict[str, Any]]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from cnet_deploy.benchmarks.measure.rounds import Result, ratio
 from cnet_deploy.benchmarks.measure.samples import milliseconds
 from cnet_deploy.benchmarks.report.text import group_title
 from cnet_deploy.benchmarks.sweep.results import Group, Report, report_from
-from cnet_deploy.errors import OutputRefused, printable
+from cnet_deploy.errors import printable
 from cnet_deploy.files import read_bytes, write_text
 from cnet_deploy.files.strict_json import (
     Count,
@@ -285,9 +285,4 @@ def comparison_from(values: object) -> ModelComparison:
 
 def write_comparison(path: Path, comparison: ModelComparison) -> None:
     """Write the JSON file, after it was checked that it can be read again. Raises OutputRefused."""
-    text = to_json(comparison.to_dict(), indent=1) + "\n"
-    try:
-        comparison_from(parse_json(text))
-    except InvalidValue as error:
-        raise OutputRefused(f"{path}: the comparison could not be read again ({error}); nothing was written") from None
-    write_text(path, text)
+    write_text(path, to_json(comparison.to_dict(), indent=1) + "\n", reader=read_comparison)

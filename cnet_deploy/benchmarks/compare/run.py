@@ -71,7 +71,7 @@ def compare(
     batch: int = 1,
     settings: Settings | None = None,
     classifier_keep: float | None = None,
-    steps: Overrides = NO_OVERRIDES,
+    preprocessing: Overrides = NO_OVERRIDES,
     workers: int | None = None,
     skip_corrupt: int = 0,
     exif: bool = False,
@@ -86,8 +86,8 @@ def compare(
     has random weights and so takes no ``data``. ``data`` is a labelled dataset (see ``images.datasets.open_dataset``), of whose ``split``
     at most ``limit`` images are used, evenly spread; None: only latency and size. ``backends`` and ``precisions`` choose (see
     ``variants_of``). Latency is that of ``batch`` images with ``threads`` threads (None: all cores), measured in turns (``settings``).
-    ``steps``, ``workers``, ``skip_corrupt``, ``exif``: see ``evaluate``; ``overrides``: see ``checkpoints.load``. ``notify`` gets lines of
-    text, among them how long it will take; ``progress`` a line and the share that is done.
+    ``preprocessing``, ``workers``, ``skip_corrupt``, ``exif``: see ``evaluate``; ``overrides``: see ``checkpoints.load``. ``notify`` gets
+    lines of text, among them how long it will take; ``progress`` a line and the share that is done.
 
     A variant that can't be made or run keeps the reason (``Variant.result.error``), and the others go on. Raises InputRefused for a model
     or data that can't be used, and Unavailable or InputRefused if no variant could be measured.
@@ -101,7 +101,7 @@ def compare(
     chosen = backends_of(str(model), variants_of(device, backends, precisions), device)
     threads = threads or default_threads()
     with tempfile.TemporaryDirectory(prefix="cnet-deploy-compare-") as folder:
-        source = _source(str(model), Path(folder), chosen, data, steps, classifier_keep, notify, overrides)
+        source = _source(str(model), Path(folder), chosen, data, preprocessing, classifier_keep, notify, overrides)
         dataset = None if data is None else open_dataset(data, split, source.classes, upright=exif)
         report = Report([_row(str(model), source, chosen, threads, batch, device)], settings)
         results = report.rows[0].results
@@ -116,7 +116,7 @@ def compare(
         images = None
         usable = [result for result in results if result.error is None]
         if data is not None and usable:
-            evaluation = _evaluated(usable, source, data, split, limit, steps, workers, skip_corrupt, exif, parts, count, overrides)
+            evaluation = _evaluated(usable, source, data, split, limit, preprocessing, workers, skip_corrupt, exif, parts, count, overrides)
             images, answers = _counts(dataset, evaluation, usable, precisions_found)
         turn = parts.turns(len(usable), settings)
         proceed(results, settings, turn)
@@ -152,7 +152,7 @@ class _Source:
 
 
 def _source(
-    model: str, folder: Path, chosen: Sequence[str], data: Path | str | None, steps: Overrides, keep: float | None, notify: Notify,
+    model: str, folder: Path, chosen: Sequence[str], data: Path | str | None, preprocessing: Overrides, keep: float | None, notify: Notify,
     overrides: dict[str, Any],
 ) -> _Source:  # fmt: skip
     if is_named(model):
@@ -163,7 +163,7 @@ def _source(
         return _Source(model, *counted(model), None, {})
     content = read_bytes(model)
     if holds_weights(model):
-        return replace(_converted(model, folder, steps, keep, notify, overrides), sha256=digest(content))
+        return replace(_converted(model, folder, preprocessing, keep, notify, overrides), sha256=digest(content))
     if keep is not None:
         raise InputRefused(f"{model}: is an artifact, whose classifier is fixed; expected no --classifier-keep")
     takes = {key for name in chosen for key in described(name).takes}
@@ -174,7 +174,7 @@ def _source(
 
 
 def _converted(
-    model: str, folder: Path, steps: Overrides, keep: float | None, notify: Notify, overrides: dict[str, Any]
+    model: str, folder: Path, preprocessing: Overrides, keep: float | None, notify: Notify, overrides: dict[str, Any]
 ) -> _Source:  # fmt: skip
     """The model in group-conv form in a file of its own, so that every variant runs the same network."""
     from cnet_deploy.checkpoints.load import load
@@ -184,7 +184,7 @@ def _converted(
     loaded = load(model, **overrides)
     tell_of_pool(loaded, overrides)
     with naming(model):
-        prepared = prepared_by(loaded, steps)
+        prepared = prepared_by(loaded, preprocessing)
         converted = group_conv_form(prepared, keep, notify)
     if doubts := converted.preprocessing.doubts():
         log.warning("%s: %s here, or to convert or export, whose files keep it", model, doubts)
@@ -238,14 +238,15 @@ def _size(result: Result) -> int | None:
 
 
 def _evaluated(
-    usable: Sequence[Result], source: _Source, data: Path | str, split: Split, limit: int | None, steps: Overrides, workers: int | None,
-    skip_corrupt: int, exif: bool, parts: _Parts, count: int, overrides: dict[str, Any],
+    usable: Sequence[Result], source: _Source, data: Path | str, split: Split, limit: int | None, preprocessing: Overrides,
+    workers: int | None, skip_corrupt: int, exif: bool, parts: _Parts, count: int, overrides: dict[str, Any],
 ) -> Evaluation:  # fmt: skip
     artifact = source.classes is None
     with parts.step("evaluate", _seconds_of_answers(count, len(usable), source)) as within:
         return evaluate(
             [result.cell.model for result in usable], data, split=split, device=usable[0].cell.device, threads=usable[0].cell.threads,
-            workers=workers, steps=steps if artifact else NO_OVERRIDES, skip_corrupt=skip_corrupt, exif=exif, progress=within, limit=limit,
+            workers=workers, preprocessing=preprocessing if artifact else NO_OVERRIDES, skip_corrupt=skip_corrupt, exif=exif,
+            progress=within, limit=limit,
             backends=[result.cell.backend for result in usable], names=[f"{r.cell.label} on {r.cell.backend}" for r in usable],
             **(overrides if artifact else {}),
         )  # fmt: skip

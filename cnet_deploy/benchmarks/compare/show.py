@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 
-import jinja2
 from rich.console import Group as Lines
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cnet_deploy.benchmarks.compare.results import FULL, ModelComparison, Variant, write_comparison
+from cnet_deploy.benchmarks.compare.results import FORMAT, FULL, ModelComparison, Variant, write_comparison
 from cnet_deploy.benchmarks.measure.samples import UNSTABLE, milliseconds
 from cnet_deploy.benchmarks.report.advice import warnings_of
-from cnet_deploy.benchmarks.report.page import environment_of
+from cnet_deploy.benchmarks.report.page import environment_of, template_of
 from cnet_deploy.benchmarks.report.terminal import is_any
 from cnet_deploy.benchmarks.report.text import group_title
-from cnet_deploy.errors import OutputRefused, printable
+from cnet_deploy.errors import OutputRefused
 from cnet_deploy.files import check_output, write_text
+from cnet_deploy.files.replacing import key_of
 from cnet_deploy.sessions import backends
+from cnet_deploy.text import LINE_LENGTH, Where, shown
 
 TIME = 2  # the column of the latency
 
@@ -33,7 +33,7 @@ def check_outputs(model: Path | str, *, json: Path | None = None, html: Path | N
             if path.suffix not in suffixes or path.with_suffix("").suffix in manifests or is_any(path, [model]):
                 expected = f"expected a name that ends in {' or '.join(suffixes)} and is no manifest's"
                 raise OutputRefused(f"{path}: results are not written there; {expected}")
-            check_output(path)
+            check_output(path, like=key_of(FORMAT if path is json else "html"))
 
 
 def write_outputs(comparison: ModelComparison, *, json: Path | None = None, html: Path | None = None) -> Iterator[Path]:
@@ -110,18 +110,20 @@ def failures(comparison: ModelComparison) -> list[tuple[str, str]]:
 
 def render(comparison: ModelComparison) -> RenderableType:
     """The sentence, the table, reasons and conditions."""
-    table = Table(title=f"{printable(comparison.model)}, {group_title(comparison.report, comparison.group)}", title_justify="left")
+    title = f"{shown(comparison.model, Where.RICH)}, {group_title(comparison.report, comparison.group)}"
+    table = Table(title=title, title_justify="left")
     for number, heading in enumerate(headings(comparison)):
         table.add_column(heading.replace(" (", "\n("), justify="left" if number < TIME else "right", overflow="fold")
     for variant in comparison.variants:
         if variant.result.error is None:
-            table.add_row(*map(printable, words_of(comparison, variant)))
+            table.add_row(*(shown(word, Where.RICH) for word in words_of(comparison, variant)))
     machine = comparison.report.environment
     lines = [f"not measured: {names}: {reason}" for names, reason in failures(comparison)]
     lines += notes(comparison)
     lines += [f"{machine['cpu']}, {machine['cores']} cores."]
     lines += [f"! {text}" for text in warnings_of(comparison.report)]
-    return Lines(Text(printable(comparison.sentence(), 4000)), table, Text("\n".join(map(printable, lines)), style="dim"))
+    below = "\n".join(shown(line, Where.RICH) for line in lines)
+    return Lines(Text(shown(comparison.sentence(), Where.RICH, LINE_LENGTH)), table, Text(below, style="dim"))
 
 
 def page(comparison: ModelComparison) -> str:
@@ -133,22 +135,9 @@ def page(comparison: ModelComparison) -> str:
         for variant in comparison.variants
         if variant.result.error is None
     ]
-    template = _template()
-    return template.render(
+    return template_of(__package__).render(
         comparison=comparison, report=report, headings=headings(comparison), lines=lines, time_column=TIME, notes=notes(comparison),
         failed=failures(comparison), warnings=warnings_of(report), environment=environment_of(report),
         machine=(report.environment["gpu"] if report.device != "cpu" else None) or report.environment["cpu"],
         title=group_title(report, comparison.group), fastest=measured[0] if measured else None,
     )  # fmt: skip
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    surroundings = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(
-            [jinja2.PackageLoader("cnet_deploy.benchmarks.compare", "."), jinja2.PackageLoader("cnet_deploy.benchmarks.report", ".")]
-        ),
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    surroundings.filters |= {"printable": functools.partial(printable, length=4000)}
-    return surroundings.get_template("page.html.j2")

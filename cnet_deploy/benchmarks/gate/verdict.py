@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from cnet_deploy.artifacts.manifest import manifest_path
 from cnet_deploy.benchmarks.gate.run import MAX_ROUNDS, Outcome, Round, gate, gate_baseline
+from cnet_deploy.benchmarks.gate.sides import Notify
 from cnet_deploy.benchmarks.measure.rule import Verdict
 from cnet_deploy.benchmarks.measure.samples import milliseconds
 from cnet_deploy.benchmarks.report.terminal import is_any, put, show
@@ -24,7 +26,8 @@ from cnet_deploy.text import LINE_LENGTH, Where, printable, shown, strict_json
 FORMAT = "cnet_deploy_gate"
 FORMAT_VERSION = 1
 NOT_MEASURED = "not measured"
-_LEVELS = {Verdict.PASS.value: "notice", Verdict.REGRESSION.value: "error", Verdict.INCONCLUSIVE.value: "warning", NOT_MEASURED: "error"}
+TITLE = "Latency gate"
+_TABLE = "Medians of each process"
 
 
 @dataclass(frozen=True)
@@ -48,32 +51,80 @@ class Places:
                 taken.append(path)
 
 
-def run(models: Sequence[str], baseline: Path | None, places: Places, *, quiet: bool = False, **options: Any) -> Outcome:
+def run(
+    models: Sequence[str], baseline: Path | None, places: Places, *, quiet: bool = False, inconclusive: str = "fail",
+    notify: Notify = lambda _: None, **options: Any,
+) -> Outcome:  # fmt: skip
     """Run the gate (see ``gate``, ``gate_baseline``), and report the verdict on standard output, in ``places``, and as a GitHub annotation.
 
-    After the report it raises CheckFailed for a regression, Inconclusive for an inconclusive verdict, and the gate's own error if nothing
-    could be measured.
+    After the report it raises CheckFailed for a regression, Inconclusive for an inconclusive verdict, unless ``inconclusive`` is "pass",
+    and the gate's own error if nothing could be measured.
     """
     places.check([*models, *([] if baseline is None else [baseline])])
     try:
-        outcome = gate_baseline(baseline, models[0], **options) if baseline is not None else gate(models[0], models[-1], **options)
+        with _grouped(notify, quiet) as heard:
+            if baseline is not None:
+                outcome = gate_baseline(baseline, models[0], notify=heard, **options)
+            else:
+                outcome = gate(models[0], models[-1], notify=heard, **options)
     except CnetDeployError as error:
-        _report(NOT_MEASURED, f"{NOT_MEASURED}: {error}", {"exit_code": error.exit_code, "reason": str(error)}, [], places)
+        _report(NOT_MEASURED, f"{NOT_MEASURED}: {error}", {"exit_code": error.exit_code, "reason": str(error)}, [], places, "error")
         raise
     if outcome.unlike:
         put(shown(outcome.unlike, Where.LOG))
     if (outcome.rounds or outcome.self_rounds) and not quiet:
-        show(_table(outcome))
-    _report(outcome.verdict.value, verdict(outcome), to_dict(outcome), _markdown(outcome), places)
+        with _group(_TABLE):
+            show(_table(outcome))
+    accepted = outcome.verdict is Verdict.INCONCLUSIVE and inconclusive == "pass"
+    level = "notice" if outcome.verdict is Verdict.PASS else "warning" if accepted else "error"  # as the job ends
+    values = to_dict(outcome) | ({"exit_code": 0} if accepted else {})
+    _report(outcome.verdict.value, verdict(outcome), values, _markdown(outcome), places, level)
     if outcome.verdict is Verdict.REGRESSION:
         raise CheckFailed("the gate did not pass: find what changed in head, or allow the change (--tolerance, --allow-changes)")
-    if outcome.verdict is Verdict.INCONCLUSIVE:
+    if outcome.verdict is Verdict.INCONCLUSIVE and not accepted:
         most = options.get("max_rounds", MAX_ROUNDS)
+        threads = f"one thread (--threads 1, now {outcome.threads}), " if outcome.threads > 1 and outcome.device == "cpu" else ""
         raise Inconclusive(
-            f"too noisy to say: use a quieter machine, more rounds (--max-rounds, now {most}), longer turns (--seconds), "
+            f"too noisy to say: use {threads}a quieter machine, more rounds (--max-rounds, now {most}), longer turns (--seconds), "
             "or a larger --tolerance"
         )
     return outcome
+
+
+def on_github() -> bool:
+    """Whether this runs as a step of GitHub Actions, whose log understands commands."""
+    return os.environ.get("GITHUB_ACTIONS") == "true"
+
+
+def annotation(level: str, text: str) -> str:
+    """The line that makes a text an annotation of a GitHub job: ``level`` is notice, warning or error."""
+    return f"::{level} title={TITLE}::{shown(text, Where.GITHUB, LINE_LENGTH)}"
+
+
+@contextlib.contextmanager
+def _group(title: str) -> Iterator[None]:
+    """What is printed in the block is folded in GitHub's log."""
+    put(command=f"::group::{title}" if on_github() else "")
+    try:
+        yield
+    finally:
+        put(command="::endgroup::" if on_github() else "")
+
+
+@contextlib.contextmanager
+def _grouped(notify: Notify, quiet: bool) -> Iterator[Notify]:
+    """``notify``, with all lines from the first round on in a group."""
+    with contextlib.ExitStack() as group:
+        opened = quiet
+
+        def heard(text: str) -> None:
+            nonlocal opened
+            if not opened and text.startswith(("self-test ", "round ")):
+                opened = True
+                group.enter_context(_group("Rounds"))
+            notify(text)
+
+        yield heard
 
 
 def verdict(outcome: Outcome) -> str:
@@ -131,10 +182,12 @@ def _share(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _report(word: str, line: str, values: dict[str, Any], lines: list[str], places: Places) -> None:
+def _report(word: str, line: str, values: dict[str, Any], lines: list[str], places: Places, level: str) -> None:
     line = printable(line, LINE_LENGTH)
-    on_github = os.environ.get("GITHUB_ACTIONS") == "true"
-    put(line, f"::{_LEVELS[word]} title=Latency gate::{shown(line, Where.GITHUB, LINE_LENGTH)}" if on_github else "")
+    if on_github():
+        put(command=annotation(level, line))  # which GitHub's log shows as a line
+    else:
+        put(line)
     refused: OutputRefused | None = None
     if places.json is not None:
         try:
@@ -152,7 +205,7 @@ def _report(word: str, line: str, values: dict[str, Any], lines: list[str], plac
 
 
 def _table(outcome: Outcome) -> Table:
-    table = Table(title=f"Medians of each process, {outcome.threads} thread(s)", title_justify="left")
+    table = Table(title=f"{_TABLE}, {outcome.threads} thread(s)", title_justify="left")
     for heading in ("", "order", f"base\n{outcome.backends[0]}, ms", f"head\n{outcome.backends[1]}, ms", "head / base"):
         table.add_column(heading, justify="left" if heading in ("", "order") else "right")
     for what, rounds in _parts(outcome):
@@ -171,22 +224,40 @@ def _row(what: str, number: int, part: Round) -> tuple[str, ...]:
 
 
 def _markdown(outcome: Outcome) -> list[str]:
-    """The lines under the verdict on a summary page."""
-    lines = [f"- **{shown(outcome.unlike, Where.MARKDOWN)}**"] if outcome.unlike else []
-    for side, model, backend in zip(("base", "head"), (outcome.base, outcome.head), outcome.backends, strict=True):
-        installation = shown(outcome.installations.get(side, ""), Where.MARKDOWN)
-        lines.append(f"- {side}: `{shown(model, Where.CODE)}` on {backend} {installation}".rstrip())
-    lines += [f"- {shown(change, Where.MARKDOWN)}" for change in outcome.changes]
-    lines.append(f"- operators, multiply-adds, parameters, bytes: {outcome.compared}")
-    if quiet := outcome.self_test:
-        lines.append(
-            f"- base against itself: ±{_share(quiet.half_width)} (99 %) in {quiet.rounds} rounds, at most {_share(quiet.limit)} allowed"
-        )
+    """The lines under the verdict on a summary page: a table for a pull request; details are folded."""
+    lines = [f"**{shown(outcome.unlike, Where.MARKDOWN)}**", ""] if outcome.unlike else []
+    lines += ["| | base | head | change |", "|---|---:|---:|---:|"]
+    lines.append(_line("model", _code(outcome.base), _code(outcome.head), ""))
+    lines.append(_line("runtime", *outcome.backends, f"{outcome.device}, {outcome.threads} thread{'' if outcome.threads == 1 else 's'}"))
     if outcome.rounds:
         base, head = (statistics.median(part.medians[side] for part in outcome.rounds) for side in (0, 1))
-        lines += [f"- median of rounds: base {milliseconds(base)} ms, head {milliseconds(head)} ms", ""]
-        lines += ["<details><summary>Rounds</summary>", "", "| | order | base, ms | head, ms | head / base |", "|---|---|---:|---:|---:|"]
+        change = ""
+        if decision := outcome.decision:
+            change = f"{_percent(decision.estimate)} (99 %: {_percent(decision.lower)}, {_percent(decision.upper)})"
+        lines.append(_line("median, ms", milliseconds(base), milliseconds(head), change))
+    for item in outcome.changes:
+        lines.append(_line(_text(item.what), _text(item.before), _text(item.after), "**worse**" if item.worse else ""))
+    lines += ["", f"Tolerance {_share(outcome.tolerance)}. Operators, multiply-adds, parameters, bytes: {_text(outcome.compared)}."]
+    if quiet := outcome.self_test:
+        lines[-1] += (
+            f" Base against itself: ±{_share(quiet.half_width)} (99 %) in {quiet.rounds} rounds, at most {_share(quiet.limit)} allowed."
+        )
+    lines += ["", "<details><summary>Rounds and installations</summary>", ""]
+    lines += [f"- {side}: {_text(where)}" for side, where in outcome.installations.items()]
+    if outcome.rounds or outcome.self_rounds:
+        lines += ["", "| | order | base, ms | head, ms | head / base |", "|---|---|---:|---:|---:|"]
         for what, rounds in _parts(outcome):
-            lines += ["| " + " | ".join(_row(what, number, part)) + " |" for number, part in enumerate(rounds, 1)]
-        lines += ["", "</details>"]
-    return lines
+            lines += [_line(*_row(what, number, part)) for number, part in enumerate(rounds, 1)]
+    return [*lines, "", "</details>"]
+
+
+def _line(*words: str) -> str:
+    return f"| {' | '.join(words)} |"
+
+
+def _text(text: str) -> str:
+    return shown(text, Where.MARKDOWN)
+
+
+def _code(text: str) -> str:
+    return f"`{shown(text, Where.CODE)}`"

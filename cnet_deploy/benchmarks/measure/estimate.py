@@ -25,6 +25,15 @@ def estimate(cells: int, settings: Settings, done: int = 0) -> float:
     return cells * (once + rounds * (SETTLE_SECONDS + settings.rewarm + settings.seconds))
 
 
+def turns(count: int, opening: float, settings: Settings) -> float:
+    """Seconds that so many turns take, each in a process of its own that needs ``opening`` seconds to its first result.
+
+    >>> turns(32, 0.38, Settings(warmup=0.5, seconds=0.5))
+    48.0
+    """
+    return count * (SETTLE_SECONDS + opening + settings.warmup + settings.seconds)
+
+
 def in_words(seconds: float) -> str:
     """Seconds as a person says them.
 

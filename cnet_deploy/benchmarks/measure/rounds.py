@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from cnet_deploy.benchmarks.measure.cells import SETTLE_SECONDS, Cell, Worker, worker
 from cnet_deploy.benchmarks.measure.samples import Summary, summarise
-from cnet_deploy.files.strict_json import Count, Few, Samples, Seconds, closed, coerce_fields
+from cnet_deploy.files.strict_json import Count, Few, Samples, Seconds, Whole, closed, coerce_fields
 
 MAX_TURN = 300  # seconds
 MAX_LEAST = 1_000_000

@@ -89,6 +89,21 @@ def self_test(first: Seconds, second: Seconds, tolerance: float, *, paired: bool
     return SelfTest((high - low) / 2, tolerance / 2, min(len(first), len(second)))
 
 
+def surely_faster(base: Seconds, head: Seconds, quiet: SelfTest, *, paired: bool = True) -> Decision | None:
+    """A pass in spite of a self-test that failed: head is faster than base by more than base differs from itself. Else None.
+
+    The upper bound must be below 1 by the half width of the self-test, so that noise can't make a slower head pass.
+    """
+    rounds = min(len(base), len(head))
+    if min(rounds, quiet.rounds) < LEAST_ROUNDS:
+        return None
+    lower, upper = _bounds(base, head, ONE_SIDED, paired=paired)
+    if upper >= 1 - quiet.half_width:
+        return None
+    reason = "faster than base by more than base differs from itself"
+    return Decision(Verdict.PASS, _estimate(base, head, paired=paired), lower, upper, rounds, reason)
+
+
 def adaptively(measure: Callable[[int], None], enough: Callable[[], bool], most: int) -> None:
     """Measure rounds until they are ``enough``: 8 first, then twice as many, up to ``most``. ``measure`` takes the round's number, from 0.
 

@@ -58,7 +58,9 @@ def latency_and_error(report: Report, width: int) -> str:
         ticks = range(low, high + 1, max(1, (high - low) // 6)) if errors else range(0)
         axes.set_yticks(ticks, [f"{tick} %" for tick in ticks])
         if errors:
-            canvas.text(14, top + plot / 2, "top-1 error", rotation=90, rotation_mode="anchor", ha="center", color=QUIET, size=12)
+            canvas.text(
+                14, top + plot / 2, "top-1 error, less is up", rotation=90, rotation_mode="anchor", ha="center", color=QUIET, size=12
+            )
         places = [(height - low) / pixel for height in names]
         for place, moved, (height, titles) in zip(places, drawing.apart(places, LINE), names.items(), strict=True):
             axes.axhline(height, **drawing.DOTTED)

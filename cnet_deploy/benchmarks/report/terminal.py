@@ -159,11 +159,11 @@ def show(what: RenderableType) -> None:
     put(text.get().removesuffix("\n"))
 
 
-def put(text: str, command: str = "") -> None:
+def put(*texts: str, command: str = "") -> None:
     """Write lines to standard output (see ``text.write_block``). A reader who has gone, or a full disk behind it, loses no file and changes
     no exit code."""
     with contextlib.suppress(StreamFailed):
-        write_block(text, command=command)
+        write_block(*texts, command=command)
 
 
 def _console(**options: Any) -> Console:
@@ -183,7 +183,7 @@ def _write(report: Report, journal: Journal, outputs: Outputs, *, quiet: bool) -
     finally:
         written += outputs.write(report)
         for path in [] if quiet else written:
-            put(f"wrote {path}\n")
+            put(f"wrote {shown(path, Where.TERMINAL)}")
 
 
 def _with_progress(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import statistics
+from collections import Counter
 
-from cnet_deploy.benchmarks.measure.rounds import Result
+from cnet_deploy.benchmarks.measure.rounds import Result, ratio
 from cnet_deploy.benchmarks.measure.samples import milliseconds
 from cnet_deploy.benchmarks.report import device_lines as on_device
 from cnet_deploy.benchmarks.report.advice import warnings_of
@@ -40,6 +42,36 @@ def ratio_of(report: Report, where: Where) -> str:
         return "time of an image relative to the fastest backend"
     base = base_title(report, where)
     return f"time of an image relative to {base}, on the same backend where it runs there, otherwise on {base}'s fastest"
+
+
+def result_of(report: Report) -> str:
+    """The result in a sentence: which runtime is the fastest in the first group, and how many times as fast as each other it is."""
+    group = report.groups[0]
+    cells = {row.label: [r for r in row.results if (r.cell.threads, r.cell.batch) == group and r.median] for row in report.rows}
+    measured = {label: results for label, results in cells.items() if results}
+    if not measured:
+        return "Nothing was measured."
+    quickest = {label: min(results, key=lambda r: (r.median or 0.0) / r.batch) for label, results in measured.items()}
+    wins = Counter(result.cell.backend for result in quickest.values())
+    ran = Counter(result.cell.backend for results in measured.values() for result in results)
+    best = max(wins, key=lambda name: (wins[name] / ran[name], wins[name], name))
+    others = []
+    for backend in report.backends:
+        pairs = [(_of(results, backend), _of(results, best)) for results in measured.values()]
+        times = [value for one, own in pairs if one and own and backend != best and (value := ratio(one, own)) is not None]
+        if times:
+            others.append(f"{statistics.median(times):.1f} times as fast as {backend}")
+    title = group_title(report, group)
+    if len(measured) == 1:
+        (result,) = quickest.values()
+        seconds = (result.median or 0.0) / result.batch
+        return ", ".join([f"{best} is the fastest: {milliseconds(seconds)} ms an image ({title})", *others]) + "."
+    text = f"{best} is the fastest in {wins[best]} of the {ran[best]} models that it runs ({title})"
+    return f"{text}: {', '.join(others)}, by the median over the models that both run." if others else f"{text}."
+
+
+def _of(results: list[Result], backend: str) -> Result | None:
+    return next((result for result in results if result.cell.backend == backend), None)
 
 
 def markdown(report: Report) -> str:

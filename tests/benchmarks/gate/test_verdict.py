@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from cnet_deploy.benchmarks.gate import verdict as verdicts
 from cnet_deploy.benchmarks.gate.run import SETTINGS, Outcome, Round
 from cnet_deploy.benchmarks.gate.verdict import Places, run, to_dict, verdict
 from cnet_deploy.benchmarks.measure.rule import decide, self_test
 from cnet_deploy.benchmarks.sweep.figures import Change
+from cnet_deploy.cli import main
 from cnet_deploy.errors import CheckFailed, Inconclusive, OutputRefused, Unavailable
 
 GREW = Change("operators", "120", "144", worse=True)
@@ -50,7 +53,7 @@ def test_one_line_and_one_code(made: Outcome, code: int, line: str) -> None:
 
 @pytest.mark.parametrize(
     ("made", "error", "level"),
-    [(outcome(), None, "notice"), (outcome(1.2), CheckFailed, "error"), (outcome(noise=0.1), Inconclusive, "warning")],
+    [(outcome(), None, "notice"), (outcome(1.2), CheckFailed, "error"), (outcome(noise=0.1), Inconclusive, "error")],
 )
 def test_every_place_has_it(
     made: Outcome, error: type[Exception] | None, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -65,14 +68,17 @@ def test_every_place_has_it(
         with pytest.raises(error):
             run(["condensenet-50"], None, places)
     said = capsys.readouterr().out
-    assert verdict(made) in said and f"::{level} title=Latency gate::{verdict(made).replace('%', '%25')}\n" in said
+    assert f"::{level} title=Latency gate::{verdict(made).replace('%', '%25')}\n" in said
+    assert said.count(made.verdict.value) == 1  # once
+    if made.self_rounds:
+        assert said.index("::group::") < said.index("self-test 1") < said.index("::endgroup::") < said.index(f"::{level} ")
     stored = json.loads((tmp_path / "g.json").read_text())
     assert stored["line"] == verdict(made) and stored["verdict"] == made.verdict.value
     assert [part["order"] for part in stored["rounds"]] == [part.order for part in made.rounds]
     summary = (tmp_path / "s.md").read_text()
     assert verdict(made) in summary and "b'|.onnx" in summary
     rows = [line for line in summary.splitlines() if line.startswith(("| round", "| self-test"))]
-    assert len(rows) == (len(made.rounds) + len(made.self_rounds) if made.rounds else 0)
+    assert len(rows) == (len(made.rounds) + len(made.self_rounds))
     assert "round 8" in said or not made.rounds
 
 
@@ -84,7 +90,7 @@ def test_networks_of_two_tasks_are_named_first(
     run(["condensenet-50"], None, Places(tmp_path / "g.json", tmp_path / "s.md"))
     assert capsys.readouterr().out.splitlines()[0] == unlike
     assert json.loads((tmp_path / "g.json").read_text())["unlike"] == unlike
-    assert f"- **{unlike}**\n- base: " in (tmp_path / "s.md").read_text()
+    assert f"**{unlike}**\n\n| | base | head | change |\n" in (tmp_path / "s.md").read_text()
 
 
 def test_what_could_not_be_measured_is_told_too(
@@ -98,8 +104,60 @@ def test_what_could_not_be_measured_is_told_too(
     with pytest.raises(Unavailable):
         run(["condensenet-50"], None, Places(tmp_path / "g.json", tmp_path / "s.md"))
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 2 and said[0].startswith("not measured: base: ") and said[1].startswith("::error title=Latency gate::")
+    (line,) = said
+    assert line.startswith("::error title=Latency gate::not measured: base: ")
     assert json.loads((tmp_path / "g.json").read_text())["exit_code"] == 5
+
+
+def test_the_summary_has_a_small_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdicts, "gate", lambda *_, **__: outcome(1.006, changes=[GREW], allow_changes=True))
+    run(["condensenet-50"], None, Places(None, tmp_path / "s.md"))
+    table, _, folded = (tmp_path / "s.md").read_text().partition("<details>")
+    assert [line for line in table.splitlines() if line.startswith("|")] == [
+        "| | base | head | change |",
+        "|---|---:|---:|---:|",
+        "| model | `a.onnx` | `b'\\|.onnx` |  |",
+        "| runtime | onnxruntime | native | cpu, 2 threads |",
+        "| median, ms | 10.00 | 10.06 | 0.6 % more (99 %: 0.6 % more, 0.6 % more) |",
+        "| operators | 120 | 144 | **worse** |",
+    ]
+    assert "| round 8 |" in folded
+
+
+def test_noise_may_be_accepted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    made = outcome(noise=0.1)
+    monkeypatch.setattr(verdicts, "gate", lambda *_, **__: made)
+    with pytest.raises(Inconclusive, match=r"use one thread \(--threads 1, now 2\), a quieter machine"):
+        run(["condensenet-50"], None, Places())
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    assert run(["condensenet-50"], None, Places(), inconclusive="pass") is made
+    assert "::warning title=Latency gate::inconclusive" in capsys.readouterr().out
+
+
+def test_lines_of_rounds_are_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+
+    def gate(*_: object, notify: Callable[[str], None], **__: object) -> Outcome:
+        for line in ("base: exporting", "self-test 1", "round 1"):
+            notify(line)
+        return outcome()
+
+    monkeypatch.setattr(verdicts, "gate", gate)
+    run(["condensenet-50"], None, Places(), notify=heard.append)
+    assert heard == ["base: exporting", "self-test 1", "round 1"]
+    heard.clear()
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    run(["condensenet-50"], None, Places(), notify=heard.append)
+    assert heard == ["base: exporting", "::group::Rounds", "self-test 1", "round 1", "::endgroup::"]
+
+
+def test_wrong_usage_is_an_annotation_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    for arguments in (["a.onnx"], ["a", "b", "--tolerance", "much"], ["a", "b", "--nonsense"]):
+        done = CliRunner().invoke(main, ["gate", *arguments])
+        assert done.exit_code == 2 and done.stdout.startswith("::error title=Latency gate::"), arguments
+    monkeypatch.delenv("GITHUB_ACTIONS")
+    assert CliRunner().invoke(main, ["gate", "a.onnx"]).stdout == ""
 
 
 @pytest.mark.parametrize("name", ["results.txt", "missing/g.json"])

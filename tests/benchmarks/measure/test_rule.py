@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cnet_deploy.benchmarks.measure.rule import LEAST_ROUNDS, Verdict, adaptively, decide, exact_rank, self_test
+from cnet_deploy.benchmarks.measure.rule import LEAST_ROUNDS, SelfTest, Verdict, adaptively, decide, exact_rank, self_test, surely_faster
 from tests.cases import few
 
 TOLERANCE, MOST = 0.05, 64
@@ -164,3 +164,25 @@ def test_rounds_double_up_to_the_cap(enough_at: int, most: int, expected: int) -
     done: list[int] = []
     adaptively(done.append, lambda: len(done) >= enough_at, most)
     assert done == list(range(expected))
+
+
+def test_a_much_faster_head_passes_on_a_noisy_machine() -> None:
+    """And nothing else does: neither an equal head nor a slower one, whatever the noise."""
+    passed = Counter[float]()
+    for seed in range(60):
+        for ratio in (0.125, 0.5, 1.0, 1.1):
+            random = np.random.default_rng(seed)
+            base, again, third = (list(0.004 * np.exp(random.normal(0, 0.15, LEAST_ROUNDS))) for _ in range(3))
+            quiet = self_test(base, again, TOLERANCE)
+            assert not quiet.passed
+            decision = surely_faster(base, [ratio * seconds for seconds in third], quiet)
+            if decision is not None:
+                assert decision.verdict is Verdict.PASS and decision.upper < 1 - quiet.half_width
+                passed[ratio] += 1
+    assert passed[0.125] == 60 and passed[0.5] >= 20 and passed[1.0] == passed[1.1] == 0
+
+
+def test_few_rounds_make_no_head_surely_faster() -> None:
+    assert surely_faster([1.0] * 7, [0.1] * 7, SelfTest(0.1, 0.025, 8)) is None
+    assert surely_faster([1.0] * 8, [0.1] * 8, SelfTest(0.1, 0.025, 7)) is None
+    assert surely_faster([1.0] * 8, [0.1] * 8, SelfTest(0.1, 0.025, 8)) is not None

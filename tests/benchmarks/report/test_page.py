@@ -19,7 +19,8 @@ from PIL import Image
 
 from cnet_deploy.benchmarks.measure.samples import milliseconds
 from cnet_deploy.benchmarks.report import plots
-from cnet_deploy.benchmarks.report.page import page, picture
+from cnet_deploy.benchmarks.report.page import environment_of, page, picture
+from cnet_deploy.benchmarks.report.text import result_of
 from cnet_deploy.benchmarks.sweep.results import Report, Row, read_report
 from cnet_deploy.sessions import backends
 from cnet_deploy.svg import COLOURS
@@ -99,7 +100,7 @@ def test_a_devices_figures_are_the_jsons() -> None:
         for name, label in (("device_seconds", "device ms"), ("end_to_end_seconds", "with transfers ms")):
             assert f'<td data-label="{label}">{milliseconds(cell[name])}</td>' in text
     assert "<h1>Inference time on NVIDIA H200</h1>" in text and "Latency, batch 1, cuda" in text and "Throughput, batch 8, cuda" in text
-    assert "TF32 is on for tensorrt.tf32 alone." in text and "GPU before, sm mhz" in text
+    assert "TF32 is on for tensorrt.tf32 alone." in text and "<dt>GPU before, clock</dt><dd>1980 MHz</dd>" in text
     assert "<b>GPU</b>" not in text
 
 
@@ -291,3 +292,27 @@ def test_on_paper(browser: str, tmp_path: Path) -> None:
     pages = len(re.findall(rb"/Type\s*/Page\b", data))
     boxes = {tuple(map(float, found.split())) for found in re.findall(rb"/MediaBox\s*\[([^\]]+)\]", data)}
     assert 1 <= pages <= 6 and all(abs(box[2] - 595) < 2 and abs(box[3] - 842) < 2 for box in boxes)  # A4
+
+
+def test_the_page_begins_with_its_result() -> None:
+    made = report()
+    text = page(made)
+    assert result_of(made) == (
+        "native is the fastest in 3 of the 3 models that it runs (batch 1, 1 thread): 3.0 times as fast as onnxruntime, by the median over "
+        "the models that both run."
+    )
+    assert text.index('<p class="result">native is the fastest in 3') < text.index("<table>") < text.index("Before you trust these times")
+    assert result_of(report(rows=made.rows[3:])) == (
+        "native is the fastest: 13.60 ms an image (batch 1, 1 thread), 3.0 times as fast as onnxruntime."
+    )
+    assert result_of(report(rows=[Row("none", None, None, None, None, [result()])])) == "Nothing was measured."
+    assert text.count("unstable") <= 2  # in the warning, and what it means; not in every cell
+
+
+def test_the_environment_is_for_people() -> None:
+    made = report()
+    made.environment.update(clock_mhz=[2596.1, 2400.0], memory_bytes=8 << 30, virtual=True, turbo=None, load_average=[0.5, 0.25, 0.125])
+    shown = dict(environment_of(made))
+    assert (shown["clocks"], shown["memory"], shown["virtual machine"]) == ("2400 to 2596 MHz", "8.0 GiB", "yes")
+    assert shown["turbo"] == "not known on this system" and shown["load average (1, 5, 15 minutes)"] == "0.50, 0.25, 0.12"
+    assert not any("[" in value or value in ("True", "False", "None") for value in shown.values())
