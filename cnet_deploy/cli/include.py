@@ -7,7 +7,7 @@ import click
 from cnet_deploy.cli.console import Command
 
 
-@click.command(cls=Command, short_help="Print the folder of cnet.h, the C interface of native libraries.", examples=["cnet-deploy include"])
+@click.command(cls=Command, short_help="Print the folder of cnet.h, for programs in C.", examples=["cnet-deploy include"])
 def include() -> None:
     """Print the folder that has cnet.h, for a compiler's -I: cc -I "$(cnet-deploy include)" program.c model.so"""
     from cnet_deploy.exporters.native import INCLUDE
