@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import resource
 from pathlib import Path
 
 
@@ -29,6 +30,16 @@ def host_isas() -> tuple[str, ...]:
     v4 = v3 and {"avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl"} <= flags
     bf16 = ("avx512_bf16",) if v4 and "avx512_bf16" in flags else ()
     return (*bf16, *(("avx512",) if v4 else ()), *(("avx2",) if v3 else ()), "baseline")
+
+
+def memory_bytes() -> int:
+    """The memory of this machine, or what a container or `ulimit -v` leaves of it."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError, ValueError):  # "max" is no number
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    if (most := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
+        limits.append(most)
+    return min(limits)
 
 
 def share_the_processor() -> None:

@@ -20,6 +20,7 @@ from cnet_deploy.images.preprocessing import NO_OVERRIDES, Overrides
 from cnet_deploy.models.architecture import Cost
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.convert import convert
+from cnet_deploy.models.demands import require_runnable
 from cnet_deploy.sessions.torch import from_module
 from cnet_deploy.workflows.prepare import default_output, group_conv_form, named_by, prepared_by, tell_of_pool
 from cnet_deploy.workflows.verify import Batch, Comparison, compare
@@ -102,6 +103,8 @@ def convert_file(
         converted = group_conv_form(model, classifier_keep, notify=lambda _: None)
     faithful, cut = None, None
     if model.form == "training":
+        with naming(path):
+            require_runnable(model.architecture)  # since both forms are compared
         whole = convert(model, classifier_keep=1.0)
         faithful = _side_by_side(whole, model, data)
         cut = None if converted.architecture.classifier_keep == 1 else _side_by_side(converted, whole, data)

@@ -25,6 +25,7 @@ from cnet_deploy.images.decode import Images
 from cnet_deploy.images.preprocessing import NO_OVERRIDES, Overrides
 from cnet_deploy.models.architecture import FinalPool
 from cnet_deploy.models.condensenet import DenselyConnected
+from cnet_deploy.models.demands import require_runnable
 from cnet_deploy.program.forms import rewrite
 from cnet_deploy.program.lower import lower
 from cnet_deploy.program.program import Program
@@ -33,7 +34,7 @@ from cnet_deploy.sessions.base import Session
 from cnet_deploy.sessions.torch.session import TorchSession
 from cnet_deploy.workflows.prepare import Notify, default_output, exportable, input_of, open_model, output_of, stated_by, tell_of_pool
 from cnet_deploy.workflows.publish import publish, serving_of
-from cnet_deploy.workflows.verify import Comparison, compare_all
+from cnet_deploy.workflows.verify import MOST_RANDOM, Comparison, compare_all
 
 log = logging.getLogger(__name__)
 Forms = str | Mapping[str, str]
@@ -135,6 +136,9 @@ def export(
     size, classes, data = input_of(model, images)
     with naming(source):
         model = exportable(model, classifier_keep, labels, notify)
+    if isinstance(model, DenselyConnected):
+        with naming(source):
+            require_runnable(model.architecture, MOST_RANDOM)  # which it is verified with
     with atomic_pair(out, source=source) as (temporary, beside), _evaluating(model):
         network, chosen = _lowered(model, form)
         log.info("exporting to %s: %s", target, {**options, "form": chosen})

@@ -14,18 +14,21 @@ import numpy as np
 import numpy.typing as npt
 
 from cnet_deploy.artifacts.self_check import tolerance_of
-from cnet_deploy.errors import InputRefused
+from cnet_deploy.errors import InputRefused, naming
 from cnet_deploy.images.decode import Images, read_images
 from cnet_deploy.images.preprocessing import CHANNELS, Floats
 from cnet_deploy.images.probabilities import Rows, are_probabilities, softmax
 from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.models.condensenet import DenselyConnected
+from cnet_deploy.models.demands import require_runnable
 from cnet_deploy.sessions import backend_of, backends, open_session
 from cnet_deploy.sessions.base import Session
 
 log = logging.getLogger(__name__)
 
 SWAPPED = "is compared with a training checkpoint; expected the artifact first, then its model"
+
+MOST_RANDOM = 3  # random inputs at once
 
 Labels = npt.NDArray[np.int64]
 Batch = tuple[Floats, Labels | None]
@@ -138,6 +141,9 @@ def compare_all(session: Session, reference: Session, images: Images | None = No
         raise InputRefused(
             f"the artifact reads images of {_size(session)} and the model of {_size(reference)}; expected the same input size and channels"
         )
+    if reference.architecture is not None:
+        with naming("the model"):
+            require_runnable(reference.architecture, session.input_shape[0] or MOST_RANDOM)
     seed = secrets.randbits(32)
     noise = random_batches(session.input_shape, seed)
     comparisons = [compare(session.run, reference.run, noise, inputs=f"random inputs (seed {seed})", tolerance=tolerance)]
@@ -154,7 +160,7 @@ def _size(session: Session) -> str:
 def random_batches(shape: tuple[int | None, int, int, int], seed: int) -> Iterator[tuple[Floats, None]]:
     """Normal noise [N, channels, H, W] for an input ``shape``: batches of one and of three, or two batches of the fixed size."""
     random = np.random.default_rng(seed)
-    for size in (1, 3) if shape[0] is None else (shape[0], shape[0]):
+    for size in (1, MOST_RANDOM) if shape[0] is None else (shape[0], shape[0]):
         yield random.standard_normal((size, *shape[1:]), np.float32), None
 
 
@@ -206,6 +212,8 @@ def _open_reference(model: Path | str, session: Session, overrides: dict[str, An
         raise InputRefused(f"{model}: {SWAPPED}")
     if loaded.form == "training" and session.form != "training":
         loaded = convert(loaded, classifier_keep=own.classifier_keep if own else DEFAULT_KEEP)
+    with naming(model):
+        require_runnable(loaded.architecture)
     return from_module(loaded)
 
 

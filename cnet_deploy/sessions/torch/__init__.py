@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cnet_deploy.errors import naming
 from cnet_deploy.sessions.base import LOADING_OPTIONS, Backend, Part, Probe, Session
 
 if TYPE_CHECKING:
@@ -54,8 +55,11 @@ def open_named(name: str, *, threads: int | None, device: str = "cpu", **options
 def open_file(pair: Pair, *, device: str, threads: int | None, **options: Any) -> Session:
     """Open a session on a checkpoint, in the form in which it is stored; ``options`` are those of ``load`` and TorchSession."""
     from cnet_deploy.checkpoints.load import load
+    from cnet_deploy.models.demands import require_runnable
     from cnet_deploy.sessions.torch.session import TorchSession
 
     model = load(pair.path, data=pair.data, **{name: options.pop(name) for name in LOADING_OPTIONS if name in options})
     arch = model.architecture
+    with naming(pair.path):
+        require_runnable(arch)
     return TorchSession(model, arch.input_size, arch.classes, device=device, threads=threads, **options)

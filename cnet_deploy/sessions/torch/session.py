@@ -19,6 +19,7 @@ from cnet_deploy import subprocesses
 from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.files import cache
 from cnet_deploy.models.condensenet import DenselyConnected
+from cnet_deploy.models.demands import images_at_once
 from cnet_deploy.sessions.base import Binding, Floats, Session
 from cnet_deploy.sessions.torch.cuda import CudaBinding, explained_errors, require_device
 
@@ -54,6 +55,7 @@ class TorchSession(Session):
             raise InputRefused(f"{'CUDA graphs' if cudagraph else 'TF32'} on a CPU; expected device 'cuda' for that")
         if isinstance(model, DenselyConnected):
             self.architecture, self.preprocessing, self.form = model.architecture, model.preprocessing, model.form
+            self.largest_batch = images_at_once(model.architecture)
         format = torch.channels_last if channels_last else torch.preserve_format
         if compiled or device != "cpu" or channels_last or precision != "fp32":
             if precision == "fp16":
