@@ -149,7 +149,8 @@ def target_options(command: F) -> F:
     for flag, owners in reversed(shared.items()):
         first = next(iter(owners.values()))
         about = "; ".join(f"{known[name].title}: {option.help}" for name, option in owners.items())
-        command = click.option(flag, first.name, type=_type_of(list(owners.values())), help=f"{about}.")(command)
+        kind = _type_of(list(owners.values()))
+        command = click.option(flag, first.name, type=kind, metavar=getattr(kind, "metavar", None), help=f"{about}.")(command)
     for name, target in reversed(list(known.items())):
         command = click.option(f"--{name}", f"to_{name}", is_flag=True, help=target.help)(command)
     return command

@@ -46,13 +46,11 @@ class Words(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 
 class Choices(Words):
-    """Some of the known words, separated by commas, in lower case."""
+    """Some of the known words, separated by commas, in lower case. ``metavar`` shows them in the help."""
 
     def __init__(self, choices: Sequence[str]) -> None:
         self.choices = tuple(choices)
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002
-        return f"[{'|'.join(self.choices)}],..."
+        self.metavar = f"[{'|'.join(choices)}],..."
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         words = super().convert(value.lower() if isinstance(value, str) else value, param, ctx)

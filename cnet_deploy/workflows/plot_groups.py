@@ -22,6 +22,7 @@ from cnet_deploy.svg import COLOURS, QUIET
 
 WIDTH, LEFT, RIGHT, HEADING = 960, 12, 12, 16
 ROW, GAP = 5, 10  # pixels: height of a group, space between two layers
+LEAST = 240  # pixels of a layer: those with few inputs are stretched
 MAX_DASHES = 400_000  # CondenseNet-182 has some 100,000
 
 
@@ -49,7 +50,8 @@ class Connections:
 def plot(path: Path | str, output: Path | str, *, sha256: str | None = None, **overrides: Any) -> None:
     """Draw the groups of a checkpoint or a model into an SVG file: a line for each group, a dash where it reads a channel.
 
-    The length of a line is the layer's number of inputs, which shows how a dense block grows. ``overrides``: see ``checkpoints.load``.
+    The length of a line is the layer's number of inputs, which shows how a dense block grows; layers with few inputs are stretched to a
+    length at which dashes can be told apart. ``overrides``: see ``checkpoints.load``.
     Raises InputRefused for a file that can't be read or has no learned groups, OutputRefused if the picture can't be written,
     Unavailable if matplotlib is missing.
     """
@@ -92,26 +94,41 @@ def connections_of(read: Contents, arch: Architecture | None, pruning: list[Laye
             yield Connections(conv.name, reads)
 
 
+def steps(layers: list[Connections]) -> list[float]:
+    """Pixels of a channel in each layer: the same in all, but for those that would be shorter than ``LEAST``."""
+    widths = [layer.reads.shape[1] for layer in layers]
+    common = (WIDTH - LEFT - RIGHT) / max(widths)
+    return [max(common, LEAST / width) for width in widths]
+
+
 def draw(title: str, layers: list[Connections]) -> str:
     """The picture as SVG text."""
-    step = (WIDTH - LEFT - RIGHT) / max(layer.reads.shape[1] for layer in layers)
-    height = HEADING + 12 + sum(len(layer.reads) * ROW + HEADING + GAP for layer in layers)
-    with drawing.canvas("groups", WIDTH, height) as canvas:
-        canvas.text(LEFT, HEADING, f"{title}: inputs that each group reads")
-        top = HEADING + 12.0
-        rows, dashes = [], []  # from where to where in channels, how far down in pixels, and the group
-        for layer in layers:
+    scales = steps(layers)
+    most = max(len(layer.reads) for layer in layers)
+    groups_shown = min(most, len(COLOURS))
+    names = {f"group {number + 1}": {"color": COLOURS[number], "marker": "s", "markersize": 9} for number in range(groups_shown)}
+    with drawing.canvas("groups", WIDTH, 0) as canvas:
+        top = canvas.legend(names)
+        canvas.resize(top + 2 * HEADING + 12 + sum(len(layer.reads) * ROW + HEADING + GAP for layer in layers))
+        canvas.text(LEFT, top + HEADING, f"{title}: inputs that each group reads")
+        more = f" Colours begin anew after group {groups_shown}." if most > groups_shown else ""
+        stretched = f" Layers that would be shorter than {LEAST} pixels are stretched." if len(set(scales)) > 1 else ""
+        legend = f"A line for each group, from the layer's first input channel to its last. Coloured: read.{more}{stretched}"
+        canvas.text(LEFT, top + 2 * HEADING, legend, color=QUIET, size=12)
+        top += 2 * HEADING + 12.0
+        rows, dashes = [], []  # from where to where in pixels, how far down in pixels, and the group
+        for layer, step in zip(layers, scales, strict=True):
             canvas.text(LEFT, top + HEADING - 4, layer.title, color=QUIET, size=12)
             top += HEADING
             groups, channels = layer.reads.shape
             heights = top + (np.arange(groups) + 0.5) * ROW
-            rows.append(np.stack([np.zeros(groups), np.full(groups, channels), heights], 1))
+            rows.append(np.stack([np.zeros(groups), np.full(groups, channels * step), heights], 1))
             group, edges = np.nonzero(np.diff(layer.reads, axis=1, prepend=False, append=False))
-            dashes.append(np.stack([edges[::2], edges[1::2], heights[group[::2]], group[::2]], 1))
+            dashes.append(np.stack([edges[::2] * step, edges[1::2] * step, heights[group[::2]], group[::2]], 1))
             top += groups * ROW + GAP
         lines, runs = np.concatenate(rows), np.concatenate(dashes)
-        canvas.dashes(LEFT + lines[:, :2] * step, lines[:, 2], ROW, "#88888822")
+        canvas.dashes(LEFT + lines[:, :2], lines[:, 2], ROW, "#88888822")
         for number, colour in enumerate(COLOURS):
             drawn = runs[runs[:, 3] % len(COLOURS) == number]
-            canvas.dashes(LEFT + drawn[:, :2] * step, drawn[:, 2], ROW - 1, colour)
+            canvas.dashes(LEFT + drawn[:, :2], drawn[:, 2], ROW - 1, colour)
         return canvas.to_string()

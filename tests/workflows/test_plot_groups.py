@@ -15,7 +15,7 @@ from cnet_deploy.cli import main
 from cnet_deploy.errors import InputRefused, OutputRefused
 from cnet_deploy.models.architecture import NAMED
 from cnet_deploy.svg import COLOURS
-from cnet_deploy.workflows.plot_groups import LEFT, MAX_DASHES, RIGHT, ROW, Connections, connections, draw, plot
+from cnet_deploy.workflows.plot_groups import LEAST, LEFT, MAX_DASHES, RIGHT, ROW, Connections, connections, draw, plot, steps
 from tests.builders import TINY, TINY_DENSENET, TINY_LGC, save_checkpoint, state_dict, training_model
 from tests.pictures import Picture
 
@@ -32,23 +32,29 @@ def test_each_dash_is_a_run_of_channels(checkpoint_path: Path) -> None:
     layers = list(connections(read_tensors(checkpoint_path), {}))
     drawn = Picture(draw("name", layers))
     drawn.check()
-    step = (drawn.width - LEFT - RIGHT) / max(layer.reads.shape[1] for layer in layers)
+    common = (drawn.width - LEFT - RIGHT) / max(layer.reads.shape[1] for layer in layers)
+    assert min(steps(layers)) == common and max(steps(layers)) * 16 >= LEAST > 16 * common  # early layers can be seen
+    scales = [step for layer, step in zip(layers, steps(layers), strict=True) for _ in layer.reads]
     background, *coloured = [line for line in drawn.lines if "stroke" in line.style]
     assert [line.style["stroke"] for line in coloured] == [*COLOURS[:4]] and float(background.style["stroke-width"]) == ROW
     heights = [piece[0][1] for piece in background.pieces]  # a line for each group
     assert heights == sorted(set(heights)) and len(heights) == 48
     rows = [reads for layer in layers for reads in layer.reads]
-    assert [piece[1][0] for piece in background.pieces] == pytest.approx([LEFT + len(reads) * step for reads in rows], abs=0.02)
+    assert [piece[1][0] for piece in background.pieces] == pytest.approx(
+        [LEFT + len(reads) * step for reads, step in zip(rows, scales, strict=True)], abs=0.02
+    )
     found = [np.zeros(len(reads), bool) for reads in rows]
     for number, line in enumerate(coloured):
         assert float(line.style["stroke-width"]) == ROW - 1
         for (start, height), (end, same) in line.pieces:
             row = heights.index(height)
             assert height == same and row % 4 == number  # its group's colour
-            first, last = round((start - LEFT) / step), round((end - LEFT) / step)
+            first, last = round((start - LEFT) / scales[row]), round((end - LEFT) / scales[row])
             assert not found[row][max(0, first - 1) : last + 1].any()  # runs are apart
             found[row][first:last] = True
     assert all(np.array_equal(one, other) for one, other in zip(found, rows, strict=True))
+    assert [text for text in drawn.texts if text.startswith("group ")] == [f"group {number}" for number in range(1, 5)]
+    assert "Layers that would be shorter than 240 pixels are stretched." in drawn.texts[1]
 
 
 def test_the_largest_network_is_a_picture_of_its_size() -> None:
