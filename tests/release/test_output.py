@@ -16,6 +16,7 @@ STREAMS = {
     "text.py": "the writer",
     "cli/console.py": "whether a stream is a terminal; where its output goes once it failed",
     "workflows/doctor.py": "its child answers it in JSON over a pipe",
+    "benchmarks/studies/timed.py": "two numbers, for the study that starts it",
 }
 PRINTING = {"print", "input", "breakpoint", "click.echo", "click.secho", "click.echo_via_pager", "rich.print", "pprint.pprint"}
 PRINTING |= {"traceback.print_exc", "traceback.print_exception", "traceback.print_stack", "faulthandler.dump_traceback", "warnings.warn"}
@@ -73,10 +74,12 @@ def test_the_test_finds(source: str) -> None:
 
 
 def test_templates_escape_all_that_they_print() -> None:
-    from cnet_deploy.benchmarks.report.page import _template
+    from cnet_deploy.benchmarks.report.page import template_of
 
-    surroundings = _template().environment
+    surroundings = template_of("cnet_deploy.benchmarks.report").environment
     assert surroundings.autoescape is True and surroundings.finalize is not None
+    made_here = [path for path in MODULES if "jinja2.Environment" in path.read_text(encoding="utf-8")]
+    assert [path.name for path in made_here] == ["page.py"]
     for path in PACKAGE.rglob("*.j2"):
         safe = [line for line in path.read_text(encoding="utf-8").splitlines() if "| safe" in line]
         assert all("pictures[" in line or '"' in line.partition("| safe")[0] for line in safe), safe

@@ -46,6 +46,7 @@ def test_actions_are_pinned() -> None:
     """By a commit, the release beside it; a tag can be moved."""
     text = "".join(path.read_text(encoding="utf-8") for path in (ACTION, *WORKFLOWS))
     used = re.findall(r"uses: (.*)", text)
+    used += re.findall(r"uses: (actions/.*)", (ROOT / "docs" / "ci.md").read_text(encoding="utf-8"))
     assert len(used) >= 10 and all(re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action) for action in used), used
     assert len(dict.fromkeys(used)) == len({action.partition("@")[0] for action in used})  # one release of each
 
