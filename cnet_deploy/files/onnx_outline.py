@@ -1,21 +1,25 @@
 """What an ONNX file would do, read from its bytes without any library: its operators, what in it runs code over and over, its work.
 
-The wire format is Protocol Buffers' (protobuf.dev/programming-guides/encoding), the fields those of onnx.proto. Weights are skipped, so it
-takes milliseconds. Nothing is believed that is not understood: a graph is plain only if every field of it is known here.
+The fields are those of onnx.proto. Weights are skipped, so it takes milliseconds. Nothing is believed that is not understood: a graph is
+plain only if every field of it is known here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from cnet_deploy.files.wire import NoMessage, Value, fields, varint
 
 MOST_WORK = 1 << 37  # multiply-adds of one image: several times the largest network of the paper's table, seconds on one core
 MOST_VALUES = 1 << 29  # elements of all tensors between the layers
 MOST_NODES = 50_000
 _MOST_SIDE = 1 << 20
 _DEPTH = 40  # graphs in graphs
+_NO_FILE = "its bytes are no ONNX file's"
 SUBGRAPHS = ("If", "Loop", "Scan", "SequenceMap")
 
 Shape = tuple[int, ...]
@@ -51,15 +55,24 @@ class _Node(NamedTuple):
     numbers: Mapping[str, Sequence[int]]  # attributes that are integers
 
 
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except NoMessage:
+        raise NotPlain(_NO_FILE) from None
+
+
+@_reading()
 def outline(data: bytes) -> Outline:
     """The outline of a file. Raises NotPlain for bytes that are no ONNX file."""
     found = Outline()
-    for number, value in _fields(memoryview(data)):
+    for number, value in fields(memoryview(data)):
         if number == 7:
             _outline_graph(_message(value), found, 0)
         elif number == 25:
             found.functions += 1
-            for inner, node in _fields(_message(value)):
+            for inner, node in fields(_message(value)):
                 if inner == 7:
                     _outline_node(_message(node), found, 0)
     return found
@@ -68,20 +81,20 @@ def outline(data: bytes) -> Outline:
 def _outline_graph(graph: memoryview, found: Outline, depth: int) -> None:
     if depth > _DEPTH:
         raise NotPlain("its graphs are nested too deep")
-    for number, value in _fields(graph):
+    for number, value in fields(graph):
         if number == 1:
             _outline_node(_message(value), found, depth)
 
 
 def _outline_node(node: memoryview, found: Outline, depth: int) -> None:
     operator = domain = ""
-    for number, value in _fields(node):
+    for number, value in fields(node):
         if number == 4:
             operator = _text(value)
         elif number == 7:
             domain = _text(value)
         elif number == 5:
-            for inner, part in _fields(_message(value)):
+            for inner, part in fields(_message(value)):
                 if inner in (6, 11):
                     _outline_graph(_message(part), found, depth + 1)
     if domain not in ("", "ai.onnx"):
@@ -90,16 +103,17 @@ def _outline_node(node: memoryview, found: Outline, depth: int) -> None:
     found.operators[operator] = found.operators.get(operator, 0) + 1
 
 
+@_reading()
 def require_plain(data: bytes) -> None:
     """Raise NotPlain unless the file holds a feed-forward network of known layers whose work and memory are bounded, as `export` writes."""
     graphs = []
-    for number, value in _fields(memoryview(data)):
+    for number, value in fields(memoryview(data)):
         if number == 7:
             graphs.append(_message(value))
         elif number == 8:
             _require_own_domain(_message(value))
         elif number == 14:
-            for _, text in _fields(_message(value)):
+            for _, text in fields(_message(value)):
                 _text(text)
         elif number not in (1, 2, 3, 4, 5, 6):
             raise NotPlain("it has functions or other parts beside its graph")
@@ -108,7 +122,7 @@ def require_plain(data: bytes) -> None:
     weights: dict[str, Shape] = {}
     shapes: dict[str, Shape] = {}
     nodes: list[_Node] = []
-    for number, value in _fields(graphs[0]):
+    for number, value in fields(graphs[0]):
         if number == 1:
             nodes.append(_node(_message(value)))
             if len(nodes) > MOST_NODES:
@@ -249,7 +263,7 @@ _RULES = {
 def _node(message: memoryview) -> _Node:
     names: dict[int, list[str]] = {1: [], 2: [], 4: []}
     numbers: dict[str, Sequence[int]] = {}
-    for number, value in _fields(message):
+    for number, value in fields(message):
         if number in names:
             names[number].append(_text(value))
         elif number == 5:
@@ -268,7 +282,7 @@ def _node(message: memoryview) -> _Node:
 
 def _attribute(message: memoryview) -> tuple[str, Sequence[int]]:
     name, integers = "", list[int]()
-    for number, value in _fields(message):
+    for number, value in fields(message):
         if number == 1:
             name = _text(value)
         elif number == 3 or (number == 8 and isinstance(value, int)):
@@ -286,7 +300,7 @@ def _attribute(message: memoryview) -> tuple[str, Sequence[int]]:
 
 def _tensor(message: memoryview, most: int) -> tuple[str, Shape]:
     name, shape = "", list[int]()
-    for number, value in _fields(message):
+    for number, value in fields(message):
         if number == 1:
             shape += [_integer(value)] if isinstance(value, int) else _packed(_message(value))
         elif number == 8:
@@ -303,16 +317,16 @@ def _tensor(message: memoryview, most: int) -> tuple[str, Shape]:
 def _input(message: memoryview) -> tuple[str, Shape]:
     """The name and shape of an input; a free side counts as one, since work grows with the images that somebody gives."""
     name, shape = "", list[int]()
-    for number, value in _fields(message):
+    for number, value in fields(message):
         if number == 1:
             name = _text(value)
         elif number == 2:
-            for kind, tensor in _fields(_message(value)):
+            for kind, tensor in fields(_message(value)):
                 if kind != 1:
                     raise NotPlain("an input is no tensor")
-                for part, sides in _fields(_message(tensor)):
+                for part, sides in fields(_message(tensor)):
                     if part == 2:
-                        shape += [_side(_message(side)) for _, side in _fields(_message(sides))]
+                        shape += [_side(_message(side)) for _, side in fields(_message(sides))]
     if len(shape) != 4 or any(side < 1 for side in shape):
         raise NotPlain("an input is no batch of images of a fixed size")
     return name, tuple(shape)
@@ -320,7 +334,7 @@ def _input(message: memoryview) -> tuple[str, Shape]:
 
 def _side(message: memoryview) -> int:
     size = 0
-    for number, value in _fields(message):
+    for number, value in fields(message):
         if number == 1:
             size = _integer(value)
         elif number == 2 and not size:
@@ -331,7 +345,7 @@ def _side(message: memoryview) -> int:
 
 
 def _require_own_domain(opset: memoryview) -> None:
-    for number, value in _fields(opset):
+    for number, value in fields(opset):
         if number == 1:
             _require_own(_text(value))
 
@@ -341,66 +355,22 @@ def _require_own(domain: str) -> None:
         raise NotPlain(f"it has operators of {domain}")
 
 
-Value = int | memoryview
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, Value]]:
-    """The fields of a message: their number, and an integer or bytes. Raises NotPlain for what is no message."""
-    place, end = 0, len(message)
-    while place < end:
-        if (key := message[place]) < 0x80:  # as nearly all are
-            place += 1
-        else:
-            key, place = _varint(message, place)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            value, place = _varint(message, place)
-            yield number, value
-            continue
-        if wire == 2:
-            if place < end and (length := message[place]) < 0x80:
-                place += 1
-            else:
-                length, place = _varint(message, place)
-        elif wire in (1, 5):
-            length = 8 if wire == 1 else 4
-        else:
-            raise NotPlain("its bytes are no ONNX file's")
-        if not number or length > end - place:
-            raise NotPlain("its bytes are no ONNX file's")
-        yield number, message[place : place + length]
-        place += length
-
-
-def _varint(message: memoryview, place: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if place >= len(message):
-            break
-        byte = message[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, place
-    raise NotPlain("its bytes are no ONNX file's")
-
-
 def _message(value: Value) -> memoryview:
     if isinstance(value, int):
-        raise NotPlain("its bytes are no ONNX file's")
+        raise NotPlain(_NO_FILE)
     return value
 
 
 def _integer(value: Value) -> int:
     if not isinstance(value, int):
-        raise NotPlain("its bytes are no ONNX file's")
+        raise NotPlain(_NO_FILE)
     return value - (1 << 64) if value >> 63 else value
 
 
 def _packed(message: memoryview) -> list[int]:
     found, place = list[int](), 0
     while place < len(message):
-        value, place = _varint(message, place)
+        value, place = varint(message, place)
         found.append(_integer(value))
         if len(found) > 100:
             raise NotPlain("it has a shape beyond all measure")
