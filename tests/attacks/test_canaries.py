@@ -78,7 +78,7 @@ LINES = {
     "convert": "convert {models}/model.pth.tar -o {out}/m.safetensors",
     "verify": "verify {models}/model.onnx {models}/model.pth.tar",
     "run": "run {models}/model.onnx {root}/examples/images",
-    "evaluate": "evaluate {models}/model.onnx {root}/examples/cifar10-test-500.bin",
+    "evaluate": "evaluate {models}/model.onnx --data {root}/examples/cifar10-test-500.bin",
     "train": "train --help",
     "completion": "completion bash",
 }
