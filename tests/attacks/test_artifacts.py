@@ -167,7 +167,7 @@ MANIFESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no text": lambda _: "hello",
     "empty": lambda _: "",
     "deeply nested": lambda _: "[" * 100_000,
-    "huge": lambda whole: " " * (1 << 20) + json.dumps(whole),
+    "huge": lambda whole: " " * (4 << 20) + json.dumps(whole),
     "digits without end": lambda _: '{"a":' + "9" * 5000 + "}",
     "another version": lambda whole: whole | {"cnet_deploy_manifest": 2},
     "unknown entry": lambda whole: whole | {"\x1b[31m\n": 1},

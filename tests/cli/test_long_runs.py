@@ -89,6 +89,8 @@ class TestBenchOutputs:
         assert done.exit_code == 4 and "expected the results of the interrupted run with --json" in done.stderr
         (tmp_path / "r.json").write_text("{}")
         done = run("bench", onnx_path, "--resume", "--json", tmp_path / "r.json")
+        assert done.exit_code == 4 and "r.json: is a JSON file, which would be replaced by results of `bench`" in done.stderr
+        done = run("bench", onnx_path, "--resume", "--force", "--json", tmp_path / "r.json")
         assert done.exit_code == 4 and "r.json is of another kind: it has no cnet_deploy_bench; expected" in done.stderr
         assert (tmp_path / "r.json").read_text() == "{}"
 
