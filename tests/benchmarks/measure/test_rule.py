@@ -179,7 +179,7 @@ def test_a_much_faster_head_passes_on_a_noisy_machine() -> None:
             if decision is not None:
                 assert decision.verdict is Verdict.PASS and decision.upper < 1 - quiet.half_width
                 passed[ratio] += 1
-    assert passed[0.125] == 60 and passed[0.5] >= 20 and passed[1.0] == passed[1.1] == 0
+    assert passed[0.125] >= 55 and passed[0.5] >= 20 and passed[1.0] == passed[1.1] == 0
 
 
 def test_few_rounds_make_no_head_surely_faster() -> None:
