@@ -12,6 +12,7 @@ from cnet_deploy.cli import options as parameters
 from cnet_deploy.cli.console import Command
 from cnet_deploy.cli.options import model_options, steps_options
 from cnet_deploy.cli.types import FilePath, complete_backends
+from cnet_deploy.errors import Interrupted
 from cnet_deploy.hardware.cpu import share_the_processor
 
 
@@ -50,6 +51,16 @@ def evaluate(files: tuple[Path, ...], data: Path, as_json: bool, **options: Any)
     from cnet_deploy.workflows.evaluate import evaluate as compare
 
     steps = parameters.take_steps(options)
+    done = "before the first image"
+
+    def counted(text: str, share: float) -> None:
+        nonlocal done
+        done = f"after {text}"
+        progress(text, share)
+
     with bar("evaluate") as progress:
-        result = compare(files, data, steps=steps, progress=progress, **options)
+        try:
+            result = compare(files, data, steps=steps, progress=counted, **options)
+        except KeyboardInterrupt:
+            raise Interrupted(f"interrupted {done}; there is no result: errors are of all images") from None
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else "\n".join(result.lines()))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cnet_deploy.cli.types import Batches, Bytes, Channels, Depths, Digest, FilePath, Finite, Size
-from cnet_deploy.exporters import targets
+from cnet_deploy.exporters import require_choices, targets
 from cnet_deploy.exporters.base import Option
 
 if TYPE_CHECKING:
@@ -178,6 +178,7 @@ def require_own_options(target: str, options: Mapping[str, Any], form: str | Non
         option = own[name]
         if option.kind == "batch" and not isinstance(value, int):
             raise click.UsageError(f"{option.command_line} of --{target} must be one number; leave it out for a free batch")
+    require_choices(target, options)
 
 
 def labels_option(more: str) -> Callable[[F], F]:

@@ -12,6 +12,7 @@ import pytest
 
 import cnet_deploy as cd
 from cnet_deploy.artifacts.manifest import Manifest, manifest_path
+from cnet_deploy.cli.options import require_own_options
 from cnet_deploy.errors import CheckFailed, InputRefused, OutputRefused
 from cnet_deploy.exporters.base import Written
 from cnet_deploy.files import digest
@@ -167,3 +168,25 @@ def test_odd_input_sizes_convert_and_export(tmp_path: Path) -> None:
     assert done.path == tmp_path / "c.onnx"
     with cd.open_session(done.path) as session:
         assert session.run(np.zeros((1, 3, 33, 47), np.float32)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(("target", "precision", "words"), [
+    ("native", "fp16", "native has no precision fp16; expected one of fp32, bf16"),
+    ("onnx", "int8", "ONNX has no precision int8; expected one of fp32, fp16, bf16"),
+])  # fmt: skip
+def test_a_precision_that_a_target_lacks_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, precision: str, words: str
+) -> None:
+    """Before the model is read, and by the command before torch is imported."""
+    monkeypatch.setattr("cnet_deploy.workflows.export.open_model", lambda *_: pytest.fail("the model was read"))
+    with pytest.raises(InputRefused, match=words):
+        cd.export(tmp_path / "m.safetensors", target, precision=precision)
+    if target == "native":
+        with pytest.raises(InputRefused, match=words):
+            require_own_options(target, {"precision": precision}, None)
+
+
+def test_a_bf16_onnx_file_on_a_cpu_names_what_runs_there(checkpoint_path: Path, tmp_path: Path) -> None:
+    cd.export(checkpoint_path, "onnx", tmp_path / "m.onnx", precision="bf16")
+    with pytest.raises(InputRefused, match="in bf16, for which onnxruntime lacks operators on CPUs .*; for a CPU export with --native"):
+        cd.open_session(tmp_path / "m.onnx")
