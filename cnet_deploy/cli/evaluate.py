@@ -11,6 +11,7 @@ from cnet_deploy.cli import options as parameters
 from cnet_deploy.cli.console import Command, show, show_json
 from cnet_deploy.cli.options import model_options, steps_options, timeout_option
 from cnet_deploy.cli.types import FilePath, complete_backends
+from cnet_deploy.errors import Interrupted
 from cnet_deploy.hardware.cpu import share_the_processor
 
 
@@ -50,8 +51,18 @@ def evaluate(files: tuple[Path, ...], data: Path, as_json: bool, **options: Any)
     from cnet_deploy.workflows.evaluate import evaluate as compare
 
     steps = parameters.take_steps(options)
+    done = "before the first image"
+
+    def counted(text: str, share: float) -> None:
+        nonlocal done
+        done = f"after {text}"
+        progress(text, share)
+
     with bar("evaluate") as progress:
-        result = compare(files, data, preprocessing=steps, progress=progress, **options)
+        try:
+            result = compare(files, data, preprocessing=steps, progress=counted, **options)
+        except KeyboardInterrupt:
+            raise Interrupted(f"interrupted {done}; there is no result: errors are of all images") from None
     if as_json:
         show_json(result.to_dict())
     else:

@@ -42,4 +42,5 @@ def verify(artifact: Path, model: Path, as_json: bool, **options: Any) -> None:
             f"{artifact}: outputs differ from those of {model} beyond the tolerance on {failed[0].inputs}; export it again from {model}"
         )
     if not as_json:
-        tell(f"{artifact} computes what {model} does")
+        done = comparisons[0].converted
+        tell(f"{artifact} computes what {model} does" + (f" once it is {done}" if done else ""))

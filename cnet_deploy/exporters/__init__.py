@@ -17,8 +17,9 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType, ModuleType
+from typing import Any
 
-from cnet_deploy.errors import InputRefused
+from cnet_deploy.errors import InputRefused, printable
 from cnet_deploy.exporters.base import Target, Written
 from cnet_deploy.files.kinds import Kind
 
@@ -56,6 +57,15 @@ def exporter(name: str) -> Callable[..., Written]:
 def options_of(name: str) -> frozenset[str]:
     """The keywords that a target's ``write`` takes."""
     return frozenset(key for key, p in inspect.signature(exporter(name)).parameters.items() if p.kind is p.KEYWORD_ONLY)
+
+
+def require_choices(name: str, options: Mapping[str, Any]) -> None:
+    """Raise InputRefused for a value that an option of a target does not take, before anything is loaded."""
+    for option in target_of(name).options:
+        if option.choices and (value := options.get(option.name)) is not None and value not in option.choices:
+            raise InputRefused(
+                f"{target_of(name).title} has no {option.name} {printable(value, 60)}; expected one of {', '.join(option.choices)}"
+            )
 
 
 def target_by_suffix(suffix: str) -> str | None:

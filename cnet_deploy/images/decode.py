@@ -182,7 +182,10 @@ def read_images(path: Path | str, preprocessing: Preprocessing, classes: int) ->
 
 def cifar_records(path: Path, classes: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Pixels [N, 3, 32, 32] and labels [N] of a binary file: records of label bytes (CIFAR-10: one; CIFAR-100: coarse, fine) and 3,072
-    pixel bytes (red, green, blue plane). Raises InputRefused for an incomplete record, and for a label out of range."""
+    pixel bytes (red, green, blue plane). Raises InputRefused for an incomplete record, for a label out of range, and for a network with
+    another number of ``classes``."""
+    if classes not in (10, 100):
+        raise InputRefused(f"{path}: a CIFAR binary file has 10 or 100 classes, but the network has {classes:,}; give image files")
     data = read_bytes(path, _MAX_CIFAR)
     header = 2 if classes == 100 else 1
     if len(data) % (header + _PLANES):

@@ -15,6 +15,7 @@ from cnet_deploy.files.strict_json import InvalidValue, closed, coerce_fields, c
 from cnet_deploy.images.preprocessing import CHANNELS, Size
 
 Kind = Literal["condensenet", "densenet", "densenet_lgc"]
+DEFAULT_KEEP = 0.5  # the reference halves the classifier's inputs at conversion, and the published counts include that
 Form = Literal["training", "group-conv"]
 FinalPool = Literal["whole", "original"]
 _LEFT_OUT: Mapping[str, Any] = {"final_pool": "whole", "image_channels": 3}  # by to_dict
@@ -92,7 +93,7 @@ class Architecture:
     classes: Number = 1000
     stem_stride: Number = 2
     input_size: Size = (224, 224)
-    classifier_keep: Annotated[float, Meta(gt=0, le=1, description="a number over 0, at most 1")] = 0.5
+    classifier_keep: Annotated[float, Meta(gt=0, le=1, description="a number over 0, at most 1")] = DEFAULT_KEEP
     transition_channels: tuple[Number, ...] = ()
     final_pool: FinalPool = "whole"
     image_channels: Literal[1, 3, 4] = 3

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from cnet_deploy.errors import InputRefused
+from cnet_deploy.models.architecture import DEFAULT_KEEP
 from cnet_deploy.models.build import build
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.layers import IndexedGroupConv, IndexedLinear, LearnedGroupConv
 from cnet_deploy.models.pruning import read_layer, require_finished
 
 log = logging.getLogger(__name__)
-
-DEFAULT_KEEP = 0.5  # the reference halves the classifier's inputs, and the published counts include that
 
 
 def convert(model: DenselyConnected, *, classifier_keep: float = DEFAULT_KEEP) -> DenselyConnected:

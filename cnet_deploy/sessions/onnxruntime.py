@@ -134,6 +134,11 @@ class OnnxruntimeSession(Session):
                 ) from None
             if self.cuda is not None and re.search("cud|cublas|tensorrt|memory", str(error), re.IGNORECASE):
                 raise _explained(path, "load", error) from None
+            if self.cuda is None and (self.precision == "bf16" or "bfloat16" in str(error)):
+                raise InputRefused(
+                    f"{path}: it computes in bf16, for which onnxruntime lacks operators on CPUs ({_first_line(error)}); for a CPU export "
+                    "with --native --precision bf16 (in Python export(model, 'native', precision='bf16'))"
+                ) from None
             raise InputRefused(f"{path}: onnxruntime can't load it: {_first_line(error)}; export the model again") from None
         # It falls back to the CPU without an exception if the provider's libraries can't be loaded.
         if self._session.get_providers()[0] != wanted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,10 @@ class Converted:
             for what, before, after in (("FLOPs", self.before.flops, self.after.flops), ("params", self.before.params, self.after.params)):
                 times = f"{before / after:.2f} times less"
                 lines.append(f"{what}: {before / 1e6:,.2f} M in training form -> {after / 1e6:,.2f} M in group-conv form ({times})")
+            if arch.classifier_keep < 1:
+                whole = replace(arch, classifier_keep=1.0).cost().params
+                kept = f"{arch.kept_features} of {arch.features}"
+                lines.append(f"params in group-conv form: {self.after.params:,} with {kept} inputs of the classifier, {whole:,} with all")
             lines.append(f"against the training form, classifier whole, on {self.faithful.summary()}")
         if cut := self.cut:
             text = f"the classifier keeps {arch.kept_features} of {arch.features} inputs: on {cut.inputs} logits change by up to "

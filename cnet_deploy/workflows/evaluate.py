@@ -232,7 +232,8 @@ def evaluate(
             if session.classes != dataset.classes:
                 names = ", ".join(dataset.class_names[:3])
                 raise InputRefused(
-                    f"{data}: has {dataset.classes} classes ({names} …), but {path} tells {session.classes} apart; expected the same"
+                    f"{data}: the dataset has {dataset.classes:,} classes ({names} …), but {path} has {session.classes:,}; expected the "
+                    "same number: give the dataset that the network was trained for"
                 )
         preprocessings = []
         for path, session in zip(paths, sessions, strict=True):

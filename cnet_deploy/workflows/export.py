@@ -17,7 +17,7 @@ from cnet_deploy.artifacts.manifest import FORMAT, Manifest, manifest_path
 from cnet_deploy.artifacts.pair import atomic_pair, describe, read_pair
 from cnet_deploy.artifacts.triton import Repository
 from cnet_deploy.errors import CheckFailed, InputRefused, OutputRefused, naming, printable
-from cnet_deploy.exporters import exporter, options_of, target_of
+from cnet_deploy.exporters import exporter, options_of, require_choices, target_of
 from cnet_deploy.exporters.base import Written
 from cnet_deploy.files import check_output, exists
 from cnet_deploy.files.replacing import key_of
@@ -123,6 +123,7 @@ def export(
     write = exporter(target)
     if unknown := sorted(set(options) - options_of(target)):
         raise InputRefused(f"{target} has no option {', '.join(unknown)}; expected some of {', '.join(sorted(options_of(target)))}")
+    require_choices(target, options)
     source = None if isinstance(model, nn.Module) else Path(model)
     out = output_of(source, target, out, options.get("precision"))
     check_output(out, source=source, like=target_of(target).kind)

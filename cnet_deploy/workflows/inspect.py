@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from cnet_deploy.exporters.base import Inside
 from cnet_deploy.files import digest
 from cnet_deploy.files.kinds import EXPECTED, describe, kind_of_file
 from cnet_deploy.images.preprocessing import Preprocessing
-from cnet_deploy.models.architecture import Architecture
+from cnet_deploy.models.architecture import DEFAULT_KEEP, Architecture
 
 SHOWN = 10  # sets of weights and inert objects that the text names; the JSON has all
 
@@ -70,11 +70,8 @@ class Inspection:
         lines = [f"{self.path}: {self.container}, {self.bytes:,} bytes, sha256 {self.sha256}"]
         lines.append(f"form: {self.form or 'not of the family'}")
         if self.architecture:
-            cost = self.architecture.cost()
             lines.append(self.architecture.summary())
-            lines.append(
-                f"as group-conv form: {cost.flops / 1e6:,.2f} M FLOPs, {cost.macs / 1e6:,.2f} M multiply-adds, {cost.params:,} params"
-            )
+            lines += _costs(self.architecture, self.form)
         lines += self._reading()
         for key, value in self.details.items():
             if key == "manifest" and isinstance(value, dict):
@@ -109,6 +106,21 @@ class Inspection:
             names = [one.name + (" (WOULD RUN CODE where pickles are loaded the usual way)" if one.runs_code else "") for one in self.inert]
             lines.append("left inert: " + ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""))
         return lines
+
+
+def _costs(arch: Architecture, form: str | None) -> list[str]:
+    """What the group-conv form costs; of a training checkpoint also what `convert` makes of it by default."""
+
+    def line(what: str, keep: float) -> str:
+        own = replace(arch, classifier_keep=keep)
+        cost = own.cost()
+        read = "whole" if keep == 1 else f"reads {own.kept_features} of {own.features} features"
+        counts = f"{cost.flops / 1e6:,.2f} M FLOPs, {cost.macs / 1e6:,.2f} M multiply-adds, {cost.params:,} params"
+        return f"{what}: {counts} (classifier {read})"
+
+    if form != "training" or not arch.learned:
+        return [line("as group-conv form", arch.classifier_keep)]
+    return [line("as group-conv form", 1.0), line("as `convert` makes it by default", DEFAULT_KEEP)]
 
 
 def _preparation(value: Any) -> str:

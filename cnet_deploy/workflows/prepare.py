@@ -18,11 +18,11 @@ from cnet_deploy.files import exists
 from cnet_deploy.images.class_names import read_labels
 from cnet_deploy.images.decode import Images, read_images
 from cnet_deploy.images.preprocessing import NO_OVERRIDES, Overrides
-from cnet_deploy.models.architecture import CLASSES, INPUT_SIZE
+from cnet_deploy.models.architecture import CLASSES, DEFAULT_KEEP, INPUT_SIZE
 from cnet_deploy.models.baselines import BASELINES
 from cnet_deploy.models.build import NAMES, build_named
 from cnet_deploy.models.condensenet import DenselyConnected
-from cnet_deploy.models.convert import DEFAULT_KEEP, convert, require_classifier_keep
+from cnet_deploy.models.convert import convert, require_classifier_keep
 from cnet_deploy.sessions import PRECISIONS
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from cnet_deploy.errors import InputRefused, naming
 from cnet_deploy.images.decode import Images, read_images
 from cnet_deploy.images.preprocessing import CHANNELS, Floats
 from cnet_deploy.images.probabilities import Rows, are_probabilities, softmax
-from cnet_deploy.models.architecture import Architecture
+from cnet_deploy.models.architecture import DEFAULT_KEEP, Architecture
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.demands import require_runnable
 from cnet_deploy.sessions import backend_of, backends, open_session
@@ -42,7 +42,7 @@ class Comparison:
     ``max_error`` and ``mean_error`` are absolute, ``scale`` is the model's largest absolute logit, ``cosine`` is over all logits,
     ``agreement`` is the share of inputs with the same top-1 class. ``top1`` and ``reference_top1`` are the top-1 accuracies of the
     artifact and the model, if labels are known. ``note`` says what was met where not both answer with logits: probabilities are compared
-    with the softmax of logits, and all figures are of probabilities.
+    with the softmax of logits, and all figures are of probabilities. ``converted`` says what was done to a training checkpoint before.
     """
 
     inputs: str
@@ -56,6 +56,7 @@ class Comparison:
     top1: float | None = None
     reference_top1: float | None = None
     note: str | None = None
+    converted: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -66,8 +67,7 @@ class Comparison:
         """Plain JSON-ready values."""
         # JSON has no NaN and no infinity.
         figures = {key: str(v) if isinstance(v, float) and not np.isfinite(v) else v for key, v in asdict(self).items()}
-        if self.note is None:
-            del figures["note"]
+        figures = {key: value for key, value in figures.items() if value is not None or key not in ("note", "converted")}
         return {**figures, "passed": self.passed}
 
     def summary(self) -> str:
@@ -180,13 +180,16 @@ def verify(
     tolerance raises nothing: see ``Comparison.passed``.
     """
     own = _of_the_artifact(artifact, overrides)
-    with open_session(artifact, sha256=sha256, **own) as session, _open_reference(model, session, overrides) as reference:
+    with contextlib.ExitStack() as stack:
+        session = stack.enter_context(open_session(artifact, sha256=sha256, **own))
+        reference, converted = _open_reference(model, session, overrides)
+        stack.enter_context(reference)
         data = None
         if images is not None:
             if reference.preprocessing is None:
                 raise InputRefused(f"{model}: does not say how images are preprocessed; leave --images out")
             data = read_images(images, reference.preprocessing, reference.classes)
-        return compare_all(session, reference, data, tolerance)
+        return [replace(one, converted=converted) for one in compare_all(session, reference, data, tolerance)]
 
 
 def _of_the_artifact(artifact: Path | str, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -195,13 +198,14 @@ def _of_the_artifact(artifact: Path | str, overrides: dict[str, Any]) -> dict[st
     return {key: value for key, value in overrides.items() if key in takes}
 
 
-def _open_reference(model: Path | str, session: Session, overrides: dict[str, Any]) -> Session:
-    """The model in the form of the artifact: the training form is converted. What tensors don't tell is taken from the artifact."""
+def _open_reference(model: Path | str, session: Session, overrides: dict[str, Any]) -> tuple[Session, str | None]:
+    """The model in the form of the artifact: the training form is converted, and the second says how. What tensors don't tell is taken
+    from the artifact."""
     if not backends()[backend_of(model)].opens_models:
         if session.form == "training":
             raise InputRefused(f"{model}: {SWAPPED}")
-        return open_session(model, **overrides)
-    from cnet_deploy.models.convert import DEFAULT_KEEP, convert
+        return open_session(model, **overrides), None
+    from cnet_deploy.models.convert import convert
     from cnet_deploy.sessions.torch import from_module
 
     if own := session.architecture:
@@ -212,9 +216,14 @@ def _open_reference(model: Path | str, session: Session, overrides: dict[str, An
         raise InputRefused(f"{model}: {SWAPPED}")
     if loaded.form == "training" and session.form != "training":
         loaded = convert(loaded, classifier_keep=own.classifier_keep if own else DEFAULT_KEEP)
+        arch = loaded.architecture
+        kept = f"keeping {arch.kept_features} of {arch.features} inputs of its classifier"
+        how = f"converted to group-conv form, {kept if arch.classifier_keep < 1 else 'with its whole classifier'}"
+    else:
+        how = None
     with naming(model):
         require_runnable(loaded.architecture)
-    return from_module(loaded)
+    return from_module(loaded), how
 
 
 def _load_as(model: Path | str, own: Architecture | None, overrides: dict[str, Any]) -> DenselyConnected:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +147,7 @@ def test_corrupt_images_are_named_and_counted(tmp_path: Path, files: list[Path])
 
 
 def test_data_that_does_not_fit_the_network(tmp_path: Path, files: list[Path], few_images: Path) -> None:
-    with pytest.raises(InputRefused, match=r"has 3 classes \(class0, class1, class2 …\), but .* tells 10 apart; expected the same"):
+    with pytest.raises(InputRefused, match=r"the dataset has 3 classes \(class0, class1, class2 …\), but .* has 10; expected the same"):
         evaluate(files[1], write_folder(tmp_path / "three", 3))
     (tmp_path / "bad.bin").write_bytes(few_images.read_bytes()[: 3073 * 3 - 1])
     assert command(files[1], "--data", tmp_path / "bad.bin")[0] == 4
@@ -303,3 +304,29 @@ def test_folders_that_are_numbers_sort_as_text(tmp_path: Path, caplog: pytest.Lo
     (found,) = evaluate(tmp_path / "m.safetensors", tmp_path, preprocessing=Overrides(statistics="cifar10")).files
     assert found.matching.how == "by the sorted order of the folders" and problem in (found.matching.problem or "")
     assert bool(caplog.messages) == bool(problem) and problem in caplog.text
+
+
+def test_a_network_of_other_classes_than_cifar_s(tmp_path: Path, few_images: Path) -> None:
+    """It was evaluated with an error of 100 %, and `run`, `convert` and `verify` took the labels as its own."""
+    model = save_checkpoint(tmp_path / "c.pth.tar", state_dict(training_model(replace(TINY, classes=1000))))
+    shape = ["--input-size", "32", "--stem-stride", "1"]
+    words = "a CIFAR binary file has 10 or 100 classes, but the network has 1,000"
+    for arguments in (
+        ["evaluate", model, "--data", few_images], ["run", model, few_images], ["convert", model, "--images", few_images],
+        ["export", model, "--onnx", "--images", few_images],
+    ):  # fmt: skip
+        done = CliRunner().invoke(main, [*map(str, arguments), *shape])
+        assert done.exit_code == 4 and words in done.output, done.output
+    done = CliRunner().invoke(main, ["verify", str(model), str(model), "--images", str(few_images), *shape])
+    assert done.exit_code == 4 and words in done.output, done.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.pth.tar"]
+
+
+def test_an_interruption_says_what_there_is(files: list[Path], few_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, progress: Callable[[str, float], None], **__: object) -> None:
+        progress("64 of 500 images", 0.1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cnet_deploy.workflows.evaluate.evaluate", interrupted)
+    code, output = command(files[1], "--data", few_images)
+    assert code == 130 and "interrupted after 64 of 500 images; there is no result" in output and "written" not in output

@@ -184,3 +184,22 @@ def test_options_are_named_in_the_signature(checkpoint_path: Path, tmp_path: Pat
     assert one.manifest.architecture is not None and one.manifest.architecture.input_size == (40, 40)
     with pytest.raises(InputRefused, match="native has no option opset"):
         cd.export(checkpoint_path, "native", tmp_path / "a.so", opset=19)
+
+
+@pytest.mark.parametrize(("target", "precision", "words"), [
+    ("native", "fp16", "native has no precision fp16; expected one of fp32, bf16"),
+    ("onnx", "int8", "ONNX has no precision int8; expected one of fp32, fp16, bf16"),
+])  # fmt: skip
+def test_a_precision_that_a_target_lacks_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, precision: str, words: str
+) -> None:
+    """Before the model is read."""
+    monkeypatch.setattr("cnet_deploy.workflows.export.open_model", lambda *_: pytest.fail("the model was read"))
+    with pytest.raises(InputRefused, match=words):
+        cd.export(tmp_path / "m.safetensors", target, precision=precision)
+
+
+def test_a_bf16_onnx_file_on_a_cpu_names_what_runs_there(checkpoint_path: Path, tmp_path: Path) -> None:
+    cd.export(checkpoint_path, "onnx", tmp_path / "m.onnx", precision="bf16")
+    with pytest.raises(InputRefused, match="in bf16, for which onnxruntime lacks operators on CPUs .*; for a CPU export with --native"):
+        cd.open_session(tmp_path / "m.onnx")

@@ -11,6 +11,7 @@ import pytest
 import cnet_deploy as cd
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.files import digest
+from cnet_deploy.workflows.convert import convert_file
 from tests.builders import TINY, save_checkpoint, state_dict, training_model
 
 
@@ -77,3 +78,14 @@ def test_what_is_no_onnx(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.onnx").write_bytes(content)
     with pytest.raises(InputRefused, match="is no readable ONNX model"):
         cd.inspect(tmp_path / "m.onnx")
+
+
+def test_the_parameters_of_both_classifiers_are_named(checkpoint_path: Path, tmp_path: Path) -> None:
+    """`inspect` counts what `convert` writes, and says which it is."""
+    lines = cd.inspect(checkpoint_path).summary().splitlines()
+    assert "as group-conv form: 11.50 M FLOPs, 10.93 M multiply-adds, 81,562 params (classifier whole)" in lines
+    half = "80,362 params (classifier reads 120 of 240 features)"
+    assert f"as `convert` makes it by default: 11.50 M FLOPs, 10.93 M multiply-adds, {half}" in lines
+    done = convert_file(checkpoint_path, tmp_path / "m.safetensors")
+    assert "params in group-conv form: 80,362 with 120 of 240 inputs of the classifier, 81,562 with all" in done.summary()
+    assert half in cd.inspect(tmp_path / "m.safetensors").summary()

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import cnet_deploy as cd
+from cnet_deploy.cli import main
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.images.probabilities import are_probabilities
 from cnet_deploy.models.condensenet import DenselyConnected
@@ -136,3 +138,20 @@ def test_other_probabilities_do_not_pass() -> None:
 )  # fmt: skip
 def test_which_rows_are_probabilities(rows: list[list[float]], expected: bool) -> None:
     assert are_probabilities(np.asarray(rows, np.float64)) is expected
+
+
+def test_what_was_compared_is_said(checkpoint_path: Path, tmp_path: Path) -> None:
+    """The artifact of a training checkpoint has half of its classifier, and so does what it is compared with."""
+    model = cd.convert(cd.load(checkpoint_path))
+    cd.save(model, tmp_path / "m.safetensors")
+    whole = cd.convert(cd.load(checkpoint_path), classifier_keep=1.0)
+    cd.save(whole, tmp_path / "whole.safetensors")
+    half = "keeping 120 of 240 inputs of its classifier"
+    for file, kept in (("m.safetensors", half), ("whole.safetensors", "with its whole classifier")):
+        done = CliRunner().invoke(main, ["verify", str(tmp_path / file), str(checkpoint_path)])
+        assert done.exit_code == 0 and f"does once it is converted to group-conv form, {kept}\n" in done.output
+        (found,) = cd.verify(tmp_path / file, checkpoint_path)
+        assert found.to_dict()["converted"] == found.converted == f"converted to group-conv form, {kept}"
+    done = CliRunner().invoke(main, ["verify", str(tmp_path / "m.safetensors"), str(tmp_path / "m.safetensors")])
+    assert done.exit_code == 0 and done.output.endswith("m.safetensors does\n")
+    assert "converted" not in cd.verify(tmp_path / "m.safetensors", tmp_path / "m.safetensors")[0].to_dict()

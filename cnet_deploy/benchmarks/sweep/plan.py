@@ -312,7 +312,7 @@ def _outline(report: Report) -> dict[str, object]:
 def counted_file(path: str, opening: Mapping[str, Any], *, exported: bool = False) -> tuple[int | None, int | None]:
     """FLOPs and parameters of a file by its architecture, in the form that it has, or in the form in which it is ``exported``; None for
     one that is not of the family."""
-    from cnet_deploy.models.convert import DEFAULT_KEEP
+    from cnet_deploy.models.architecture import DEFAULT_KEEP
     from cnet_deploy.workflows.inspect import inspect
 
     try:
