@@ -82,9 +82,14 @@ def test_a_measurement_is_kept_and_used_again(tmp_path: Path) -> None:
     other = lower(build_random(SMALL, seed=1))
     third = choose_beside(artifact, other, **ON_CPU, options={}, settings=SETTINGS, notify=said.append)
     assert "was measured for something else (network: " in said[2] and third.fits(other, **ON_CPU, options={}) is None
-    choice_path(artifact).write_text("{}", encoding="utf-8")
+    choice_path(artifact).write_text("{}", encoding="utf-8")  # somebody else's
+    with pytest.raises(
+        OutputRefused, match=r"forms.json: is a JSON file, which would be replaced by a measurement of `export --form auto`"
+    ):
+        choose_beside(artifact, other, **ON_CPU, options={}, settings=SETTINGS, notify=said.append)
+    choice_path(artifact).write_text('{"cnet_deploy_lowering": 0}', encoding="utf-8")
     choose_beside(artifact, other, **ON_CPU, options={}, settings=SETTINGS, notify=said.append)
-    assert "forms.json is of another kind: it has no cnet_deploy_lowering; expected" in said[4] and said[4].endswith(": measuring anew")
+    assert "forms.json is of another version: cnet_deploy_lowering is 0; expected 1" in said[4] and said[4].endswith(": measuring anew")
     assert read(choice_path(artifact)).fits(other, **ON_CPU, options={}) is None
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx.forms.json"]
 
