@@ -12,7 +12,7 @@ from cnet_deploy.cli.console import Command, show, show_json
 from cnet_deploy.cli.options import model_options, steps_options, timeout_option
 from cnet_deploy.cli.types import FilePath, complete_backends
 from cnet_deploy.errors import Interrupted
-from cnet_deploy.hardware.cpu import share_the_processor
+from cnet_deploy.hardware.cpu import keep_freed_memory, share_the_processor
 
 
 @click.command(
@@ -47,6 +47,7 @@ def evaluate(files: tuple[Path, ...], data: Path, as_json: bool, **options: Any)
     FILE has the names of DATA's.
     """
     share_the_processor()
+    keep_freed_memory()
     from cnet_deploy.cli.progress import bar
     from cnet_deploy.workflows.evaluate import evaluate as compare
 

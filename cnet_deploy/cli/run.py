@@ -12,7 +12,7 @@ from cnet_deploy.cli.console import Command, show, show_json
 from cnet_deploy.cli.options import labels_option, model_options, pin_option, steps_options, timeout_option
 from cnet_deploy.cli.types import FilePath, complete_backends
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.hardware.cpu import share_the_processor
+from cnet_deploy.hardware.cpu import keep_freed_memory, share_the_processor
 
 
 @click.command(
@@ -40,6 +40,7 @@ def run(file: Path, images: tuple[Path, ...], as_json: bool, **options: Any) -> 
     and preprocessed as FILE's metadata says.
     """
     share_the_processor()
+    keep_freed_memory()
     from cnet_deploy.workflows.classify import classify
 
     steps = parameters.take_steps(options)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import resource
 from pathlib import Path
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def host_machine() -> str:
@@ -48,3 +51,18 @@ def share_the_processor() -> None:
     Must be called before torch is imported. Not for measuring, since deployed programs have spinning threads.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory of large tensors for the next ones, instead of giving it back and getting it again page by page.
+
+    A convolution's maps are freed and allocated anew in each layer. For torch on CondenseNet-74, in batches of 64 on one thread, a seventh
+    of the page faults is left, and four fifths of the processor time. Nothing is changed where the user has set glibc's own variables, or
+    the C library is another.
+    """
+    if any(name.startswith("MALLOC_") and name.endswith("_") for name in os.environ):
+        return
+    with contextlib.suppress(OSError, AttributeError):  # musl has no mallopt
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
+        mallopt(_M_TRIM_THRESHOLD, 1 << 30)

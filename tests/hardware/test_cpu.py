@@ -1,0 +1,47 @@
+"""The setting that keeps freed memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from cnet_deploy.hardware import cpu
+
+FAULTS = """
+import resource, sys
+from cnet_deploy.hardware.cpu import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+parts = [b"x" * (16 << 20) for _ in range(4)]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    parts = []
+    parts = [b"x" * (16 << 20) for _ in range(4)]
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_freed_memory_is_used_again() -> None:
+    """64 MB, got anew ten times: otherwise page by page each time."""
+
+    def faults(how: str) -> int:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+        return int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True, env=clean).stdout)
+
+    assert faults("keep") * 4 < faults("leave")
+
+
+def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "100000")
+    monkeypatch.setattr(cpu.ctypes, "CDLL", lambda _: pytest.fail("set anyway"))
+    cpu.keep_freed_memory()
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu.ctypes, "CDLL", lambda _: object())
+    cpu.keep_freed_memory()
