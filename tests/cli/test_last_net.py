@@ -36,8 +36,10 @@ MIDDLES = {
     "convert": (["convert", "FILE"], "workflows.convert", "save"),
     "export": (["export", "FILE", "--onnx"], "workflows.export", "open_session"),
     "verify": (["verify", "ONNX", "FILE"], "workflows.verify", "open_session"),
-    "run": (["run", "ONNX", "FILE"], "workflows.classify", "walk_images"),
+    "run": (["run", "ONNX", "FILE"], "sessions.base", "walk_given"),
     "evaluate": (["evaluate", "ONNX", "--data", "FILE"], "workflows.evaluate", "open_dataset"),
+    "compare": (["compare", "ONNX"], "benchmarks.compare.run", "digest"),
+    "include": (["include"], "text", "_write"),
     "bench": (["bench", "ONNX", "--rounds", "2"], "benchmarks.sweep.plan", "digest"),
     "gate": (["gate", "ONNX", "ONNX"], "benchmarks.gate.run", "make_side"),
     "train": (["train", "FILE", *SHAPE], "training.run", "open_dataset"),
@@ -70,7 +72,7 @@ def test_every_command_is_tried() -> None:
     assert set(MIDDLES) == set(COMMANDS)
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "completion"])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("completion", "include")])
 def test_in_the_middle_of_each_command(command: str, places: dict[str, object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     line = middle(command, monkeypatch, Surprise("a\n::error::\x1b[2J"), places)

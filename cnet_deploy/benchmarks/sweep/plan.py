@@ -283,12 +283,10 @@ def _require_device(cell: Cell) -> None:
 
 def _continue(report: Report, earlier: Report) -> None:
     """Put an interrupted run's results into the same sweep's report. Raises InputRefused if it is another sweep, or another machine."""
-    was, now = _outline(earlier), _outline(report)
-    if now != was:
-        key = next(key for key in now if now[key] != was[key])
+    if changes := differences(_outline(report), _outline(earlier)):
         raise InputRefused(
-            f"the results are of another sweep ({key}: {was[key]} there, {now[key]} asked for); repeat the command that was "
-            "interrupted, or measure anew without --resume"
+            f"the results are of another sweep ({'; '.join(changes)}); repeat the command that was interrupted, or measure anew without "
+            "--resume"
         )
     if earlier.after is None and (changes := differences(fingerprint(report.environment), fingerprint(earlier.environment))):
         raise InputRefused(f"the results were measured elsewhere ({'; '.join(changes)}); measure anew without --resume")
@@ -299,12 +297,14 @@ def _continue(report: Report, earlier: Report) -> None:
 
 
 def _outline(report: Report) -> dict[str, object]:
-    """What makes two sweeps one."""
+    """What makes two sweeps one, in words."""
+    cells = [result.cell for result in report.results]
     return {
-        "models": [(whole_text(row.label), row.sha256) for row in report.rows],
+        "models": [f"{whole_text(row.label)} ({row.sha256[:12] if row.sha256 else 'random weights'})" for row in report.rows],
+        "digests": [row.sha256 for row in report.rows],
         "device": report.device,
-        "cells": [(result.cell.backend, result.cell.threads, result.cell.batch) for result in report.results],
-        "options": [dict(result.cell.options) for result in report.results],
+        "cells": [f"{cell.backend} with {cell.threads} threads and batch {cell.batch}" for cell in cells],
+        "options": [" and ".join(f"{key} {value}" for key, value in cell.options.items()) for cell in cells],
         "settings": asdict(report.settings),
     }
 
