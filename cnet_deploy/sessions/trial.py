@@ -11,6 +11,8 @@ import contextvars
 import importlib.metadata
 import json
 import logging
+import os
+import resource
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,9 +28,12 @@ from cnet_deploy.version import __version__
 log = logging.getLogger(__name__)
 
 SECONDS = 60.0
+MOST_MEMORY = 8 << 30  # bytes of the process, on a CPU: many times what the largest network of the paper's table takes for one image
 _LIMIT = contextvars.ContextVar("time limit", default=SECONDS)
 _PASSED: set[str] = set()  # by this process, where nothing can be kept
-_MOST_MEMORY = "it ran out of memory, or somebody ended it"
+_KILLED = "it ran out of memory, or somebody ended it"
+_TOO_LARGE = 77  # the exit code of a process that needed more
+_OF_MEMORY = ("bad_alloc", "bad allocation", "allocate", "memory")  # in what runtimes say then
 
 
 @contextlib.contextmanager
@@ -65,7 +70,7 @@ def require(pair: Pair, backend: str, packages: tuple[str, ...], device: str, th
 
 
 def _passes(pair: Pair, asked: dict[str, Any], seconds: float) -> bool:
-    what = json.dumps({"path": str(pair.path.absolute()), "sha256": digest(pair.data), **asked})
+    what = json.dumps({"path": str(pair.path.absolute()), "sha256": digest(pair.data), "memory": _most_memory(), **asked})
     try:
         done = subprocesses.run(subprocesses.python(__name__, what), seconds=seconds)
     except subprocesses.TooLong:
@@ -76,9 +81,19 @@ def _passes(pair: Pair, asked: dict[str, Any], seconds: float) -> bool:
     except OSError as error:
         raise Unavailable(f"{pair.path}: no process can be started to try it in: {error.strerror}; close something") from None
     if done.code < 0:
-        how = _MOST_MEMORY if done.code == -9 else f"it crashed {asked['backend']} (signal {-done.code})"
+        how = _KILLED if done.code == -9 else f"it crashed {asked['backend']} (signal {-done.code})"
         raise InputRefused(f"{pair.path}: {how}, in a process of its own{_remarks(pair.data)}; export the model again")
+    if done.code == _TOO_LARGE:
+        raise InputRefused(
+            f"{pair.path}: needs more than {_most_memory() / 2**30:.0f} GiB of memory for an image{_remarks(pair.data)}; expected an image "
+            "classifier: export the model again"
+        )
     return done.code == 0
+
+
+def _most_memory() -> int:
+    """Bytes: the limit above, or three quarters of the machine's memory if that is less."""
+    return min(MOST_MEMORY, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4)
 
 
 def _remarks(data: bytes) -> str:
@@ -106,8 +121,17 @@ def _open_and_run(path: str, sha256: str, **asked: Any) -> None:
         session.run(np.random.default_rng(0).standard_normal((size or 1, *shape), np.float32))
 
 
-if __name__ == "__main__":
+def _main(asked: dict[str, Any]) -> None:
+    memory = asked.pop("memory")
+    if asked["device"] == "cpu":  # a driver's addresses are no memory of this process
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     try:
-        _open_and_run(**json.loads(sys.argv[1]))
+        _open_and_run(**asked)
+    except MemoryError:
+        sys.exit(_TOO_LARGE)
     except CnetDeployError as error:
-        sys.exit(str(error))
+        sys.exit(_TOO_LARGE if any(word in str(error).lower() for word in _OF_MEMORY) else str(error))
+
+
+if __name__ == "__main__":
+    _main(json.loads(sys.argv[1]))

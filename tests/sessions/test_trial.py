@@ -201,3 +201,23 @@ def test_onnxruntimes_own_format_is_not_run_under_another_name(tmp_path: Path) -
     (tmp_path / "m.onnx").write_bytes(b"\x1c\0\0\0ORTM" + bytes(100))
     with pytest.raises(InputRefused, match=r"m.onnx: is an ORT file \(.ort\); expected .*an ONNX file"):
         cd.open_session(tmp_path / "m.onnx")
+
+
+def doublings(path: Path, count: int) -> Path:
+    """The image, joined to itself again and again, and summed."""
+    nodes = [helper.make_node("Flatten", ["x"], ["d0"])]
+    nodes += [helper.make_node("Concat", [f"d{k}", f"d{k}"], [f"d{k + 1}"], axis=0) for k in range(count)]
+    nodes += [helper.make_node("ReduceSum", [f"d{count}", "axis"], ["y"], keepdims=1)]
+    return model(path, nodes, {"axis": np.array([0])})
+
+
+@pytest.mark.parametrize("backend", few(["onnxruntime", "openvino"]))
+def test_a_graph_that_fills_the_memory_is_refused(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """192 bytes, doubled until they are 48 GiB; a few times are no harm."""
+    monkeypatch.setattr(trial, "MOST_MEMORY", 1 << 30)
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    with pytest.raises(InputRefused, match=r"needs more than 1 GiB of memory for an image|did not open it"):
+        cd.open_session(doublings(tmp_path / "m.onnx", 28), backend=backend)
+    with cd.open_session(doublings(tmp_path / "few.onnx", 3), backend=backend) as session:
+        assert session.run(np.ones((1, 3, 4, 4), np.float32)).tolist() == [[8.0] * 48]
