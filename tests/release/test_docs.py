@@ -117,6 +117,12 @@ def test_links_lead_to_files_and_headings() -> None:
                 assert anchor in {re.sub(r"[^\w\s-]", "", heading.lower()).replace(" ", "-") for heading in headings}, f"{page}: #{anchor}"
 
 
+def test_tests_that_are_named_are_there() -> None:
+    named = {pair for page in PAGES for pair in re.findall(r"(tests/[\w/]+\.py)::(test_\w+)", page.read_text(encoding="utf-8"))}
+    assert len(named) >= 40
+    assert [pair for pair in named if f"def {pair[1]}(" not in (ROOT / pair[0]).read_text(encoding="utf-8")] == []
+
+
 def test_names_of_modules_in_the_pages_are_modules() -> None:
     for page in PAGES:
         for dotted in re.findall(r"\bcnet_deploy(?:\.\w+)+", page.read_text(encoding="utf-8")):

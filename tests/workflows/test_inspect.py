@@ -89,3 +89,15 @@ def test_the_parameters_of_both_classifiers_are_named(checkpoint_path: Path, tmp
     done = convert_file(checkpoint_path, tmp_path / "m.safetensors")
     assert "params in group-conv form: 80,362 with 120 of 240 inputs of the classifier, 81,562 with all" in done.summary()
     assert half in cd.inspect(tmp_path / "m.safetensors").summary()
+
+
+def test_details_are_in_words(onnx_path: Path, checkpoint_path: Path, tmp_path: Path) -> None:
+    """Without brackets, quotation marks and None of Python; a verification is a sentence."""
+    converted = tmp_path / "model.safetensors"
+    convert_file(checkpoint_path, converted)
+    for path in (onnx_path, converted):
+        text = cd.inspect(path).summary()
+        assert not [line for line in text.splitlines() if any(mark in line for mark in ("{", "['", "None"))], text
+    lines = cd.inspect(onnx_path).summary().splitlines()
+    assert "precision: fp32" in lines
+    assert any(line.startswith("verified on random inputs") and "max error" in line for line in lines)
