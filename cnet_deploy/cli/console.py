@@ -127,6 +127,7 @@ class Commands(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         terminated: list[int] = []
+        before = _LOG.level
         _LOG.handlers[:] = [_Handler()]
         _LOG.setLevel(logging.WARNING)
         take_any_text(sys.stdout, sys.stderr)
@@ -156,6 +157,7 @@ class Commands(click.Group):
             _last_net("cnet-deploy", error)
         finally:
             _LOG.handlers.clear()
+            _LOG.setLevel(before)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with _standard_output():

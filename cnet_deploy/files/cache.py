@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cnet_deploy.errors import OutputRefused
 from cnet_deploy.files import atomic_output
+from cnet_deploy.files.replacing import replacing_anything
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def write(place: Path, name: str, data: bytes) -> None:
         path = place / name
         if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
             path.unlink()
-        with atomic_output(path) as temporary:
+        with replacing_anything(), atomic_output(path) as temporary:
             temporary.chmod(0o600)
             temporary.write_bytes(data)
 

@@ -37,6 +37,7 @@ class Outline:
     operators: dict[str, int] = field(default_factory=dict)
     functions: int = 0
     domains: set[str] = field(default_factory=set)
+    nodes: int = 0
 
     def remarks(self) -> list[str]:
         """What makes it hard to foresee what it does, in words; empty for a plain network."""
@@ -65,7 +66,7 @@ def _reading() -> Iterator[None]:
 
 @_reading()
 def outline(data: bytes) -> Outline:
-    """The outline of a file. Raises NotPlain for bytes that are no ONNX file."""
+    """The outline of a file. Raises NotPlain for bytes that are no ONNX file, and for more nodes than any network has."""
     found = Outline()
     for number, value in fields(memoryview(data)):
         if number == 7:
@@ -87,6 +88,9 @@ def _outline_graph(graph: memoryview, found: Outline, depth: int) -> None:
 
 
 def _outline_node(node: memoryview, found: Outline, depth: int) -> None:
+    found.nodes += 1
+    if found.nodes > MOST_NODES:
+        raise NotPlain("it has very many nodes")
     operator = domain = ""
     for number, value in fields(node):
         if number == 4:

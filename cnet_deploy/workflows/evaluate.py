@@ -179,7 +179,7 @@ def paired_difference(lost: int, won: int, images: int) -> tuple[float, Interval
 
     >>> points, (low, high) = paired_difference(12, 7, 500)
     >>> round(points, 2), round(low, 2), round(high, 2)
-    (1.0, -0.8, 2.79)
+    (1.0, -0.79, 2.78)
     """
     a, b = (lost + 1) / (images + 2), (won + 1) / (images + 2)
     half = Z * math.sqrt((a + b - (a - b) ** 2) / (images + 2))

@@ -100,9 +100,9 @@ def test_an_engine_that_is_not_what_was_asked_for(converted: DenselyConnected, t
     [
         ({"batch": (2, 1, 4)}, "batch 2:1:4; expected least:best:most"),
         ({"batch": (0, 1, 4)}, "expected least:best:most"),
-        ({"precision": "int8"}, "precision 'int8'; expected one of fp32, tf32, fp16, bf16"),
+        ({"precision": "int8"}, "has no precision int8; expected one of fp32, tf32, fp16, bf16"),
         ({"workspace": 0}, "workspace 0; expected a number of bytes"),
-        ({"flavour": "tensorrt-lite"}, "unknown TensorRT flavour 'tensorrt-lite'; expected one of tensorrt, tensorrt-rtx"),
+        ({"flavour": "tensorrt-lite"}, "has no flavour tensorrt-lite; expected one of tensorrt, tensorrt-rtx"),
         ({"timing_cache": Path("t.cache")}, "has no timing cache"),
     ],
 )
@@ -162,7 +162,7 @@ def test_on_the_command_line(checkpoint_path: Path, tmp_path: Path) -> None:
     found = Manifest.from_json((tmp_path / "m.engine.json").read_text())
     assert found.details["profiles"] == [{"min": 1, "opt": 4, "max": 8}] and found.details["workspace"] == 256 << 20
     shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "m.engine")])
-    assert "TensorRT engine" in shown.output and "multiplying_layers: {'fp16': 26}" in shown.output
+    assert "TensorRT engine" in shown.output and "multiplying_layers: fp16 26" in shown.output
     if reason := why_no_device():
         assert f"not verified: {reason}" in done.output and f"reason: {reason}" in shown.output
     for wrong in ("1:2", "4:2:1:3", "a", "0", "-1"):

@@ -21,7 +21,7 @@ from cnet_deploy.benchmarks.report.terminal import is_any, put, show
 from cnet_deploy.errors import CheckFailed, CnetDeployError, Inconclusive, OutputRefused
 from cnet_deploy.files import append, check_output, write_text
 from cnet_deploy.files.replacing import key_of
-from cnet_deploy.text import LINE_LENGTH, Where, printable, shown, strict_json
+from cnet_deploy.text import LINE_LENGTH, StreamFailed, Where, printable, shown, strict_json, write_block
 
 FORMAT = "cnet_deploy_gate"
 FORMAT_VERSION = 1
@@ -102,13 +102,15 @@ def annotation(level: str, text: str) -> str:
 
 
 @contextlib.contextmanager
-def _group(title: str) -> Iterator[None]:
-    """What is printed in the block is folded in GitHub's log."""
-    put(command=f"::group::{title}" if on_github() else "")
+def _group(title: str, *, error: bool = False) -> Iterator[None]:
+    """What is printed in the block, on standard output or error, is folded in GitHub's log."""
+    with contextlib.suppress(StreamFailed):
+        write_block(command=f"::group::{title}" if on_github() else "", error=error)
     try:
         yield
     finally:
-        put(command="::endgroup::" if on_github() else "")
+        with contextlib.suppress(StreamFailed):
+            write_block(command="::endgroup::" if on_github() else "", error=error)
 
 
 @contextlib.contextmanager
@@ -121,7 +123,7 @@ def _grouped(notify: Notify, quiet: bool) -> Iterator[Notify]:
             nonlocal opened
             if not opened and text.startswith(("self-test ", "round ")):
                 opened = True
-                group.enter_context(_group("Rounds"))
+                group.enter_context(_group("Rounds", error=True))
             notify(text)
 
         yield heard

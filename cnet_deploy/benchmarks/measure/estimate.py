@@ -38,7 +38,7 @@ def in_words(seconds: float) -> str:
     """Seconds as a person says them.
 
     >>> [in_words(seconds) for seconds in (0.4, 42, 95, 600, 7300)]
-    ['5 seconds', '45 seconds', '2 minutes', '10 minutes', '2 hours']
+    ['5 seconds', '40 seconds', '2 minutes', '10 minutes', '2 hours']
     """
     if seconds < 55:
         return f"{max(5, 5 * round(seconds / 5))} seconds"

@@ -12,7 +12,7 @@ import onnx
 from cnet_deploy.artifacts.onnx_metadata import read_metadata
 from cnet_deploy.exporters.base import Inside
 from cnet_deploy.files.onnx_file import parse_onnx
-from cnet_deploy.files.onnx_outline import outline
+from cnet_deploy.files.onnx_outline import NotPlain, outline
 
 _TYPES = onnx.TensorProto
 _PRECISIONS = {
@@ -26,7 +26,10 @@ def count(data: bytes) -> Inside:
     stated = read_metadata({entry.key: entry.value for entry in model.metadata_props})
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
-    remarks = outline(data).remarks()
+    try:
+        remarks = outline(data).remarks()
+    except NotPlain as reason:
+        remarks = [str(reason)]
     try:  # functions of functions would be expanded for hours
         macs = None if remarks else _multiply_adds(model, weights)
     except (onnx.shape_inference.InferenceError, KeyError, IndexError, ValueError):
