@@ -262,4 +262,6 @@ def _text(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    return f"`{shown(text, Where.CODE)}`"
+    """Words in a cell of a table, where a bar ends the cell even between backticks."""
+    bar = "\\|"
+    return f"`{shown(text, Where.CODE).replace('|', bar)}`"

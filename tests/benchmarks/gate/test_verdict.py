@@ -18,6 +18,7 @@ from cnet_deploy.benchmarks.measure.rule import decide, self_test
 from cnet_deploy.benchmarks.sweep.figures import Change
 from cnet_deploy.cli import main
 from cnet_deploy.errors import CheckFailed, Inconclusive, OutputRefused, Unavailable
+from cnet_deploy.text import write_lines
 
 GREW = Change("operators", "120", "144", worse=True)
 
@@ -134,8 +135,9 @@ def test_noise_may_be_accepted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "::warning title=Latency gate::inconclusive" in capsys.readouterr().out
 
 
-def test_lines_of_rounds_are_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: list[str] = []
+def test_lines_of_rounds_are_a_group(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def heard(line: str) -> None:
+        write_lines(line, error=True)
 
     def gate(*_: object, notify: Callable[[str], None], **__: object) -> Outcome:
         for line in ("base: exporting", "self-test 1", "round 1"):
@@ -143,12 +145,11 @@ def test_lines_of_rounds_are_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
         return outcome()
 
     monkeypatch.setattr(verdicts, "gate", gate)
-    run(["condensenet-50"], None, Places(), notify=heard.append)
-    assert heard == ["base: exporting", "self-test 1", "round 1"]
-    heard.clear()
+    run(["condensenet-50"], None, Places(), notify=heard)
+    assert capsys.readouterr().err.splitlines() == ["base: exporting", "self-test 1", "round 1"]
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    run(["condensenet-50"], None, Places(), notify=heard.append)
-    assert heard == ["base: exporting", "::group::Rounds", "self-test 1", "round 1", "::endgroup::"]
+    run(["condensenet-50"], None, Places(), notify=heard)
+    assert capsys.readouterr().err.splitlines() == ["base: exporting", "::group::Rounds", "self-test 1", "round 1", "::endgroup::"]
 
 
 def test_wrong_usage_is_an_annotation_too(monkeypatch: pytest.MonkeyPatch) -> None:
