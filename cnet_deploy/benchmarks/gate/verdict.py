@@ -132,7 +132,7 @@ def _grouped(notify: Notify, quiet: bool) -> Iterator[Notify]:
 def verdict(outcome: Outcome) -> str:
     """The verdict in one line.
 
-    ``pass: head takes 0.6 % more time than base (99 % bounds: 1.1 % less, 0.8 % more; tolerance 5.0 %; 8 rounds): surely within …``
+    ``pass: head takes 0.6 % more time than base (99 % bounds: 1.1 % less, 0.8 % more; tolerance 5.0 %; 8 rounds): within …``
     """
     parts = [f"{outcome.verdict.value}:"]
     if outcome.worse:

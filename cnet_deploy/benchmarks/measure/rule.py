@@ -75,11 +75,11 @@ def decide(base: Seconds, head: Seconds, tolerance: float, *, paired: bool = Tru
     if rounds < LEAST_ROUNDS:
         verdict, reason = Verdict.INCONCLUSIVE, f"{rounds} rounds are too few; expected at least {LEAST_ROUNDS}"
     elif estimate > 1 + tolerance and lower > 1 + tolerance / 2:
-        verdict, reason = Verdict.REGRESSION, "beyond the tolerance, and surely beyond half of it"
+        verdict, reason = Verdict.REGRESSION, "beyond the tolerance, and beyond half of it with 99 % confidence"
     elif upper < 1 + tolerance:
-        verdict, reason = Verdict.PASS, "surely within the tolerance"
+        verdict, reason = Verdict.PASS, "within the tolerance (99 % confidence)"
     else:
-        verdict, reason = Verdict.INCONCLUSIVE, "neither surely within the tolerance nor surely beyond half of it"
+        verdict, reason = Verdict.INCONCLUSIVE, "neither within the tolerance nor beyond half of it with 99 % confidence"
     return Decision(verdict, estimate, lower, upper, rounds, reason)
 
 

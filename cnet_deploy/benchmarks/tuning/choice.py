@@ -83,7 +83,7 @@ class Choice:
     def summary(self) -> str:
         """One line for people."""
         if (ratio := self.ratio) is None:
-            return "form: gather for all blocks; no other is surely faster here"
+            return "form: gather for all blocks; no other is faster here with 99 % confidence"
         chosen = ", ".join(f"{form} for {block}" for block, form in self.forms.items())
         return f"forms: {chosen}; {ratio.estimate:.3f} of gather's time ({ratio.lower:.3f} to {ratio.upper:.3f})"
 

@@ -77,7 +77,7 @@ def test_every_place_has_it(
     assert stored["line"] == verdict(made) and stored["verdict"] == made.verdict.value
     assert [part["order"] for part in stored["rounds"]] == [part.order for part in made.rounds]
     summary = (tmp_path / "s.md").read_text()
-    assert verdict(made) in summary and "b'|.onnx" in summary
+    assert verdict(made) in summary and r"b'\|.onnx" in summary
     rows = [line for line in summary.splitlines() if line.startswith(("| round", "| self-test"))]
     assert len(rows) == (len(made.rounds) + len(made.self_rounds))
     assert "round 8" in said or not made.rounds
