@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import fcntl
 import hashlib
 import itertools
 import logging
 import os
 import secrets
+import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
-from cnet_deploy.errors import InputRefused, OutputRefused, in_words
+from cnet_deploy.errors import InputRefused, OutputRefused, Unavailable, in_words
 
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 4 << 30  # far larger than any model of the family
+LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EFBIG)  # of a process, on files, their size and processes
 
 
 def read_bytes(path: Path | str, limit: int = MAX_BYTES) -> bytes:
@@ -259,6 +264,44 @@ def _create(temporary: Path, target: Path) -> None:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}.tmp{path.suffix}")
+
+
+@contextlib.contextmanager
+def _making_temporary(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        try:
+            where, reason = f" in {tempfile.gettempdir()}", in_words(error)
+        except OSError:  # it has tried to write to each, the current folder too
+            where, reason = "", "none of the usual folders, as /tmp, takes a file: their disks are full or read-only, or ulimit forbids it"
+        advice = "raise the limit (ulimit)" if error.errno in LIMITS else "free space, or set TMPDIR to another folder"
+        raise Unavailable(f"no temporary {what} can be made{where}: {reason}; {advice}") from None
+
+
+def private_folder(purpose: str) -> Path:
+    """A new folder for temporary files, which nobody else can write to; the caller removes it. ``purpose`` becomes part of its name.
+
+    Raises Unavailable where none can be made.
+    """
+    with _making_temporary("folder"):
+        return Path(tempfile.mkdtemp(prefix=f"cnet-deploy-{purpose}-"))
+
+
+@contextlib.contextmanager
+def temporary_folder(purpose: str) -> Iterator[Path]:
+    """A ``private_folder`` that is removed when the block ends."""
+    folder = private_folder(purpose)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def temporary_text() -> IO[str]:
+    """A file without a name, for text in UTF-8. Raises Unavailable where none can be made."""
+    with _making_temporary("file"):
+        return tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
 
 
 def write_text(path: Path, text: str, *, reader: Callable[[Path], object] | None = None) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from cnet_deploy.artifacts.pair import Pair
 from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, in_words, printable
+from cnet_deploy.files import temporary_folder
 from cnet_deploy.hardware.cpu import host_machine
 from cnet_deploy.images.class_names import checked_labels
 from cnet_deploy.images.preprocessing import Preprocessing
@@ -255,7 +256,7 @@ def _in_memory(data: bytes, stack: contextlib.ExitStack) -> str:
 
 
 def _in_a_folder(data: bytes, stack: contextlib.ExitStack) -> str:
-    path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cnet-deploy-"))) / "library.so"
+    path = stack.enter_context(temporary_folder("library")) / "library.so"
     path.write_bytes(data)
     return str(path)
 

@@ -295,6 +295,8 @@ def _first_line(error: Exception) -> str:
 
 def _runtime() -> Any:
     """The module onnxruntime. Raises Unavailable if it can't be imported."""
+    # Version 1.32 reports to its maker over the network, and keeps a file .ses in the folder for temporary files.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         with deferred_interrupts():
             import onnxruntime

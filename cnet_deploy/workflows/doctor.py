@@ -9,7 +9,6 @@ import importlib.metadata
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 from cnet_deploy import subprocesses
 from cnet_deploy.errors import CnetDeployError, InputRefused, printable
+from cnet_deploy.files import temporary_folder
 from cnet_deploy.hardware.cuda import why_no_device
 from cnet_deploy.sessions import backends, names, open_session
 from cnet_deploy.sessions.base import Probe
@@ -74,10 +74,10 @@ def diagnose(wanted: Sequence[str] = (), report: Callable[[Finding, float], None
         report(finding, 0.0)
     found, processes = dict[int, Finding](), subprocesses.Several()
     with (
-        tempfile.TemporaryDirectory(prefix="cnet-deploy-doctor-") as folder,
+        temporary_folder("doctor") as folder,
         ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool,
     ):
-        running = {pool.submit(_probed, name, probe, Path(folder), processes): place for place, (name, probe) in enumerate(chosen)}
+        running = {pool.submit(_probed, name, probe, folder, processes): place for place, (name, probe) in enumerate(chosen)}
         try:
             for done in as_completed(running):
                 found[running[done]] = done.result()

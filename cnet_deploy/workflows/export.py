@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from cnet_deploy.artifacts.triton import Repository
 from cnet_deploy.errors import CheckFailed, InputRefused, OutputRefused, naming, printable
 from cnet_deploy.exporters import exporter, options_of, require_choices, target_of
 from cnet_deploy.exporters.base import Written
-from cnet_deploy.files import check_output, exists
+from cnet_deploy.files import check_output, exists, temporary_folder
 from cnet_deploy.files.replacing import key_of
 from cnet_deploy.images.decode import Images
 from cnet_deploy.images.preprocessing import NO_OVERRIDES, Overrides
@@ -210,9 +209,9 @@ def export_repository(model: Path | str, target: str, folder: Path | str, **opti
     Raises InputRefused for a target that Triton does not serve, and as ``export`` and ``publish`` do.
     """
     serving_of(target)
-    with tempfile.TemporaryDirectory(prefix="cnet-deploy-") as place:
+    with temporary_folder("triton") as place:
         try:
-            done = export(model, target, Path(place) / default_output(model, target_of(target).suffix).name, **options)
+            done = export(model, target, place / default_output(model, target_of(target).suffix).name, **options)
         except OutputRefused as error:
             raise OutputRefused(f"{error} (the artifact is first written there; set TMPDIR to use another folder)") from None
         return done, publish(folder, done.path)

@@ -254,14 +254,18 @@ struct Request {
     std::string method, path, body;
 };
 
-// Up to `count` more bytes before the deadline; false where none come.
-bool receive(int client, std::string &data, size_t count, std::chrono::steady_clock::time_point deadline) {
+// Up to `count` more bytes before the deadline, and how many; 0 or less where none come.
+ssize_t receive(int client, char *part, size_t count, std::chrono::steady_clock::time_point deadline) {
     using std::chrono::milliseconds;
     const auto left = std::chrono::duration_cast<milliseconds>(deadline - std::chrono::steady_clock::now()).count();
     pollfd waiting{client, POLLIN, 0};
+    if (left <= 0 || poll(&waiting, 1, (int)left) <= 0) return 0;
+    return recv(client, part, count, 0);
+}
+
+bool receive(int client, std::string &data, size_t count, std::chrono::steady_clock::time_point deadline) {
     char part[1 << 16];
-    if (left <= 0 || poll(&waiting, 1, (int)left) <= 0) return false;
-    const ssize_t got = recv(client, part, std::min(count, sizeof part), 0);
+    const ssize_t got = receive(client, part, std::min(count, sizeof part), deadline);
     if (got > 0) data.append(part, (size_t)got);
     return got > 0;
 }
@@ -329,6 +333,7 @@ Response answer(const Library &library, cnet_model *model, int client) {
         if (request.path == "/classify")
             return request.method == "POST" ? classify(library, model, request.body) : problem(405, "expected POST");
         if (request.path != "/model") return problem(404, "expected POST /classify or GET /model");
+        if (request.method != "GET") return problem(405, "expected GET");
         const char *description = "{}";
         library.describe(&description);
         return {200, std::string(description) + "\n"};
@@ -354,9 +359,13 @@ void serve(const Library &library, int listening) {
                              std::to_string(made.body.size()) + "\r\n\r\n" + made.body);
         // What the client still sends is taken for a moment, else the answer to a refused request is lost with the connection.
         shutdown(client, SHUT_WR);
-        std::string rest;
         const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(1);
-        while (rest.size() < most_body && receive(client, rest, most_body, deadline)) {}
+        char rest[1 << 16];
+        for (size_t dropped = 0; dropped < most_body;) {
+            const ssize_t got = receive(client, rest, sizeof rest, deadline);
+            if (got <= 0) break;
+            dropped += (size_t)got;
+        }
         close(client);
     }
 }

@@ -127,3 +127,13 @@ def test_the_compiler_of_pypi_is_the_installed_one(trap: Trap, monkeypatch: pyte
     compiler = toolchain.find_compiler("riscv64" if platform.machine() == "aarch64" else "aarch64")
     assert compiler.is_zig and Path(compiler.command[0]).is_absolute() and trap.folder not in Path(compiler.command[0]).parents
     assert trap.sung.read_text() == ""
+
+
+def test_onnxruntime_sends_and_leaves_nothing(onnx_path: Path, tmp_path: Path) -> None:
+    """Its telemetry, which is on by default, keeps a file in the folder for temporary files."""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    line = [sys.executable, "-m", "cnet_deploy", "run", onnx_path, "examples/images/cat.png"]
+    done = subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not [*tmp_path.iterdir()]

@@ -191,3 +191,33 @@ def open_to_all(path: Path) -> None:
     for folder in [path, *path.parents]:
         if folder.stat().st_uid == os.geteuid() and folder.name.startswith(("pytest-", "popen-", "test_", "models")):
             folder.chmod(0o755)
+
+
+# Of the folders for temporary files, the last of which is the current one, none takes a file.
+NO_TEMPORARY = """
+import os, tempfile
+def full(*_): raise OSError(28, "No space left on device")
+os.memfd_create, tempfile.tempdir, tempfile._candidate_tempdir_list = full, None, lambda: ["/proc/1", "/dev/null"]
+"""
+
+
+@pytest.mark.parametrize("command", ["run", "bench", "compare", "gate", "doctor", "export --native", "export --triton"])
+def test_no_temporary_folder(command: str, models: Models, forks: Forks, tmp_path: Path) -> None:
+    model, artifact, gauge = models.new_converted, tmp_path / "m.so", ("--seconds", "0", "--warmup", "0")
+    if command == "run":
+        assert forks.run("export", model, "--native", "--target", "host", "-o", artifact).code == 0
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    lines: dict[str, tuple[object, ...]] = {
+        "run": ("run", artifact, "examples/images/cat.png"),
+        "bench": ("bench", model, "--backend", "onnxruntime", "--rounds", "1", *gauge),
+        "compare": ("compare", model, "--backend", "onnxruntime", "--rounds", "1", *gauge),
+        "gate": ("gate", model, model, "--backend", "onnxruntime", *gauge),
+        "doctor": ("doctor", "onnxruntime"),
+        "export --native": ("export", model, "--native", "-o", artifact),
+        "export --triton": ("export", model, "--onnx", "--triton", tmp_path / "repository"),
+    }
+    done = forks.run(*lines[command], setup=NO_TEMPORARY)
+    assert done.code == 5, done
+    line = one_line(done.stderr.splitlines(keepends=True)[-1])
+    assert "no temporary folder can be made" in line and "TMPDIR" in line
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

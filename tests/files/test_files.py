@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
-from cnet_deploy.errors import InputRefused, OutputRefused
-from cnet_deploy.files import atomic_output, atomic_outputs, digest, read_bytes
+from cnet_deploy.errors import InputRefused, OutputRefused, Unavailable
+from cnet_deploy.files import atomic_output, atomic_outputs, digest, read_bytes, temporary_folder, temporary_text
 from tests.processes import interruptible
 
 
@@ -153,3 +154,28 @@ def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
 
 def test_digest() -> None:
     assert digest(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_temporary_folder_is_private_and_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with temporary_folder("test") as folder:
+        assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
+        (folder / "more").mkdir()
+        (folder / "more" / "file").write_text("text")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_where_nothing_temporary_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    with pytest.raises(Unavailable, match=r"folder can be made in .*file: Not a directory; .*TMPDIR"), temporary_folder("test"):
+        pass
+    with pytest.raises(Unavailable, match=r"file can be made in .*file: Not a directory; .*TMPDIR"):
+        temporary_text()
+
+
+def test_what_fails_in_a_temporary_folder_is_not_said_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(FileNotFoundError), temporary_folder("test") as folder:
+        (folder / "missing").read_bytes()
+    assert not [*tmp_path.iterdir()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from cnet_deploy.benchmarks.sweep.paper import counted, paper_row
 from cnet_deploy.benchmarks.sweep.plan import backends_of, copied, counted_file, default_threads, described, is_named, prepare, target_for
 from cnet_deploy.benchmarks.sweep.results import Report, Row
 from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, naming, printable
-from cnet_deploy.files import digest, read_bytes
+from cnet_deploy.files import digest, read_bytes, temporary_folder
 from cnet_deploy.images.datasets import Dataset, Split, open_dataset
 from cnet_deploy.images.preprocessing import NO_OVERRIDES, Overrides
 from cnet_deploy.sessions import DEVICES, PRECISIONS, backends, holds_weights, names, open_session, resolve_backend
@@ -100,8 +99,8 @@ def compare(
         raise InputRefused(f"the limit is {limit} images; expected 1 or more")
     chosen = backends_of(str(model), variants_of(device, backends, precisions), device)
     threads = threads or default_threads()
-    with tempfile.TemporaryDirectory(prefix="cnet-deploy-compare-") as folder:
-        source = _source(str(model), Path(folder), chosen, data, preprocessing, classifier_keep, notify, overrides)
+    with temporary_folder("compare") as folder:
+        source = _source(str(model), folder, chosen, data, preprocessing, classifier_keep, notify, overrides)
         dataset = None if data is None else open_dataset(data, split, source.classes, upright=exif)
         report = Report([_row(str(model), source, chosen, threads, batch, device)], settings)
         results = report.rows[0].results
@@ -110,7 +109,7 @@ def compare(
         parts = _Parts(progress, sum(_shares(report, count, source, settings)))
         for result in results:
             with parts.step(f"prepare {result.cell.backend}", EXPORTING):
-                prepare(result, Path(folder), source.opening, source=source.path)
+                prepare(result, folder, source.opening, source=source.path)
         precisions_found = {result.cell.backend: _open_once(result, source) for result in results}
         answers: dict[str, Accuracy] = {}
         images = None

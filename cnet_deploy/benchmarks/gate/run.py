@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import statistics
 import sys
-import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from cnet_deploy.benchmarks.measure.rule import LEAST_ROUNDS, Decision, SelfTest
 from cnet_deploy.benchmarks.sweep.figures import Change, Figures, changes, other_precision
 from cnet_deploy.benchmarks.sweep.plan import is_named
 from cnet_deploy.errors import CheckFailed, Inconclusive, Unavailable, printable
-from cnet_deploy.files import exists
+from cnet_deploy.files import exists, temporary_folder
 
 SETTINGS = Settings(warmup=0.5, seconds=0.5, least=5, fresh=True)
 MAX_ROUNDS = 64
@@ -97,9 +96,9 @@ def gate(
     that is refused.
     """
     two_pythons = base_python is not None or head_python is not None
-    with tempfile.TemporaryDirectory(prefix="cnet-deploy-gate-") as folder:
+    with temporary_folder("gate") as folder:
         sides = [
-            make_side(name, model, backend, threads, interpreter(python), Path(folder), notify, device, weights=weights)
+            make_side(name, model, backend, threads, interpreter(python), folder, notify, device, weights=weights)
             for name, model, python in (("base", base, base_python), ("head", head, head_python))
         ]
         a, b = sides
@@ -159,9 +158,9 @@ def gate_baseline(
     chosen = (stored.backend, stored.backend)
     outcome = Outcome(name, head, chosen, stored.threads, tolerance, settings, allow_changes=allow_changes, device=stored.device)
     outcome.self_test = self_test(stored.medians, stored.medians, tolerance, paired=False)
-    with tempfile.TemporaryDirectory(prefix="cnet-deploy-gate-") as folder:
+    with temporary_folder("gate") as folder:
         side = make_side(
-            "head", head, stored.backend, stored.threads, sys.executable, Path(folder), notify, stored.device, stored.batch, weights
+            "head", head, stored.backend, stored.threads, sys.executable, folder, notify, stored.device, stored.batch, weights
         )  # fmt: skip
         _compare(outcome, stored.figures, side.model_figures, notify)
         opened = _open(side, outcome)

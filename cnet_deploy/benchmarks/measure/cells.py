@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import IO, Annotated, Any
 from cnet_deploy import subprocesses
 from cnet_deploy.benchmarks.measure.worker import NAMED
 from cnet_deploy.errors import CnetDeployError, Unavailable, printable
+from cnet_deploy.files import temporary_text
 from cnet_deploy.files.strict_json import Few, closed, one_of
 from cnet_deploy.sessions import DEVICES, resolve_backend, try_first
 
@@ -139,7 +139,7 @@ def worker(cell: Cell, python: str = sys.executable) -> Iterator[Worker]:
     start = time.monotonic()
     # Standard error goes to a file, because a pipe that is not read blocks the process when it is full.
     with contextlib.ExitStack() as stack:
-        stderr = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
+        stderr = stack.enter_context(temporary_text())
         try:
             process = stack.enter_context(
                 subprocesses.started(command, environment=surroundings, foreign=foreign, stdin=subprocesses.PIPE, stderr=stderr)

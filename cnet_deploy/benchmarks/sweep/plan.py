@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from cnet_deploy.benchmarks.sweep.paper import PAPER, counted, paper_row
 from cnet_deploy.benchmarks.sweep.results import Group, Keep, Report, Row
 from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, printable
 from cnet_deploy.exporters import target_by_suffix, targets
-from cnet_deploy.files import check_input, digest, exists, read_bytes
+from cnet_deploy.files import check_input, digest, exists, read_bytes, temporary_folder
 from cnet_deploy.hardware.cuda import why_no_device
 from cnet_deploy.models.baselines import BASELINES
 from cnet_deploy.models.build import NAMES
@@ -86,11 +85,11 @@ def bench(
     parts = _parts(report)
     notify(_announcement(report, parts))
     total(len(names) + sum(steps(len(part), settings, rounds_of(part, settings)) for part in parts))
-    with tempfile.TemporaryDirectory(prefix="cnet-deploy-bench-") as folder:
+    with temporary_folder("bench") as folder:
         for row in report.rows:
             progress(f"prepare {row.label}")
             for result in row.results:
-                prepare(result, Path(folder), opening, fresh=settings.fresh)
+                prepare(result, folder, opening, fresh=settings.fresh)
         for part in parts:
             proceed(part, settings, progress, keep=lambda: keep(report))
     report.after = environment()

@@ -7,7 +7,6 @@ best of many looks better than it is: so a second run measures what was taken be
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from cnet_deploy.benchmarks.tuning.choice import (
 )
 from cnet_deploy.errors import InputRefused, Unavailable, printable
 from cnet_deploy.exporters import exporter, module_of, target_of, targets
-from cnet_deploy.files import check_output, exists, write_text
+from cnet_deploy.files import check_output, exists, temporary_folder, write_text
 from cnet_deploy.files.replacing import key_of
 from cnet_deploy.hardware.cuda import why_no_device
 from cnet_deploy.program.forms import FORMS, blocks, rewrite
@@ -63,8 +62,8 @@ def choose(
     here = environment()
     whole = {form: dict.fromkeys(names, form) for form in FORMS}
     single = {label_of(name, form): {**whole[PLAIN], name: form} for name in names for form in FORMS[1:]}
-    with tempfile.TemporaryDirectory(prefix="cnet-deploy-forms-") as folder:
-        bench = _Bench(program, Path(folder), target, options, settings, progress)
+    with temporary_folder("forms") as folder:
+        bench = _Bench(program, folder, target, options, settings, progress)
         cell = Cell("", "", _measured_by(target)[0], threads, batch, device=device)
         alone = bench.run({PLAIN: whole[PLAIN], **single, **whole}, cell, 0.0, 0.75)
         plans = {PLAIN: whole[PLAIN], COMBINED: decide_forms(names, alone), **whole}

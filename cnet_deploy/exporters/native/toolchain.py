@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import errno
 import hashlib
 import logging
 import os
@@ -18,7 +17,7 @@ from pathlib import Path
 from cnet_deploy import subprocesses
 from cnet_deploy.errors import InputRefused, Unavailable, printable
 from cnet_deploy.exporters.native.planning import weights_name
-from cnet_deploy.files import cache, digest
+from cnet_deploy.files import LIMITS, cache, digest, temporary_folder
 from cnet_deploy.hardware.cpu import host_isas, host_machine
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,6 @@ _COMMON = (
 )  # fmt: skip
 # Of prepare.cpp every processor must make the same pixels.
 _ENGINE: dict[str, tuple[str, ...]] = {"engine.cpp": (), "threads.cpp": (), "prepare.cpp": ("-ffp-contract=off",)}
-_LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EFBIG)  # of a process, on files, their size and processes
 _ASKED_SECONDS = 120.0  # time limit of a question to a compiler
 _COMPILE_SECONDS = 1800.0  # and of compiling one file
 _PLAN = ("-Werror=missing-field-initializers",)  # so that no field of plan.h is left out
@@ -231,10 +229,10 @@ def build(compiler: Compiler, isas: Sequence[str], *, precision: str, source: st
 def _scratch() -> Iterator[Path]:
     """A folder to compile in. Raises Unavailable where none can be made or the disk is full."""
     try:
-        with tempfile.TemporaryDirectory(prefix="cnet-deploy-native-") as folder:
-            yield Path(folder)
+        with temporary_folder("native") as folder:
+            yield folder
     except OSError as error:
-        what = "raise the limit (ulimit)" if error.errno in _LIMITS else "set TMPDIR"
+        what = "raise the limit (ulimit)" if error.errno in LIMITS else "set TMPDIR"
         raise Unavailable(f"{tempfile.gettempdir()}: nothing can be compiled there: {error.strerror or error}; {what}") from None
 
 
@@ -302,7 +300,7 @@ def _run(command: Sequence[str], folder: Path, scratch: Path | None = None, runn
     try:
         done = subprocesses.run(command, seconds=_COMPILE_SECONDS, folder=folder, environment=environment, among=running)
     except OSError as error:
-        what = "raise the limit (ulimit)" if error.errno in _LIMITS else HOW
+        what = "raise the limit (ulimit)" if error.errno in LIMITS else HOW
         raise Unavailable(f"{command[0]} can't be run: {error.strerror}; {what}") from None
     except subprocesses.TooLong:
         raise Unavailable(f"{' '.join(command[:3])} … took more than {_COMPILE_SECONDS / 60:.0f} minutes; {HOW}") from None

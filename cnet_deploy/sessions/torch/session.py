@@ -8,7 +8,6 @@ import copy
 import functools
 import os
 import shutil
-import tempfile
 import weakref
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import nn
 
 from cnet_deploy import subprocesses
 from cnet_deploy.errors import InputRefused, Unavailable
-from cnet_deploy.files import cache
+from cnet_deploy.files import cache, private_folder
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.demands import images_at_once
 from cnet_deploy.sessions.base import Binding, Floats, Session
@@ -159,6 +158,6 @@ def _compiled(model: nn.Module, device: str) -> nn.Module:
 @functools.cache
 def _private_folder() -> str:
     """A folder for compiled code, until this process ends."""
-    folder = tempfile.mkdtemp(prefix="cnet-deploy-torch-")
+    folder = str(private_folder("torch"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

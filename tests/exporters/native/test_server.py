@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import json
+import resource
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -29,19 +31,24 @@ def model(converted: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def port(model: Path, system_tool: Callable[[str], str]) -> Iterator[int]:
-    """Of a running server, which waits a second for a request to come in."""
+def process(model: Path, system_tool: Callable[[str], str]) -> Iterator[subprocess.Popen[str]]:
+    """A running server, which waits a second for a request to come in."""
     system_tool("libpng-config")
     program = model.with_name("server")
     command = [system_tool("g++"), "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-DSECONDS=1", "-I", SOURCES]
     subprocess.run([*command, EXAMPLES / "native" / "server.cpp", "-o", program, "-lpng", "-ldl", "-pthread"], check=True)
     with subprocess.Popen([program, model, "0"], stdout=subprocess.PIPE, text=True) as process:
         try:
-            assert process.stdout is not None
-            yield int(process.stdout.readline().rpartition(":")[2])
+            yield process
             assert process.poll() is None  # it outlived all that was sent to it
         finally:
             process.kill()
+
+
+@pytest.fixture(scope="module")
+def port(process: subprocess.Popen[str]) -> int:
+    assert process.stdout is not None
+    return int(process.stdout.readline().rpartition(":")[2])
 
 
 def post(port: int, body: bytes, path: str = "/classify") -> tuple[int, Any]:
@@ -135,6 +142,7 @@ def test_what_is_no_image_is_refused(port: int) -> None:
         (b"GET /model HTTP/1.1\r\nHost: x\r\n\r\n", 200),
         (b"GET / HTTP/1.1\r\n\r\n", 404),
         (b"GET /classify HTTP/1.1\r\n\r\n", 405),
+        (b"DELETE /model HTTP/1.1\r\n\r\n", 405),
         (b"POST /classify HTTP/1.1\r\n\r\n", 411),
         (b"POST /classify HTTP/1.1\r\ncontent-length: -1\r\n\r\n", 400),
         (b"POST /classify HTTP/1.1\r\nContent-Length:\r\n\r\n", 400),
@@ -163,6 +171,25 @@ def test_a_client_that_goes_away_harms_nobody(port: int) -> None:
         client = socket.create_connection(("127.0.0.1", port))
         client.sendall(b"POST /classify HTTP/1.1\r\nContent-Length: 9999\r\n\r\n")
         client.close()
+    assert post(port, PICTURES[0].read_bytes())[0] == 200
+
+
+def test_what_follows_a_refused_request_takes_no_memory(port: int, process: subprocess.Popen[str]) -> None:
+    """It is dropped. Where there is no memory left, a worker that kept it would take the whole server with it."""
+    limits = resource.prlimit(process.pid, resource.RLIMIT_AS)
+    size = int(Path(f"/proc/{process.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.prlimit(process.pid, resource.RLIMIT_AS, (size + (2 << 20), limits[1]))
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+            client.sendall(b"GET /missing HTTP/1.1\r\n\r\n")
+            with contextlib.suppress(OSError):  # it reads for a moment only
+                client.sendall(bytes(12 << 20))
+            with contextlib.suppress(OSError):
+                while client.recv(1 << 16):
+                    pass
+        assert process.poll() is None
+    finally:
+        resource.prlimit(process.pid, resource.RLIMIT_AS, limits)
     assert post(port, PICTURES[0].read_bytes())[0] == 200
 
 
