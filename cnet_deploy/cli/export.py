@@ -21,7 +21,6 @@ from cnet_deploy.cli.options import (
     tolerance_option,
 )
 from cnet_deploy.cli.types import FilePath, ModelOrName
-from cnet_deploy.files import check_output
 from cnet_deploy.hardware.cpu import share_the_processor
 
 
@@ -68,6 +67,7 @@ def export(model: Path, triton: Path | None, output: Path | None, form: str | No
     if triton is not None and len(artifacts) > 1:
         raise click.UsageError(f"--triton takes one artifact, and {len(artifacts)} were asked for; expected one target and one precision")
     share_the_processor()
+    from cnet_deploy.workflows.export import check_artifact
     from cnet_deploy.workflows.prepare import default_artifact, output_of
 
     paths = [output] * len(artifacts)
@@ -79,7 +79,8 @@ def export(model: Path, triton: Path | None, output: Path | None, form: str | No
         paths = [output / default_artifact(model, artifact.target, artifact.options.get("precision")).name for artifact in artifacts]
     for path, artifact in zip(paths, artifacts, strict=True):
         if triton is None:
-            check_output(output_of(model, artifact.target, path, artifact.options.get("precision")), source=model)
+            place = output_of(model, artifact.target, path, artifact.options.get("precision"))
+            check_artifact(place, artifact.target, model)  # before the first is written
     for path, artifact in zip(paths, artifacts, strict=True):
         for line in _written(model, triton, path, artifact, common):
             tell(line)

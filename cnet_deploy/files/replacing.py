@@ -23,6 +23,7 @@ _RECORDS = {
     "cnet_deploy_gate": "a verdict of `gate`",
     "cnet_deploy_lowering": "a measurement of `export --form auto`",
 }
+_PAGES = ("unknown", kinds.TEXT.name, kinds.WEB_PAGE.name, kinds.XML.name)  # what text can be added to: Markdown may begin with tags
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,17 @@ def require_like(target: Path, like: str) -> None:
     """``require_replaceable`` before the output exists: ``like`` is the key of its sort (see ``key_of``)."""
     if not _anything.get() and like and not target.is_symlink() and (there := sort_of(target)) and there.key != like:
         raise _refused(target, there, kinds.EXPECTED.get(like) or _RECORDS.get(like.removeprefix("JSON "), like.partition(" of ")[0]))
+
+
+def require_appendable(page: Path) -> None:
+    """Raise OutputRefused if text can't be added to the end of ``page`` without damaging it: a model, a picture, a record in JSON.
+
+    A missing file, an empty one and any text may be added to, also one of a kind that is not known. A link is followed, as `append` does.
+    """
+    there = sort_of(page)
+    if there is None or there.key in _PAGES or (there.key == "JSON " and page.suffix != ".json"):  # Markdown may begin as JSON does
+        return
+    raise OutputRefused(f"{page}: is {there.name}, which text at its end would damage; expected a Markdown file, or the name of a new one")
 
 
 def key_of(format: str, column: str = "") -> str:

@@ -177,6 +177,8 @@ def _most(image: Image.Image) -> int:
 
 
 def _check_size(image: Image.Image) -> None:
+    if not image.width or not image.height:
+        raise Unfit(f"it is {image.width}x{image.height} pixels: it has none")
     stored = 1 if image.mode in ("1", "L", "P") else 4
     a_pixel = stored + (0 if image.mode == "RGB" else 4)
     if (size := image.width * image.height * a_pixel) > MAX_DECODED:

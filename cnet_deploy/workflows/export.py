@@ -125,8 +125,7 @@ def export(
     require_choices(target, options)
     source = None if isinstance(model, nn.Module) else Path(model)
     out = output_of(source, target, out, options.get("precision"))
-    check_output(out, source=source, like=target_of(target).kind)
-    check_output(manifest_path(out), like=key_of(FORMAT))
+    check_artifact(out, target, source)
     replaced = _there(out)
     if not isinstance(model, nn.Module):
         model = open_model(model, {**overrides, "sha256": sha256}, notify)
@@ -154,6 +153,12 @@ def export(
             )
         beside.write_text(manifest.to_json(), encoding="utf-8")
     return Exported(out, manifest, comparisons, written.unverifiable, written.notes, replaced)
+
+
+def check_artifact(out: Path, target: str, source: Path | None) -> None:
+    """Raise OutputRefused where an artifact of ``target`` and its manifest can't be written, before any work is done."""
+    check_output(out, source=source, like=target_of(target).kind)
+    check_output(manifest_path(out), source=source, like=key_of(FORMAT))
 
 
 def _there(path: Path) -> str | None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from cnet_deploy.artifacts.self_check import tolerance_of
 from cnet_deploy.errors import InputRefused, naming
 from cnet_deploy.images.decode import Images, read_images
-from cnet_deploy.images.preprocessing import CHANNELS, Floats
+from cnet_deploy.images.preprocessing import CHANNELS, Floats, Preprocessing
 from cnet_deploy.images.probabilities import Rows, are_probabilities, softmax
 from cnet_deploy.models.architecture import DEFAULT_KEEP, Architecture
 from cnet_deploy.models.condensenet import DenselyConnected
@@ -175,21 +175,42 @@ def verify(
 ) -> list[Comparison]:
     """Compare an artifact with the model it came from. A model in training form is converted first, as the artifact was.
 
-    ``sha256`` is the digest that the artifact must have; ``overrides``: see ``checkpoints.load`` (``input_size`` also fixes the size of an
-    ONNX file that leaves it free). Raises InputRefused for files that can't be opened or don't fit each other. A difference beyond the
-    tolerance raises nothing: see ``Comparison.passed``.
+    The logits of both are compared. Other ways to prepare images and other names of classes, where both state them, are a warning in the
+    log, since an export may be given them. ``sha256`` is the digest that the artifact must have; ``overrides``: see ``checkpoints.load``
+    (``input_size`` also fixes the size of an ONNX file that leaves it free). Raises InputRefused for files that can't be opened or don't
+    fit each other. A difference beyond the tolerance raises nothing: see ``Comparison.passed``.
     """
     own = _of_the_artifact(artifact, overrides)
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(open_session(artifact, sha256=sha256, **own))
         reference, converted = _open_reference(model, session, overrides)
         stack.enter_context(reference)
+        if apart := differences(session, reference):
+            log.warning("%s and %s: %s; answers to an image differ even where logits do not", artifact, model, "; ".join(apart))
         data = None
         if images is not None:
             if reference.preprocessing is None:
                 raise InputRefused(f"{model}: does not say how images are preprocessed; leave --images out")
             data = read_images(images, reference.preprocessing, reference.classes)
         return [replace(one, converted=converted) for one in compare_all(session, reference, data, tolerance)]
+
+
+def differences(session: Session, reference: Session) -> list[str]:
+    """What decides answers besides logits, where both state it and not the same: how images are prepared, and the names of classes."""
+    differing = []
+    ours, theirs = session.preprocessing, reference.preprocessing
+    if ours is not None and theirs is not None:
+        parts: dict[str, Callable[[Preprocessing], object]] = {
+            "statistics": lambda p: (p.mean, p.std),
+            "resize": lambda p: (p.resize or min(p.crop), p.interpolation),
+        }
+        guessed = {*ours.guessed, *theirs.guessed}
+        if any(part(ours) != part(theirs) for name, part in parts.items() if name not in guessed):
+            differing.append(f"images are prepared in other ways ({ours.summary()}; {theirs.summary()})")
+    names, others = session.class_names, reference.class_names
+    if other := [pair for pair in zip(names, others, strict=False) if pair[0] != pair[1]]:
+        differing.append(f"{len(other)} classes have other names ({other[0][0]}; {other[0][1]})")
+    return differing
 
 
 def _of_the_artifact(artifact: Path | str, overrides: dict[str, Any]) -> dict[str, Any]:

@@ -77,3 +77,11 @@ def test_what_does_not_go_together_is_refused_before_anything_is_written(
     done = export(model, *asked)
     assert done.exit_code == code and message in " ".join(done.stderr.split()), done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["m.fp16.onnx", "m.fp16.onnx.json"])
+def test_what_can_not_be_replaced_is_known_before_the_first_is_written(name: str, model: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("precious")
+    done = export(model, "--onnx", "--precision", "fp32,fp16")
+    assert done.exit_code == 4 and f"{tmp_path / name}: is a text file" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"m.safetensors", name} and (tmp_path / name).read_text() == "precious"

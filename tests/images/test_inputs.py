@@ -85,6 +85,7 @@ PLANES = np.ascontiguousarray(PIXELS.transpose(2, 0, 1))
         ([[1, 2]], r"the image is a list; expected a path, an image of Pillow, or a numpy array"),
         (None, r"the image is nothing; expected"),
         (Image.new("F", (30, 30)), r"can't be prepared: its pixels are floating-point numbers"),
+        (Image.new("RGB", (0, 30)), r"can't be prepared: it is 0x30 pixels: it has none"),
         ("https://example.org/cat.jpg", r"is a URL"),
         (np.zeros((1, 1 << 16), np.uint8), r"can't be prepared: 65536x1 pixels would become"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,25 @@ def test_what_was_compared_is_said(checkpoint_path: Path, tmp_path: Path) -> Non
     done = CliRunner().invoke(main, ["verify", str(tmp_path / "m.safetensors"), str(tmp_path / "m.safetensors")])
     assert done.exit_code == 0 and done.output.endswith("m.safetensors does\n")
     assert "converted" not in cd.verify(tmp_path / "m.safetensors", tmp_path / "m.safetensors")[0].to_dict()
+
+
+def test_other_classes_and_other_preparation_are_named(
+    checkpoint_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
+    """The logits are the same, but not what an image is answered with."""
+    model = cd.convert(cd.load(checkpoint_path))
+    own, names = cd.Preprocessing.of((32, 32), 10, "cifar10"), tuple("abcdefghij")
+    files = {
+        "model": (own, names),
+        "same": (replace(own, statistics="custom", resize=32), names),
+        "guessed": (replace(own, mean=(0.5, 0.5, 0.5), guessed=("statistics",)), ()),
+        "mean": (replace(own, mean=(0.5, 0.5, 0.5)), names),
+        "resized": (replace(own, resize=40), names),
+        "renamed": (own, names[::-1]),
+    }
+    for name, (model.preprocessing, model.class_names) in files.items():
+        cd.save(model, tmp_path / f"{name}.safetensors")
+    for name, words in (("same", ""), ("guessed", ""), ("mean", "mean 0.5"), ("resized", "resized to 40"), ("renamed", "10 classes")):
+        caplog.clear()
+        assert cd.verify(tmp_path / f"{name}.safetensors", tmp_path / "model.safetensors")[0].passed
+        assert (words in caplog.text and "answers to an image differ" in caplog.text) if words else not caplog.records, name

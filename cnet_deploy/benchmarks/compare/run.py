@@ -19,6 +19,8 @@ from cnet_deploy.benchmarks.sweep.plan import backends_of, copied, counted_file,
 from cnet_deploy.benchmarks.sweep.results import Report, Row
 from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, naming, printable
 from cnet_deploy.files import digest, read_bytes, temporary_folder
+from cnet_deploy.files.kinds import ONNX, kind_of
+from cnet_deploy.files.onnx_weights import weights_precision
 from cnet_deploy.images.datasets import Dataset, Split, open_dataset
 from cnet_deploy.images.preprocessing import NO_OVERRIDES, Overrides
 from cnet_deploy.sessions import DEVICES, PRECISIONS, backends, holds_weights, names, open_session, resolve_backend
@@ -111,6 +113,8 @@ def compare(
             with parts.step(f"prepare {result.cell.backend}", EXPORTING):
                 prepare(result, folder, source.opening, source=source.path)
         precisions_found = {result.cell.backend: _open_once(result, source) for result in results}
+        if source.weights not in (None, FULL) and FULL in precisions_found.values():
+            log.warning("%s: has its weights in %s; what is called %s here computes in it with these weights", model, source.weights, FULL)
         answers: dict[str, Accuracy] = {}
         images = None
         usable = [result for result in results if result.error is None]
@@ -139,7 +143,7 @@ def compare(
 class _Source:
     """What all variants are made of: a file or a named network, and how a checkpoint or an artifact is opened.
 
-    ``classes`` is None if only the open artifact tells it.
+    ``classes`` is None if only the open artifact tells it; ``weights`` the precision of an ONNX file's.
     """
 
     path: str
@@ -148,6 +152,7 @@ class _Source:
     sha256: str | None
     opening: Mapping[str, Any]
     classes: int | None = None
+    weights: str | None = None
 
 
 def _source(
@@ -169,7 +174,8 @@ def _source(
     if foreign := [key for key in overrides if key not in takes]:
         raise InputRefused(f"{model}: is an artifact, whose architecture is fixed; expected no {', '.join(foreign)}")
     copy = copied(model, folder / "given")  # it is opened many times, and may change meanwhile
-    return _Source(str(copy), *counted_file(str(copy), overrides), digest(content), overrides)
+    weights = weights_precision(content) if kind_of(content) is ONNX else None
+    return _Source(str(copy), *counted_file(str(copy), overrides), digest(content), overrides, weights=weights)
 
 
 def _converted(

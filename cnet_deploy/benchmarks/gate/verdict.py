@@ -20,7 +20,7 @@ from cnet_deploy.benchmarks.measure.samples import milliseconds
 from cnet_deploy.benchmarks.report.terminal import is_any, put, show
 from cnet_deploy.errors import CheckFailed, CnetDeployError, Inconclusive, OutputRefused
 from cnet_deploy.files import append, check_output, write_text
-from cnet_deploy.files.replacing import key_of
+from cnet_deploy.files.replacing import key_of, require_appendable
 from cnet_deploy.text import LINE_LENGTH, StreamFailed, Where, printable, shown, strict_json, write_block
 
 FORMAT = "cnet_deploy_gate"
@@ -38,7 +38,8 @@ class Places:
     summary: Path | None = None
 
     def check(self, inputs: Sequence[Path | str]) -> None:
-        """Raise OutputRefused for paths that can't be written to, that are an input or its manifest, or that are the same."""
+        """Raise OutputRefused for paths that can't be written to, that are an input or its manifest, or that are the same, and for a
+        summary in a file that is no text."""
         taken: list[Path | str] = [*inputs, *map(manifest_path, inputs)]
         for path, suffix in ((self.json, ".json"), (self.summary, "")):
             if path is not None:
@@ -48,6 +49,8 @@ class Places:
                         f"{path}: the verdict can't be written there; expected {expected}, and no file of a model or a baseline"
                     )
                 check_output(path, like=key_of(FORMAT) if suffix else "")
+                if not suffix:
+                    require_appendable(path)
                 taken.append(path)
 
 

@@ -12,8 +12,10 @@ from cnet_deploy.benchmarks.compare.results import read_comparison, write_compar
 from cnet_deploy.benchmarks.compare.run import compare, precision_of, variants_of
 from cnet_deploy.benchmarks.compare.show import page, words_of
 from cnet_deploy.errors import InputRefused, Unavailable
+from cnet_deploy.models.build import build_random
 from cnet_deploy.sessions import backends, names
 from tests.benchmarks.helpers import QUICK
+from tests.builders import TINY
 from tests.release.pages import ROOT
 
 DATA = ROOT / "examples" / "cifar10-test-500.bin"
@@ -78,6 +80,17 @@ def test_an_artifact_is_run_as_it_is(onnx_path: Path) -> None:
         compare(onnx_path, backends=["onnxruntime"], classifier_keep=1.0)
     with pytest.raises(InputRefused, match="whose architecture is fixed; expected no groups"):
         compare(onnx_path, backends=["onnxruntime"], groups=4)
+
+
+def test_weights_in_less_than_fp32_are_named(onnx_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What computes in fp32 with them gives answers, but not those of the model in fp32."""
+    pytest.importorskip("openvino", reason="needs the extra: cnet-deploy[openvino]")
+    artifact = cd.export(build_random(TINY), "onnx", tmp_path / "half.onnx", precision="fp16").path
+    for path, expected in ((artifact, True), (onnx_path, False)):
+        caplog.clear()
+        done = compare(path, backends=["openvino"], precisions=["fp32"], threads=1, settings=QUICK)
+        assert done.variants[0].precision == "fp32"
+        assert (f"{path}: has its weights in fp16; what is called fp32 here computes" in caplog.text) is expected
 
 
 def test_every_precision_that_the_declarations_have() -> None:

@@ -113,6 +113,35 @@ class TestBadDays:
             assert run(*arguments).exit_code == 4
         assert baseline.read_text() == "precious" and {path.name for path in tmp_path.iterdir()} == {"b.json", "h.onnx"}
 
+    @pytest.mark.parametrize("force", [False, True])
+    @pytest.mark.parametrize(
+        ("name", "content", "what"),
+        [
+            ("page.md", b"\x08\0\0\0\0\0\0\0{}", "a safetensors file"),
+            ("page.md", b"\x89PNG\r\n\x1a\n", "a PNG image"),
+            ("page.json", b"[1]", "a JSON file"),
+            ("page.md", b'{"cnet_deploy_bench": 1}', "results of `bench`"),
+        ],
+    )
+    def test_a_summary_is_not_added_to_what_is_no_page(
+        self, name: str, content: bytes, what: str, force: bool, artifacts: dict[str, Path], tmp_path: Path
+    ) -> None:
+        """Also through a link, which is followed; and --force is for what is replaced."""
+        page, link = tmp_path / name, tmp_path / f"link-{name}"
+        page.write_bytes(content)
+        link.symlink_to(page)
+        for path in (page, link):
+            done = run(artifacts["base"], artifacts["base"], "--summary", path, *["--force"] * force)
+            assert done.exit_code == 4 and f"{path}: is {what}, which text at its end would damage" in done.stderr
+        assert page.read_bytes() == content
+
+    @pytest.mark.parametrize("before", ["", "[1](https://example.com)\n", "<html>\n", "\x1b[1m step \x1b[0m\n"])
+    def test_a_summary_is_added_to_any_text(self, before: str, artifacts: dict[str, Path], tmp_path: Path) -> None:
+        page = tmp_path / "page"
+        page.write_text(before)
+        assert run(artifacts["missing"], artifacts["base"], "--summary", page).exit_code == 5
+        assert page.read_text().startswith(f"{before}### Latency gate: not measured")
+
     def test_a_summary_is_written_though_the_json_is_not(
         self, artifacts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
