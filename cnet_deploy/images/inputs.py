@@ -13,7 +13,7 @@ import numpy.typing as npt
 from cnet_deploy.errors import InputRefused, naming
 from cnet_deploy.images.bounds import Unfit
 from cnet_deploy.images.decode import Pixels, Source, read_image, refuse_url, resized, walk_images
-from cnet_deploy.images.image_file import taken
+from cnet_deploy.images.image_file import MAX_DECODED, taken
 from cnet_deploy.images.preprocessing import CHANNELS, Preprocessing
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # A path, an image of Pillow, or uint8 [height, width] or [height, width, channels].
 Given = Union[Path, str, "Image.Image", npt.NDArray[np.uint8]]
+_BYTES = (bytes, bytearray, memoryview)
+_ENCODED = "of an encoded image give PIL.Image.open(io.BytesIO(data))"
 _EXPECTED = "expected a path, an image of Pillow, or a numpy array of uint8 [height, width, channels]"
 
 
@@ -31,6 +33,8 @@ def pixels_of(image: Given, preprocessing: Preprocessing, *, upright: bool = Tru
     for an array of another type or layout; the message says how to change it.
     """
     if isinstance(image, (str, Path)):
+        if image == "":
+            raise InputRefused(f"the path is empty; {_EXPECTED}")
         refuse_url(image)
         return read_image(Path(image), preprocessing, upright=upright)
     if isinstance(image, np.ndarray):
@@ -45,7 +49,8 @@ def pixels_of(image: Given, preprocessing: Preprocessing, *, upright: bool = Tru
     if is_picture(image):
         with taken(image, upright=upright) as picture:
             return resized(picture, preprocessing)
-    raise InputRefused(f"the image is {type_in_words(image)}; {_EXPECTED}")
+    given: object = image
+    raise InputRefused(f"the image is {type_in_words(given)}; {_ENCODED if isinstance(given, _BYTES) else _EXPECTED}")
 
 
 def is_picture(image: object) -> bool:
@@ -72,12 +77,14 @@ def walk_given(given: Iterable[Given] | Given, preprocessing: Preprocessing, cla
     An image in memory is named "image 0", "image 1" … by its place among all that were given. Raises InputRefused as ``pixels_of`` does
     for arrays and what is no image; a file that can't be read raises when it is read.
     """
+    if isinstance(given, _BYTES):
+        raise InputRefused(f"what to classify is {type_in_words(given)}; {_ENCODED}")
     one = isinstance(given, (str, Path)) or is_picture(given) or (isinstance(given, np.ndarray) and given.ndim < 4)
     if not one and not isinstance(given, Iterable):
         raise InputRefused(f"what to classify is {type_in_words(given)}; {_EXPECTED}, or several of these")
     items: Iterable[Any] = [given] if one else given  # type: ignore[assignment]
     for number, item in enumerate(items):
-        if isinstance(item, (str, Path)):
+        if isinstance(item, (str, Path)) and item != "":
             yield from walk_images(item, preprocessing, classes, upright=True)
             continue
         name = f"image {number}"
@@ -112,6 +119,10 @@ def _fitting(array: npt.NDArray[Any]) -> Pixels:
         raise InputRefused(f"the array is uint8 {shape}; expected {layouts}{several}")
     if not array.size:
         raise InputRefused(f"the array is uint8 {shape}, which has no pixels; expected {layouts}")
+    if array.size > MAX_DECODED:  # it may be a small one that was broadcast
+        raise InputRefused(f"the array is uint8 {shape}; expected at most {MAX_DECODED:,} bytes")
+    if isinstance(array, np.ma.MaskedArray):
+        raise InputRefused("the array is masked, and an image has no masks; expected a plain array: give image.filled(0)")
     return array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
 
 

@@ -332,9 +332,15 @@ class _Tally:
     def result(self) -> FileResult:
         session, correct = self.session, np.concatenate(self.correct)
         return FileResult(
-            self.path, session.backend, session.device, session.precision, session.form, self.preprocessing, len(correct),
+            self.path, session.backend, session.device, _precision(session), session.form, self.preprocessing, len(correct),
             int(correct.sum()), self.right5, self.not_finite, self.seconds, np.concatenate(self.answers), correct, self.matching,
         )  # fmt: skip
+
+
+def _precision(session: Session) -> str:
+    """What it computes in, with the precision of the weights where that is another."""
+    weights = session.weights_precision
+    return session.precision if weights in (None, session.precision) else f"{session.precision} (weights {weights})"
 
 
 def ranked(logits: Floats, labels: Labels) -> tuple[Labels, Labels, npt.NDArray[np.bool_]]:

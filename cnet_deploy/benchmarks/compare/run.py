@@ -300,7 +300,7 @@ def _announcement(source: _Source, report: Report, count: int, settings: Setting
     seconds = sum(_shares(report, count, source, settings))
     cells = len(report.rows[0].results)
     what = f"{count:,} images" if count else "no images (latency and size only; --data DATA adds accuracy)"
-    return f"{cells} variants, {settings.rounds} rounds, {what}: this takes about {in_words(seconds)}"
+    return f"{cells} variants, {settings.rounds} round{'s' * (settings.rounds > 1)}, {what}: this takes about {in_words(seconds)}"
 
 
 class _Parts:

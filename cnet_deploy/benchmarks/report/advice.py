@@ -114,7 +114,9 @@ def _samples(report: Report) -> list[str]:
         )
     failed = sum(result.error is not None for result in report.results)
     if failed:
-        advice.append(f"{failed} cells failed and are shown as such: the reasons say what to install or change.")
+        advice.append(
+            f"{failed} cell{'s' * (failed > 1)} failed, with the reason in place of a time: the reasons say what to install or change."
+        )
     if report.after is None:
         advice.append("The run was interrupted and holds a part of its rounds: finish it with the same command and --resume.")
     return advice

@@ -106,7 +106,8 @@ def _announcement(report: Report, parts: Sequence[Sequence[Result]]) -> str:
     }
     seconds = EXPORTING * len(exported) + sum(estimate(len(part), settings, rounds_of(part, settings)) for part in parts)
     cells = sum(1 for _ in report.results)
-    return f"{cells} cell{'' if cells == 1 else 's'}, {settings.rounds} rounds: this takes about {in_words(seconds)}"
+    what = f"{cells} cell{'s' * (cells != 1)}, {settings.rounds} round{'s' * (settings.rounds > 1)}"
+    return f"{what}: this takes about {in_words(seconds)}"
 
 
 def backends_of(name: str, wanted: Sequence[str], device: str = "cpu") -> tuple[str, ...]:

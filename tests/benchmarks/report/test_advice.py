@@ -59,7 +59,7 @@ def test_unstable_failed_and_unfinished() -> None:
     made.rows[0].results[0].rounds[0][0] = 1.0
     found = warnings_of(made)
     assert any("1 of 11 cells are unstable" in text and "MobileNet 1.0-224 on onnxruntime" in text and "--rounds" in text for text in found)
-    assert any("1 cells failed" in text for text in found) and any("--resume" in text for text in found)
+    assert any("1 cell failed" in text for text in found) and any("--resume" in text for text in found)
 
 
 def warned_of_gpu(state: dict[str, Any] | None, after: dict[str, Any] | None) -> list[str]:
