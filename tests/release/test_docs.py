@@ -18,6 +18,7 @@ else:
     import tomli as tomllib
 
 import cnet_deploy as cd
+from cnet_deploy.benchmarks.measure.samples import milliseconds
 from cnet_deploy.benchmarks.sweep.paper import paper_ratio
 from cnet_deploy.benchmarks.sweep.results import read_report
 from tests.cases import exhaustive
@@ -160,3 +161,8 @@ def test_figures_in_the_readme_are_the_recorded_ones() -> None:
             f"{report.ratio(native):.2f}", f"{paper_ratio(row.paper):.2f}",
         ]  # fmt: skip
         assert f"| G=C={groups} | {' | '.join(figures)} |" in readme
+        shown = [milliseconds(result.median) for result in row.results]
+        assert [result.cell.backend for result in row.results] == ["torch", "onnxruntime", "native"]
+        first = f"| G=C={groups} ({row.top1_error:.1f} %"
+        (line,) = (text for text in readme.splitlines() if text.startswith(first))
+        assert line.endswith(f"| {' | '.join(f'{figure} ms' for figure in shown)} |")
