@@ -26,6 +26,7 @@ from cnet_deploy.errors import MAX_LENGTH, InputRefused, printable
 from cnet_deploy.text import whole_text
 
 MAX_DEPTH = 32
+_HALVES = re.compile("\\\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # of surrogate pairs, or whole ones as escapes
 MAX_SECONDS = 1_000_000
 _MOST = 1 << 62
 _LARGEST = sys.float_info.max
@@ -68,6 +69,8 @@ def reading(name: object, remedy: str = "") -> Iterator[None]:
 def parse_json(data: str | bytes, place: str = "") -> Any:
     """The value of a JSON text, in UTF-8 where it is bytes. ``place`` is where the text stands, for the message.
 
+    Halves of surrogate pairs become what ``text.whole_text`` makes of them, so that what is written again is the same.
+
     >>> parse_json('{"a": [1, 2]}')
     {'a': [1, 2]}
 
@@ -97,7 +100,7 @@ def parse_json(data: str | bytes, place: str = "") -> Any:
             for inner in (entry.values() if isinstance(entry, dict) else entry)
         ]  # fmt: skip
         if not level:
-            return value
+            return whole_text(value) if _HALVES.search(text) else value
     raise InvalidValue(f"{it} nests more than {MAX_DEPTH} lists and objects")
 
 
@@ -209,6 +212,7 @@ def _refuse_constant(constant: str) -> Any:
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    pairs = [(whole_text(name), value) for name, value in pairs]
     made = dict(pairs)
     if len(made) < len(pairs):
         name, _ = (Counter(name for name, _ in pairs) - Counter(made.keys())).popitem()

@@ -234,3 +234,15 @@ def test_text_that_can_not_be_printed(value: Any) -> None:
         check_printable(value, "here")
     assert "here" in str(caught.value)
     check_printable(json.loads('{"a": [1, null, "x"], "é": "ü"}'), "here")
+
+
+@pytest.mark.parametrize("text", [r'{"a": "\ud800", "\udfff": [{"b": "x\udc00y"}]}', r'["\ud83d\ude00", "é"]'])
+def test_halves_of_surrogate_pairs_are_the_same_when_written_again(text: str) -> None:
+    value = parse_json(text)
+    assert parse_json(to_json(value)) == parse_json(to_json(value, compact=True)) == parse_json(to_json(value, indent=1)) == value
+    assert to_json(value).encode()
+
+
+def test_names_that_would_become_one_are_two_entries() -> None:
+    with pytest.raises(InvalidValue, match="two entries"):
+        parse_json(r'{"\ud800": 1, "\\ud800": 2}')
