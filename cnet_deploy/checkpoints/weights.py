@@ -150,7 +150,7 @@ def tensors_of(chosen: WeightSet) -> tuple[dict[str, tuple[Any, Any]], tuple[str
     for name, original in chosen.names.items():
         ours = renamed(name)
         if ours in named:
-            raise InputRefused(f"two of its tensors are {printable(ours, 120)} in the original's names; expected one state dict")
+            raise InputRefused(f"two of its tensors are {printable(ours, 120)} in the reference's names; expected one state dict")
         named[ours] = (entries[original], entries[chosen.masks[name]] if name in chosen.masks else None)
     return named, (*chosen.companions, *plain)
 

@@ -57,7 +57,7 @@ def model_options(command: F) -> F:
         click.option(
             "--final-pool",
             type=click.Choice(["whole", "original"]),
-            help="What the last pooling averages: the whole map, or the original's window at its top left. [default: whole]",
+            help="What the last pooling averages: the whole map, or the reference's window at its top left. [default: whole]",
         ),
         click.option(
             "--stem-stride",

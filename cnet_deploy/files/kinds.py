@@ -42,7 +42,7 @@ def _weights(expression: str) -> str:
 
 _AGAIN = "get the file itself again"
 _TO_ONNX = "convert it to ONNX where it was made"
-_ONE_CHECKPOINT = "give the checkpoint in it (the original's .pth.tar is no tar archive)"
+_ONE_CHECKPOINT = "give the checkpoint in it (the reference's .pth.tar is no tar archive)"
 
 # What opens each, in the words of a message that expects one.
 EXPECTED = {

@@ -194,7 +194,7 @@ def _state(path: Path, loaded: Any) -> State:
     chosen, _ = choose(find(loaded), "state_dict")
     if chosen.dialect is None or chosen.dialect.table:
         names = chosen.dialect.name if chosen.dialect else "another network"
-        raise InputRefused(f"is no checkpoint to resume from: its tensors have the names of {names}; expected the original's")
+        raise InputRefused(f"is no checkpoint to resume from: its tensors have the names of {names}; expected the reference's")
     stored, _ = tensors_of(chosen)
     if any(mask is not None for _, mask in stored.values()):
         raise InputRefused("is no checkpoint to resume from: its weights have masks of torch.nn.utils.prune; expected those of training")

@@ -88,7 +88,7 @@ def tell_of_pool(model: nn.Module, overrides: Mapping[str, Any] | None) -> None:
     if arch.pools_as_original is False:
         (height, width), window = arch.final_size, arch.original_window
         log.warning(
-            "%s: the whole last map of %dx%d is averaged (the default, --final-pool whole), but the original averages %dx%d at its "
+            "%s: the whole last map of %dx%d is averaged (the default, --final-pool whole), but the reference averages %dx%d at its "
             "top left: give --final-pool original if the network was trained or measured so",
             model.source.name if model.source else "the network", height, width, window, window,
         )  # fmt: skip

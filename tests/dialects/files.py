@@ -232,8 +232,8 @@ def _torchscript() -> bytes:
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NUMPY = np.random.default_rng(0).standard_normal(3)
 READ: tuple[Case, ...] = (
-    Case("the original's training checkpoint, `module.` and all", "ShichenLiu/CondenseNet", checkpoint),
-    Case("the original's converted checkpoint", "ShichenLiu/CondenseNet", lambda: {"state_dict": converted("module.")}, form="group-conv"),
+    Case("the reference's training checkpoint, `module.` and all", "ShichenLiu/CondenseNet", checkpoint),
+    Case("the reference's converted checkpoint", "ShichenLiu/CondenseNet", lambda: {"state_dict": converted("module.")}, form="group-conv"),
     Case(
         "pytorchcv's names, in a `.pth.zip`",
         "osmr/pytorchcv",

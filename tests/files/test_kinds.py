@@ -201,7 +201,7 @@ def test_a_gzip_file_that_holds_itself_ends() -> None:
 
 def test_sentences() -> None:
     assert described(tar()) == (
-        "is a tar archive; unpack it with tar xf, and give the checkpoint in it (the original's .pth.tar is no tar archive)"
+        "is a tar archive; unpack it with tar xf, and give the checkpoint in it (the reference's .pth.tar is no tar archive)"
     )
     assert described(onnx_file(), "a checkpoint") == "is an ONNX file; expected a checkpoint"
 

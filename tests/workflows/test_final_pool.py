@@ -20,7 +20,7 @@ from tests.exporters.test_final_pool import as_the_reference
 
 SIZE = {"input_size": (48, 48)}
 SAID = (
-    "the whole last map of 12x12 is averaged (the default, --final-pool whole), but the original averages 8x8 at its top left: "
+    "the whole last map of 12x12 is averaged (the default, --final-pool whole), but the reference averages 8x8 at its top left: "
     "give --final-pool original if the network was trained or measured so"
 )
 
