@@ -52,6 +52,11 @@ class Choices(Words):
         self.choices = tuple(choices)
         self.metavar = f"[{'|'.join(choices)}],..."
 
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+        """Completion of a word, also after a comma."""
+        done, comma, begun = incomplete.rpartition(",")
+        return [CompletionItem(f"{done}{comma}{choice}") for choice in self.choices if choice.startswith(begun)]
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         words = super().convert(value.lower() if isinstance(value, str) else value, param, ctx)
         if unknown := [word for word in words if word not in self.choices]:

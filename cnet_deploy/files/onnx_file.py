@@ -7,6 +7,8 @@ from typing import Any
 
 from cnet_deploy.errors import InputRefused, in_words
 
+MOST_NODES = 100_000  # the paper's largest networks have some 2,000
+
 
 def parse_onnx(data: bytes) -> Any:
     """The onnx.ModelProto in a file's bytes. Raises InputRefused for bytes without a graph, and as ``require_one_file`` does."""
@@ -36,11 +38,16 @@ def _parse(data: bytes) -> Any:
 
     try:
         model = onnx.load_model_from_string(data)
+        nodes = len(model.graph.node)
         elsewhere = _is_suspect(data) and _any(model, onnx.TensorProto, _is_elsewhere)
         compiled = _is_suspect(data) and _any(model, onnx.NodeProto, lambda node: node.op_type == "EPContext")
-        damaged = not all(isinstance(text, str) for text in _texts(model))  # protobuf gives bytes for what is no UTF-8
+        damaged = nodes <= MOST_NODES and not all(
+            isinstance(text, str) for text in _texts(model)
+        )  # protobuf gives bytes for what is no UTF-8
     except Exception as error:  # protobuf can raise anything on damaged files
         raise InputRefused(f"is no readable ONNX model ({in_words(error)}); export it again") from None
+    if nodes > MOST_NODES:
+        raise InputRefused(f"has {nodes:,} nodes; expected a network of at most {MOST_NODES:,}: export it again")
     if damaged:
         raise InputRefused("is no readable ONNX model (its text is damaged); export it again")
     if elsewhere:

@@ -120,7 +120,7 @@ def test_a_verdict_is_told_all_the_same(option: str, name: str, models: Models, 
     """Of a gate that finds no baseline, since that is quick; a summary that others wrote to is not left with half of ours."""
     assert disk.forks.run(*ONNX.line(models, True, tmp_path)).code == 0
     disk.mount("8m")
-    old = b'{"cnet_deploy_gate": 1}'.ljust(PAGE - 9)  # so that a few bytes more would fit
+    old = (b'{"cnet_deploy_gate": 1}' if option == "--json" else b"# Before\n").ljust(PAGE - 9)  # so that a few bytes more would fit
     (disk.seen / name).write_bytes(old)
     disk.leave(0)
     done = disk.forks.run("gate", tmp_path / "m.onnx", "--baseline", tmp_path / "none.json", option, disk.place / name)
