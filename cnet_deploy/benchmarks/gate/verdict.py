@@ -248,7 +248,7 @@ def _markdown(outcome: Outcome) -> list[str]:
             f" Base against itself: ±{_share(quiet.half_width)} (99 %) in {quiet.rounds} rounds, at most {_share(quiet.limit)} allowed."
         )
     lines += ["", "<details><summary>Rounds and installations</summary>", ""]
-    lines += [f"- {side}: {_text(where)}" for side, where in outcome.installations.items()]
+    lines += [f"- {side}: `{shown(where, Where.CODE)}`" for side, where in outcome.installations.items()]
     if outcome.rounds or outcome.self_rounds:
         lines += ["", "| | order | base, ms | head, ms | head / base |", "|---|---|---:|---:|---:|"]
         for what, rounds in _parts(outcome):
