@@ -150,7 +150,8 @@ class Suite:
         compiler = subprocesses.tool("cc")
         if compiler is None:
             raise Unavailable("no C compiler called cc was found; install one (Debian: apt-get install gcc)")
-        _finished([compiler, "-O2", "-I", str(INCLUDE), str(program.absolute()), forms["native"], "-o", str(binary)])
+        linked = [forms["native"], "-Wl,-rpath,$ORIGIN"]
+        _finished([compiler, "-O2", "-I", str(INCLUDE), str(program.absolute()), *linked, "-o", str(binary)])
         _write_image(image, arch)
         seconds, kilobytes = [], []
         for _ in range(20):

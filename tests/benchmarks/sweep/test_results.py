@@ -130,7 +130,7 @@ def test_whole_numbers_stand_for_times(tmp_path: Path) -> None:
 
 ENVIRONMENTS: list[Any] = [
     {}, "x", {"packages": None}, {"packages": {"torch": "\x1b[2J"}}, {"load_average": 5}, {"governor": 7}, {"cores": "x"}, {"cores": 0},
-    {"clock_mhz": ["x"]}, {"processor_ticks": {"a": 1}}, {"cpu": "\ud800"}, {"cpu": None}, {"turbo": "on"}, {"more": 1},
+    {"clock_mhz": ["x"]}, {"processor_ticks": {"a": 1}}, {"cpu": None}, {"turbo": "on"}, {"more": 1},
     {"gpu": 1}, {"gpu_state": "x"}, {"gpu_state": {}}, {"gpu_state": {**STATE, "sm_mhz": "x"}},
     {"gpu_state": {**STATE, "reasons": ["\x1b[2J"]}}, {"gpu_state": {**STATE, "reasons": "idle"}},
     {"gpu_state": {**STATE, "slowdown_microseconds": {"a": -1.0}}},
