@@ -20,7 +20,7 @@ demo: .venv/ready
 	$(BIN)/cnet-deploy run $(OUT)/model.so examples/images
 	$(BIN)/cnet-deploy bench --json $(OUT)/table.json
 
-# Each mechanism is tested, those that take long in one case; `make test-all` has the others: more commands to kill, compilers, networks.
+# What can be shown in seconds, once; `make test-all` has the rest: repeats (more commands to kill, compilers, networks) and what takes long.
 test: .venv/ready lint
 	$(TESTS) -m "not exhaustive" --hypothesis-profile=quick
 

@@ -1,4 +1,4 @@
-"""Cases that repeat what another one has shown: ``make test`` leaves them out, ``make test-all`` runs them."""
+"""Cases that repeat what another one has shown, and those that take long: ``make test`` leaves them out, ``make test-all`` runs them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import hypothesis
 import pytest
 
 exhaustive = pytest.mark.exhaustive
+long = pytest.mark.exhaustive(alone=True)  # nothing quicker shows the same, but it takes seconds that `make test` has not
 
 
 def few(cases: Iterable[Any], count: int = 1) -> list[Any]:

@@ -8,7 +8,7 @@ import click
 
 from cnet_deploy.cli.console import Command, note, quiet
 from cnet_deploy.cli.options import force_option, timeout_option, weights_option
-from cnet_deploy.cli.types import FilePath, Finite, Numbers, Size, Words, complete_backends, complete_models
+from cnet_deploy.cli.types import Finite, Numbers, OutputPath, Size, Words, complete_backends, complete_models
 from cnet_deploy.sessions import names
 
 _HELP = f"""Measure the paper's inference-time table on this machine, or any MODELS.
@@ -46,19 +46,19 @@ error message lists those of the backend.
 @click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Turns of each cell.")
 @click.option("--seconds", type=Finite(0), default=0.2, show_default=True, help="Least measuring time of a turn, in seconds.")
 @click.option("--warmup", type=Finite(0), default=0.5, show_default=True, help="Least warm-up time of a process, in seconds.")
-@click.option("--json", type=FilePath(), help="Write raw samples and the environment to this file during the run.")
+@click.option("--json", type=OutputPath(), help="Write raw samples and the environment to this file during the run.")
 @click.option("--resume", is_flag=True, help="Continue the interrupted run in the file of --json.")
 @click.option(
     "--save-baseline",
     "baseline",
-    type=FilePath(),
+    type=OutputPath(),
     help="Measure each turn in a new process, and store it in this file for `gate --baseline`.",
 )
-@click.option("--html", type=FilePath(), help="Write the report as one HTML page with its plots.")
-@click.option("--markdown", type=FilePath(), help="Write the tables as Markdown.")
-@click.option("--csv", type=FilePath(), help="Write one line per cell as CSV.")
+@click.option("--html", type=OutputPath(), help="Write the report as one HTML page with its plots.")
+@click.option("--markdown", type=OutputPath(), help="Write the tables as Markdown.")
+@click.option("--csv", type=OutputPath(), help="Write one line per cell as CSV.")
 @force_option
-@click.option("--svg", type=FilePath(), help="Write a plot of latency against top-1 error.")
+@click.option("--svg", type=OutputPath(), help="Write a plot of latency against top-1 error.")
 def bench(
     models: tuple[str, ...], backends: tuple[str, ...], device: str, threads: tuple[int, ...], batches: tuple[int, ...],
     input_size: tuple[int, int] | None, weights: str | None, rounds: int, seconds: float, warmup: float, resume: bool,

@@ -10,7 +10,7 @@ import click
 from cnet_deploy.cli import options as parameters
 from cnet_deploy.cli.console import Command, note, tell
 from cnet_deploy.cli.options import force_option, keep_option, model_options, steps_options, timeout_option
-from cnet_deploy.cli.types import FilePath, Finite, ModelOrName, Words, complete_backends
+from cnet_deploy.cli.types import FilePath, Finite, ModelOrName, OutputPath, Words, complete_backends
 from cnet_deploy.sessions import PRECISIONS
 
 
@@ -45,8 +45,8 @@ from cnet_deploy.sessions import PRECISIONS
 @click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Turns of each variant.")
 @click.option("--seconds", type=Finite(0), default=0.2, show_default=True, help="Least measuring time of a turn, in seconds.")
 @click.option("--warmup", type=Finite(0), default=0.5, show_default=True, help="Least warm-up time of a process, in seconds.")
-@click.option("--json", type=FilePath(), help="Write everything, raw samples included, to this file.")
-@click.option("--html", type=FilePath(), help="Write the result as one HTML page.")
+@click.option("--json", type=OutputPath(), help="Write everything, raw samples included, to this file.")
+@click.option("--html", type=OutputPath(), help="Write the result as one HTML page.")
 @force_option
 @keep_option
 @steps_options

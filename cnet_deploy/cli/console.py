@@ -22,7 +22,9 @@ from typing import IO, Any, NoReturn
 
 import click
 
-from cnet_deploy.errors import CnetDeployError, in_words, printable, raise_if_interrupted
+from cnet_deploy.cli.types import OutputPath
+from cnet_deploy.errors import CnetDeployError, OutputRefused, in_words, printable, raise_if_interrupted
+from cnet_deploy.files import same_file
 from cnet_deploy.subprocesses import careful_libraries
 from cnet_deploy.text import LINE_LENGTH, ReaderLeft, StreamFailed, take_any_text, write_block, write_json, write_lines
 
@@ -92,6 +94,7 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            _require_outputs_apart(ctx)
             return super().invoke(ctx)
         except (CnetDeployError, StreamFailed, click.ClickException, click.Abort, click.exceptions.Exit, KeyboardInterrupt, SystemExit):
             raise
@@ -104,6 +107,19 @@ class Command(click.Command):
             with formatter.section("Examples" if len(self.examples) > 1 else "Example"):
                 for line in self.examples:
                     formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+
+def _require_outputs_apart(ctx: click.Context) -> None:
+    """Raise OutputRefused if a file that the command writes is one that it reads."""
+    paths: list[tuple[click.Parameter, Path]] = []
+    for param in ctx.command.params:
+        value = ctx.params.get(param.name or "")
+        paths += [(param, path) for path in (value if isinstance(value, tuple) else [value]) if isinstance(path, Path)]
+    for param, output in paths:
+        for other, path in paths:
+            if isinstance(param.type, OutputPath) and not isinstance(other.type, OutputPath) and same_file(output, path):
+                name = "the input itself" if isinstance(other, click.Argument) else f"the file of {other.opts[0]}"
+                raise OutputRefused(f"{output}: is {name}; expected another name for the output")
 
 
 class Commands(click.Group):

@@ -10,7 +10,7 @@ import click
 from cnet_deploy.cli import options as parameters
 from cnet_deploy.cli.console import Command, tell
 from cnet_deploy.cli.options import force_option, images_option, keep_option, labels_option, model_options, pin_option, steps_options
-from cnet_deploy.cli.types import FilePath
+from cnet_deploy.cli.types import FilePath, OutputPath
 from cnet_deploy.hardware.cpu import share_the_processor
 
 
@@ -26,7 +26,7 @@ from cnet_deploy.hardware.cpu import share_the_processor
 @click.option(
     "-o",
     "--output",
-    type=FilePath(),
+    type=OutputPath(),
     help="A .safetensors file, or .pth.tar in the reference's converted format. [default: beside the input]",
 )
 @keep_option

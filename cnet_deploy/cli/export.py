@@ -20,7 +20,7 @@ from cnet_deploy.cli.options import (
     steps_options,
     tolerance_option,
 )
-from cnet_deploy.cli.types import FilePath, ModelOrName
+from cnet_deploy.cli.types import ModelOrName, OutputPath
 from cnet_deploy.hardware.cpu import share_the_processor
 
 
@@ -37,10 +37,10 @@ from cnet_deploy.hardware.cpu import share_the_processor
 @parameters.target_options
 @click.option(
     "--triton",
-    type=FilePath(),
+    type=OutputPath(),
     help="Write the artifact into this model repository of NVIDIA Triton Inference Server.",
 )
-@click.option("-o", "--output", type=FilePath(), help="The artifact; of several, the folder for them. [default: beside the model]")
+@click.option("-o", "--output", type=OutputPath(), help="The artifact; of several, the folder for them. [default: beside the model]")
 @parameters.form_option
 @keep_option
 @labels_option("They are stored in the artifact. [default: the model's own]")

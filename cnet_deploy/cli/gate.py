@@ -12,7 +12,7 @@ import click
 
 from cnet_deploy.cli.console import Command, note, quiet
 from cnet_deploy.cli.options import force_option, timeout_option, weights_option
-from cnet_deploy.cli.types import FilePath, Finite, Share, complete_backends, complete_models
+from cnet_deploy.cli.types import FilePath, Finite, OutputPath, Share, complete_backends, complete_models
 from cnet_deploy.text import write_block
 
 
@@ -69,9 +69,9 @@ def _annotated() -> Iterator[None]:
     show_default=True,
     help="How the command ends if the machine is too noisy to say: with exit code 3, or with 0.",
 )
-@click.option("--json", type=FilePath(), help="Write the verdict with all rounds and raw samples to this file.")
+@click.option("--json", type=OutputPath(), help="Write the verdict with all rounds and raw samples to this file.")
 @force_option
-@click.option("--summary", type=FilePath(), help="Append the verdict to this Markdown file: a CI job's summary page.")
+@click.option("--summary", type=OutputPath(), help="Append the verdict to this Markdown file: a CI job's summary page.")
 def gate(
     models: tuple[str, ...], baseline: Path | None, new_artifact: bool, json: Path | None, summary: Path | None,
     seconds: float | None, warmup: float | None, **options: Any,

@@ -9,7 +9,7 @@ import click
 
 from cnet_deploy.cli.console import Command, show, show_json
 from cnet_deploy.cli.options import force_option, model_options, pin_option
-from cnet_deploy.cli.types import FilePath
+from cnet_deploy.cli.types import FilePath, OutputPath
 
 
 @click.command(
@@ -19,7 +19,7 @@ from cnet_deploy.cli.types import FilePath
 )
 @click.argument("file", type=FilePath())
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-@click.option("--plot", type=FilePath(), help="Draw which inputs each learned group reads into this SVG file.")
+@click.option("--plot", type=OutputPath(), help="Draw which inputs each learned group reads into this SVG file.")
 @force_option
 @pin_option
 @model_options

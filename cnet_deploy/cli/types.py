@@ -205,6 +205,10 @@ class FilePath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class OutputPath(FilePath):
+    """A path that the command writes: another than any that it reads."""
+
+
 class ModelOrName(FilePath):
     """A file, or the name of a network."""
 

@@ -237,15 +237,16 @@ def check_output(path: Path | str, *, source: Path | str | None = None, like: st
             raise OutputRefused(f"{path}: {path.parent} is no directory; make it first")
         if path.exists() and not path.is_file():
             raise OutputRefused(f"{path}: is a device or pipe; expected the name of a regular file")
-        if source is not None and _same(path, Path(source)):
+        if source is not None and same_file(path, Path(source)):
             raise OutputRefused(f"{path}: is the input itself; expected another name for the output")
         require_like(path, like)
     except (OSError, ValueError) as error:
         raise OutputRefused(f"{path}: can't be written: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _same(path: Path, source: Path) -> bool:
-    with contextlib.suppress(OSError):  # an unreadable source is reported when it is read
+def same_file(path: Path, source: Path) -> bool:
+    """Whether both exist and are one file."""
+    with contextlib.suppress(OSError, ValueError):  # an unreadable source is reported when it is read
         return path.exists() and source.exists() and path.samefile(source)
     return False
 
@@ -262,8 +263,15 @@ def _create(temporary: Path, target: Path) -> None:
             temporary.chmod(mode & 0o777)
 
 
+def _start(stem: str) -> str:
+    """So much of a name that more can be added: at most 100 bytes of the 255 that a name may have."""
+    while len(os.fsencode(stem)) > 100:
+        stem = stem[:-1]
+    return stem
+
+
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    return path.with_name(f".{_start(path.stem)}.{secrets.token_hex(4)}.tmp{path.suffix}")
 
 
 @contextlib.contextmanager

@@ -93,7 +93,8 @@ def convert_file(
     ``checkpoints.save`` do.
     """
     out = default_output(path, ".safetensors") if out is None else Path(out)
-    check_output(out, source=path, like="checkpoint")
+    for read in (path, labels, images):
+        check_output(out, source=read, like="checkpoint")
     model = named_by(load(path, sha256=sha256, **(overrides or {})), labels)
     with naming(path):
         model = prepared_by(model, preprocessing)

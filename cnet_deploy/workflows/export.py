@@ -125,7 +125,8 @@ def export(
     require_choices(target, options)
     source = None if isinstance(model, nn.Module) else Path(model)
     out = output_of(source, target, out, options.get("precision"))
-    check_artifact(out, target, source)
+    for read in (source, labels, images):
+        check_artifact(out, target, read)
     replaced = _there(out)
     if not isinstance(model, nn.Module):
         model = open_model(model, {**overrides, "sha256": sha256}, notify)
@@ -155,7 +156,7 @@ def export(
     return Exported(out, manifest, comparisons, written.unverifiable, written.notes, replaced)
 
 
-def check_artifact(out: Path, target: str, source: Path | None) -> None:
+def check_artifact(out: Path, target: str, source: Path | str | None) -> None:
     """Raise OutputRefused where an artifact of ``target`` and its manifest can't be written, before any work is done."""
     check_output(out, source=source, like=target_of(target).kind)
     check_output(manifest_path(out), source=source, like=key_of(FORMAT))

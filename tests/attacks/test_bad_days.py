@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from cnet_deploy.hardware.cpu import host_machine
-from tests.cases import few
+from tests.cases import few, long
 from tests.forks import Forks
 
 from .fixtures import Models
@@ -70,6 +70,7 @@ def test_measuring_is_stopped(number: signal.Signals, models: Models, forks: For
         assert "with --resume goes on" in done.stderr and "interleaved rounds" in " ".join(done.stdout.split()), done.stdout
 
 
+@long
 @pytest.mark.parametrize("number", few(STOPPED))
 def test_training_is_stopped(number: signal.Signals, forks: Forks, place: Path, small_dataset: Path) -> None:
     line = ("train", small_dataset, *SHAPE, "--epochs", "50", "--savedir", place)

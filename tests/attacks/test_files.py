@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import long
+
 from .helpers import REFERENCE, one_line, refused, run_apart, written
 
 IMAGES = REFERENCE.parent / "cifar10-test-500.bin"
@@ -138,6 +140,7 @@ def test_an_image_of_more_memory_than_it_is_worth(tmp_path: Path) -> None:
     assert done.returncode == 4 and "9000x9000 pixels would take 405,000,000 bytes" in one_line(done.stderr)
 
 
+@long
 def test_a_line_of_pixels_that_would_grow_to_gigabytes(tmp_path: Path) -> None:
     path = written(tmp_path, picture(1, 20_000_000), "image.png")
     done = run_apart("convert", REFERENCE, "-o", tmp_path / "out.safetensors", "--images", path, memory=4 << 30)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cases import few
+from tests.cases import few, long
 from tests.forks import IN_PLACE, Done, Forks
 from tests.old_outputs import old_output
 
@@ -85,6 +85,7 @@ def no_temporary(disk: Disk) -> None:
 
 
 @pytest.mark.parametrize("room", few([PAGE, 0, 10 * PAGE]))
+@long
 def test_training_on_a_full_disk(room: int, disk: Disk, small_dataset: Path) -> None:
     """Its log alone fits, or its log and no checkpoint; what is there is whole, and --resume goes on when there is room."""
     line = ("train", small_dataset, *SHAPE, "--savedir", disk.place / "run")

@@ -22,7 +22,7 @@ from cnet_deploy.errors import InputRefused
 from cnet_deploy.files import digest
 from cnet_deploy.sessions.torch import from_module
 from cnet_deploy.training import checkpoints
-from tests.cases import few
+from tests.cases import few, long
 from tests.forks import IN_PLACE, Done, Forks
 
 from .fixtures import Models
@@ -132,6 +132,7 @@ def test_a_writer_in_place_is_caught(command: Command, models: Models, forks: Fo
         killed_at_each_step(command, models, forks, tmp_path, setup=IN_PLACE)
 
 
+@long
 def test_the_manifest_of_a_first_opening(models: Models, forks: Forks, tmp_path: Path) -> None:
     """What was not verified where it was made is verified by its first opening, which writes that down."""
     place = emptied(tmp_path / "place")
@@ -156,6 +157,7 @@ def test_the_manifest_of_a_first_opening(models: Models, forks: Forks, tmp_path:
 
 
 @pytest.mark.parametrize("way", few(WAYS))
+@long
 def test_training_goes_on(way: str, models: Models, forks: Forks, small_dataset: Path, tmp_path: Path, kills: int) -> None:
     """Each attempt resumes what the one before it left; a run that came to its end is the one that nothing disturbed, bit for bit."""
 
@@ -189,6 +191,7 @@ def require_the_same(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("way", few(WAYS))
+@long
 def test_measuring_goes_on(way: str, models: Models, forks: Forks, tmp_path: Path, kills: int) -> None:
     """Results are old, absent or readable, a killed run can be resumed, and no process that measured is left behind."""
     assert forks.run(*ONNX.line(models, True, tmp_path)).code == 0

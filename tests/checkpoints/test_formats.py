@@ -32,7 +32,7 @@ from cnet_deploy.files.pickle_scan import examine
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.convert import convert
 from cnet_deploy.training.checkpoints import Checkpoints
-from tests.cases import examples
+from tests.cases import examples, few
 from tests.training.test_checkpoints import TOLD, stepped
 
 ROOT = Path(__file__).parents[2]
@@ -343,9 +343,9 @@ def test_views_that_reach_beyond_their_storage(tmp_path: Path, legacy: bool, off
         read_tensors(tmp_path / "c.pt")
 
 
-@pytest.mark.parametrize("arguments", [("inspect",), ("inspect", "--json"), ("inspect", "--plot", "groups.svg")], ids=str)
+@pytest.mark.parametrize("arguments", few([[], ["--json"], ["--plot", "groups.svg"]]), ids=str)
 @pytest.mark.parametrize("name", ["reference-cifar10.pth.tar", "model.safetensors", "broken.pth.tar"])
-def test_inspect_needs_no_torch(tmp_path: Path, trained: DenselyConnected, name: str, arguments: tuple[str, ...]) -> None:
+def test_inspect_needs_no_torch(tmp_path: Path, trained: DenselyConnected, name: str, arguments: list[str]) -> None:
     if name == "model.safetensors":
         save(trained, tmp_path / name)
     else:
@@ -357,7 +357,7 @@ def test_inspect_needs_no_torch(tmp_path: Path, trained: DenselyConnected, name:
         "finally: print(sorted({name.partition('.')[0] for name in sys.modules} & {'torch', 'onnx', 'PIL', 'matplotlib'}), file=sys.stderr)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, arguments[0], name, *arguments[1:]], cwd=tmp_path, capture_output=True, text=True, check=False,
+        [sys.executable, "-c", code, "inspect", name, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False,
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
     )  # fmt: skip
     assert done.returncode == (4 if name.startswith("broken") else 0), done.stderr

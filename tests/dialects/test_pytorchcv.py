@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import cnet_deploy as cd
 from cnet_deploy.cli import main
 from cnet_deploy.models.condensenet import initialise
-from tests.cases import few
+from tests.cases import few, long
 
 TOLERANCE = 1e-5  # of the largest logit
 
@@ -37,6 +37,7 @@ def theirs(name: str) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("name", few(["condensenet74_c4_g4", "condensenet74_c8_g8"]))
+@long
 def test_its_forward_and_ours(name: str, tmp_path: Path) -> None:
     network = theirs(name)
     torch.save(network.state_dict(), tmp_path / f"{name}.pth")

@@ -25,7 +25,7 @@ from cnet_deploy.hardware.cuda import why_no_device
 from cnet_deploy.models.build import build_named
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.program.lower import lower
-from tests.cases import exhaustive, few
+from tests.cases import exhaustive, few, long
 from tests.old_outputs import old_output
 
 pytest.importorskip("tensorrt_rtx", reason="needs the extra: cnet-deploy[rtx]")
@@ -127,6 +127,7 @@ def test_a_bf16_graph_is_more_than_an_old_parser_reads() -> None:
     old.require_precision("fp16", 17)
 
 
+@long
 @pytest.mark.parametrize("sent", few([signal.SIGINT, signal.SIGKILL]))
 def test_a_build_killed_half_way_leaves_what_was_there(tmp_path: Path, sent: signal.Signals) -> None:
     for name in ("m.engine", "m.engine.json"):

@@ -95,8 +95,9 @@ def test_the_source_is_not_overwritten(tmp_path: Path) -> None:
     assert source.read_text() == "source"
 
 
-def test_long_names_fit(tmp_path: Path) -> None:
-    target = tmp_path / ("n" * 240 + ".onnx")
+@pytest.mark.parametrize("stem", ["n" * 240, "é" * 120, "\U0001f600" * 60])
+def test_long_names_fit(tmp_path: Path, stem: str) -> None:
+    target = tmp_path / f"{stem}.onnx"
     with atomic_output(target) as temporary:
         temporary.write_text("new")
     assert target.read_text() == "new"

@@ -138,6 +138,25 @@ def test_every_command_that_writes(tmp_path: Path) -> None:
     assert b"cnet_deploy_manifest" in manifest_path(tmp_path / "mine.onnx").read_bytes()
 
 
+def test_no_output_is_what_is_read(tmp_path: Path) -> None:
+    """Not with --force either: labels, images, data, a baseline."""
+    model = save_checkpoint(tmp_path / "m.pth.tar", {"state_dict": state_dict(training_model(TINY))})
+    read = tmp_path / "read.onnx"
+    read.write_text("".join(f"{number}\n" for number in range(10)))
+    (tmp_path / "read.safetensors").hardlink_to(read)
+    for option, line in {
+        "--labels": ("convert", model, "--labels", read, "-o", tmp_path / "read.safetensors"),
+        "--images": ("export", model, "--onnx", "--images", read, "-o", read),
+        "--baseline": ("gate", model, "--baseline", read, "--summary", read),
+        "--data": ("compare", model, "--data", read, "--html", read),
+    }.items():
+        code, said = run(*line, "--force")
+        assert code == 4 and f"is the file of {option}; expected another name for the output" in said, said
+    with replacing_anything(), pytest.raises(OutputRefused, match="is the input itself"):
+        cd.export(model, "onnx", read, labels=read)
+    assert len(read.read_text().split()) == 10
+
+
 def test_force_ends_with_its_command(tmp_path: Path) -> None:
     model = save_checkpoint(tmp_path / "m.pth.tar", {"state_dict": state_dict(training_model(TINY))})
     for force in (["--force"], [], ["--force"]):

@@ -45,7 +45,7 @@ def test_seeds_are_read_and_their_changes_are_files(folder: Path, tmp_path: Path
             try_one(target, path, data)
 
 
-@pytest.mark.parametrize("inputs", few([300, 10_000]))
+@pytest.mark.parametrize("inputs", few([100, 10_000]))
 @pytest.mark.parametrize("target", TARGETS)
 def test_inputs_that_a_fuzzer_makes(folder: Path, target: str, inputs: int) -> None:
     if importlib.util.find_spec("atheris") is None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import cnet_deploy as cd
+from tests.cases import long
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,6 +48,7 @@ def test_make_targets(target: str, system_tool: Callable[[str], str]) -> None:
     assert done.returncode == 0 and ".venv/bin/" in done.stdout
 
 
+@long
 def test_sdist_to_wheel_to_elsewhere(tmp_path: Path, checkpoint_path: Path) -> None:
     """What is built is left in the folder that CNET_DIST names, for .ci/package to go on with."""
     copy = tmp_path / "checkout"

@@ -20,7 +20,7 @@ from tests.pictures import assert_same
 from tests.release.pages import PAGES, README, ROAD, ROOT, blocks, commands, hurried, of_the_road, shell, steps, surroundings
 
 RECORDED = ROOT / "cnet_deploy" / "benchmarks" / "results" / "amd-epyc-2-cores" / "table-2-threads.json"
-LONG = ["docs/native.md", "docs/evaluating.md", "docs/measuring.md"]  # the README has such commands too
+LONG = ["README.md", "docs/native.md", "docs/evaluating.md", "docs/measuring.md"]  # `make test-all` runs these pages' commands
 SHOWN = {"inspect", "convert", "verify", "run"}  # whose output can be compared, numbers that change apart
 
 

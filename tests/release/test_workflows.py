@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from cnet_deploy.cli.gate import gate
-from tests.cases import exhaustive, few
+from tests.cases import few, long
 from tests.forks import Forks
 
 ROOT = Path(__file__).parents[2]
@@ -148,12 +148,13 @@ class TestAction:
         assert done.returncode == 5 and "verdict=not measured\n" in (tmp_path / "output").read_text()
 
     @pytest.mark.parametrize(("inconclusive", "code"), few([("pass", 0), ("fail", 3)]))
+    @long
     def test_what_noise_does_is_the_users_choice(self, inconclusive: str, code: int, onnx_path: Path, tmp_path: Path) -> None:
         done = self.run(tmp_path, onnx_path, onnx_path, tolerance="0.000001", inconclusive=inconclusive)
         assert done.returncode == code and "verdict=inconclusive\n" in (tmp_path / "output").read_text()
 
 
-@exhaustive("tests/benchmarks/gate/test_installations.py::TestTwoInstallations::test_a_network_is_exported_by_each_sides_own_installation")
+@long
 def test_the_workflow_gates_one_revision_against_the_other(tmp_path: Path) -> None:
     """With the package and a copy of it in place of the two revisions."""
     steps = load(ROOT / ".github" / "workflows" / "latency.yml")["jobs"]["gate"]["steps"]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cnet_deploy.exporters import targets
 from cnet_deploy.sessions import names
+from tests.cases import long
 
 ROOT = Path(__file__).parents[2]
 # Rooms that are about single backends: their own two, what reads a machine, and the studies, each of one runtime.
@@ -50,6 +51,7 @@ import io
 import numpy as np
 
 from cnet_deploy.sessions.base import Backend, Binding, Session
+from tests.cases import long
 
 BACKEND = Backend(suffixes=(".npy",), devices=("cpu",), packages=("numpy",), table={"cpu": ("",)})
 
@@ -94,6 +96,7 @@ for line in sys.stdin:
 """
 
 
+@long
 def test_a_backend_is_two_files(tmp_path: Path, checkpoint_path: Path) -> None:
     shutil.copytree(ROOT / "cnet_deploy", tmp_path / "cnet_deploy", ignore=shutil.ignore_patterns("__pycache__", "results"))
     (tmp_path / "cnet_deploy" / "exporters" / "arrays.py").write_text(EXPORTER)

@@ -23,7 +23,7 @@ from cnet_deploy.models.build import build_random
 from cnet_deploy.program.lower import lower
 from cnet_deploy.sessions import trial
 from tests.builders import TINY
-from tests.cases import few
+from tests.cases import few, long
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +83,7 @@ def test_a_graph_that_never_ends_is_refused(make: Callable[[Path], Path], tmp_pa
         cd.open_session(path, timeout=3)
 
 
+@long
 def test_a_limit_for_what_takes_no_argument(tmp_path: Path) -> None:
     with trial.time_limit(3), pytest.raises(InputRefused, match="within 3 s"):
         list(cd.classify(loop(tmp_path / "m.onnx"), tmp_path))
@@ -125,6 +126,7 @@ def test_what_is_wrong_otherwise_is_said_as_ever(tmp_path: Path) -> None:
         cd.open_session(path)
 
 
+@long
 def test_a_measuring_process_is_not_given_what_never_ends(tmp_path: Path) -> None:
     path = loop(tmp_path / "m.onnx")
     began = time.monotonic()

@@ -13,7 +13,7 @@ import torch
 
 from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.training.processes import gathered
-from tests.cases import exhaustive
+from tests.cases import long
 from tests.conftest import ROOT
 
 
@@ -24,6 +24,7 @@ def torchrun(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False, timeout=300)
 
 
+@long
 def test_two_processes_prune_alike_and_count_every_image_once(small_dataset: Path, tmp_path: Path) -> None:
     done = torchrun("-m", "tests.training.two_processes", small_dataset, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -37,7 +38,7 @@ def test_two_processes_prune_alike_and_count_every_image_once(small_dataset: Pat
     assert "strides" not in done.stderr, "gradients are copied for want of the same layout"
 
 
-@exhaustive("test_two_processes_prune_alike_and_count_every_image_once")
+@long
 def test_the_command_under_torchrun(small_dataset: Path, tmp_path: Path) -> None:
     options = ["--stages", "1-1", "--growth", "8-8", "--epochs", "2", "-b", "32"]
     done = torchrun("-m", "cnet_deploy", "train", small_dataset, *options, "--savedir", tmp_path)

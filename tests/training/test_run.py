@@ -21,7 +21,7 @@ from cnet_deploy.errors import InputRefused
 from cnet_deploy.training import Recipe, train
 from cnet_deploy.training.checkpoints import read
 from cnet_deploy.training.journal import read as read_log
-from tests.cases import exhaustive, few
+from tests.cases import few, long
 
 SHAPE: dict[str, Any] = {"stages": (1, 1), "growth": (8, 8)}
 RECIPE = Recipe(epochs=4, batch_size=32, group_lasso_lambda=1e-4, dropout_rate=0.1)
@@ -169,7 +169,7 @@ def test_the_whole_road(tmp_path: Path, small_dataset: Path, model: str) -> None
     assert checkpoint.is_file()
 
 
-@exhaustive("tests/attacks/test_kills.py::test_training_goes_on")
+@long
 def test_kills_at_any_moment_change_nothing(whole: Path, tmp_path: Path, small_dataset: Path) -> None:
     """Killed again and again and resumed each time, a run ends bit for bit as one that nothing disturbed."""
     command = [sys.executable, "-m", "cnet_deploy", "train", str(small_dataset), *OPTIONS, "--savedir", str(tmp_path), "--resume"]

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from cnet_deploy.cli import main
 from cnet_deploy.hardware.cuda import why_no_device
-from tests.cases import few
+from tests.cases import few, long
 
 
 def doctor(*arguments: str, path: Path | None = None) -> tuple[int, dict[str, Any], str]:
@@ -62,6 +62,7 @@ def test_a_library_that_can_not_be_imported_is_a_line(tmp_path: Path) -> None:
     assert code == 5 and "libsomething.so.2 is missing" in found["openvino"]["reason"]
 
 
+@long
 def test_two_packages_in_one_place(tmp_path: Path) -> None:
     for name in ("onnxruntime", "onnxruntime-gpu"):
         folder = tmp_path / f"{name.replace('-', '_')}-1.30.0.dist-info"
@@ -72,6 +73,7 @@ def test_two_packages_in_one_place(tmp_path: Path) -> None:
     assert code == 5 and not entry["works"] and "pip uninstall -y onnxruntime onnxruntime-gpu" in entry["reason"]
 
 
+@long
 def test_for_people_and_unknown_names() -> None:
     shown = CliRunner().invoke(main, ["doctor", "tensorrt", "native"])
     if why_no_device():  # what works comes first, and a reason below its line

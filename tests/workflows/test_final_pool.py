@@ -16,6 +16,7 @@ from cnet_deploy.cli import main
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.workflows.convert import convert_file
 from tests.builders import TINY, logits, noise, save_checkpoint, state_dict, training_model
+from tests.cases import long
 from tests.exporters.test_final_pool import as_the_reference
 
 SIZE = {"input_size": (48, 48)}
@@ -63,6 +64,7 @@ def test_what_is_whole_is_written_as_before(checkpoint: Path, tmp_path: Path) ->
     assert ", final pool whole (12x12)" in cd.inspect(checkpoint, **SIZE).summary()
 
 
+@long
 def test_convert_and_export_say_where_the_two_differ(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     convert_file(checkpoint, tmp_path / "m.safetensors", overrides=SIZE)
     assert [record.getMessage() for record in caplog.records] == [f"c.pth.tar: {SAID}"]

@@ -21,6 +21,7 @@ from cnet_deploy.errors import OutputRefused
 from cnet_deploy.models.build import build_random
 from tests.benchmarks.gate.gating import NETWORK, QUICK, apart, run
 from tests.builders import TINY
+from tests.cases import few, long
 from tests.processes import interruptible
 
 pytestmark = pytest.mark.usefixtures("warm")
@@ -73,7 +74,7 @@ def test_ctrl_c_ends_the_gate_and_its_processes(artifacts: dict[str, Path], tmp_
 
 
 class TestBadDays:
-    @pytest.mark.parametrize("target", ["/dev/full", "closed"])
+    @pytest.mark.parametrize("target", few(["/dev/full", "closed"]))
     def test_output_that_nobody_takes_changes_no_verdict(self, target: str, artifacts: dict[str, Path], tmp_path: Path) -> None:
         command = apart(artifacts["missing"], artifacts["base"], "--json", tmp_path / "g.json")
         if target == "closed":
@@ -163,12 +164,14 @@ class TestBadDays:
         done = run(artifacts["base"], other, *QUICK)
         assert done.exit_code == 5 and "base takes 1 images per inference and head 4" in done.stderr
 
+    @long
     def test_formats_that_differ_have_no_figures_in_common(self, tmp_path: Path, onnx_path: Path) -> None:
         native = cd.export(build_random(TINY), "native", tmp_path / "m.so").path
         settings = replace(SETTINGS, seconds=0.0, warmup=0.0)
         found = gate(str(native), str(onnx_path), threads=1, max_rounds=8, tolerance=0.9, settings=settings)
         assert found.changes == [] and found.compared == "not compared: .so and .onnx are counted in different ways"
 
+    @long
     def test_a_file_that_is_replaced_meanwhile(self, artifacts: dict[str, Path], tmp_path: Path) -> None:
         """What runs is what was named when the gate began."""
         head = tmp_path / "h.onnx"

@@ -12,7 +12,7 @@ import pytest
 
 from cnet_deploy.benchmarks.gate.run import SETTINGS, gate
 from tests.benchmarks.gate.gating import QUICK, run
-from tests.cases import exhaustive
+from tests.cases import long
 
 ROOT = Path(__file__).parents[3]
 
@@ -36,7 +36,7 @@ def slow_python(tmp_path_factory: pytest.TempPathFactory) -> str:
 class TestTwoInstallations:
     """Another revision's Python, whose backend is slower: what changed is the code, not the file."""
 
-    @exhaustive("test_a_network_is_exported_by_each_sides_own_installation")
+    @long
     def test_slower_code_never_passes(self, artifacts: dict[str, Path], slow_python: str, tmp_path: Path) -> None:
         done = run(artifacts["base"], "--head-python", slow_python, "--tolerance", "30%", "--json", tmp_path / "g.json", *QUICK)
         found = json.loads((tmp_path / "g.json").read_text())
@@ -45,6 +45,7 @@ class TestTwoInstallations:
             assert found["decision"]["estimate"] > 1.5
             assert found["installations"]["base"] != found["installations"]["head"]
 
+    @long
     def test_a_network_is_exported_by_each_sides_own_installation(self, slow_python: str, tmp_path: Path) -> None:
         """Here head's exporter writes another graph: the figures show it before any clock does."""
         graph = Path(slow_python).parent / "cnet_deploy" / "exporters" / "onnx" / "__init__.py"

@@ -16,11 +16,12 @@ from cnet_deploy.hardware.cuda import why_no_device
 from cnet_deploy.models.build import build_random
 from tests.benchmarks.gate.gating import QUICK, run
 from tests.builders import TINY
-from tests.cases import few
+from tests.cases import few, long
 
 pytestmark = pytest.mark.usefixtures("warm")
 
 
+@long
 def test_twice_the_work_never_passes(artifacts: dict[str, Path], tmp_path: Path) -> None:
     done = run(artifacts["base"], artifacts["double"], "--tolerance", "30%", "--allow-changes", "--json", tmp_path / "g.json", *QUICK)
     found = json.loads((tmp_path / "g.json").read_text())
@@ -36,6 +37,7 @@ def test_twice_the_work_never_passes(artifacts: dict[str, Path], tmp_path: Path)
     assert done.stdout.splitlines()[0] == found["unlike"] == unlike and unlike in done.stderr  # before anything is measured, too
 
 
+@long
 def test_head_equal_to_base_is_never_a_regression(artifacts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     summary = tmp_path / "summary.md"
@@ -60,6 +62,7 @@ def test_a_missing_base_is_no_pass(artifacts: dict[str, Path], tmp_path: Path, m
     assert "Latency gate: not measured" in (tmp_path / "s.md").read_text()
 
 
+@long
 def test_between_two_precisions_operators_are_not_compared(tmp_path: Path) -> None:
     paths = [cd.export(build_random(TINY), "onnx", tmp_path / f"{name}.onnx", precision=name).path for name in ("fp32", "fp16")]
     summary = tmp_path / "s.md"
@@ -97,6 +100,7 @@ def test_a_machine_too_noisy_is_told(artifacts: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("backend", few(["native", "onnxruntime.fp16"]))
+@long
 def test_a_model_is_gated_on_a_backend_it_is_exported_for(backend: str, tmp_path: Path, converted: Any) -> None:
     from cnet_deploy.checkpoints.save import save
 

@@ -15,7 +15,7 @@ from cnet_deploy.benchmarks.measure import worker as instrument
 from cnet_deploy.benchmarks.measure.cells import Cell, worker
 from cnet_deploy.errors import Unavailable
 from cnet_deploy.sessions.base import Binding, Floats, Session
-from tests.cases import exhaustive
+from tests.cases import exhaustive, long
 
 
 def test_options_and_variants_reach_the_session(onnx_path: Path) -> None:
@@ -31,6 +31,7 @@ def test_torch_compile_is_a_backend_of_its_own(checkpoint_path: Path) -> None:
         assert opened["first_seconds"] > 10 * min(held.ask({"warmup": 0.0, "seconds": 0.0, "least": 5})["samples"])  # it compiled then
 
 
+@long
 def test_a_device_is_asked_for_where_it_is_not_the_cpu() -> None:
     """Installations of other revisions, which the gate runs, build networks without being told of a device."""
     with worker(Cell("x", "name:condensenet-50", "torch", 1)) as held:

@@ -25,7 +25,7 @@ from cnet_deploy.benchmarks.sweep.results import Report, Row, read_report
 from cnet_deploy.sessions import backends
 from cnet_deploy.svg import COLOURS
 from tests.benchmarks.helpers import on_cuda, report, result
-from tests.cases import few
+from tests.cases import few, long
 from tests.pictures import Picture
 
 RECORDED = Path(__file__).parents[3] / "cnet_deploy" / "benchmarks" / "results" / "amd-epyc-2-cores" / "table-2-threads.json"
@@ -133,7 +133,7 @@ def reports() -> list[Report]:
     return [report(), on_cuda(), crowded(), report(rows=report().rows[3:]), report(rows=report().rows[:1])]
 
 
-@pytest.mark.parametrize("width", [340, 860])
+@pytest.mark.parametrize("width", few([340, 860]))
 @pytest.mark.parametrize("draw", DRAWINGS)
 def test_pictures_are_whole_at_every_width(draw: Callable[..., str], width: int) -> None:
     for made in reports():
@@ -226,6 +226,7 @@ def test_settling_shows_the_first_inferences() -> None:
     )
 
 
+@long
 def test_a_page_is_the_same_in_every_process() -> None:
     """And what a drawing refers to is in itself: one that is not shown may not be referred to."""
     script = (

@@ -24,6 +24,7 @@ from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.hardware.cuda import why_no_device
 from cnet_deploy.models.architecture import NAMED
 from tests.benchmarks.helpers import QUICK
+from tests.cases import long
 
 pytestmark = pytest.mark.usefixtures("warm")
 
@@ -90,6 +91,7 @@ def test_a_models_file_is_exported_for_the_backends_that_are_asked_for(model_pat
     ]  # fmt: skip
 
 
+@long
 def test_one_of_several_sets_of_weights(converted, onnx_path: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """As it is, and exported first; the gate takes the same."""
     two = tmp_path / "two.pth"

@@ -17,7 +17,7 @@ from cnet_deploy.benchmarks.measure.rounds import Settings
 from cnet_deploy.benchmarks.sweep.results import Journal, Report, part_of, read_report
 from cnet_deploy.errors import InputRefused, OutputRefused
 from tests.benchmarks.helpers import STATE, on_cuda, report
-from tests.cases import few
+from tests.cases import few, long
 from tests.forks import Forks
 from tests.processes import interruptible
 
@@ -229,6 +229,7 @@ def test_a_finished_run_is_replaced_by_a_finished_one_only(tmp_path: Path) -> No
     assert read_report(path).settings.rounds == 3 and [entry.name for entry in tmp_path.iterdir()] == ["r.json"]
 
 
+@long
 @pytest.mark.parametrize("kill", few([signal.SIGINT, signal.SIGTERM]), ids=lambda s: s.name)  # SIGKILL: tests/attacks/test_kills.py
 def test_a_run_may_be_killed_at_any_time(onnx_path: Path, tmp_path: Path, forks: Forks, kill: signal.Signals) -> None:
     """As a user would: kill it, look at the file, and let --resume finish."""

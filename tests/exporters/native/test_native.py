@@ -18,7 +18,7 @@ from cnet_deploy.models.architecture import NAMED, Architecture
 from cnet_deploy.models.build import build_named
 from cnet_deploy.sessions.native import open_file
 from tests.builders import TINY, VARIETIES
-from tests.cases import examples, few
+from tests.cases import examples, few, long
 from tests.exporters.native.helpers import (
     BF16_ERROR,
     ERROR,
@@ -56,6 +56,7 @@ def check(
     return worst
 
 
+@long
 @pytest.mark.parametrize("name", few(NAMED))
 def test_every_architecture_of_the_paper(name: str, tmp_path: Path) -> None:
     model = build_named(name)

@@ -19,7 +19,7 @@ from cnet_deploy.hardware.cpu import host_isas, host_machine
 from cnet_deploy.program.lower import lower
 from cnet_deploy.sessions.native import open_file
 from tests.builders import TINY
-from tests.cases import exhaustive, few
+from tests.cases import exhaustive, few, long
 from tests.exporters.native.helpers import drive, driver, exact, images_for, isas, library, network
 from tests.old_outputs import old_output
 
@@ -163,6 +163,7 @@ def test_the_same_network_gives_the_same_bytes(
         assert place.encode() not in first
 
 
+@long
 def test_a_damaged_cache_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_compiler: Path) -> None:
     monkeypatch.setenv("CXX", str(quick_compiler))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -22,6 +22,7 @@ from cnet_deploy.models.build import build_random
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.program.lower import lower
 from tests.builders import TINY, TINY_DENSENET, VARIETIES, logits, noise
+from tests.cases import long
 
 
 def run(model: onnx.ModelProto, batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -104,6 +105,7 @@ print(hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest())
 """
 
 
+@long
 def test_the_same_bytes_in_another_process(checkpoint_path: Path) -> None:
     digests = {
         subprocess.run(

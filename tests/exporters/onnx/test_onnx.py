@@ -13,10 +13,11 @@ from cnet_deploy.errors import InputRefused
 from cnet_deploy.models.build import build_named
 from cnet_deploy.sessions import open_session
 from tests.builders import logits
-from tests.cases import few
+from tests.cases import few, long
 
 
 @pytest.mark.parametrize("name", few(["mobilenet-1.0-224", "resnet-18"]))
+@long
 def test_baselines_are_one_clean_file(name: str, tmp_path: Path) -> None:
     model = build_named(name)
     done = cd.export(model, "onnx", tmp_path / "m.onnx")
