@@ -219,7 +219,7 @@ def _resize_for(input_size: tuple[int, int]) -> tuple[int | None, tuple[Guess, .
     that was a guess."""
     if max(input_size) <= MAX_SMALL:
         return None, ()
-    return round(min(input_size) * 256 / 224), ("resize",)
+    return min(MAX_SIDE, round(min(input_size) * 256 / 224)), ("resize",)
 
 
 def _statistics(name: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

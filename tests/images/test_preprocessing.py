@@ -73,6 +73,8 @@ def test_another_size_keeps_the_statistics_and_guesses_the_resizing_anew() -> No
     assert (larger.resize, larger.crop, larger.guessed) == (round(384 * 256 / 224), (448, 384), ("resize",))
     assert (larger.mean, larger.interpolation) == (stated.mean, "bicubic")
     assert Preprocessing.of((32, 32), 10).of_size((48, 48)) == Preprocessing.of((48, 48), 10)
+    for side in (3500, 3600, 4096):  # what is guessed can be written and read
+        assert Preprocessing.from_dict(stated.of_size((side, side)).to_dict()).resize == min(4096, round(side * 256 / 224))
 
 
 def test_files_of_old_versions_read_and_write_the_same() -> None:
