@@ -32,7 +32,9 @@ def host_isas() -> tuple[str, ...]:
     v3 = {"avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "abm"} <= flags
     v4 = v3 and {"avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl"} <= flags
     bf16 = ("avx512_bf16",) if v4 and "avx512_bf16" in flags else ()
-    return (*bf16, *(("avx512",) if v4 else ()), *(("avx2",) if v3 else ()), "baseline")
+    vnni = ("avx512_vnni",) if v4 and "avx512_vnni" in flags else ()
+    avx_vnni = ("avx_vnni",) if v3 and "avx_vnni" in flags else ()
+    return (*bf16, *vnni, *(("avx512",) if v4 else ()), *avx_vnni, *(("avx2",) if v3 else ()), "baseline")
 
 
 def memory_bytes() -> int:

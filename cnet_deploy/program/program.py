@@ -5,6 +5,7 @@ Every exporter reads a Program. ``run`` computes it slowly in numpy, as the refe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,15 +104,25 @@ class Program:
     source_digest: str
     class_names: tuple[str, ...] = ()
 
-    def run(self, batch: Array) -> Array:
-        """[N, channels, H, W] -> logits [N, classes], in the precision of ``batch``. Slow: a reference for tests, not a backend."""
+    def run(self, batch: Array, observe: Callable[[str, Array], None] = lambda name, planes: None) -> Array:
+        """[N, channels, H, W] -> logits [N, classes], in the precision of ``batch``. Slow: a reference for tests, not a backend.
+
+        ``observe`` is given what convolutions write, [N, C, H, W], by a name: the stem's, a layer's, and that of its or a transition's 1x1
+        (of a layer's, after the ReLU).
+        """
         x = convolve(batch, self.stem.weight, self.stem.stride)
+        observe(self.stem.name, x)
         for layer in self.body:
             if isinstance(layer, DenseLayer):
                 middle = np.maximum(_pointwise(x, layer.pointwise), 0)
-                x = np.concatenate([x, convolve(middle, layer.weight, groups=layer.groups)], axis=1)
+                observe(layer.pointwise.name, middle)
+                new = convolve(middle, layer.weight, groups=layer.groups)
+                observe(layer.name, new)
+                x = np.concatenate([x, new], axis=1)
             else:
-                x = x if layer.pointwise is None else _pointwise(x, layer.pointwise)
+                if layer.pointwise is not None:
+                    x = _pointwise(x, layer.pointwise)
+                    observe(layer.pointwise.name, x)
                 n, c, h, w = x.shape
                 x = x[:, :, : h // 2 * 2, : w // 2 * 2].reshape(n, c, h // 2, 2, w // 2, 2).mean((3, 5))
         height, width = self.pool.window or x.shape[2:]

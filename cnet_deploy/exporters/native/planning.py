@@ -65,7 +65,7 @@ def make_plan(program: Program, *, precision: str, description: str, isas: Seque
         conv = block.transition.pointwise if block.transition else None
         height, width = block.size
         lines.append(
-            _struct(
+            struct(
                 height=height, width=width, pitch=block.pitch, channels=block.channels, plane=block.plane, map=block.map,
                 layout=f"Layout::{block.layout}", whole=block.whole, first_layer=first, last_layer=len(layers),
                 middle_channels=block.middle_channels, middle=block.middle,
@@ -77,15 +77,15 @@ def make_plan(program: Program, *, precision: str, description: str, isas: Seque
     weights = data.tobytes()
     channels, window = program.stem.weight.shape[1], _window(program.pool)
     defines = [f"-DCNET_CHANNELS={channels}"] * (channels != 3) + ["-DCNET_WINDOWED=1"] * (window != 0)
-    top = _struct(
+    top = struct(
         height=height, width=width, stem=stem, head=head, blocks=len(blocks), block="blocks", layer="layers", activations=activations,
-        between=between, data="cnet_data", description="description", preparation=_preparation(program.preprocessing),
+        between=between, data="cnet_data", description="description", preparation=preparation(program.preprocessing),
         class_name="class_names" if program.class_names else "nullptr",
         **({"window": window} if window else {}),
     )  # fmt: skip
-    texts = _text("description[]", [description])
+    texts = as_text("description[]", [description])
     if program.class_names:
-        texts += "\n\n" + _text("*const class_names[]", program.class_names)
+        texts += "\n\n" + as_text("*const class_names[]", program.class_names)
     source = _source(lines, layers, top, texts, isas, weights_name(weights), paired, channels, window != 0)
     return Plan(source, weights, tuple(block.layout for block in blocks), tuple(defines))
 
@@ -95,7 +95,7 @@ def make_plan(program: Program, *, precision: str, description: str, isas: Seque
 
 def _stem(stem: Stem, data: Data) -> str:
     channels = len(stem.weight)
-    return _struct(channels=channels, stride=stem.stride, weight=data.add(tiled(stem.weight.reshape(channels, -1), WIDE_TILES)))
+    return struct(channels=channels, stride=stem.stride, weight=data.add(tiled(stem.weight.reshape(channels, -1), WIDE_TILES)))
 
 
 def _wide_layer(layer: DenseLayer, block: Block, data: Data, paired: bool) -> tuple[str, int]:
@@ -107,11 +107,11 @@ def _wide_layer(layer: DenseLayer, block: Block, data: Data, paired: bool) -> tu
         tiled(conv_weights(layer.weight[h * outputs : (h + 1) * outputs], path.sources[h], h * size, paired=paired), WIDE_TILES)
         for h in range(layer.groups)
     ]
-    second = _struct(
+    second = struct(
         groups=layer.groups, inputs=len(path.sources[0]), outputs=outputs, stored=outputs, sources=0,
         weight=data.add(np.concatenate(weights)),
     )  # fmt: skip
-    text = _struct(first=first, second=second, channels=conv.in_channels)
+    text = struct(first=first, second=second, channels=conv.in_channels)
     return text, (layer.groups * len(path.sources[0]) + 1) * block.whole
 
 
@@ -143,7 +143,7 @@ def _wide_pointwise(conv: Pointwise, block: Block, data: Data, paired: bool, row
     # Rows that no 3x3 reads go to an extra plane after the last.
     target = np.array(slots, np.int32)
     target[target < 0] = target.max() + 1
-    return _struct(
+    return struct(
         groups=groups, inputs=inputs, outputs=stored, counts=data.add(counts), planes=data.add(planes), scale=0, shift=data.add(shift),
         weight=data.add(np.concatenate(weights)), bias=data.add(bias), target=data.add(target),
     )  # fmt: skip
@@ -167,12 +167,12 @@ def _narrow_layer(layer: DenseLayer, block: Block, data: Data, paired: bool) -> 
         matrix[:, :width] = _rows(conv.weight[part].astype(np.float64), path.rows[g])
         bias[g] = _rows(conv.bias[part].astype(np.float64), path.rows[g])
         weights.append(tiled(to_words(matrix, paired=paired), NARROW_TILES))
-    first = _struct(
+    first = struct(
         groups=groups, inputs=inputs, outputs=stored, counts=0, planes=data.add(planes), scale=data.add(scale), shift=data.add(shift),
         weight=data.add(np.concatenate(weights)), bias=data.add(bias), target=0,
     )  # fmt: skip
     second, floats = _narrow_conv(layer, block, data, paired, path.slots, path.sources, stored)
-    return _struct(first=first, second=second, channels=conv.in_channels), floats
+    return struct(first=first, second=second, channels=conv.in_channels), floats
 
 
 def _narrow_conv(layer: DenseLayer, block: Block, data: Data, paired: bool, slots: list[list[int]],
@@ -194,7 +194,7 @@ def _narrow_conv(layer: DenseLayer, block: Block, data: Data, paired: bool, slot
         whole = np.zeros((rows, *words.shape[1:]), words.dtype)
         whole[:outputs] = words
         weights.append(tiled(whole.transpose(0, 2, 1, 3), ROW_TILES))
-    text = _struct(
+    text = struct(
         groups=layer.groups, inputs=places, outputs=outputs, stored=rows, sources=data.add(sources),
         weight=data.add(np.concatenate(weights)),
     )  # fmt: skip
@@ -206,7 +206,7 @@ def _head(head: Head, pool: Pool, block: Block, data: Data) -> str:
     groups = -(-classes // CLASSES_TOGETHER)
     weight, bias = np.zeros((groups * CLASSES_TOGETHER, kept), np.float32), np.zeros(groups * CLASSES_TOGETHER, np.float32)
     weight[:classes], bias[:classes] = head.weight, head.bias
-    return _struct(
+    return struct(
         features=kept, classes=classes, planes=data.add((head.index * block.plane).astype(np.int32)),
         scale=data.add(pool.scale[head.index]), shift=data.add(pool.shift[head.index]),
         weight=data.add(tiled(weight, (CLASSES_TOGETHER,))), bias=data.add(bias),
@@ -222,10 +222,10 @@ def _window(pool: Pool) -> int:
     return height
 
 
-def _preparation(steps: Preprocessing) -> str:
+def preparation(steps: Preprocessing) -> str:
     """A Preparation of plan.h: the numbers in float32, as ``Preprocessing.apply`` takes them."""
     mean, deviation = ("{" + ", ".join(f"{float(np.float32(v)).hex()}f" for v in values) + "}" for values in (steps.mean, steps.std))
-    return _struct(
+    return struct(
         shorter_side=steps.resize or min(steps.crop), bicubic=int(steps.interpolation == "bicubic"), mean=mean, deviation=deviation
     )  # fmt: skip
 
@@ -240,7 +240,7 @@ def _rows(values: npt.NDArray[np.float64], rows: list[int]) -> npt.NDArray[np.fl
 # ---- C++ ---------------------------------------------------------------------------------------------------------------------------
 
 
-def _struct(**fields: object) -> str:
+def struct(**fields: object) -> str:
     """A structure of plan.h, field by field in its order: the compiler refuses a name that is unknown, missing or out of order."""
     return "{" + ", ".join(f".{name} = {value}" for name, value in fields.items()) + "}"
 
@@ -250,7 +250,7 @@ def weights_name(weights: bytes) -> str:
     return f"weights-{digest(weights)}.bin"
 
 
-def _text(declared: str, texts: Sequence[str]) -> str:
+def as_text(declared: str, texts: Sequence[str]) -> str:
     """The declaration of constant text in C++, or of a list of texts."""
     literals = []
     for text in texts:

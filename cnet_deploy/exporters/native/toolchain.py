@@ -32,16 +32,24 @@ HOW = (
 # Instruction set -> flags. The names are namespaces in the library, and what cnet_create_for takes.
 _FLAGS = {
     "avx512_bf16": ("-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512"),
+    "avx512_vnni": ("-march=x86-64-v4", "-mavx512vnni", "-mprefer-vector-width=512"),
     "avx512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
+    "avx_vnni": ("-march=x86-64-v3", "-mavxvnni"),
     "avx2": ("-march=x86-64-v3",),
     "baseline": ("-march=x86-64",),
+    "neon_i8mm": ("-march=armv8.2-a+dotprod+i8mm",),
+    "neon_dotprod": ("-march=armv8.2-a+dotprod",),
     "neon": ("-march=armv8-a",),
 }
 _ZIG_FLAGS = {
     "avx512_bf16": ("-mcpu=x86_64_v4+avx512bf16",),
+    "avx512_vnni": ("-mcpu=x86_64_v4+avx512vnni",),
     "avx512": ("-mcpu=x86_64_v4",),
+    "avx_vnni": ("-mcpu=x86_64_v3+avxvnni",),
     "avx2": ("-mcpu=x86_64_v3",),
     "baseline": ("-mcpu=x86_64",),
+    "neon_i8mm": ("-mcpu=generic+dotprod+i8mm",),
+    "neon_dotprod": ("-mcpu=generic+dotprod",),
     "neon": ("-mcpu=generic",),
 }
 # No -ffast-math: reassociation would break up the chains of multiply-adds, and NaN must stay NaN.
@@ -87,19 +95,21 @@ class Processor:
 
 def resolve(target: str | None, precision: str) -> Processor:
     """The processors that ``target`` names; None: all of this machine's family. Raises InputRefused for an unknown name."""
-    bf16 = ("avx512_bf16",) if precision == "bf16" else ()
+    best = {"bf16": ("avx512_bf16",), "int8": ("avx512_vnni",)}.get(precision, ("avx512",))
+    v3 = ("avx_vnni", "avx2") if precision == "int8" else ("avx2",)
+    arm = ("neon_i8mm", "neon_dotprod", "neon") if precision == "int8" else ("neon",)
     machine = host_machine()
     if target is None:
         if machine == "x86_64":
-            return Processor(machine, (*(bf16 or ("avx512",)), "avx2", "baseline"))
-        return Processor(machine, ("neon",) if machine == "aarch64" else ("baseline",))
+            return Processor(machine, (*best, *v3, "baseline"))
+        return Processor(machine, arm if machine == "aarch64" else ("baseline",))
     if target == "host":
         known = resolve(None, precision)
-        return Processor(machine, (next(isa for isa in (*bf16, *known.isas) if isa in host_isas()),))
+        return Processor(machine, (next(isa for isa in known.isas if isa in host_isas()),))
     choices = {
-        "x86-64-v3": Processor("x86_64", ("avx2",)),
-        "x86-64-v4": Processor("x86_64", (*bf16, "avx512")),
-        "aarch64": Processor("aarch64", ("neon",)),
+        "x86-64-v3": Processor("x86_64", v3),
+        "x86-64-v4": Processor("x86_64", (*best, "avx512") if precision == "bf16" else best),
+        "aarch64": Processor("aarch64", arm),
     }
     if target not in choices:
         raise InputRefused(f"no processor is called {printable(target)!r} here; expected one of {', '.join(TARGETS)}")
@@ -201,7 +211,8 @@ def build(compiler: Compiler, isas: Sequence[str], *, precision: str, source: st
         jobs: list[tuple[str, str, tuple[str, ...]]] = [
             (name, "baseline" if compiler.machine == "x86_64" else isas[-1], (*flags, *defines)) for name, flags in _ENGINE.items()
         ]
-        jobs += [("kernels.cpp", isa, (*_isa_defines(isa, precision), *defines)) for isa in isas]
+        kernels = "int8/kernels.cpp" if precision == "int8" else "kernels.cpp"
+        jobs += [(kernels, isa, (*_isa_defines(isa, precision), *defines)) for isa in isas]
         running = subprocesses.Several()
         with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             try:
@@ -250,7 +261,7 @@ def _object(
 ) -> bytes:
     """One object file: from the user's cache if the same compiler compiled the same sources with the same flags before."""
     flags = [*_COMMON, *compiler.flags(isa), *extra, *defines]
-    content = b"".join(path.read_bytes() for path in sorted(SOURCES.iterdir()) if path.is_file())
+    content = b"".join(path.read_bytes() for path in sorted(SOURCES.rglob("*")) if path.is_file())
     key = hashlib.sha256(repr((compiler, name, flags, hashlib.sha256(content).hexdigest())).encode()).hexdigest()
     if (cached := _from_cache(key)) is not None:
         log.info("%s for %s: compiled before", name, isa)

@@ -6,6 +6,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 namespace cnet {
@@ -34,16 +36,24 @@ static inline bool supported(const char *isa) {
     const bool v3 = (saved & 6) == 6 && has(c, 28) && has(c, 12) && has(c, 29) && has(c, 22) && has(b7, 5) && has(b7, 3) && has(b7, 8) &&
                     has(extended, 5);
     if (!strcmp(isa, "avx2")) return v3;
+    if (!strcmp(isa, "avx_vnni")) return v3 && has(a71, 4);
     // x86-64-v4: AVX-512 F, DQ, CD, BW, VL.
     const bool v4 = v3 && (saved & 0xe6) == 0xe6 && has(b7, 16) && has(b7, 17) && has(b7, 28) && has(b7, 30) && has(b7, 31);
     if (!strcmp(isa, "avx512")) return v4;
+    if (!strcmp(isa, "avx512_vnni")) return v4 && has(c7, 11);
     return !strcmp(isa, "avx512_bf16") && v4 && has(a71, 5);
 }
 
 #else
 
-// NEON is part of every aarch64 processor.
-static inline bool supported(const char *isa) { return !strcmp(isa, "neon") || !strcmp(isa, "baseline"); }
+// NEON is part of every aarch64 processor; products of bytes came later.
+static inline bool supported(const char *isa) {
+#if defined(__aarch64__)
+    if (!strcmp(isa, "neon_dotprod")) return getauxval(AT_HWCAP) >> 20 & 1;  // HWCAP_ASIMDDP
+    if (!strcmp(isa, "neon_i8mm")) return getauxval(AT_HWCAP2) >> 13 & 1;    // HWCAP2_I8MM
+#endif
+    return !strcmp(isa, "neon") || !strcmp(isa, "baseline");
+}
 
 #endif
 

@@ -12,9 +12,16 @@
 #ifndef CNET_CHANNELS
 #define CNET_CHANNELS 3  // of the image: 1, 3 or 4
 #endif
+#ifndef CNET_INT8
+#define CNET_INT8 0  // 1: the network is in integers, and the kernels are those of int8/
+#endif
 #ifndef CNET_WINDOWED
 #define CNET_WINDOWED 0  // 1: the plan has a window of the last map
 #endif
+
+#if CNET_INT8
+#include "int8/plan.h"
+#else
 
 namespace cnet {
 
@@ -109,3 +116,5 @@ struct Plan {
 extern __attribute__((visibility("hidden"))) const Plan plan;
 
 }  // namespace cnet
+
+#endif

@@ -1,0 +1,136 @@
+"""Ranges of what a Program computes, from images: what its quantised forms take their steps from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from cnet_deploy.errors import InputRefused
+from cnet_deploy.program.program import Array, Floats, Program
+
+Method = Literal["minmax", "percentile", "entropy"]
+METHODS: tuple[Method, ...] = get_args(Method)
+PERCENTILE = 99.99  # of a plane's values that lie within its range, half of the others on each side
+BINS = 1024  # of a plane's histogram
+_CUTS = np.linspace(0.5, 1.0, 51)  # parts of the whole range that `entropy` tries
+_LEVELS = 256  # of a byte
+_TOGETHER = 8  # images at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """``ranges`` [2, C] has the least and the largest value of each plane, by the names that ``Program.run`` gives to its observer.
+
+    ``images`` is their number, ``digest`` the SHA-256 of the images as the network reads them, ``constant`` whether all are equal.
+    """
+
+    method: Method
+    ranges: Mapping[str, Floats]
+    images: int
+    digest: str
+    constant: bool = False
+
+
+def calibrate(
+    program: Program, images: Floats, method: Method = "minmax", *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Calibration:
+    """The ranges of everything that a Program's convolutions write on ``images`` (float32 [N, channels, H, W]).
+
+    ``minmax`` takes them whole. ``percentile`` leaves out the 0.01 % of each plane's values that lie farthest outside. ``entropy`` cuts
+    each plane's range to the part of which a byte loses least: where the divergence of Kullback and Leibler between its histogram and
+    that of the bytes is smallest (Migacz, "8-bit inference with TensorRT", 2017). The last two look at the images twice. ``progress`` is
+    given how many images are done, of how many. Raises InputRefused for another method, for images of another shape, for none, and where
+    the network computes values that are not finite.
+    """
+    if method not in METHODS:
+        raise InputRefused(f"calibration {method!r}; expected one of {', '.join(METHODS)}")
+    shape = program.architecture.image_shape
+    if images.ndim != 4 or images.shape[1:] != tuple(shape) or not len(images):
+        raise InputRefused(f"calibration images of shape {list(images.shape)}; expected [N, {', '.join(map(str, shape))}], at least one")
+    total = len(images) * (1 if method == "minmax" else 2)
+    done = 0
+
+    def passing(observe: Callable[[str, Array], None]) -> None:
+        nonlocal done
+        for first in range(0, len(images), _TOGETHER):
+            part = images[first : first + _TOGETHER]
+            program.run(part, observe)
+            done += len(part)
+            progress(done, total)
+
+    whole: dict[str, Array] = {}
+
+    def widen(name: str, planes: Array) -> None:
+        if not np.isfinite(planes).all():
+            raise InputRefused(f"{name} computes values that are not finite on the calibration images; they or the weights are damaged")
+        found = np.stack([planes.min((0, 2, 3)), planes.max((0, 2, 3))])
+        if name in whole:
+            found = np.stack([np.minimum(whole[name][0], found[0]), np.maximum(whole[name][1], found[1])])
+        whole[name] = found
+
+    passing(widen)
+    ranges = whole
+    if method != "minmax":
+        counts = {name: np.zeros((found.shape[1], BINS)) for name, found in whole.items()}
+
+        def count(name: str, planes: Array) -> None:
+            least, most = whole[name]
+            bins = (planes - least[:, None, None]) * (BINS / np.maximum(most - least, np.finfo(np.float32).tiny))[:, None, None]
+            bins = np.clip(bins, 0, BINS - 1).astype(np.int64) + np.arange(len(least))[:, None, None] * BINS
+            counts[name] += np.bincount(bins.reshape(-1), minlength=len(least) * BINS).reshape(-1, BINS)
+
+        passing(count)
+        cut = _within if method == "percentile" else _least_divergent
+        ranges = {name: _cut(whole[name], cut(counts[name])) for name in whole}
+    digest = hashlib.sha256(np.ascontiguousarray(images, np.float32).tobytes()).hexdigest()
+    constant = bool((images == images[:1]).all()) and len(images) > 1
+    return Calibration(method, {name: found.astype(np.float32) for name, found in ranges.items()}, len(images), digest, constant)
+
+
+def _cut(whole: Array, bins: Array) -> Array:
+    """Ranges from bins: [2, C] of the whole and [2, C] edges of bins -> [2, C]."""
+    least, most = whole
+    return least + (most - least) * (bins / BINS)
+
+
+def _within(counts: Array) -> Array:
+    """The edges of the bins [2, C] between which PERCENTILE % of the values lie."""
+    outside = counts.sum(1, keepdims=True) * (100 - PERCENTILE) / 200
+    below, above = np.cumsum(counts, 1), np.cumsum(counts[:, ::-1], 1)[:, ::-1]
+    return np.stack([(below <= outside).sum(1), (above > outside).sum(1)])
+
+
+def _least_divergent(counts: Array) -> Array:
+    """The edges of the bins [2, C] of the part of the range that loses least when it is written in a byte.
+
+    Parts end where the values do that are nearest to 0 by count: each cut takes as large a share from both ends.
+    """
+    edges = np.zeros((len(_CUTS), 2, len(counts)))
+    losses = np.zeros((len(_CUTS), len(counts)))
+    centres = np.arange(BINS) + 0.5
+    mean = (counts * centres).sum(1) / np.maximum(counts.sum(1), 1)
+    for number, part in enumerate(_CUTS):
+        low, high = np.floor(mean * (1 - part)), np.ceil(mean + (BINS - mean) * part)
+        inside = (centres >= low[:, None]) & (centres < high[:, None])
+        held = np.where(inside, counts, 0)
+        held[np.arange(len(counts)), low.astype(np.int64)] += np.where(centres < low[:, None], counts, 0).sum(1)
+        held[np.arange(len(counts)), high.astype(np.int64) - 1] += np.where(centres >= high[:, None], counts, 0).sum(1)
+        level = np.clip((centres - low[:, None]) * (_LEVELS / np.maximum(high - low, 1)[:, None]), 0, _LEVELS - 1).astype(np.int64)
+        edges[number] = low, high
+        losses[number] = [_divergence(h, c * i, k) for h, c, i, k in zip(held, counts, inside, level, strict=True)]
+    best = losses.argmin(0)
+    return edges[best, :, np.arange(len(counts))].T
+
+
+def _divergence(held: Array, inside: Array, level: Array) -> float:
+    """Kullback and Leibler's, of a histogram with its ends gathered from the same in levels, spread over the bins that are not empty."""
+    filled = inside > 0
+    total, width = np.bincount(level, inside, _LEVELS), np.bincount(level, filled, _LEVELS)
+    spread = np.where(filled, total[level] / np.maximum(width[level], 1), 0)
+    p, q = held / max(held.sum(), 1), spread / max(spread.sum(), 1e-30)
+    taken = p > 0
+    return float((p[taken] * np.log(p[taken] / np.maximum(q[taken], 1e-12))).sum())
