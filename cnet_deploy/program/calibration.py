@@ -79,8 +79,10 @@ def calibrate(
 
         def count(name: str, planes: Array) -> None:
             least, most = whole[name]
-            bins = (planes - least[:, None, None]) * (BINS / np.maximum(most - least, np.finfo(np.float32).tiny))[:, None, None]
-            bins = np.clip(bins, 0, BINS - 1).astype(np.int64) + np.arange(len(least))[:, None, None] * BINS
+            width = (most - least).astype(np.float64)
+            per_width = np.divide(BINS, width, out=np.zeros(len(width)), where=width > 0)  # constant planes are in the first bin
+            bins = ((planes - least[:, None, None]) * per_width[:, None, None]).astype(np.int64).clip(0, BINS - 1)
+            bins += np.arange(len(least))[:, None, None] * BINS
             counts[name] += np.bincount(bins.reshape(-1), minlength=len(least) * BINS).reshape(-1, BINS)
 
         passing(count)

@@ -27,7 +27,7 @@ from cnet_deploy.program.quantized import (
     Requantization,
 )
 
-ROW_TILE, RUN_MOST, CLASSES_AT_ONCE, WORDS_SLACK, MOST_SHARES = 4, 64, 16, 256, 32
+ROW_TILE, RUN_MOST, CLASSES_AT_ONCE, MOST_SHARES = 4, 64, 16, 32
 CONV_TILES = (4, 2, 1)
 MAX_PLACE = (1 << 31) - 1  # bytes from the first plane of a map to its last: tables hold 32-bit places
 WHOLE_PIXELS = 1100  # of the largest map on which several threads finish a 1x1 before they begin the 3x3
@@ -54,10 +54,15 @@ class Block:
         return _odd_lines(padded(self.pixels, RUN_MOST))
 
     @property
-    def whole(self) -> int:
-        """Bytes of a plane of words that all threads share; 0 for maps that threads do strip by strip."""
-        around = 2 * padded(self.size[1] + 2, RUN_MOST)
-        return _odd_lines(4 * (padded(self.pixels, RUN_MOST) + around) + WORDS_SLACK) if self.pixels <= WHOLE_PIXELS else 0
+    def whole(self) -> bool:
+        """Whether threads share the groups of a layer, since strips of the map would be too short."""
+        return self.pixels <= WHOLE_PIXELS
+
+    def shared(self, layer: QuantizedLayer) -> int:
+        """Bytes of a layer's rows between its convolutions, with a row of zeros, where all threads share them."""
+        conv = layer.pointwise
+        rows = conv.groups * padded(len(conv.weight) // conv.groups, ROW_TILE) + 1
+        return padded(self.pixels, RUN_MOST) * rows * (2 if conv.extra else 1) if self.whole else 0
 
     @property
     def middle_channels(self) -> int:
@@ -81,13 +86,12 @@ def make_plan(program: QuantizedProgram, *, description: str, isas: Sequence[str
         first = len(layers)
         for layer in block.layers:
             layers.append(_layer(layer, block, data))
-            words = -(-layer.weight.shape[1] // _values(layer.pointwise)) * layer.groups
-            shared = max(shared, words * block.whole)
+            shared = max(shared, block.shared(layer))
         conv = block.transition.pointwise if block.transition else None
         height, width = block.size
         lines.append(
             struct(
-                height=height, width=width, channels=block.channels, plane=block.plane, map=block.map, whole=block.whole, first_layer=first,
+                height=height, width=width, channels=block.channels, plane=block.plane, map=block.map, whole=int(block.whole), first_layer=first,
                 last_layer=len(layers), middle_channels=block.middle_channels, middle=block.middle,
                 transition="{}" if conv is None else _pointwise(conv, block, data, to_map=True),
             )
@@ -294,7 +298,7 @@ extern "C" __attribute__((visibility("hidden"))) const float cnet_data[];
 
 namespace cnet {{
 
-static_assert(row_tile == {ROW_TILE} && run_most == {RUN_MOST} && classes_at_once == {CLASSES_AT_ONCE} && words_slack == {WORDS_SLACK} &&
+static_assert(row_tile == {ROW_TILE} && run_most == {RUN_MOST} && classes_at_once == {CLASSES_AT_ONCE} &&
               most_shares == {MOST_SHARES}, "int8.py and int8/constants.h differ; give each constant one value");
 static_assert(CNET_CHANNELS == {channels}, "the plan and the kernels are for images of different channels; build both for one");
 

@@ -6,7 +6,6 @@ namespace cnet {
 constexpr int row_tile = 4;          // outputs of a 1x1 that are computed together
 constexpr int run_most = 64;         // pixels of the longest run: planes are whole runs
 constexpr int classes_at_once = 16;  // classes whose weights stand side by side
-constexpr int words_slack = 256;     // bytes of a plane of words in `between`, besides its pixels and a row and a pixel on either side
 constexpr int most_shares = 32;      // flags after the features
 
 }  // namespace cnet

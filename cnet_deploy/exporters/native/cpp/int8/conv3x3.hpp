@@ -73,34 +73,33 @@ __attribute__((noinline)) void conv_tile(const ConvTile &t) {
 }
 
 constexpr Tiles<4, 2, 1> conv_tiles{};
+constexpr int widest_tile = 4;
 
-// All groups for one run. `in` is the first plane of words at the run's first pixel.
-template <bool WIDE, bool SHIFTS>
-CNET_INLINE void conv_run(const float *data, const Conv3x3 &c, const uint8_t *in, int64_t in_plane, int pitch, uint8_t *out,
-                          int64_t out_plane) {
-    const int32_t *weight = table(data, c.weight), *offset = table(data, c.offset), *scale = table(data, c.requantization.rows);
+// Outputs [begin, end) of a group for one run; begin is a multiple of the widest tile. `in` is the group's first plane of words at the run.
+template <bool WIDE>
+CNET_INLINE void conv_group(const float *data, const Conv3x3 &c, int g, int begin, int end, const uint8_t *in, int64_t in_plane, int pitch,
+                            uint8_t *out, int64_t out_plane) {
     ConvTile t;
     t.in_plane = in_plane;
     t.words = c.words;
     t.row = 4 * (int64_t)pitch;
+    t.in = in - t.row - 4;
     t.out_plane = out_plane;
-    for (int g = 0; g < c.groups; g++) {
-        t.in = in + g * c.words * in_plane - t.row - 4;
-        int done = 0;
-        auto take = [&](auto outputs) {
-            constexpr int tile = decltype(outputs)::value, together = tile < rows_at_once ? tile : rows_at_once;
-            for (; c.outputs - done >= tile; done += tile, weight += (int64_t)tile * c.words * 9)
-                for (int o = 0; o < tile; o += together) {
-                    const int64_t output = (int64_t)g * c.outputs + done + o;
-                    t.weight = weight + o;
-                    t.offset = offset + output;
-                    t.scale = scale + output * 3;
-                    t.out = out + output * out_plane;
-                    conv_tile<WIDE, SHIFTS, tile, together>(t);
-                }
-        };
-        each(conv_tiles, take);
-    }
+    int64_t output = (int64_t)g * c.outputs + begin;
+    const int64_t last = (int64_t)g * c.outputs + end;
+    auto take = [&](auto outputs) {
+        constexpr int tile = decltype(outputs)::value, together = tile < rows_at_once ? tile : rows_at_once;
+        for (; last - output >= tile; output += tile)
+            for (int o = 0; o < tile; o += together) {
+                t.weight = table(data, c.weight) + output * c.words * 9 + o;
+                t.offset = table(data, c.offset) + output + o;
+                t.scale = table(data, c.requantization.rows) + (output + o) * 3;
+                t.out = out + (output + o) * out_plane;
+                if (c.requantization.shifts) conv_tile<WIDE, true, tile, together>(t);
+                else conv_tile<WIDE, false, tile, together>(t);
+            }
+    };
+    each(conv_tiles, take);
 }
 
 }  // namespace CNET_ISA

@@ -15,7 +15,10 @@ static int64_t scratch_floats(const Plan &plan) {
     int64_t most = greater(stem_scratch(plan), pool_scratch(plan));
     for (int i = 0; i < plan.blocks; i++) {
         const Block &b = plan.block[i];
-        for (int j = b.first_layer; j < b.last_layer; j++) most = greater(most, layer_scratch(b, plan.layer[j]));
+        for (int j = b.first_layer; j < b.last_layer; j++) {
+            most = greater(most, layer_scratch(b, plan.layer[j]));
+            if (b.whole) most = greater(most, whole_scratch(b, plan.layer[j]));
+        }
         if (b.middle_channels) most = greater(most, columns_room(b.transition));
     }
     return round_up(most, 4 * line) / 4 + line;
@@ -34,14 +37,16 @@ static void layer(const Plan &plan, const Memory &memory, Member &m, const Block
     uint8_t *shared = (uint8_t *)memory.between;
     if (!goes_whole(b, shares)) return phase(m, [&](int share) { layer_strip<WIDE>(plan.data, b, l, map, scratch, share, shares); });
     phase(m, [&](int share) { whole_pointwise<WIDE>(plan.data, b, l, map, shared, scratch, share, shares); });
-    phase(m, [&](int share) { whole_conv3x3<WIDE>(plan.data, b, l, map, shared, share, shares); });
+    phase(m, [&](int share) { whole_conv3x3<WIDE>(plan.data, b, l, map, shared, scratch, share, shares); });
 }
 
 // The 1x1 of a transition fills a map of its own before the pooling begins.
 static void transition(const Plan &plan, const Block &b, const uint8_t *map, uint8_t *middle, uint8_t *scratch, int share, int shares) {
     const Range mine = share_of(runs_of(b), share, shares);
     for (int64_t r = mine.begin; r < mine.end; r++)
-        pointwise_run<false>(plan.data, b.transition, map + r * run, scratch, Rows{middle + r * run, 0, table(plan.data, b.transition.target)});
+        for (int g = 0; g < b.transition.groups; g++)
+            pointwise_group<false>(plan.data, b.transition, g, map + r * run, scratch,
+                                   Rows{middle + r * run, 0, table(plan.data, b.transition.target)});
 }
 
 static void run_network(const Plan &plan, const Memory &memory, Member &m, const float *image, float *logits) {

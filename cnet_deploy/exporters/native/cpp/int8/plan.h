@@ -56,7 +56,7 @@ struct Block {
     int32_t channels;  // when all its layers are done
     int64_t plane;     // bytes from plane to plane
     int64_t map;       // where the map lies among the activations, in bytes
-    int64_t whole;     // bytes of a plane of words in `between`, where several threads do a layer in two phases; 0 where they never do
+    int32_t whole;     // 1: several threads share groups, not strips, and rows of the 1x1 lie in `between`
     int32_t first_layer, last_layer;
     int32_t middle_channels;  // of the 1x1 in the transition after it; 0 if there is none
     int64_t middle;           // where the transition's 1x1 leaves its planes, in bytes

@@ -103,18 +103,15 @@ __attribute__((noinline)) void multiply_group(const float *data, const Pointwise
     }
 }
 
-// One run of a whole 1x1. `map` is the run in the first plane; `columns` has room for a group's words.
+// One group of a run. `map` is the run in the first plane; `columns` has room for a group's words.
 template <bool WIDE>
-CNET_INLINE void pointwise_run(const float *data, const Pointwise &p, const uint8_t *map, uint8_t *columns, const Rows &rows) {
-    constexpr int values = Word<WIDE>::values;
-    const int32_t *planes = table(data, p.planes), *thresholds = table(data, p.thresholds);
-    const int inputs = p.words * values;
-    for (int g = 0; g < p.groups; g++, planes += inputs, thresholds += 2 * inputs) {
-        if (p.flips) gather_run<WIDE, true>(planes, thresholds, p.words, map, columns);
-        else gather_run<WIDE, false>(planes, thresholds, p.words, map, columns);
-        if (p.requantization.shifts) multiply_group<WIDE, true>(data, p, g, columns, rows);
-        else multiply_group<WIDE, false>(data, p, g, columns, rows);
-    }
+CNET_INLINE void pointwise_group(const float *data, const Pointwise &p, int g, const uint8_t *map, uint8_t *columns, const Rows &rows) {
+    const int inputs = p.words * Word<WIDE>::values;
+    const int32_t *planes = table(data, p.planes) + (int64_t)g * inputs, *thresholds = table(data, p.thresholds) + (int64_t)g * inputs * 2;
+    if (p.flips) gather_run<WIDE, true>(planes, thresholds, p.words, map, columns);
+    else gather_run<WIDE, false>(planes, thresholds, p.words, map, columns);
+    if (p.requantization.shifts) multiply_group<WIDE, true>(data, p, g, columns, rows);
+    else multiply_group<WIDE, false>(data, p, g, columns, rows);
 }
 
 }  // namespace CNET_ISA
