@@ -180,28 +180,6 @@ def test_tensorrt_itself_needs_its_device(converted: DenselyConnected, tmp_path:
         assert (reason is None) == (why_no_device() is None)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
-def test_a_built_engine_s_precision_is_read_back_and_verified(converted: DenselyConnected, tmp_path: Path, precision: str) -> None:
-    done = cd.export(converted, "tensorrt", tmp_path / "m.engine", precision=precision)
-    assert done.unverified is None and all(comparison.passed for comparison in done.comparisons)
-    assert done.manifest.details["precision_source"] == "engine"
-
-
-@pytest.mark.gpu
-def test_the_timing_cache_is_kept_and_a_damaged_one_refused(converted: DenselyConnected, tmp_path: Path) -> None:
-    if tensorrt_flavours.find().rtx:
-        pytest.skip("tensorrt-rtx keeps no timing cache")
-    cache = tmp_path / "t.cache"
-    cd.export(converted, "tensorrt", tmp_path / "m.engine", timing_cache=cache)
-    assert cache.stat().st_size > 0
-    cd.export(converted, "tensorrt", tmp_path / "m.engine", timing_cache=cache)
-    cache.write_bytes(b"something else")
-    with pytest.raises(InputRefused, match="is no timing cache"):
-        cd.export(converted, "tensorrt", tmp_path / "m.engine", timing_cache=cache)
-    assert cache.read_bytes() == b"something else"
-
-
 def test_no_graph_holds_what_the_runtime_s_parser_never_saw(converted: DenselyConnected) -> None:
     assert {node.op_type for node in build_graph(lower(converted), precision="fp16").graph.node} == {
         "Cast", "Conv", "Gather", "BatchNormalization", "Relu", "Concat", "AveragePool", "GlobalAveragePool", "Flatten", "Gemm",
