@@ -100,10 +100,14 @@ def write(
 
 
 def comparable(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """``options`` with a shared timing cache, so that equal layers of several networks are built in the same way and can be compared."""
+    """``options`` with a shared timing cache, so that equal layers of several networks are built in the same way and can be compared.
+
+    Not with 8.6, which refuses caches of its own.
+    """
     from cnet_deploy.hardware import tensorrt
 
-    if "timing_cache" in options or not tensorrt.find(options.get("flavour")).has_timing_cache:
+    installed = tensorrt.find(options.get("flavour"))
+    if "timing_cache" in options or not installed.has_timing_cache or not installed.strongly_typed:
         return dict(options)
     return {**options, "timing_cache": folder / "timing.cache"}
 
@@ -151,6 +155,7 @@ class _Build:
 
         self._flavour, self._trt = flavour, flavour.module
         self._log = flavour.logger()
+        self._log.errors.clear()
         self.device: Mapping[str, Any] = {}
         try:
             self._builder = self._trt.Builder(self._log)
@@ -190,6 +195,7 @@ class _Build:
         profile = self._builder.create_optimization_profile()
         profile.set_shape(INPUT, *((size, *shape) for size in batch))
         config.add_optimization_profile(profile)
+        _share_the_profile(trt, config)
         if self._flavour.rtx:
             capabilities = self._flavour.capabilities()
             config.num_compute_capabilities = len(capabilities)
@@ -211,13 +217,13 @@ class _Build:
             return
         if not self._flavour.has_timing_cache:
             raise InputRefused(f"{self._flavour.name} has no timing cache; leave --timing-cache out")
+        path = Path(path)
         check_output(path)
         earlier = read_bytes(path) if path.exists() else b""
+        self._log.errors.clear()
         cache = self._config.create_timing_cache(earlier)
         if cache is None or not self._config.set_timing_cache(cache, False) or (earlier and self._log.errors):
-            raise InputRefused(
-                f"{path}: is no timing cache of {self._flavour.name} {self._flavour.version} on this device; give it another name"
-            )
+            raise InputRefused(f"{path}: {self._with_errors('is no timing cache of this TensorRT on this device')}; give it another name")
         try:
             yield
         finally:
@@ -249,6 +255,12 @@ class _Build:
     def _with_errors(self, message: str) -> str:
         errors = "; ".join(dict.fromkeys(self._log.errors)) or "no reason given"
         return f"{message} ({self._flavour.name} {self._flavour.version}): {printable(errors, 400)}"
+
+
+def _share_the_profile(trt: Any, config: Any) -> None:
+    """Let several contexts use the engine's one profile, since a session has a context for each batch size. 10 and later always do."""
+    if feature := getattr(getattr(trt, "PreviewFeature", None), "PROFILE_SHARING_0806", None):
+        config.set_preview_feature(feature, True)
 
 
 def _described(error: Any, model: onnx.ModelProto, network: Program | nn.Module) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import importlib.metadata
 import os
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,7 +44,8 @@ class _Pycuda:
             driver.init()
             self._device = driver.Device(ordinal)
             self._context = self._device.retain_primary_context()
-        self._threads: set[int] = set()
+        # One that is left at the end of the process would be released by its destructor, in a way that is not for primary contexts.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._context))
         self.enter()
 
     @contextlib.contextmanager
@@ -54,6 +54,16 @@ class _Pycuda:
             yield
         except self._driver.Error as error:
             raise _refused(call, str(error)) from None
+
+    @contextlib.contextmanager
+    def _calling(self, call: str) -> Iterator[None]:
+        """While pycuda is called its own stack, one for each thread, has the context. A stack that is left with one ends the process."""
+        with self._raising(call):
+            self._context.push()
+            try:
+                yield
+            finally:
+                self._context.pop()
 
     def _raw(self, name: str, *arguments: Any) -> None:
         if status := getattr(self._cuda, name)(*arguments):
@@ -69,71 +79,69 @@ class _Pycuda:
         return str(self._device.name()), self._device.compute_capability()
 
     def enter(self) -> None:
-        if threading.get_ident() not in self._threads:  # pycuda keeps a stack of contexts for each thread
-            with self._raising("cuCtxPushCurrent"):
-                self._context.push()
-            self._threads.add(threading.get_ident())
+        self._raw("cuCtxSetCurrent", ctypes.c_void_p(int(self._context.handle)))
 
     def leave(self) -> None:
-        if threading.get_ident() in self._threads:
-            with self._raising("cuCtxPopCurrent"):
-                self._context.pop()
-            self._threads.discard(threading.get_ident())
         with self._raising("cuDevicePrimaryCtxRelease"):
-            self._context.detach()
+            self._context.push()
+            self._context.detach()  # leaves pycuda's stack, but not the driver's
+        ctypes.pythonapi.Py_DecRef(ctypes.py_object(self._context))
+        self._raw("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
 
     def allocate(self, size: int) -> int:
-        with self._raising("cuMemAlloc"):
+        with self._calling("cuMemAlloc"):
             memory = self._driver.mem_alloc(size)
         return self._keep(memory, int(memory))
 
     def release(self, pointer: int) -> None:
-        with self._raising("cuMemFree"):
+        with self._calling("cuMemFree"):
             self._objects.pop(pointer).free()
 
     def pin(self, size: int) -> int:
-        with self._raising("cuMemHostAlloc"):
+        with self._calling("cuMemHostAlloc"):
             array = self._driver.pagelocked_empty(size, np.uint8)
         return self._keep(array, array.ctypes.data)
 
     def unpin(self, address: int) -> None:
-        with self._raising("cuMemFreeHost"):
+        with self._calling("cuMemFreeHost"):
             self._objects.pop(address).base.free()
 
     def copy_in(self, pointer: int, address: int, size: int, stream: int) -> None:
-        with self._raising("cuMemcpyHtoDAsync"):
+        with self._calling("cuMemcpyHtoDAsync"):
             self._driver.memcpy_htod_async(pointer, _bytes_at(address, size), self._objects[stream])
 
     def copy_out(self, address: int, pointer: int, size: int, stream: int) -> None:
-        with self._raising("cuMemcpyDtoHAsync"):
+        with self._calling("cuMemcpyDtoHAsync"):
             self._driver.memcpy_dtoh_async(_bytes_at(address, size), pointer, self._objects[stream])
 
     def stream(self) -> int:
-        with self._raising("cuStreamCreate"):
+        with self._calling("cuStreamCreate"):
             stream = self._driver.Stream(_NON_BLOCKING)
         return self._keep(stream, int(stream.handle))
 
     def stream_destroy(self, stream: int) -> None:
-        self._objects.pop(stream)  # the destructor destroys the stream
+        with self._calling("cuStreamDestroy"):
+            del self._objects[stream]  # the destructor destroys it
 
     def synchronize(self, stream: int) -> None:
-        with self._raising("cuStreamSynchronize"):
+        with self._calling("cuStreamSynchronize"):
             self._objects[stream].synchronize()
 
     def event(self) -> int:
-        with self._raising("cuEventCreate"):
+        with self._calling("cuEventCreate"):
             event = self._driver.Event()
-        return self._keep(event, int(event.handle))
+        return self._keep(event, id(event))  # pycuda does not give its handle
 
     def event_destroy(self, event: int) -> None:
-        self._objects.pop(event)
+        with self._calling("cuEventDestroy"):
+            del self._objects[event]
 
     def record(self, event: int, stream: int) -> None:
-        with self._raising("cuEventRecord"):
+        with self._calling("cuEventRecord"):
             self._objects[event].record(self._objects[stream])
 
     def elapsed_ms(self, begin: int, end: int) -> float:
-        with self._raising("cuEventElapsedTime"):
+        with self._calling("cuEventElapsedTime"):
             return float(self._objects[end].time_since(self._objects[begin]))
 
     def capture_begin(self, stream: int) -> None:

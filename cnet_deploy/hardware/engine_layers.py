@@ -6,6 +6,7 @@ An engine that was requested in fp16 but built in fp32 gives correct outputs at 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -68,10 +69,12 @@ def of_engine(text: str) -> Layers:
         if not isinstance(layer, dict):  # only a name: built without details
             continue
         kind, tactic = str(layer.get("LayerType", "")).lower(), str(layer.get("TacticName", "")).lower()
+        multiplies = "pool" not in kind and any(word in part for part in (kind, tactic) for word in _MULTIPLY)
         types = [known for words in _types(layer) if (known := _precision(words))]
+        if not types and multiplies:  # "N/A due to dynamic shapes", in 8.6
+            types = [known for words in _types_of_weights(layer, tactic) if (known := _precision(words))]
         if not types or any(word in kind for word in _MOVE):
             continue
-        multiplies = any(word in part for part in (kind, tactic) for word in _MULTIPLY)
         counted.add(min(types, key=_BITS.__getitem__), multiplies=multiplies)
         counted.tf32 += multiplies and "tf32" in tactic
     return counted
@@ -96,6 +99,15 @@ def _types(layer: dict[str, Any]) -> Iterator[str]:
     for tensor in (*layer.get("Inputs", ()), *layer.get("Outputs", ())):
         if isinstance(tensor, dict):
             yield " ".join(str(tensor[key]) for key in ("DataType", "Datatype", "Format/Datatype", "Format") if key in tensor)
+
+
+def _types_of_weights(layer: dict[str, Any], tactic: str) -> Iterator[str]:
+    """The type of a layer's weights, or of the operands in its tactic's name: sm80_xmma_fprop_implicit_gemm_f16f16_f16f16_f16_…"""
+    weights = layer.get("Weights")
+    if isinstance(weights, dict) and "Type" in weights:
+        yield str(weights["Type"])
+    elif named := re.search(r"_(bf16|t?f32|f16)(?:bf16|f32|f16)_", tactic):
+        yield {"bf16": "bf16", "f16": "fp16"}.get(named[1], "fp32")
 
 
 def _precision(words: str) -> str | None:

@@ -6,6 +6,8 @@ builds without a device and has no timing cache. An engine can only be read by t
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import importlib
 import importlib.metadata
 from dataclasses import dataclass
@@ -72,25 +74,36 @@ class Flavour:
             )
 
     def logger(self) -> Any:
-        """A logger for TensorRT that collects error messages in its ``errors`` and prints nothing."""
-        base: Any = self.module.ILogger
-        severity = base.Severity
+        """This TensorRT's logger, which prints nothing: error messages are in its ``errors``, from which a user removes earlier ones.
 
-        class Quiet(base):  # type: ignore[misc]
-            def __init__(self) -> None:
-                base.__init__(self)
-                self.errors: list[str] = []
-
-            def log(self, level: Any, message: str) -> None:
-                if level in (severity.ERROR, severity.INTERNAL_ERROR):
-                    self.errors.append(message)
-
-        return Quiet()
+        There is one for the process, which never ends. TensorRT takes the first as everybody's, and still writes to it when it frees what
+        was made with it.
+        """
+        return _logger(self.module)
 
     def capabilities(self) -> list[Any]:
         """The compute capabilities to build an RTX engine for: all that this version knows, except Turing's."""
         known = self.module.ComputeCapability.__members__
         return [known[name] for name in sorted(known, key=lambda n: (len(n), n)) if name.startswith("SM") and name != _TURING]
+
+
+@functools.cache
+def _logger(module: ModuleType) -> Any:
+    base: Any = module.ILogger
+    severity = base.Severity
+
+    class Quiet(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            base.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, level: Any, message: str) -> None:
+            if level in (severity.ERROR, severity.INTERNAL_ERROR):
+                self.errors.append(message)
+
+    logger = Quiet()
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(logger))  # also not at the end of the process, when modules are emptied in any order
+    return logger
 
 
 def find(name: str | None = None) -> Flavour:

@@ -278,6 +278,11 @@ def _explained(path: Path, what: str, error: Exception) -> Unavailable:
     """onnxruntime's error on the device as Unavailable."""
     if re.search("out of memory|failed to allocate|ALLOC_FAILED", str(error), re.IGNORECASE):
         return Unavailable(f"{path}: onnxruntime ran out of the device's memory; use a smaller batch, or free the device's memory")
+    if "install TensorRT libraries" in str(error):
+        return Unavailable(
+            f"{path}: onnxruntime's TensorRT provider can't load TensorRT's libraries; install the TensorRT that this onnxruntime "
+            "was built for and put its folder into LD_LIBRARY_PATH, or leave the provider out"
+        )
     return Unavailable(f"{path}: onnxruntime can't {what} it on the device: {_first_line(error)}; try device 'cpu'")
 
 

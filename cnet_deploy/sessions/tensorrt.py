@@ -124,6 +124,7 @@ class TensorrtSession(Session):
     def _open(self, flavour: flavours.Flavour, data: bytes) -> None:
         trt, self._log = flavour.module, flavour.logger()
         self._trt = trt
+        self._log.errors.clear()
         runtime = trt.Runtime(self._log)
         runtime.engine_host_code_allowed = False
         self._engine: Any = runtime.deserialize_cuda_engine(data)
@@ -159,12 +160,20 @@ class TensorrtSession(Session):
 
     def bind(self, batch: Floats) -> Binding:
         batch = self.check(batch, exact=True)
-        context = self._engine.create_execution_context()
-        if context is None:
-            raise Unavailable(f"no execution context for a batch of {len(batch)}: {self.last_errors()}; use a smaller batch")
-        binding = _TensorrtBinding(self, context, batch)
+        binding = _TensorrtBinding(self, self._context(len(batch)), batch)
         self._bindings.add(binding)
         return binding
+
+    def _context(self, images: int) -> Any:
+        """A new execution context. 8.6 and 9 choose the profile of the first one alone."""
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise Unavailable(f"no execution context for a batch of {images}: {self.last_errors()}; use a smaller batch")
+        if context.active_optimization_profile < 0:
+            if not context.set_optimization_profile_async(0, self.cuda.stream):
+                raise Unavailable(f"the engine runs one batch size at a time: {self.last_errors()}; export the model again")
+            self.cuda.synchronize()
+        return context
 
     def close(self) -> None:
         if not self.closed:

@@ -141,7 +141,8 @@ def export(
             require_runnable(model.architecture, MOST_RANDOM)  # which it is verified with
     with atomic_pair(out, source=source) as (temporary, beside), _evaluating(model):
         network, chosen = _lowered(model, form)
-        log.info("exporting to %s: %s", target, {**options, "form": chosen})
+        stated = {name: value for name, value in {"form": chosen, **options}.items() if value is not None and not callable(value)}
+        log.info("exporting to %s: %s", target, ", ".join(f"{name} {value}" for name, value in stated.items()))
         if "soname" in options_of(target):
             options.setdefault("soname", out.name)
         written = write(network, temporary, **options)

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import cnet_deploy
 from cnet_deploy.models.build import build_random
+from tests.cases import long
 
 from .helpers import ARCHITECTURE, group_conv_state, refused, run_apart, written
 
@@ -155,6 +156,7 @@ def test_graphs_that_are_no_network(folder: Path, reference: Path, kind: str) ->
     refused("verify", artifact(folder, GRAPHS[kind]()), reference)
 
 
+@long
 def test_the_runtime_adds_no_lines_of_its_own(folder: Path, reference: Path) -> None:
     """onnxruntime logs to the process's stderr, which only a process of its own shows."""
     done = run_apart("verify", artifact(folder, GRAPHS["output of terabytes"]()), reference)

@@ -43,7 +43,7 @@ from cnet_deploy.cli import main
 from cnet_deploy.errors import Unavailable
 from tests.benchmarks.helpers import on_cuda, report, result
 from tests.builders import TINY, save_checkpoint, state_dict, training_model
-from tests.cases import examples, few
+from tests.cases import examples, few, long
 from tests.test_text import HOSTILE, TEXTS, Stream, commands, invisible
 
 ENCODINGS = ["ascii", "latin-1", "utf-8"]
@@ -188,6 +188,7 @@ class TestFieldsOfFiles:
         assert done.exit_code == 0, lines
         assert any("\\n::error::b" in line for line in lines)
 
+    @long
     @pytest.mark.parametrize("first", few(list(range(0, len(HOSTILE), 6))))
     def test_an_artifacts_graph_and_manifest(self, first: int, tiny: Path, place: Path) -> None:
         for text in HOSTILE[first : first + 6]:

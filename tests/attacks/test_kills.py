@@ -117,6 +117,7 @@ def killed_at_each_step(
     return found
 
 
+@long
 @pytest.mark.parametrize("command", few([CONVERT, ONNX, TRITON, PLOT, NATIVE]), ids=str)
 def test_every_step_of_a_commit(command: Command, models: Models, forks: Forks, tmp_path: Path, kills: int) -> None:
     found = killed_at_each_step(command, models, forks, tmp_path, kills)

@@ -30,7 +30,7 @@ from cnet_deploy.files import digest
 from cnet_deploy.files.onnx_weights import weights_precision
 from cnet_deploy.models.build import build_random
 from tests.benchmarks.helpers import result
-from tests.cases import few
+from tests.cases import few, long
 
 from .helpers import ARCHITECTURE, group_conv_state, one_line, refused, written
 
@@ -140,6 +140,7 @@ def nested(depth: int, value: Any) -> Any:
     return value
 
 
+@long
 @pytest.mark.parametrize("filler", few([[nested(25, n % 10) for n in range(5_000)], "\U0001f600" * 900_000]), ids=["nested", "emoji"])
 def test_a_rewritten_manifest_can_be_read_again(tmp_path: Path, exported: tuple[bytes, dict[str, Any]], filler: Any) -> None:
     """Indented, or with each sign in twelve characters, it was four to five times as large as its reader allows."""

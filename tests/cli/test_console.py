@@ -101,6 +101,7 @@ def test_verbose_says_what_is_done(onnx_path: Path, tmp_path: Path, checkpoint_p
     steps = [line for line in done.stderr.splitlines() if re.match(r" +\d+\.\d{3} s  ", line)]
     for word in ("read", "converted", "exporting", "opened", "compared", "wrote"):
         assert any(f" {word}" in line for line in steps), word
+    assert not any(mark in line for line in steps for mark in ("{'", "<function", " at 0x", "None"))  # words, and no Python
     assert not re.search(r"\d\.\d{3} s  ", run("inspect", onnx_path).output)
 
 

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cnet_deploy.cli import main
+from tests.cases import long
 
 pytestmark = pytest.mark.usefixtures("warm")
 
@@ -48,6 +49,7 @@ def test_bench_of_a_folder_says_what_it_is(tmp_path: Path) -> None:
 class TestBenchOutputs:
     QUICK = ("--rounds", 1, "--seconds", 0, "--warmup", 0, "--threads", 1)
 
+    @long
     def test_every_kind_at_once(self, onnx_path: Path, tmp_path: Path) -> None:
         kinds = {"json": "r.json", "html": "r.html", "markdown": "r.md", "csv": "r.csv", "svg": "r.svg"}
         options = [word for kind, name in kinds.items() for word in (f"--{kind}", tmp_path / name)]

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -181,26 +182,39 @@ def test_tensorrt_itself_needs_its_device(converted: DenselyConnected, tmp_path:
         assert (reason is None) == (why_no_device() is None)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
-def test_a_built_engine_s_precision_is_read_back_and_verified(converted: DenselyConnected, tmp_path: Path, precision: str) -> None:
-    done = cd.export(converted, "tensorrt", tmp_path / "m.engine", precision=precision)
-    assert done.unverified is None and all(comparison.passed for comparison in done.comparisons)
-    assert done.manifest.details["precision_source"] == "engine"
+def test_one_logger_for_the_process_and_one_build_s_errors_alone(converted: DenselyConnected, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT keeps the first logger as everybody's, and still writes to it when what was made with it is freed."""
+    found = tensorrt_flavours.find("tensorrt-rtx")
+    logger = found.logger()
+    assert tensorrt_flavours.find("tensorrt-rtx").logger() is logger
+    logger.errors.append("of an earlier build")
+    build = tensorrt._Build(found, build_graph(lower(converted)), lower(converted))
+    assert build._log is logger and logger.errors == []
+    monkeypatch.setattr(build, "_builder", SimpleNamespace(build_serialized_network=lambda *_: logger.errors.append("of this one")))
+    monkeypatch.setattr(build, "_config", SimpleNamespace(), raising=False)
+    with pytest.raises(Unavailable, match=r"TensorRT built no engine \(tensorrt-rtx [\d.]+\): of this one$"):
+        build.run(lambda *_: None)
 
 
-@pytest.mark.gpu
-def test_the_timing_cache_is_kept_and_a_damaged_one_refused(converted: DenselyConnected, tmp_path: Path) -> None:
-    if tensorrt_flavours.find().rtx:
-        pytest.skip("tensorrt-rtx keeps no timing cache")
-    cache = tmp_path / "t.cache"
-    cd.export(converted, "tensorrt", tmp_path / "m.engine", timing_cache=cache)
-    assert cache.stat().st_size > 0
-    cd.export(converted, "tensorrt", tmp_path / "m.engine", timing_cache=cache)
-    cache.write_bytes(b"something else")
-    with pytest.raises(InputRefused, match="is no timing cache"):
-        cd.export(converted, "tensorrt", tmp_path / "m.engine", timing_cache=cache)
-    assert cache.read_bytes() == b"something else"
+def test_what_8_6_lacks() -> None:
+    """Its contexts share no profile unless that is asked for, and it refuses the timing caches that it wrote."""
+    set_to: dict[str, bool] = {}
+    config = SimpleNamespace(set_preview_feature=lambda feature, on: set_to.update({feature: on}))
+    tensorrt._share_the_profile(SimpleNamespace(PreviewFeature=SimpleNamespace(PROFILE_SHARING_0806="sharing")), config)
+    assert set_to == {"sharing": True}
+    tensorrt._share_the_profile(tensorrt_flavours.find("tensorrt-rtx").module, config)  # which always shares it
+    assert set_to == {"sharing": True}
+
+
+@pytest.mark.parametrize(("version", "shared"), [("8.6.1", False), ("10.3.0", True)])
+def test_a_comparison_s_timing_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, shared: bool) -> None:
+    release = tuple(map(int, version.split(".")))
+    made = tensorrt_flavours.Flavour("tensorrt", tensorrt_flavours.find("tensorrt-rtx").module, version, release)
+    monkeypatch.setattr(tensorrt_flavours, "find", lambda _: made)
+    assert tensorrt.comparable({"precision": "fp16"}, tmp_path) == {
+        "precision": "fp16", **({"timing_cache": tmp_path / "timing.cache"} if shared else {})
+    }  # fmt: skip
+    assert tensorrt.comparable({"timing_cache": Path("mine")}, tmp_path) == {"timing_cache": Path("mine")}
 
 
 def test_no_graph_holds_what_the_runtime_s_parser_never_saw(converted: DenselyConnected) -> None:

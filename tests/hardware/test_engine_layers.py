@@ -58,3 +58,43 @@ def test_layers_are_counted() -> None:
 def test_an_engine_of_another_precision_fails(layers: tuple[Any, ...], precision: str, words: str) -> None:
     with pytest.raises(CheckFailed, match=words):
         of_engine(told(*layers)).check(precision)
+
+
+def of_8_6(kind: str, tactic: str | None, weights: str | None) -> dict[str, Any]:
+    """A layer of an engine with a free batch, as TensorRT 8.6.0 tells it on an H100."""
+    tensor = {"Location": "Device", "Dimensions": [-1, 16, 32, 32], "Format/Datatype": "N/A due to dynamic shapes"}
+    made: dict[str, Any] = {"Name": "n", "LayerType": kind, "Inputs": [{"Name": "i", **tensor}], "Outputs": [{"Name": "o", **tensor}]}
+    if weights is not None:
+        made["Weights"] = {"Type": weights, "Count": 432}
+    return made if tactic is None else {**made, "TacticName": tactic}
+
+
+def test_with_a_free_batch_8_6_tells_the_weights_types_alone() -> None:
+    def conv(weights: str | None, operands: str) -> dict[str, Any]:
+        return of_8_6("CaskConvolution", f"sm80_xmma_fprop_implicit_gemm_{operands}_{operands}_f32_nhwckrsc_nhwc_tilesize32x32x8", weights)
+
+    fused, pooling = of_8_6("Myelin", None, None), of_8_6("CaskPooling", "sm50_xmma_pooling_nd_NCDHW_kAVERAGE_kFLOAT_0", None)
+    found = of_engine(told(conv("Float", "f32f32"), fused, pooling, of_8_6("Reformat", None, None)))
+    assert found.to_dict() == {"precision_source": "engine", "layers": {"fp32": 1}, "multiplying_layers": {"fp32": 1}}
+    found.check("fp32")
+    of_engine(told(conv("Half", "f16f16"), fused)).check("fp16")
+    of_engine(told(conv("Float", "tf32f32"))).check("tf32")
+    for layers, precision in (((conv("Half", "f16f16"), conv("Float", "f32f32")), "fp16"), ((conv("Float", "tf32f32"),), "fp32")):
+        with pytest.raises(CheckFailed, match="the engine is not"):
+            of_engine(told(*layers)).check(precision)
+
+
+@pytest.mark.parametrize(
+    ("operands", "precision"), [("f32f32", "fp32"), ("tf32f32", "fp32"), ("f16f16", "fp16"), ("bf16bf16", "bf16"), ("f16f32", "fp16")]
+)
+def test_without_weights_the_tactic_s_name_counts(operands: str, precision: str) -> None:
+    found = of_engine(told(of_8_6("MatrixMultiply", f"sm80_xmma_gemm_{operands}_{operands}_f32_tn_n_tilesize64x64", None)))
+    assert found.multiplying == {precision: 1} and found.tf32 == operands.startswith("tf32")
+
+
+def test_a_pooling_does_not_multiply() -> None:
+    """Its kernel is of the same family as those that do, and may stay fp32 in an fp16 engine."""
+    pooling = layer("CaskPooling", ("Row major linear FP32", "Row major linear FP32"), "sm50_xmma_pooling_nd_NCDHW_kAVERAGE_kFLOAT_0")
+    found = of_engine(told(HALF, pooling))
+    assert found.to_dict()["multiplying_layers"] == {"fp16": 1}
+    found.check("fp16")

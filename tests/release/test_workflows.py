@@ -134,6 +134,7 @@ class TestAction:
         assert set(variables) == set(found["env"])
         return bash(found["run"].replace('"$GATE" gate', f'"$GATE" gate {HASTE}'), folder, **variables)
 
+    @long
     def test_a_name_with_quotes_and_blanks(self, onnx_path: Path, tmp_path: Path) -> None:
         head = tmp_path / "he'ad \"$(touch hacked) `.onnx"
         shutil.copy(onnx_path, head)

@@ -16,7 +16,7 @@ from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.sessions import backend_of, names
 from tests.builders import logits, noise
-from tests.cases import few
+from tests.cases import few, long
 
 
 @pytest.fixture(params=["onnx", "safetensors", "pth.tar"])
@@ -184,6 +184,7 @@ def test_onnxruntime_that_fell_back_is_refused(onnx_path: Path, monkeypatch: pyt
         cd.open_session(onnx_path)
 
 
+@long
 def test_missing_onnxruntime_is_explained(onnx_path: Path) -> None:
     script = "import sys; sys.modules['onnxruntime'] = None\nfrom cnet_deploy.cli import main\nmain()"
     opened = subprocess.run(

@@ -56,6 +56,7 @@ def test_a_library_that_crashes_is_a_line(tmp_path: Path) -> None:
     assert "does not work" in said
 
 
+@long
 def test_a_library_that_can_not_be_imported_is_a_line(tmp_path: Path) -> None:
     (tmp_path / "openvino.py").write_text("raise ImportError('libsomething.so.2 is missing')\n")
     code, found, _ = doctor("openvino", path=tmp_path)

@@ -21,6 +21,7 @@ from cnet_deploy.images.decode import read_image
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.workflows.convert import convert_file
 from cnet_deploy.workflows.export import export_repository
+from tests.cases import long
 
 OWN = cd.Overrides(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), resize=40, interpolation="bicubic")
 WORDS = ("--mean", "0.5,0.4,0.3", "--std", "0.2,0.25,0.3", "--resize", "40", "--interpolation", "bicubic")
@@ -167,6 +168,7 @@ def test_export_does_not_warn_of_itself(checkpoint_path: Path, few_images: Path,
     assert notes(caplog) == []
 
 
+@long
 def test_a_file_that_was_guessed_differently_is_decoded_once(stated: Path, checkpoint_path: Path, tmp_path: Path, few_images: Path) -> None:
     """The same steps, guessed in one file and stated in the other: the answers are the same."""
     command("convert", checkpoint_path, "-o", tmp_path / "a.safetensors")

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from cnet_deploy.cli import main
 from tests.benchmarks.gate.gating import run
+from tests.cases import long
 
 pytestmark = pytest.mark.usefixtures("warm")
 
@@ -29,6 +30,7 @@ class TestBaseline:
         done = run("--baseline", stored, artifacts["small equal"], "--tolerance", "60%", "--max-rounds", "16")
         assert done.exit_code in (0, 3) and "regression" not in done.stdout
 
+    @long
     def test_another_artifact_takes_saying_so(self, stored: Path, artifacts: dict[str, Path]) -> None:
         done = run("--baseline", stored, artifacts["double"])
         assert done.exit_code == 5 and "cannot compare" in done.stderr and "--new-artifact" in done.stderr

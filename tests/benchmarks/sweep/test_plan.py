@@ -38,6 +38,7 @@ def model_path(converted, tmp_path: Path) -> Path:  # type: ignore[no-untyped-de
     return path
 
 
+@long
 def test_files_and_named_networks_together(onnx_path: Path, checkpoint_path: Path) -> None:
     heard: list[str] = []
     totals: list[int] = []

@@ -23,6 +23,7 @@ from cnet_deploy.sessions import open_session
 from cnet_deploy.workflows.export import export
 from tests.benchmarks.helpers import QUICK
 from tests.builders import TINY, TINY_DENSENET, noise
+from tests.cases import long
 
 pytestmark = pytest.mark.usefixtures("warm")
 
@@ -64,6 +65,7 @@ def test_what_a_rewriting_leaves_is_not_measured() -> None:
     assert Choice.from_json(found.to_json()) == found
 
 
+@long
 def test_a_measurement_is_kept_and_used_again(tmp_path: Path) -> None:
     artifact, program = tmp_path / "model.onnx", lower(build_random(SMALL))
     said: list[str] = []

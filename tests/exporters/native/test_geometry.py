@@ -13,6 +13,7 @@ from cnet_deploy.models.architecture import NAMED, Architecture
 from cnet_deploy.models.build import build_named
 from cnet_deploy.program.lower import lower
 from tests.builders import TINY, VARIETIES
+from tests.cases import long
 from tests.exporters.native.helpers import network
 
 LAYOUTS = {
@@ -26,6 +27,7 @@ def test_layouts_of_the_papers_models(name: str) -> None:
     assert " ".join(block.layout for block in blocks_of(lower(build_named(name)))) == LAYOUTS[name]
 
 
+@long
 def test_what_of_the_papers_models_falls_to_a_plain_path() -> None:
     found = {name: plain_paths(lower(build_named(name))) for name in NAMED}
     assert {name: paths for name, paths in found.items() if paths} == {
