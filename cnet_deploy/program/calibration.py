@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,6 +12,7 @@ import numpy as np
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.program.program import Array, Floats, Program
 
+Progress = Callable[[str, float], None]
 Method = Literal["minmax", "percentile", "entropy"]
 METHODS: tuple[Method, ...] = get_args(Method)
 PERCENTILE = 99.99  # of a plane's values that lie within its range, half of the others on each side
@@ -35,16 +36,14 @@ class Calibration:
     constant: bool = False
 
 
-def calibrate(
-    program: Program, images: Floats, method: Method = "minmax", *, progress: Callable[[int, int], None] = lambda done, total: None
-) -> Calibration:
+def calibrate(program: Program, images: Floats, method: Method = "minmax", *, progress: Progress = lambda *_: None) -> Calibration:
     """The ranges of everything that a Program's convolutions write on ``images`` (float32 [N, channels, H, W]).
 
     ``minmax`` takes them whole. ``percentile`` leaves out the 0.01 % of each plane's values that lie farthest outside. ``entropy`` cuts
     each plane's range to the part of which a byte loses least: where the divergence of Kullback and Leibler between its histogram and
     that of the bytes is smallest (Migacz, "8-bit inference with TensorRT", 2017). The last two look at the images twice. ``progress`` is
-    given how many images are done, of how many. Raises InputRefused for another method, for images of another shape, for none, and where
-    the network computes values that are not finite.
+    given a line of text and the share that is done. Raises InputRefused for another method, for images of another shape, for none, and
+    where the network computes values that are not finite.
     """
     if method not in METHODS:
         raise InputRefused(f"calibration {method!r}; expected one of {', '.join(METHODS)}")
@@ -60,7 +59,7 @@ def calibrate(
             part = images[first : first + _TOGETHER]
             program.run(part, observe)
             done += len(part)
-            progress(done, total)
+            progress(f"calibration, {done} of {total} images", done / total)
 
     whole: dict[str, Array] = {}
 
@@ -96,7 +95,8 @@ def calibrate(
 def _cut(whole: Array, bins: Array) -> Array:
     """Ranges from bins: [2, C] of the whole and [2, C] edges of bins -> [2, C]."""
     least, most = whole
-    return least + (most - least) * (bins / BINS)
+    edges: Array = least + (most - least) * (bins / BINS)
+    return edges
 
 
 def _within(counts: Array) -> Array:

@@ -104,7 +104,7 @@ class Program:
     source_digest: str
     class_names: tuple[str, ...] = ()
 
-    def run(self, batch: Array, observe: Callable[[str, Array], None] = lambda name, planes: None) -> Array:
+    def run(self, batch: Array, observe: Callable[[str, Array], None] = lambda *_: None) -> Array:
         """[N, channels, H, W] -> logits [N, classes], in the precision of ``batch``. Slow: a reference for tests, not a backend.
 
         ``observe`` is given what convolutions write, [N, C, H, W], by a name: the stem's, a layer's, and that of its or a transition's 1x1

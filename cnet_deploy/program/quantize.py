@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.program.calibration import Calibration, Method, calibrate
+from cnet_deploy.program.calibration import Calibration, Method, Progress, calibrate
 from cnet_deploy.program.program import Array, DenseLayer, Floats, Indices, Pointwise, Program
 from cnet_deploy.program.quantized import (
     BYTE,
@@ -28,6 +28,15 @@ from cnet_deploy.program.quantized import (
     Requantization,
 )
 
+
+@dataclass(frozen=True, eq=False)
+class Quantization:
+    """How a Program becomes integers: the ranges of what it computes, and the dense layers ``kept`` in higher precision than int8."""
+
+    calibration: Calibration
+    kept: frozenset[str] = frozenset()
+
+
 _SUM = (1 << 31) - 1  # the largest sum
 _CLIPPED = (1 << 15) - 1  # the largest sum that is multiplied
 _FARTHEST = 1 << 14  # zero points are no farther from 0
@@ -40,7 +49,7 @@ def quantize(
     *,
     method: Method = "minmax",
     int16: Collection[str] = (),
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda *_: None,
 ) -> QuantizedProgram:
     """A Program in integers, with ranges from calibration ``images``: float32 [N, channels, H, W], prepared as the model says.
 
@@ -148,15 +157,17 @@ def _thresholds(scale: Doubles, shift: Doubles, planes: Planes, extra: int) -> t
     return factor, np.where(fixed, 0, np.clip(np.rint(exact), 0, largest)), constant
 
 
-def _pointwise(layer: Pointwise, planes: Planes, ranges: Mapping[str, Floats], extra: int, *, relu: bool) -> tuple[QuantizedPointwise, Planes]:
+def _pointwise(
+    layer: Pointwise, planes: Planes, ranges: Mapping[str, Floats], extra: int, *, relu: bool
+) -> tuple[QuantizedPointwise, Planes]:
     """A 1x1 on ``planes``, and what its channels mean, in the order of the result."""
     picked = Planes(planes.step[layer.index], planes.zero[layer.index])
     scale = layer.scale.astype(np.float64)
     factor, threshold, constant = _thresholds(scale, layer.shift.astype(np.float64), picked, extra)
     groups, width = layer.groups, layer.index.size // layer.groups
-    weight = layer.weight.astype(np.float64).reshape(groups, -1, width)
-    bias = layer.bias + (weight * constant.reshape(groups, 1, width)).sum(2).reshape(-1)
-    weight = (weight * factor.reshape(groups, 1, width)).reshape(-1, width)
+    grouped = layer.weight.astype(np.float64).reshape(groups, -1, width)
+    bias = layer.bias + (grouped * constant.reshape(groups, 1, width)).sum(2).reshape(-1)
+    weight = (grouped * factor.reshape(groups, 1, width)).reshape(-1, width)
     rows_of = np.argsort(layer.order)  # the channel of a row
     least, most = ranges[layer.name][:, rows_of]
     rows = _rows(weight, least, most, bits=16 if extra else 8, largest=BYTE << extra, levels=WIDE if extra else BYTE, relu=relu)
@@ -171,9 +182,7 @@ def _layer(layer: DenseLayer, planes: Planes, ranges: Mapping[str, Floats], extr
     pointwise, middle = _pointwise(layer.pointwise, planes, ranges, extra, relu=True)
     size = layer.weight.shape[1]
     step = np.repeat(middle.step.reshape(layer.groups, size), len(layer.weight) // layer.groups, 0)
-    rows = _rows(
-        layer.weight * step[:, :, None, None], *ranges[layer.name], bits=16 if extra else 8, largest=WIDE if extra else BYTE
-    )
+    rows = _rows(layer.weight * step[:, :, None, None], *ranges[layer.name], bits=16 if extra else 8, largest=WIDE if extra else BYTE)
     return QuantizedLayer(layer.name, pointwise, _frozen(rows.weight), rows.requantization, layer.groups), rows.planes
 
 

@@ -13,7 +13,7 @@ is negative. The factor |gain| is in the weights.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +48,7 @@ class Requantization:
         """[N, rows, H, W] -> the same shape; whole numbers, as all values here."""
         short = np.clip(sums.astype(np.int64) >> _planes(self.shift), -(1 << 15), (1 << 15) - 1)
         scaled = (short * _planes(self.multiplier) + (1 << FRACTION - 1)) >> FRACTION
-        return np.clip(scaled + _planes(self.zero), 0, self.most).astype(np.float64)
+        return _whole(np.clip(scaled + _planes(self.zero), 0, self.most))
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ class QuantizedStem:
         The product of two float32 is exact in double precision, so a fused multiply-add gives the same. NaN becomes 0: see ``run``.
         """
         values = batch.astype(np.float64) * _planes(self.scale.astype(np.float64)) + _planes(self.offset.astype(np.float64))
-        return np.clip(np.rint(np.nan_to_num(values, nan=0.0)), 0, BYTE)
+        return _whole(np.clip(np.rint(np.nan_to_num(values, nan=0.0)), 0, BYTE))
 
     def of(self, pixels: Doubles) -> Doubles:
         """[N, channels, H, W] -> [N, out, ceil(H / stride), ceil(W / stride)]."""
@@ -110,7 +110,7 @@ class QuantizedPointwise:
     def active(self, x: Doubles) -> Doubles:
         """What the convolution reads: [N, in_channels, H, W] -> [N, width, H, W]."""
         picked, threshold = x[:, self.index] * (1 << self.extra), _planes(self.threshold)
-        return np.maximum(np.where(_planes(self.negative), threshold - picked, picked - threshold), 0)
+        return _whole(np.maximum(np.where(_planes(self.negative), threshold - picked, picked - threshold), 0))
 
     def of(self, x: Doubles) -> Doubles:
         """[N, in_channels, H, W] -> [N, out, H, W]."""
@@ -156,7 +156,7 @@ class QuantizedTransition:
         x = x if self.pointwise is None else self.pointwise.of(x)
         n, c, h, w = x.shape
         four = x[:, :, : h // 2 * 2, : w // 2 * 2].reshape(n, c, h // 2, 2, w // 2, 2).sum((3, 5))
-        return np.floor((four + 2) / 4)
+        return _whole((four.astype(np.int64) + 2) >> 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +180,7 @@ class QuantizedPool:
         picked, threshold = x[:, self.index, :height, :width] * (1 << POOL_BITS), _planes(self.threshold)
         sums = np.maximum(np.where(_planes(self.negative), threshold - picked, picked - threshold), 0).sum((2, 3)).astype(np.int64)
         divisor = height * width << POOL_BITS - self.bits
-        return ((2 * sums + divisor) // (2 * divisor)).astype(np.float64)
+        return _whole((2 * sums + divisor) // (2 * divisor))
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +195,8 @@ class QuantizedHead:
     def of(self, features: Doubles) -> Floats:
         """[N, kept] -> float32 logits [N, classes]: sum * scale + bias in double precision, rounded once."""
         sums = features @ self.weight.astype(np.float64).T
-        return (sums * self.scale.astype(np.float64) + self.bias.astype(np.float64)).astype(np.float32)
+        logits: Floats = (sums * self.scale.astype(np.float64) + self.bias.astype(np.float64)).astype(np.float32)
+        return logits
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +205,7 @@ class QuantizedProgram:
 
     architecture: Architecture
     stem: QuantizedStem
-    body: tuple[Union[QuantizedLayer, QuantizedTransition], ...]
+    body: tuple[QuantizedLayer | QuantizedTransition, ...]
     pool: QuantizedPool
     head: QuantizedHead
     preprocessing: Preprocessing
@@ -222,6 +223,11 @@ class QuantizedProgram:
         logits = self.head.of(self.pool.of(x))
         logits[~np.isfinite(batch).all((1, 2, 3))] = np.nan
         return logits
+
+
+def _whole(values: npt.NDArray[Any]) -> Doubles:
+    """Whole numbers in double precision, where products are fast and exact."""
+    return values.astype(np.float64)
 
 
 def _planes(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

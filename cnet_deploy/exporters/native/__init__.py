@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
     from cnet_deploy.exporters.native.toolchain import Processor
     from cnet_deploy.program.program import Program
+    from cnet_deploy.program.quantize import Quantization
+    from cnet_deploy.program.quantized import QuantizedProgram
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "int8")
 TARGET = Target(
     suffix=".so",
     kind="library",
@@ -26,7 +28,7 @@ TARGET = Target(
     help="Compile a shared library for the CPU: no runtime, several times faster.",
     container="native library",
     options=(
-        Option("precision", "choice", "fp32 or bf16", choices=PRECISIONS, several=True),
+        Option("precision", "choice", "fp32, bf16 or int8", choices=PRECISIONS, several=True),
         Option(
             "cpu", "choice", "the processor to compile for [default: all of this machine's family, chosen when it is opened]",
             flag="target", choices=("host", "x86-64-v3", "x86-64-v4", "aarch64"),
@@ -40,14 +42,22 @@ INCLUDE = Path(__file__).parent / "cpp"  # the folder of cnet.h
 
 
 def write(
-    network: Program | nn.Module, path: Path, *, cpu: str | None = None, precision: str = "fp32", soname: str | None = None
+    network: Program | nn.Module,
+    path: Path,
+    *,
+    cpu: str | None = None,
+    precision: str = "fp32",
+    soname: str | None = None,
+    quantization: Quantization | None = None,
 ) -> Written:
     """Compile one shared library, weights included. ``cpu`` None carries code for every processor of this machine's family.
 
     ``soname`` is the file name by which a program that is linked to the library looks for it (None: that of the path given to the linker).
-    The same network gives the same bytes from the same compiler. Raises InputRefused for an unknown processor or precision and for a
-    network that is not of the family, Unavailable where no compiler is.
+    ``quantization`` is what int8 needs; the layers that it keeps are in int16. The same network gives the same bytes from the same
+    compiler. Raises InputRefused for an unknown processor or precision, for int8 without a quantization, and for a network that is not of
+    the family, Unavailable where no compiler is.
     """
+    from cnet_deploy.exporters.native import int8
     from cnet_deploy.exporters.native.planning import make_plan
     from cnet_deploy.exporters.native.toolchain import build, find_compiler, resolve
     from cnet_deploy.program.program import Program
@@ -58,7 +68,12 @@ def write(
         raise InputRefused(f"precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
     target = resolve(cpu, precision)
     compiler = find_compiler(target.machine)
-    plan = make_plan(network, precision=precision, description=describe(network, precision, target.isas), isas=target.isas)
+    description = describe(network, precision, target.isas)
+    plan = (
+        make_plan(network, precision=precision, description=description, isas=target.isas)
+        if precision != "int8"
+        else int8.make_plan(_in_integers(network, quantization), description=description, isas=target.isas)
+    )
     build(compiler, target.isas, precision=precision, source=plan.source, weights=plan.weights, out=path, defines=plan.defines,
           soname=soname)  # fmt: skip
     details = {
@@ -66,6 +81,14 @@ def write(
         "operators": dict(Counter(type(layer).__name__ for layer in (network.stem, *network.body, network.pool, network.head))),
     }  # fmt: skip
     return Written(precision, details, unverifiable=_why_not_here(target), notes=(NOTE,))
+
+
+def _in_integers(program: Program, quantization: Quantization | None) -> QuantizedProgram:
+    from cnet_deploy.program.quantize import quantized
+
+    if quantization is None:
+        raise InputRefused("precision int8 needs images that the ranges of its values are taken from; give some: --calibrate DATA")
+    return quantized(program, quantization.calibration, int16=quantization.kept)
 
 
 def _why_not_here(target: Processor) -> str | None:

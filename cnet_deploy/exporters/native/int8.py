@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.exporters.native.packing import Data, padded, tiles
-from cnet_deploy.exporters.native.planning import Plan, preparation, struct, as_text, weights_name
+from cnet_deploy.exporters.native.planning import Plan, as_text, preparation, struct, weights_name
 from cnet_deploy.program.quantized import (
     BYTE,
     POOL_BITS,
@@ -91,8 +91,8 @@ def make_plan(program: QuantizedProgram, *, description: str, isas: Sequence[str
         height, width = block.size
         lines.append(
             struct(
-                height=height, width=width, channels=block.channels, plane=block.plane, map=block.map, whole=int(block.whole), first_layer=first,
-                last_layer=len(layers), middle_channels=block.middle_channels, middle=block.middle,
+                height=height, width=width, channels=block.channels, plane=block.plane, map=block.map, whole=int(block.whole),
+                first_layer=first, last_layer=len(layers), middle_channels=block.middle_channels, middle=block.middle,
                 transition="{}" if conv is None else _pointwise(conv, block, data, to_map=True),
             )
         )  # fmt: skip
@@ -151,7 +151,8 @@ def _values(layer: QuantizedPointwise) -> int:
 
 def _in_words(weights: Integers) -> npt.NDArray[np.int32]:
     """int8 [..., n * 4] or int16 [..., n * 2] -> int32 [..., n]."""
-    return np.ascontiguousarray(weights).view(np.int32)
+    words: npt.NDArray[np.int32] = np.ascontiguousarray(weights).view(np.int32)
+    return words
 
 
 def _requantization(steps: Requantization, rows: Sequence[int], data: Data) -> str:
@@ -179,7 +180,8 @@ def _thresholds(threshold: Integers, negative: npt.NDArray[np.bool_], bits: int)
 
 def _offset(weights: Integers) -> npt.NDArray[np.int32]:
     """128 times the sum of each row's weights."""
-    return (weights.reshape(len(weights), -1).astype(np.int64).sum(1) * 128).astype(np.int32)
+    sums: npt.NDArray[np.int32] = (weights.reshape(len(weights), -1).astype(np.int64).sum(1) * 128).astype(np.int32)
+    return sums
 
 
 def _pointwise(conv: QuantizedPointwise, block: Block, data: Data, *, to_map: bool = False) -> str:
@@ -205,9 +207,9 @@ def _pointwise(conv: QuantizedPointwise, block: Block, data: Data, *, to_map: bo
         places = np.where(numbers < 0, spare, channel_of[numbers]) * block.plane
         target = data.add(places.astype(np.int32))
     return struct(
-        groups=groups, words=words, outputs=outputs, flips=int(conv.negative.any()), planes=data.add((index * block.plane).astype(np.int32)),
-        thresholds=data.add(threshold), weight=data.add(tiled), bias=data.add(bias),
-        offset=data.add(_offset(weight.reshape(groups * outputs, -1))), target=target,
+        groups=groups, words=words, outputs=outputs, flips=int(conv.negative.any()),
+        planes=data.add((index * block.plane).astype(np.int32)), thresholds=data.add(threshold), weight=data.add(tiled),
+        bias=data.add(bias), offset=data.add(_offset(weight.reshape(groups * outputs, -1))), target=target,
         requantization=_requantization(conv.requantization, [int(n) for n in numbers.reshape(-1)], data),
     )  # fmt: skip
 
@@ -253,8 +255,8 @@ def _stem(stem: QuantizedStem, data: Data) -> str:
     bias[:out] = stem.bias
     numbers = [number if number < out else -1 for number in range(outputs)]
     return struct(
-        channels=out, stride=stem.stride, scale=_floats(stem.scale), offset=_floats(stem.offset), pad=_listed(stem.pad), weight=data.add(weight),
-        bias=data.add(bias), requantization=_requantization(stem.requantization, numbers, data),
+        channels=out, stride=stem.stride, scale=_floats(stem.scale), offset=_floats(stem.offset), pad=_listed(stem.pad),
+        weight=data.add(weight), bias=data.add(bias), requantization=_requantization(stem.requantization, numbers, data),
     )  # fmt: skip
 
 
@@ -266,8 +268,9 @@ def _head(head: QuantizedHead, pool: QuantizedPool, block: Block, data: Data) ->
     tiled = _in_words(weight).reshape(-1, CLASSES_AT_ONCE, weight.shape[1] // 4).swapaxes(1, 2)
     return struct(
         features=padded(kept, 4) // 2 + MOST_SHARES, classes=classes, kept=kept, bits=pool.bits,
-        planes=data.add((pool.index * block.plane).astype(np.int32)), thresholds=data.add(_thresholds(pool.threshold, pool.negative, POOL_BITS)),
-        weight=data.add(tiled), scale=data.add(head.scale), bias=data.add(head.bias),
+        planes=data.add((pool.index * block.plane).astype(np.int32)),
+        thresholds=data.add(_thresholds(pool.threshold, pool.negative, POOL_BITS)), weight=data.add(tiled), scale=data.add(head.scale),
+        bias=data.add(head.bias),
     )  # fmt: skip
 
 
