@@ -113,8 +113,9 @@ def _rows(weight: Doubles, least: Array, most: Array, *, bits: int, largest: int
     least, most = (np.zeros(len(weight)) if relu else least.astype(np.float64)), most.astype(np.float64)
     step = (most - least) / levels
     step = np.maximum(step, np.maximum(np.abs(least), np.abs(most)) / _FARTHEST)
-    step = np.where(step > 0, step, 1.0)  # a plane of zeros
-    step = np.maximum(step, unit * (1 << FRACTION) / _CLIPPED)  # a sum of 1 is at most a step
+    # A sum of 1 is at most a step. A plane that is always 0 gets this least step too: a larger one would make its weights in what reads it
+    # the largest of their rows, and leave few bits to the others.
+    step = np.maximum(step, unit * (1 << FRACTION) / _CLIPPED)
     zero = np.zeros(len(weight)) if relu else np.rint(-least / step)
     needed = np.maximum(np.maximum(np.abs(levels - zero), np.abs(zero)), levels) + 1  # a multiplier that reaches both ends
     exact = unit / step * (1 << FRACTION)
