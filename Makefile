@@ -28,10 +28,7 @@ test-all: .venv/ready lint
 	$(TESTS)
 
 lint: .venv/ready
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/vulture
+	$(BIN)/vulture & dead=$$!; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy; typed=$$?; wait $$dead && exit $$typed
 
 # The API reference, from the docstrings: open build/docs/index.html.
 docs: .venv/ready

@@ -11,6 +11,7 @@ import pytest
 
 from cnet_deploy.errors import Unavailable
 from cnet_deploy.svg import COLOURS, MARKERS, canvas, logarithmic, note, require_matplotlib
+from tests.cases import long
 from tests.pictures import Picture, assert_same
 
 DRAW = """
@@ -36,6 +37,7 @@ def drawn_by_a_process(**surroundings: str) -> str:
     return done.stdout
 
 
+@long
 def test_the_same_bytes_in_every_process(tmp_path: Path) -> None:
     settings = "font.size: 30\nsvg.fonttype: path\ntext.usetex: True\naxes.facecolor: red\nlines.linewidth: 9\ntimezone: Asia/Tokyo\n"
     (tmp_path / "matplotlibrc").write_text(settings)

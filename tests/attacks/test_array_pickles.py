@@ -13,6 +13,7 @@ import pytest
 
 from cnet_deploy.images.cifar_pickle import read_arrays
 from cnet_deploy.images.datasets import open_dataset
+from tests.cases import few
 
 from .dataset_files import (
     BYTES,
@@ -42,7 +43,7 @@ def test_every_way_to_call_is_refused_by_name(folder: Path, canary: Path, name: 
     assert not canary.exists()
 
 
-@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("protocol", few([2, 0, 1, 3, 4, 5], 2))
 @pytest.mark.parametrize("name", ["test_batch", "batches.meta", "data_batch_4"])
 def test_code_among_the_arrays_of_any_file(folder: Path, canary: Path, name: str, protocol: int) -> None:
     data = pickle.dumps({"data": [np.zeros((1, 3072), np.uint8)], "labels": [Call(os.system, f"touch {canary}")]}, protocol)

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import cnet_deploy
 from cnet_deploy.models.build import build_random
-from tests.cases import long
+from tests.cases import few, long
 
 from .helpers import ARCHITECTURE, group_conv_state, refused, run_apart, written
 
@@ -76,7 +76,9 @@ def external(model: bytes, location: str) -> Proto:
     return proto
 
 
-@pytest.mark.parametrize("location", ["../secret", "{folder}/../secret", "link", "beside", "../../../../../../etc/passwd", "/etc/passwd"])
+@pytest.mark.parametrize(
+    "location", few(["../secret", "link", "/etc/passwd", "{folder}/../secret", "beside", "../../../../../../etc/passwd"], 3)
+)
 def test_weights_in_other_files(folder: Path, reference: Path, exported: tuple[bytes, dict[str, Any]], location: str) -> None:
     """An artifact is one file: its digest says nothing of others, and what they hold is none of its business."""
     secret = os.urandom(1 << 16)

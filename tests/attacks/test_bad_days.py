@@ -133,6 +133,7 @@ time.time = lambda: now - 3600 * next(hours)
 """
 
 
+@long
 def test_a_clock_that_goes_back(models: Models, forks: Forks, place: Path, small_dataset: Path, tmp_path: Path) -> None:
     assert forks.run("train", small_dataset, *SHAPE, "--savedir", place / "run", setup=BACKWARDS).code == 0
     assert whole_run(place / "run") == 2

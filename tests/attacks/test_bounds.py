@@ -446,7 +446,7 @@ def ways(kind: str, number: int) -> Sequence[tuple[str, ...]]:
 
 
 ATTACKS = [
-    pytest.param(kind, name, options, marks=[exhaustive] if number % 8 else [])
+    pytest.param(kind, name, options, marks=[exhaustive] if number % 12 else [])
     for kind, makers in _MAKERS.items()
     for number, name in enumerate(makers)
     for options in ways(kind, number)

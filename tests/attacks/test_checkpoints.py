@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.cases import long
+
 from .helpers import (
     LAYER,
     STEM,
@@ -70,6 +72,7 @@ def test_views_and_types_that_are_weights(tmp_path: Path, kind: str) -> None:
     assert torch.equal(model.state_dict()[STEM], WEIGHT)
 
 
+@long
 def test_a_small_file_that_expands_to_terabytes(tmp_path: Path) -> None:
     path = written(tmp_path, training_state(**{STEM: torch.zeros(1).expand(1 << 42)}))
     done = run_apart("convert", path, memory=16 << 30)

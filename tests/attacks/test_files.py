@@ -134,6 +134,7 @@ def test_formats_that_nobody_asked_for(tmp_path: Path, content: bytes) -> None:
     convert_on(written(tmp_path, content, "image.png"), tmp_path, says=("is no readable image",))
 
 
+@long
 def test_an_image_of_more_memory_than_it_is_worth(tmp_path: Path) -> None:
     path = written(tmp_path, picture(9_000, 9_000), "image.png")
     done = run_apart("convert", REFERENCE, "-o", tmp_path / "out.safetensors", "--images", path)

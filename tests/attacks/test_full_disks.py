@@ -158,6 +158,7 @@ def test_a_read_only_file_system(command: Command, models: Models, disk: Disk) -
     assert disk.content() == before
 
 
+@long
 def test_a_training_run_s_read_only_file_system(disk: Disk, small_dataset: Path) -> None:
     disk.mount("8m")
     disk.read_only()

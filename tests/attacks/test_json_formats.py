@@ -19,6 +19,7 @@ from cnet_deploy.benchmarks.sweep.results import read_report
 from cnet_deploy.benchmarks.tuning.choice import Choice, read
 from cnet_deploy.errors import InputRefused
 from tests.benchmarks.helpers import QUICK, on_cuda, report
+from tests.cases import few
 from tests.fuzz import seeds
 from tests.fuzz.targets import ARTIFACT
 
@@ -51,7 +52,7 @@ def entries(value: Any) -> list[tuple[Any, Any]]:
     return own + [entry for container, key in own if isinstance(container[key], (dict, list)) for entry in entries(container[key])]
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", few(FORMATS, 2))
 def test_a_change_anywhere_is_read_or_described(tmp_path: Path, kind: str) -> None:
     make, reader = FORMATS[kind]
     artifact = tmp_path / "model.so"

@@ -98,7 +98,7 @@ def test_the_input_by_another_name(command: Command, kind: str, models: Models, 
 RUN_FILES = ["log.jsonl", "curves.svg", "save_models/latest.txt", "save_models/model_best.pth.tar"]
 
 
-@pytest.mark.parametrize("to", ["file", "nothing"])
+@pytest.mark.parametrize("to", few(["file", "nothing"]))
 def test_the_files_of_a_training_run(to: str, forks: Forks, place: Path, outside: Path, small_dataset: Path) -> None:
     """A checkpoint's name too, where a run goes on that had not come so far."""
     line = ("train", small_dataset, *SHAPE, "--savedir", place)
@@ -141,7 +141,7 @@ def test_a_folder_of_checkpoints_may_be_a_link(forks: Forks, place: Path, tmp_pa
     assert done.code == 4 and "save_models: can't be made" in one_line(done.stderr) and not (tmp_path / "nothing").exists()
 
 
-@pytest.mark.parametrize("name", ["r.json", "r.part.json"])
+@pytest.mark.parametrize("name", few(["r.json", "r.part.json"]))
 @pytest.mark.parametrize("to", few(["file", "nothing"]))
 def test_results(name: str, to: str, models: Models, forks: Forks, place: Path, outside: Path, tmp_path: Path) -> None:
     assert forks.run(*ONNX.line(models, True, tmp_path)).code == 0

@@ -29,7 +29,7 @@ from cnet_deploy.program.lower import lower
 from cnet_deploy.sessions.native import open_file
 from cnet_deploy.workflows.export import export_repository
 from tests.builders import TINY, TINY_DENSENET, logits, save_checkpoint, state_dict, training_model
-from tests.cases import exhaustive, few
+from tests.cases import exhaustive, few, long
 from tests.exporters.native.helpers import BF16_ERROR, ERROR, drive, driver, exact, images_for, isas, library, network
 
 GREY, RGBA = replace(TINY, image_channels=1), replace(TINY, image_channels=4)
@@ -137,6 +137,7 @@ def checkpoint(channels: int, folder: Path) -> Path:
 
 
 @both
+@long
 def test_from_a_checkpoint_to_an_artifact(channels: int, tmp_path: Path, few_images: Path) -> None:
     path = checkpoint(channels, tmp_path)
     statistics = {1: ((0.4735,), (0.2507,)), 4: ((0.4914, 0.4824, 0.4467, 0), (0.2471, 0.2435, 0.2616, 1))}[channels]

@@ -26,7 +26,7 @@ from cnet_deploy.hardware.cuda import why_no_device
 from cnet_deploy.models.build import build_named
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.program.lower import lower
-from tests.cases import exhaustive, few, long
+from tests.cases import few, long
 from tests.old_outputs import old_output
 
 pytest.importorskip("tensorrt_rtx", reason="needs the extra: cnet-deploy[rtx]")
@@ -54,6 +54,7 @@ def test_the_real_checkpoint_in_every_precision(converted: DenselyConnected, tmp
 
 @pytest.mark.parametrize("name", few(["condensenet-74-g8", "condensenet-74-g4"]))
 @pytest.mark.parametrize("precision", few(["fp16", "fp32"]))
+@long
 def test_condensenet_74_twice_the_same_bytes(name: str, precision: str, tmp_path: Path) -> None:
     """With a fixed batch: with a free one tensorrt-rtx 1.7 itself gives other bytes each time, of nearly the same size."""
     program = lower(build_named(name))  # type: ignore[arg-type]
@@ -67,7 +68,7 @@ def test_condensenet_74_twice_the_same_bytes(name: str, precision: str, tmp_path
     assert free.details["multiplying_layers"] == {precision: 74}
 
 
-@exhaustive("test_condensenet_74_twice_the_same_bytes")
+@long
 def test_another_network_of_the_table(tmp_path: Path) -> None:
     done = cd.export("mobilenet-1.0-224", "tensorrt", tmp_path / "m.engine", precision="fp16", batch=1, **RTX)
     assert done.manifest.details["multiplying_layers"] == {"fp16": 28}

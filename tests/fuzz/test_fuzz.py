@@ -38,7 +38,7 @@ def test_seeds_are_read_and_their_changes_are_files(folder: Path, tmp_path: Path
         place = chance.randrange(len(data)) if data else 0
         return (data[:place] + bytes([chance.randrange(256)]) + data[place + 1 :])[:limit]
 
-    made = [mutators.mutate(target, data, 1 << 16, number, change) for data in files for number in range(20)]
+    made = [mutators.mutate(target, data, 1 << 16, number, change) for data in files for number in range(8)]
     assert len(set(made)) > len(made) // 4
     for data in made:
         if data:
@@ -46,7 +46,7 @@ def test_seeds_are_read_and_their_changes_are_files(folder: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("inputs", few([100, 10_000]))
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", few(TARGETS, 2))
 def test_inputs_that_a_fuzzer_makes(folder: Path, target: str, inputs: int) -> None:
     if importlib.util.find_spec("atheris") is None:
         message = "needs atheris, which has no wheel for this Python or machine"

@@ -13,6 +13,7 @@ import pytest
 
 from cnet_deploy.errors import Unavailable
 from cnet_deploy.hardware.cuda import Device, why_no_device
+from tests.cases import few
 
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("cuda.bindings.driver", reason="needs cuda-python: cnet-deploy[rtx]")
@@ -101,7 +102,7 @@ assert live() == [0] * 7, live()
 """)  # fmt: skip
 
 
-@pytest.mark.parametrize("left", ["nothing", "a device", "a closed device", "a device that a thread closes", "two devices"])
+@pytest.mark.parametrize("left", few(["two devices", "nothing", "a device", "a closed device", "a device that a thread closes"], 2))
 def test_threads_and_what_is_left_open_end_no_process(driver: Path, left: str) -> None:
     run(driver, f"left = {left!r}" + """
 import threading

@@ -19,7 +19,7 @@ from cnet_deploy.training.recipe import Recipe
 from cnet_deploy.training.samples import Samples
 from cnet_deploy.training.trainer import Trainer
 from tests.builders import TINY, TINY_LGC
-from tests.cases import exhaustive
+from tests.cases import exhaustive, long
 
 CPU = Peers(torch.device("cpu"))
 BATCH = (np.random.default_rng(0).integers(0, 256, (16, 3, 32, 32), np.uint8), np.random.default_rng(1).integers(0, 10, 16))
@@ -119,6 +119,7 @@ def test_scores_count_every_image_once(images_path: Any) -> None:
     )
 
 
+@long
 def test_training_learns_and_stages_come_when_they_should(images_path: Any) -> None:
     dataset = open_dataset(images_path)
     found = trainer(batch_size=50, epochs=4, lr=0.1)

@@ -26,6 +26,7 @@ def doctor(*arguments: str, path: Path | None = None) -> tuple[int, dict[str, An
 
 
 @pytest.mark.parametrize("wanted", few([["native", "onnxruntime", "openvino"], []]), ids=lambda names: " ".join(names) or "all")
+@long
 def test_what_works(wanted: list[str], compiled: None) -> None:
     code, found, _ = doctor(*wanted)
     assert code == 0

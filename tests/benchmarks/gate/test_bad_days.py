@@ -58,6 +58,7 @@ def test_a_verdict_is_not_written_over_a_model(place: str, artifacts: dict[str, 
     assert done.exit_code == 4 and head.read_bytes() == artifacts["base"].read_bytes()
 
 
+@long
 def test_ctrl_c_ends_the_gate_and_its_processes(artifacts: dict[str, Path], tmp_path: Path) -> None:
     command = apart(artifacts["base"], artifacts["equal"], "--json", tmp_path / "g.json")
     process = subprocess.Popen(
@@ -75,6 +76,7 @@ def test_ctrl_c_ends_the_gate_and_its_processes(artifacts: dict[str, Path], tmp_
 
 class TestBadDays:
     @pytest.mark.parametrize("target", few(["/dev/full", "closed"]))
+    @long
     def test_output_that_nobody_takes_changes_no_verdict(self, target: str, artifacts: dict[str, Path], tmp_path: Path) -> None:
         command = apart(artifacts["missing"], artifacts["base"], "--json", tmp_path / "g.json")
         if target == "closed":

@@ -90,6 +90,7 @@ def test_a_missing_interpreter(artifacts: dict[str, Path]) -> None:
         gate(str(artifacts["base"]), str(artifacts["base"]), base_python="/no/python")
 
 
+@long
 def test_a_machine_too_noisy_is_told(artifacts: dict[str, Path]) -> None:
     """No machine is quiet enough for a millionth."""
     hasty = ("--seconds", "0", "--warmup", "0", "--threads", "1", "--max-rounds", "8")

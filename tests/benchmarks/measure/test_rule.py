@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cnet_deploy.benchmarks.measure.rule import LEAST_ROUNDS, SelfTest, Verdict, adaptively, decide, exact_rank, self_test, surely_faster
-from tests.cases import few
+from tests.cases import few, long
 
 TOLERANCE, MOST = 0.05, 64
 
@@ -122,6 +122,7 @@ def test_bounds_are_ordered_and_repeatable() -> None:
     assert first.estimate == pytest.approx(np.exp(np.median(np.log(head))))
 
 
+@long
 def test_the_interval_covers_what_it_promises() -> None:
     """One-sided 99 % bounds of the median, over many draws: each may miss in few of 400."""
     random = np.random.default_rng(2)

@@ -135,6 +135,7 @@ def reports() -> list[Report]:
 
 @pytest.mark.parametrize("width", few([340, 860]))
 @pytest.mark.parametrize("draw", DRAWINGS)
+@long
 def test_pictures_are_whole_at_every_width(draw: Callable[..., str], width: int) -> None:
     for made in reports():
         picture = Picture(draw(made, width))
@@ -266,6 +267,7 @@ def ink(path: Path) -> tuple[int, float, int]:
 
 
 @pytest.mark.parametrize(("width", "height"), few([(390, 3000), (1280, 2000)]))
+@long
 def test_in_a_browser(width: int, height: int, browser: str, tmp_path: Path) -> None:
     html = tmp_path / "r.html"
     html.write_text(page(report()))

@@ -16,7 +16,7 @@ from cnet_deploy.exporters.native.toolchain import SOURCES, Compiler, find_compi
 from cnet_deploy.hardware.cpu import host_isas, host_machine
 from cnet_deploy.models.condensenet import DenselyConnected
 from tests.builders import TINY, TINY_LGC
-from tests.cases import exhaustive, few
+from tests.cases import few, long
 from tests.exporters.native.helpers import every_kernel, network, plan_of
 
 WINDOWED = replace(TINY, input_size=(48, 48), final_pool="original")
@@ -167,6 +167,7 @@ def test_a_plan_and_kernels_for_different_networks(tmp_path: Path, gcc: Compiler
         ("<32, 16, 8> row_tiles", "<32, 8> row_tiles", "a unit holds one tile of a size at most"),
     ],
 )
+@long
 def test_constants_that_the_kernels_cannot_work_with(old: str, new: str, complaint: str, cpp: Path, gcc: Compiler) -> None:
     change(cpp / "constants.h", old, new)
     flags = (*gcc.flags("avx512"), *toolchain._isa_defines("avx512", "fp32"), "-std=c++17", "-fsyntax-only")
@@ -193,11 +194,12 @@ def check_headers(compiler: Compiler, suffix: str, isa: str, folder: Path) -> No
 @x86_only
 @pytest.mark.parametrize("name", few(["clang++", "g++"]))
 @pytest.mark.parametrize("isa", few(isa for isa in PRECISIONS if isa != "neon"))
+@long
 def test_every_header_compiles_alone(isa: str, name: str, tmp_path: Path, system_tool: Callable[[str], str]) -> None:
     check_headers(of(system_tool(name)), ".hpp", isa, tmp_path)
 
 
-@exhaustive("test_every_header_compiles_alone")
+@long
 def test_every_header_compiles_alone_for_neon(tmp_path: Path, system_tool: Callable[[str], str]) -> None:
     if host_machine() != "aarch64":
         system_tool("aarch64-linux-gnu-g++")

@@ -24,7 +24,7 @@ from cnet_deploy.images.decode import read_images
 from cnet_deploy.images.inputs import pixels_of
 from cnet_deploy.images.preprocessing import Preprocessing
 from tests.builders import TINY
-from tests.cases import exhaustive, few
+from tests.cases import exhaustive, few, long
 from tests.exporters.native.helpers import (
     BF16_ERROR,
     ERROR,
@@ -239,6 +239,7 @@ def test_class_names_and_the_name_of_the_file(tmp_path: Path, system_tool: Calla
     assert drive(program, "refuse", 3072, 10, LD_LIBRARY_PATH=str(tmp_path / "deep")).returncode == 0
 
 
+@long
 def test_a_library_of_version_1_is_opened_as_before(
     quick_compiler: Path, images_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

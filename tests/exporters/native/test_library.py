@@ -14,7 +14,7 @@ import cnet_deploy as cd
 from cnet_deploy.exporters.native.toolchain import SOURCES
 from cnet_deploy.hardware.cpu import host_machine
 from tests.builders import TINY
-from tests.cases import exhaustive, few
+from tests.cases import exhaustive, few, long
 from tests.exporters.native.helpers import (
     BF16_ERROR,
     ERROR,
@@ -94,6 +94,7 @@ def test_a_library_for_a_better_processor_says_so(tmp_path: Path, system_tool: C
 
 
 @pytest.mark.parametrize("precision", few(["fp32", "bf16"]))
+@long
 def test_neon(precision: str, tmp_path: Path, system_tool: Callable[[str], str]) -> None:
     system_tool("aarch64-linux-gnu-g++")
     emulator = (system_tool("qemu-aarch64"), "-L", "/usr/aarch64-linux-gnu")

@@ -176,6 +176,7 @@ def test_a_damaged_cache_is_compiled_again(tmp_path: Path, monkeypatch: pytest.M
     assert sorted((tmp_path / "cache" / "cnet-deploy" / "native").iterdir()) == sorted(kept)
 
 
+@long
 def test_a_relative_cxx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_compiler: Path) -> None:
     (tmp_path / "g++").symlink_to(quick_compiler)
     monkeypatch.chdir(tmp_path)
@@ -183,6 +184,7 @@ def test_a_relative_cxx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_c
     assert cd.export(network(TINY), "native", tmp_path / "m.so", cpu="x86-64-v3" if "avx2" in isas() else "host").path.exists()
 
 
+@long
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_compiler: Path) -> None:
     monkeypatch.setenv("CXX", str(quick_compiler))
     (tmp_path / "file").write_text("in the way")
