@@ -22,7 +22,7 @@ from typing import IO, Any, NoReturn
 
 import click
 
-from cnet_deploy.cli.types import OutputPath
+from cnet_deploy.cli.types import FilePath, OutputPath
 from cnet_deploy.errors import CnetDeployError, OutputRefused, in_words, printable, raise_if_interrupted
 from cnet_deploy.files import same_file
 from cnet_deploy.subprocesses import careful_libraries
@@ -111,15 +111,17 @@ class Command(click.Command):
 
 def _require_outputs_apart(ctx: click.Context) -> None:
     """Raise OutputRefused if a file that the command writes is one that it reads."""
-    paths: list[tuple[click.Parameter, Path]] = []
-    for param in ctx.command.params:
-        value = ctx.params.get(param.name or "")
-        paths += [(param, path) for path in (value if isinstance(value, tuple) else [value]) if isinstance(path, Path)]
-    for param, output in paths:
-        for other, path in paths:
-            if isinstance(param.type, OutputPath) and not isinstance(other.type, OutputPath) and same_file(output, path):
-                name = "the input itself" if isinstance(other, click.Argument) else f"the file of {other.opts[0]}"
-                raise OutputRefused(f"{output}: is {name}; expected another name for the output")
+    given = {param: ctx.params.get(param.name or "") for param in ctx.command.params}
+    outputs = [value for param, value in given.items() if isinstance(param.type, OutputPath) and isinstance(value, Path)]
+    for output in outputs:
+        for param, value in given.items():
+            takes_paths = isinstance(param, click.Argument) or isinstance(param.type, FilePath)
+            if isinstance(param.type, OutputPath) or not takes_paths:
+                continue
+            for path in value if isinstance(value, tuple) else [value]:
+                if isinstance(path, (Path, str)) and same_file(output, Path(path)):
+                    name = "the input itself" if isinstance(param, click.Argument) else f"the file of {param.opts[0]}"
+                    raise OutputRefused(f"{output}: is {name}; expected another name for the output")
 
 
 class Commands(click.Group):

@@ -152,6 +152,9 @@ def test_no_output_is_what_is_read(tmp_path: Path) -> None:
     }.items():
         code, said = run(*line, "--force")
         assert code == 4 and f"is the file of {option}; expected another name for the output" in said, said
+    for line in (("bench", read, "--json", read), ("gate", model, read, "--json", read), ("inspect", read, "--plot", read)):
+        code, said = run(*line, "--force")
+        assert code == 4 and "is the input itself; expected another name for the output" in said, said
     with replacing_anything(), pytest.raises(OutputRefused, match="is the input itself"):
         cd.export(model, "onnx", read, labels=read)
     assert len(read.read_text().split()) == 10

@@ -44,7 +44,7 @@ def test_a_checkpoint_in_two_precisions_and_one_that_can_not_be_made(
     alone = cd.evaluate(checkpoint_path, DATA, limit=50).files[0]
     assert abs(alone.right1 - plain.accuracy.right1) <= 2  # the training form has the whole classifier
     assert half.accuracy.agreement is not None and half.accuracy.agreement > 0.9
-    assert min(done.times_as_slow(v) or 9 for v in done.measured) == 1
+    assert done.times_as_slow(done.measured[0]) == 1  # of others, with two rounds, chance decides
     assert [name for name, _ in done.failed.items()] == [native.result.error]
 
     sentence = done.sentence()
