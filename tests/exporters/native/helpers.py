@@ -32,6 +32,19 @@ BF16_ERROR = 3e-2
 # Blocks of 48, 24 and 12 pixels a row: 3x3 by rows with two outputs a group, flat with eight, narrow with sixteen.
 EVERY_KERNEL = replace(TINY, stages=(2, 2, 2), growth=(8, 32, 64), input_size=(48, 48), classes=70)
 
+SANITIZERS = {
+    # One build that knows where every piece of memory ends and what is undefined, and one that sees what threads don't agree on.
+    "address,undefined": (
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+        "-fno-omit-frame-pointer",
+        "-O1",
+        "-g",
+        "-DCNET_DEBUG",
+    ),
+    "thread": ("-fsanitize=thread", "-O1", "-g"),
+}
+
 
 def isas(precision: str = "fp32") -> tuple[str, ...]:
     """The instruction sets that a library carries by default and this processor has."""

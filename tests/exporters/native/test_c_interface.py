@@ -29,6 +29,7 @@ from tests.exporters.native.helpers import (
     BF16_ERROR,
     ERROR,
     EVERY_KERNEL,
+    SANITIZERS,
     drive,
     driver,
     every_kernel,
@@ -66,20 +67,6 @@ def test_many_handles_in_many_threads(program: tuple[Path, Path]) -> None:
 def test_a_handle_does_not_outlive_a_fork(program: tuple[Path, Path]) -> None:
     done = drive(program[0], "fork", FLOATS, CLASSES)
     assert done.returncode == 0, done.stderr
-
-
-SANITIZERS = {
-    # One build that knows where every piece of memory ends and what is undefined, and one that sees what threads don't agree on.
-    "address,undefined": (
-        "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=all",
-        "-fno-omit-frame-pointer",
-        "-O1",
-        "-g",
-        "-DCNET_DEBUG",
-    ),
-    "thread": ("-fsanitize=thread", "-O1", "-g"),
-}
 
 
 @pytest.mark.parametrize(("sanitizer", "times"), few([("thread", 4), ("thread", 20), ("address,undefined", 20)]))

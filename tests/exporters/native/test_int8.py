@@ -43,6 +43,7 @@ from tests.builders import TINY, TINY_DENSENET, TINY_LGC, VARIETIES
 from tests.cases import examples, exhaustive, few, long
 from tests.exporters.native.helpers import (
     EVERY_KERNEL,
+    SANITIZERS,
     drive,
     driver,
     every_kernel,
@@ -569,3 +570,23 @@ def test_the_c_interface(everything: Path, tmp_path: Path) -> None:
     for command in (("refuse", floats, 70), ("many", floats, 70, tmp_path / "images", 20), ("fork", floats, 70), ("foreign", other)):
         done = drive(program, *command)
         assert (done.returncode, done.stderr) == (0, ""), command
+
+
+@hypothesis.settings(examples(15), **ANY)
+@hypothesis.given(architectures(), st.integers(0, 1 << 20), st.integers(1, 5))
+@long
+def test_a_sanitizer_finds_nothing_in_any_architecture(
+    tmp_path_factory: pytest.TempPathFactory, arch: Architecture, seed: int, threads: int
+) -> None:
+    """Every piece of memory ends where it must and is written before it is read; each set has runs of its own length."""
+    flags = SANITIZERS["address,undefined"]
+    folder = tmp_path_factory.mktemp("any")
+    program = scrambled(in_integers(network(arch)), seed)
+    images = pixels_for(program, 2)
+    images.tofile(folder / "images")
+    executable = driver(folder / "driver", library_of(program, folder / "m.so", isas("int8"), extra=flags), flags=flags)
+    for isa in isas("int8"):
+        command = ("run", isa, threads, 2, images[0].size, len(program.head.bias), folder / "images", folder / "logits")
+        done = drive(executable, *command, ASAN_OPTIONS="detect_leaks=0:max_malloc_fill_size=1000000000:malloc_fill_byte=255")
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert np.array_equal(np.fromfile(folder / "logits", np.float32).reshape(2, -1), program.run(images)), isa
