@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported:
 import cnet_deploy as cd
 from cnet_deploy.benchmarks.measure import cells
 from cnet_deploy.errors import Unavailable
-from cnet_deploy.exporters.native.toolchain import find_compiler
+from cnet_deploy.exporters.native.toolchain import find_compiler, resolve
 from cnet_deploy.hardware.cpu import host_machine
 from cnet_deploy.models.build import build_random
 from cnet_deploy.models.condensenet import DenselyConnected
@@ -144,6 +144,18 @@ def compiled(once: Once) -> None:
             cd.export(build_random(TINY), "native", place / "model.so")
 
     once("kernels", make)
+
+
+@pytest.fixture(scope="session")
+def compiled_int8(once: Once) -> None:
+    """The same kernels in integers."""
+    from tests.exporters.native.helpers import in_integers, library_of, network
+
+    def make(place: Path) -> None:
+        with contextlib.suppress(Unavailable):
+            library_of(in_integers(network(TINY)), place / "model.so", resolve(None, "int8").isas)
+
+    once("kernels-int8", make)
 
 
 @pytest.fixture(scope="session")

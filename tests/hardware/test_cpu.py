@@ -1,4 +1,4 @@
-"""The setting that keeps freed memory."""
+"""The instruction sets of this processor, and the setting that keeps freed memory."""
 
 from __future__ import annotations
 
@@ -6,10 +6,32 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from cnet_deploy.hardware import cpu
+
+
+@pytest.mark.parametrize(
+    ("features", "isas"),
+    [
+        ("Features\t: fp asimd asimddp i8mm", ("neon_i8mm", "neon_dotprod", "neon", "baseline")),
+        ("Features\t: fp asimd asimddp", ("neon_dotprod", "neon", "baseline")),
+        ("Features\t: fp asimd i8mm", ("neon", "baseline")),
+        ("", ("neon", "baseline")),
+    ],
+)
+def test_instruction_sets_of_arm(features: str, isas: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "host_machine", lambda: "aarch64")
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"processor\t: 0\n{features}\n")
+    assert cpu.host_isas() == isas
+
+
+def test_instruction_sets_of_a_machine_without_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "host_machine", lambda: "riscv64")
+    assert cpu.host_isas() == ("baseline",)
+
 
 FAULTS = """
 import resource, sys

@@ -56,6 +56,7 @@ from tests.exporters.native.helpers import (
 )
 
 Images = np.ndarray[Any, np.dtype[np.float32]]
+pytestmark = pytest.mark.usefixtures("compiled_int8")
 x86_only = pytest.mark.skipif(host_machine() != "x86_64", reason="instruction sets of x86")
 # Transitions whose rows are no whole tiles, with one group and with several.
 UNEVEN = [replace(TINY_DENSENET, group_1x1=1, transition_channels=(10, 6)), replace(TINY_LGC, transition_channels=(4, 12))]
@@ -480,6 +481,22 @@ def test_clang_compiles_the_same_network(
     for number, program in enumerate((in_integers(every_kernel()), scrambled(in_integers(every_kernel()), 1), edges())):
         made = library_of(program, tmp_path / f"{number}.so", isas("int8"))
         check(made, program, pixels_for(program, 2))
+
+
+@exhaustive("test_the_compiler_from_pypi_answers")
+def test_the_compiler_from_pypi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system_tool: Callable[[str], str]) -> None:
+    """For this machine and for another, with nothing of the system's on the path."""
+    pytest.importorskip("ziglang", reason="needs the extra: cnet-deploy[compiler]")
+    program = scrambled(in_integers(every_kernel()), 2)
+    (tmp_path / "empty").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path / "empty"))
+        made = library_of(program, tmp_path / "m.so", isas("int8")[:1])
+        other = library_of(program, tmp_path / "other.so", ("neon_i8mm",), machine="aarch64")
+    check(made, program, pixels_for(program, 2), names=isas("int8")[:1])
+    system_tool("aarch64-linux-gnu-gcc")
+    under = (system_tool("qemu-aarch64"), "-L", "/usr/aarch64-linux-gnu", "-cpu", "max")
+    emulated(other, program, tmp_path, under, "neon_i8mm", "aarch64-linux-gnu-gcc")
 
 
 # ---- the file ----------------------------------------------------------------------------------------------------------------------
