@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 # The first backend that opens a file is its default. Modules that are not listed here come last.
 ORDER = ("native", "tensorrt", "onnxruntime", "openvino", "torch")
 DEVICES = ("cpu", "cuda")
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 
 
 class Variant(NamedTuple):

@@ -13,7 +13,7 @@ from cnet_deploy.errors import InputRefused, Unavailable, deferred_interrupts, n
 from cnet_deploy.files.onnx_bounds import require_bounded
 from cnet_deploy.files.onnx_file import parse_onnx
 from cnet_deploy.files.onnx_weights import weights_precision
-from cnet_deploy.sessions.base import Backend, Binding, Floats, Part, Session
+from cnet_deploy.sessions.base import Backend, Binding, Floats, Part, Probe, Session
 
 BACKEND = Backend(
     suffixes=(".onnx",),
@@ -23,7 +23,8 @@ BACKEND = Backend(
     devices=("cpu",),
     packages=("openvino",),
     remedy="pip install 'cnet-deploy[openvino]'",
-    parts={"bf16": Part({"precision": "bf16"})},
+    parts={"bf16": Part({"precision": "bf16"}), "int8": Part(export={"precision": "int8"})},
+    probes=(Probe("openvino"), Probe("openvino, int8", export={"precision": "int8"})),
 )
 
 _TYPES = {"f16": "float16", "f32": "float32", "f64": "float64", "u8": "uint8", "i8": "int8", "i32": "int32", "i64": "int64"}
