@@ -6,7 +6,7 @@ from cnet_deploy.benchmarks.measure.cells import SETTLE_SECONDS
 from cnet_deploy.benchmarks.measure.rounds import Settings
 
 EXPORTING = 6.0  # seconds, of an artifact: to write or compile, and to verify it
-_CALIBRATING = 1e9  # operations in a second, while a network is run in numpy
+_CALIBRATING = 4e9  # operations in a second, while ranges are taken
 OPENING = 1.5  # seconds, of a process: Python, the runtime, the model, the first inference
 
 
@@ -30,7 +30,7 @@ def calibrating(images: int, flops: int | None) -> float:
     """Seconds that it takes to calibrate a network of so many ``flops``.
 
     >>> calibrating(256, 529_000_000)
-    135.424
+    33.856
     """
     return images * (flops or 0) / _CALIBRATING
 

@@ -13,7 +13,7 @@ from cnet_deploy.files import exists
 from cnet_deploy.models.architecture import INPUT_SIZE, NAMED
 from cnet_deploy.workflows.inspect import inspect
 
-COUNT = 8
+COUNT = 32
 DATA_COUNT = 256  # of a dataset's images that `export` calibrates with
 PRECISION = "int8"  # what is calibrated
 
@@ -29,7 +29,7 @@ def noise_images(folder: Path, shape: tuple[int, int, int]) -> Path:
         try:
             place.mkdir()
             for number, image in enumerate(pixels):
-                Image.fromarray(image[:, :, 0] if channels == 1 else image).save(place / f"{number}.png")
+                Image.fromarray(image[:, :, 0] if channels == 1 else image).save(place / f"{number}.png", compress_level=0)
         except OSError as error:
             raise Unavailable(f"{place}: can't be written: {error.strerror}; set TMPDIR") from None
     return place
