@@ -47,6 +47,7 @@ fuzz: .venv/ready
 # ORIGINAL is a checkout of github.com/ShichenLiu/CondenseNet, to measure a training step beside its own layers.
 bench: .venv/ready
 	mkdir -p $(RESULTS)
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable ".[nncf]"
 	$(BIN)/cnet-deploy bench --threads 1 --rounds 20 --json $(RESULTS)/table-1-thread.json
 	$(BIN)/cnet-deploy bench --threads 2 --rounds 20 --json $(RESULTS)/table-2-threads.json --html $(RESULTS)/report.html
 	$(BIN)/python -m cnet_deploy.benchmarks.studies.overhead $(RESULTS)/overhead.json
