@@ -14,7 +14,6 @@ from cnet_deploy.benchmarks.measure.environment import environment
 from cnet_deploy.benchmarks.measure.estimate import EXPORTING, calibrating, estimate, in_words
 from cnet_deploy.benchmarks.measure.rounds import Result, Settings, proceed, steps
 from cnet_deploy.benchmarks.measure.worker import NAMED
-from cnet_deploy.benchmarks.sweep.noise import COUNT, DATA_COUNT, note_of, require_use
 from cnet_deploy.benchmarks.sweep.paper import counted, paper_row
 from cnet_deploy.benchmarks.sweep.plan import (
     backends_of,
@@ -27,6 +26,7 @@ from cnet_deploy.benchmarks.sweep.plan import (
     prepare,
     target_for,
 )
+from cnet_deploy.benchmarks.sweep.ranges import Ranges
 from cnet_deploy.benchmarks.sweep.results import Report, Row
 from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, naming, printable
 from cnet_deploy.files import digest, read_bytes, temporary_folder
@@ -120,17 +120,16 @@ def compare(
         report = Report([_row(str(model), source, chosen, threads, batch, device)], settings)
         results = report.rows[0].results
         calibrated = any(is_calibrated(result.cell.backend, source.path) for result in results)
-        require_use(calibrate, used=calibrated)
-        ranges = data if calibrate is None else calibrate
-        report.notes = [note_of(ranges, judged=_overlaps(ranges, data, split))] if calibrated else []
+        Ranges(calibrate).require_use(used=calibrated)
+        ranges = Ranges(data if calibrate is None else calibrate)
+        report.notes = [ranges.note(judged=_overlaps(ranges.images, data, split))] if calibrated else []
         count = 0 if dataset is None else len(spread(len(dataset), limit))
-        images = COUNT if ranges is None else DATA_COUNT
-        shares = _shares(report, count, source, settings, images)
+        shares = _shares(report, count, source, settings, ranges.count)
         notify(_announcement(report, count, settings, sum(shares)))
         parts = _Parts(progress, sum(shares))
         for result in results:
             with parts.step(f"prepare {result.cell.backend}", EXPORTING):
-                prepare(result, folder, source.opening, source=source.path, calibrate=ranges)
+                prepare(result, folder, source.opening, source=source.path, ranges=ranges)
         precisions_found = {result.cell.backend: _open_once(result, source) for result in results}
         if source.weights not in (None, FULL) and FULL in precisions_found.values():
             log.warning("%s: has its weights in %s; what is called %s here computes in it with these weights", model, source.weights, FULL)
@@ -219,9 +218,9 @@ def _converted(
     return _Source(str(path), cost.flops, cost.params, None, {}, converted.architecture.classes)
 
 
-def _overlaps(ranges: Path | str | None, data: Path | str | None, split: Split) -> bool:
+def _overlaps(images: Path | str | None, data: Path | str | None, split: Split) -> bool:
     """Whether images that a network is calibrated with are among those that it is evaluated on, as far as their places tell."""
-    if ranges is None or data is None or Path(ranges).absolute() != Path(data).absolute():
+    if images is None or data is None or Path(images).absolute() != Path(data).absolute():
         return False
     return split == "train" or Path(data).is_file()  # of a dataset's folder the training images are taken
 
@@ -319,7 +318,8 @@ def _shares(report: Report, count: int, source: _Source, settings: Settings, ima
     """Seconds that exports, answers and turns will take, by a guess; ``images`` are those of a calibration."""
     cells = len(report.rows[0].results)
     exports = len({target_for(result.cell.backend, source.path) and result.cell.backend for result in report.results} - {None})
-    ranges = sum(calibrating(images, source.flops) for result in report.results if is_calibrated(result.cell.backend, source.path))
+    calibrated = any(is_calibrated(result.cell.backend, source.path) for result in report.results)
+    ranges = calibrating(images, source.flops) if calibrated else 0.0
     return EXPORTING * exports + ranges, _seconds_of_answers(count, cells, source), estimate(cells, settings)
 
 

@@ -19,8 +19,8 @@ from cnet_deploy.benchmarks.measure.estimate import in_words, turns
 from cnet_deploy.benchmarks.measure.rounds import Result, Settings, take_turn
 from cnet_deploy.benchmarks.measure.rule import LEAST_ROUNDS, Decision, SelfTest, Verdict, adaptively, decide, self_test, surely_faster
 from cnet_deploy.benchmarks.sweep.figures import Change, Figures, changes, other_precision
-from cnet_deploy.benchmarks.sweep.noise import require_use
 from cnet_deploy.benchmarks.sweep.plan import is_named
+from cnet_deploy.benchmarks.sweep.ranges import Ranges
 from cnet_deploy.errors import CheckFailed, Inconclusive, Unavailable, printable
 from cnet_deploy.files import exists, temporary_folder
 
@@ -103,7 +103,7 @@ def gate(
             for name, model, python in (("base", base, base_python), ("head", head, head_python))
         ]
         a, b = sides
-        require_use(calibrate, used=a.calibrated or b.calibrated)
+        Ranges(calibrate).require_use(used=a.calibrated or b.calibrated)
         chosen = (a.cell.backend, b.cell.backend)
         outcome = Outcome(base, head, chosen, a.cell.threads, tolerance, settings, allow_changes=allow_changes, device=device)
         _compare(outcome, a.figures, b.figures, notify)
@@ -164,7 +164,7 @@ def gate_baseline(
         side = make_side(
             "head", head, stored.backend, stored.threads, sys.executable, folder, notify, stored.device, stored.batch, weights, calibrate
         )  # fmt: skip
-        require_use(calibrate, used=side.calibrated)
+        Ranges(calibrate).require_use(used=side.calibrated)
         _compare(outcome, stored.figures, side.model_figures, notify)
         opened = _open(side, outcome)
         _require_one_batch(stored.batch, opened.batch)

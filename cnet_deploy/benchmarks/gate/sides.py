@@ -13,10 +13,8 @@ from cnet_deploy import subprocesses
 from cnet_deploy.benchmarks.measure.cells import Cell
 from cnet_deploy.benchmarks.measure.worker import NAMED
 from cnet_deploy.benchmarks.sweep.figures import Figures, figures_of
-from cnet_deploy.benchmarks.sweep.noise import note_of
 from cnet_deploy.benchmarks.sweep.plan import (
     backends_of,
-    calibration_of,
     copied,
     default_threads,
     export_options,
@@ -24,6 +22,7 @@ from cnet_deploy.benchmarks.sweep.plan import (
     is_named,
     target_for,
 )
+from cnet_deploy.benchmarks.sweep.ranges import Ranges
 from cnet_deploy.errors import InputRefused, Unavailable, naming
 from cnet_deploy.exporters import targets
 from cnet_deploy.files import check_input, exists
@@ -83,12 +82,12 @@ def make_side(
     if target is not None:
         source, path = path, str(folder / f"{name}{targets()[target].suffix}")
         notify(f"{name}: exporting {model} for {chosen}")
-        taken = {} if weights is None else {"weights": weights}
+        taken: dict[str, Any] = {} if weights is None else {"weights": weights}
         if calibrated := is_calibrated(chosen, model):
-            notify(f"{name}: {note_of(calibrate)}")
-        own_images = None if calibrate is None else calibrate.absolute()
-        ranges = calibration_of(source, chosen, own_images, folder, taken)
-        _export(name, model, source, target, path, python, folder, export_options(chosen, batch) | taken | ranges)
+            ranges = Ranges(calibrate and calibrate.absolute())
+            notify(f"{name}: {ranges.note()}")
+            taken |= ranges.options(source, folder, taken)
+        _export(name, model, source, target, path, python, folder, export_options(chosen, batch) | taken)
     elif is_named(model):
         path = NAMED + model
     options = {} if weights is None or target is not None else {"weights": weights}

@@ -29,7 +29,7 @@ from cnet_deploy.benchmarks.measure.environment import environment
 from cnet_deploy.benchmarks.measure.rounds import Result, Settings, measure
 from cnet_deploy.benchmarks.measure.worker import NAMED as NAMED_CELL
 from cnet_deploy.benchmarks.studies.script import run
-from cnet_deploy.benchmarks.sweep.noise import noise_images
+from cnet_deploy.benchmarks.sweep.ranges import random_images
 from cnet_deploy.errors import CnetDeployError, Unavailable
 from cnet_deploy.exporters.native import INCLUDE
 from cnet_deploy.exporters.native.toolchain import find_compiler
@@ -104,7 +104,7 @@ class Suite:
         """Random images [N, 3, H, W], prepared as the network says."""
         arch = NAMED[name]
         steps = Preprocessing.of(arch.input_size, arch.classes)
-        return steps.apply(read_images(noise_images(self.folder, arch.image_shape), steps, arch.classes).pixels)
+        return steps.apply(read_images(random_images(self.folder, arch.image_shape), steps, arch.classes).pixels)
 
     def run(self, what: str, cells: Sequence[Cell], *, ours: str = OURS, **facts: Any) -> dict[str, Any]:
         """Measure cells together; record and report how many times as fast ``ours`` is as the best of the others."""

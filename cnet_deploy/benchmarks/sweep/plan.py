@@ -16,8 +16,8 @@ from cnet_deploy.benchmarks.measure.estimate import EXPORTING, calibrating, esti
 from cnet_deploy.benchmarks.measure.rounds import Result, Settings, proceed, rounds_of, steps
 from cnet_deploy.benchmarks.measure.worker import NAMED
 from cnet_deploy.benchmarks.sweep.figures import figures_of
-from cnet_deploy.benchmarks.sweep.noise import COUNT, DATA_COUNT, PRECISION, noise_images, note_of, require_use, shape_of
 from cnet_deploy.benchmarks.sweep.paper import PAPER, counted, paper_row
+from cnet_deploy.benchmarks.sweep.ranges import PRECISION, Ranges
 from cnet_deploy.benchmarks.sweep.results import Group, Keep, Report, Row
 from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, printable
 from cnet_deploy.exporters import target_by_suffix, targets
@@ -81,20 +81,21 @@ def bench(
     opening = {key: value for key, value in told.items() if value is not None}
     report = Report([_row(name, plan[name], groups, device, opening, fresh=settings.fresh) for name in names], settings)
     calibrated = any(is_calibrated(result.cell.backend, result.cell.label) for result in report.results)
-    require_use(calibrate, used=calibrated)
-    report.notes = [note_of(calibrate)] if calibrated else []
+    ranges = Ranges(calibrate)
+    ranges.require_use(used=calibrated)
+    report.notes = [ranges.note()] if calibrated else []
     if earlier is not None:
         _continue(report, earlier)
         if report.after is not None:
             return report
     parts = _parts(report)
-    notify(_announcement(report, parts, COUNT if calibrate is None else DATA_COUNT))
+    notify(_announcement(report, parts, ranges.count))
     total(len(names) + sum(steps(len(part), settings, rounds_of(part, settings)) for part in parts))
     with temporary_folder("bench") as folder:
         for row in report.rows:
             progress(f"prepare {row.label}")
             for result in row.results:
-                prepare(result, folder, opening, fresh=settings.fresh, calibrate=calibrate)
+                prepare(result, folder, opening, fresh=settings.fresh, ranges=ranges)
         for part in parts:
             proceed(part, settings, progress, keep=lambda: keep(report))
     report.after = environment()
@@ -109,10 +110,10 @@ def _announcement(report: Report, parts: Sequence[Sequence[Result]], images: int
         for result in report.results
         if target_for(result.cell.backend, result.cell.label) is not None
     }
-    ranges = {
+    flops_of = {
         (row.label, r.cell.backend): row.flops for row in report.rows for r in row.results if is_calibrated(r.cell.backend, row.label)
     }
-    seconds = EXPORTING * len(exported) + sum(calibrating(images, flops) for flops in ranges.values())
+    seconds = EXPORTING * len(exported) + sum(calibrating(images, flops) for flops in flops_of.values())
     seconds += sum(estimate(len(part), settings, rounds_of(part, settings)) for part in parts)
     cells = sum(1 for _ in report.results)
     what = f"{cells} cell{'s' * (cells != 1)}, {settings.rounds} round{'s' * (settings.rounds > 1)}"
@@ -180,14 +181,6 @@ def export_options(backend: str, batch: int) -> dict[str, Any]:
 def is_calibrated(backend: str, model: str) -> bool:
     """Whether a model is exported for a backend in a precision that needs ranges of its values."""
     return resolve_backend(backend).export.get("precision") == PRECISION and target_for(backend, model) is not None
-
-
-def calibration_of(model: str, backend: str, calibrate: Path | str | None, folder: Path, opening: Mapping[str, Any]) -> dict[str, Any]:
-    """The option of the export with the images to calibrate with, random ones in ``folder`` if ``calibrate`` is None; empty if it needs
-    none. ``opening`` are the options with which a checkpoint is loaded."""
-    if not is_calibrated(backend, model):
-        return {}
-    return {"calibrate": calibrate or noise_images(folder, shape_of(model, _overrides(opening)))}
 
 
 def _target_of(backend: str) -> str | None:
@@ -263,13 +256,13 @@ def _top1_error(path: str, data: bytes) -> float | None:
 
 def prepare(
     result: Result, folder: Path, opening: Mapping[str, Any], *, fresh: bool = False, source: str | None = None,
-    calibrate: Path | str | None = None,
+    ranges: Ranges | None = None,
 ) -> None:  # fmt: skip
     """Put the path of the artifact into a cell, or the error that kept it from being made: a missing backend is shown in its own cell.
 
     What has to be exported is written to ``folder``, once for all cells that run the same. ``source`` is the file or named network that is
     exported and run, if it is another than the cell's label; ``opening`` are the options with which a checkpoint is loaded. ``fresh``: the
-    cell is opened again for every turn. ``calibrate``: see ``bench``.
+    cell is opened again for every turn. ``ranges`` are for int8.
     """
     cell, model = result.cell, source or result.cell.label
     target = target_for(cell.backend, model)
@@ -280,8 +273,12 @@ def prepare(
         try:
             if result.error is None and not Path(path).exists():  # else it was made for another cell
                 _require_device(cell)
-                options |= calibration_of(model, cell.backend, calibrate, folder, opening)
-                export(model, target, path, overrides=_overrides(opening), **options)
+                ranges, overrides = ranges or Ranges(), _overrides(opening)
+                if is_calibrated(cell.backend, model):
+                    options |= ranges.options(model, folder, overrides)
+                done = export(model, target, path, overrides=overrides, **options)
+                if done.calibration is not None:
+                    ranges.known[model] = done.calibration
         except CnetDeployError as error:
             message = str(error).replace(path, cell.label).replace(model, cell.label)
             result.error, result.exit_code = message, error.exit_code
