@@ -26,9 +26,7 @@ from cnet_deploy.sessions.base import Probe
 SECONDS = 180.0  # time limit of a probe
 _CUDA_LIBRARIES = ("pycuda", "cuda-python")
 _AT_ONCE = 4  # probes; each loads a runtime of some hundred megabytes
-# Largest error of the outputs, relative to the largest. Ranges of int8 are taken from images of random bytes.
-_TOLERANCE = {"int8": 0.15}
-_TOLERANCE_OF_OTHERS = 1e-3
+_TOLERANCE = 1e-3  # of what is not in int8, relative to the largest output
 
 
 @dataclass(frozen=True)
@@ -177,6 +175,7 @@ def _run(backend: str, probe: Probe, folder: Path, answer: dict[str, Any]) -> No
 
     from cnet_deploy.artifacts.manifest import manifest_path
     from cnet_deploy.artifacts.pair import describe
+    from cnet_deploy.artifacts.self_check import tolerance_of
     from cnet_deploy.checkpoints.save import save
     from cnet_deploy.exporters import exporter, target_by_suffix
     from cnet_deploy.models.architecture import Architecture
@@ -193,11 +192,16 @@ def _run(backend: str, probe: Probe, folder: Path, answer: dict[str, Any]) -> No
     batch, precision = images[:2], str(probe.export.get("precision", "fp32"))
     suffix = spec.suffixes[0]
     path = folder / f"{probe.name.replace(' ', '-')}{suffix}"
+    expected, allowed = program.run, _TOLERANCE
     if (target := target_by_suffix(suffix)) is None:
         save(model, path)
     else:
         quantization = {"quantization": Quantization(calibrate(program, images))} if precision == "int8" else {}
         written = exporter(target)(program, path, **probe.export, **quantization)
+        if written.exact is not None:
+            expected = written.exact
+        elif precision == "int8":
+            allowed = tolerance_of(precision)
         # Only a file that no other backend runs shows that this backend can build.
         answer["builds"] = sum(suffix in other.suffixes for other in backends().values()) == 1
         manifest = describe(
@@ -206,13 +210,13 @@ def _run(backend: str, probe: Probe, folder: Path, answer: dict[str, Any]) -> No
         )  # fmt: skip
         manifest_path(path).write_text(manifest.to_json(), encoding="utf-8")
     with open_session(path, backend=backend, device=probe.device, **probe.options) as session:
-        logits, expected = session.run(batch), program.run(batch)
+        logits, right = session.run(batch), expected(batch)
         answer["instructions"] = getattr(session, "isa", None)
         if precision == "int8" and session.precision != precision:
             answer["reason"] = f"it runs a network of {precision} in {session.precision}; reinstall it: {spec.remedy}"
             return
-    if not np.abs(logits - expected).max() <= _TOLERANCE.get(precision, _TOLERANCE_OF_OTHERS) * np.abs(expected).max():
-        difference = np.abs(logits - expected).max()
+    difference = np.abs(logits - right).max()
+    if not difference <= allowed * np.abs(right).max():
         answer["reason"] = f"its outputs are wrong by up to {difference:.2g}; reinstall it: {spec.remedy}"
     else:
         answer["works"] = True

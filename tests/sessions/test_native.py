@@ -101,7 +101,8 @@ def test_what_a_session_tells(made: Path, converted: DenselyConnected) -> None:
 @long
 def test_int8(converted: DenselyConnected, tmp_path: Path, compiled: None) -> None:
     """In Python, with images and with batches, and in C, where the library itself prepares an image."""
-    path = cd.export(converted, "native", tmp_path / "model.so", precision="int8", calibrate=EXAMPLES / "cifar10-test-500.bin").path
+    images_path, labels = EXAMPLES / "cifar10-test-500.bin", EXAMPLES / "cifar10-labels.txt"
+    path = cd.export(converted, "native", tmp_path / "model.so", precision="int8", calibrate=images_path, labels=labels).path
     with cd.open_session(path, threads=2) as session:
         assert isinstance(session, NativeSession) and session.precision == "int8" and session.manifest is not None
         carried = session.manifest.details["isas"]
