@@ -21,7 +21,7 @@ from cnet_deploy.files import temporary_folder
 from cnet_deploy.hardware.cpu import host_isas, host_machine
 from cnet_deploy.hardware.cuda import why_no_device
 from cnet_deploy.sessions import backends, names, open_session
-from cnet_deploy.sessions.base import Probe
+from cnet_deploy.sessions.base import Floats, Probe
 
 SECONDS = 180.0  # time limit of a probe
 _CUDA_LIBRARIES = ("pycuda", "cuda-python")
@@ -192,7 +192,8 @@ def _run(backend: str, probe: Probe, folder: Path, answer: dict[str, Any]) -> No
     batch, precision = images[:2], str(probe.export.get("precision", "fp32"))
     suffix = spec.suffixes[0]
     path = folder / f"{probe.name.replace(' ', '-')}{suffix}"
-    expected, allowed = program.run, _TOLERANCE
+    expected: Callable[[Floats], Floats] = program.run
+    allowed = _TOLERANCE
     if (target := target_by_suffix(suffix)) is None:
         save(model, path)
     else:
