@@ -31,6 +31,7 @@ from cnet_deploy.hardware.cpu import share_the_processor
         "cnet-deploy export model.safetensors --onnx -o model.onnx",
         "cnet-deploy export model.safetensors --native -o model.so",
         "cnet-deploy export model.safetensors --onnx --native --precision fp32,bf16",
+        "cnet-deploy export model.safetensors --native --precision int8 --calibrate examples/cifar10-test-500.bin",
     ],
 )
 @click.argument("model", type=ModelOrName())
@@ -42,6 +43,7 @@ from cnet_deploy.hardware.cpu import share_the_processor
 )
 @click.option("-o", "--output", type=OutputPath(), help="The artifact; of several, the folder for them. [default: beside the model]")
 @parameters.form_option
+@parameters.int8_options
 @keep_option
 @labels_option("They are stored in the artifact. [default: the model's own]")
 @images_option
@@ -62,8 +64,10 @@ def export(model: Path, triton: Path | None, output: Path | None, form: str | No
     common |= parameters.take(options, "classifier_keep", "labels", "images", "tolerance", "sha256")
     form = options.pop("lowering") or form
     chosen = parameters.take_targets(options, triton, output)
+    int8 = parameters.take(options, *parameters.INT8)
     given = {name: value for name, value in options.items() if value is not None}
     artifacts = parameters.artifacts_of(chosen, given, form)
+    int8 = parameters.take_int8(int8, artifacts)
     if triton is not None and len(artifacts) > 1:
         raise click.UsageError(f"--triton takes one artifact, and {len(artifacts)} were asked for; expected one target and one precision")
     share_the_processor()
@@ -81,15 +85,22 @@ def export(model: Path, triton: Path | None, output: Path | None, form: str | No
         if triton is None:
             place = output_of(model, artifact.target, path, artifact.options.get("precision"))
             check_artifact(place, artifact.target, model)  # before the first is written
+    calibrations: dict[str | None, Any] = {}  # of the network in each form: calibrated once, whatever is written of it
     for path, artifact in zip(paths, artifacts, strict=True):
-        for line in _written(model, triton, path, artifact, common):
-            tell(line)
+        own = dict(common)
+        if parameters.is_int8(artifact):
+            own |= int8
+            if artifact.form in calibrations:
+                own["calibration"] = calibrations[artifact.form]
+        lines, calibration = _written(model, triton, path, artifact, own)
+        if calibration is not None:
+            calibrations[artifact.form] = calibration
+        tell(*lines)
 
 
-def _written(model: Path, triton: Path | None, output: Path | None, artifact: Artifact, common: dict[str, Any]) -> list[str]:
-    """Write one artifact; lines about it."""
+def _written(model: Path, triton: Path | None, output: Path | None, artifact: Artifact, common: dict[str, Any]) -> tuple[list[str], Any]:
+    """Write one artifact; lines about it, and its calibration."""
     from cnet_deploy.cli.progress import bar
-    from cnet_deploy.exporters import options_of
     from cnet_deploy.workflows import export as workflow
 
     target, form, options = artifact.target, artifact.form, dict(artifact.options)
@@ -102,9 +113,9 @@ def _written(model: Path, triton: Path | None, output: Path | None, artifact: Ar
             chosen: Any = chooser(path, source=model, target=target, options=options, notify=note, progress=progress)
         else:
             chosen = form or "gather"
-        if "progress" in options_of(target):
-            options["progress"] = progress
+        options["progress"] = progress
         if triton is not None:
             done, repository = workflow.export_repository(model, target, triton, form=chosen, **common, **options)
-            return [*done.lines()[:-1], *repository.lines()]
-        return workflow.export(model, target, output, form=chosen, **common, **options).lines()
+            return [*done.lines()[:-1], *repository.lines()], done.calibration
+        done = workflow.export(model, target, output, form=chosen, **common, **options)
+        return done.lines(), done.calibration

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
-from cnet_deploy.cli.types import Batches, Bytes, Channels, Choices, Depths, Digest, FilePath, Finite, Size
+from cnet_deploy.cli.types import Batches, Bytes, Channels, Choices, Depths, Digest, FilePath, Finite, Points, Size
 from cnet_deploy.exporters import targets
 from cnet_deploy.exporters.base import Option
 
@@ -31,6 +31,13 @@ force_option = click.option(
 )
 weights_option = click.option(
     "--weights", metavar="KEY", help="Which weights of a checkpoint that holds several sets; `inspect` lists them."
+)
+
+calibration_option = click.option(
+    "--calibrate",
+    type=FilePath(),
+    metavar="DATA",
+    help="Images to calibrate int8 networks with that are exported here: as of `export`. [default: random ones, and no judge of accuracy]",
 )
 
 
@@ -98,6 +105,24 @@ def form_option(command: F) -> F:
     text = "How 1x1 convolutions are written; auto measures the fastest for each block. [default: gather]"
     command = click.option("--form", type=forms, help=text)(command)
     return click.option("--lowering", type=forms, hidden=True)(command)  # its name until 0.1.0
+
+
+def int8_options(command: F) -> F:
+    """How `export` comes to int8."""
+    methods = click.Choice(["minmax", "percentile", "entropy"])
+    for option in reversed((
+        click.option("--calibrate", type=FilePath(), help="int8: images that the ranges of its values are taken from, as the network is "
+                     "used with: a dataset's folder, a CIFAR binary file, or a folder of images."),
+        click.option("--calibration", type=methods, help="int8: how ranges are taken; the last two leave out rare values. "
+                     "[default: minmax]"),
+        click.option("--calibration-images", type=click.IntRange(1, 10_000), help="int8: images to calibrate on, evenly over classes "
+                     "where they are known. [default: 256]"),
+        click.option("--accuracy-budget", type=Points(), metavar="POINTS%", help="int8: points of top-1 accuracy that may be lost on "
+                     "labelled --images (else on those of --calibrate), as 0.5%. Where int8 loses more, the layers that cost most are "
+                     "kept in higher precision: each is tried, which takes seconds a layer."),
+    )):  # fmt: skip
+        command = option(command)
+    return command
 
 
 def training_options(command: F) -> F:
@@ -197,6 +222,9 @@ def take_targets(options: dict[str, Any], triton: Path | None, output: Path | No
     return [next(name for name, known in targets().items() if known.serving is not None)]
 
 
+INT8 = ("calibrate", "calibration", "calibration_images", "accuracy_budget")
+
+
 class Artifact(NamedTuple):
     """One of the artifacts that `export` writes: its target, the form of its dense blocks (None: the default), the target's own options."""
 
@@ -237,6 +265,31 @@ def artifacts_of(chosen: Sequence[str], options: Mapping[str, Any], form: str | 
     return artifacts
 
 
+def take_int8(options: dict[str, Any], artifacts: Sequence[Artifact]) -> dict[str, Any]:
+    """What was given of the options of ``int8_options``, taken out of all options.
+
+    Raises UsageError where none of the artifacts is in int8, or one is and nothing to calibrate on was given.
+    """
+    given = {name: value for name in INT8 if (value := options.get(name)) is not None}
+    int8 = [artifact for artifact in artifacts if is_int8(artifact)]
+    if given and not int8:
+        flag = next(iter(given)).replace("_", "-")
+        raise click.UsageError(f"--{flag} is an option of --precision int8 alone")
+    if int8 and "calibrate" not in given:
+        raise click.UsageError(
+            "--precision int8 takes the ranges of its values from images; give some as the network is used with: --calibrate DATA, a "
+            "dataset's folder, a CIFAR binary file or a folder of images"
+        )
+    if any(artifact.form == "auto" for artifact in int8):
+        raise click.UsageError("--form auto measures no int8; expected another form, or none")
+    return given
+
+
+def is_int8(artifact: Artifact) -> bool:
+    """Whether an artifact is to be written in int8."""
+    return artifact.options.get("precision") == "int8"
+
+
 def once(notify: Callable[[str], None]) -> Callable[[str], None]:
     """``notify`` for lines that were not said before: several artifacts of one model have the same ones."""
     heard: set[str] = set()
@@ -263,7 +316,7 @@ images_option = click.option(
 tolerance_option = click.option(
     "--tolerance",
     type=Finite(0),
-    help="Largest error allowed, relative to the largest logit. [default: 1e-4]",
+    help="Largest error allowed, relative to the largest logit. [default: 1e-4, more in a smaller precision; int8: by its answers]",
 )
 keep_option = click.option(
     "--classifier-keep",

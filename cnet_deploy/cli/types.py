@@ -107,6 +107,23 @@ class Share(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return number
 
 
+class Points(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Points of an accuracy in percent, always with the sign: ``0.5%``. Without it 0.5 might be a half of all."""
+
+    name = "points"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            number = float(value[:-1]) if value.endswith("%") else math.nan
+        except ValueError:
+            number = math.nan
+        if not 0 <= number < 100:
+            self.fail(f"{value!r} is no accuracy budget; expected points of top-1 accuracy with a percent sign, as 0.5%", param, ctx)
+        return number
+
+
 class Channels(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """Numbers from 0 to 1 for red, green and blue: ``0.485,0.456,0.406``; or one for grey images, or four with alpha."""
 

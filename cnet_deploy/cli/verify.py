@@ -43,4 +43,5 @@ def verify(artifact: Path, model: Path, as_json: bool, **options: Any) -> None:
         )
     if not as_json:
         done = comparisons[0].converted
-        tell(f"{artifact} computes what {model} does" + (f" once it is {done}" if done else ""))
+        does = "computes what" if comparisons[0].least_cosine is None else "answers in int8 as"
+        tell(f"{artifact} {does} {model} does" + (f" once it is {done}" if done else ""))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from cnet_deploy.images.preprocessing import Preprocessing
     from cnet_deploy.models.architecture import Architecture
 
@@ -55,7 +58,8 @@ class Target:
     ``suffix`` is that of its artifacts, ``kind`` what they are by their first bytes (see Kind.opened_by), ``title`` its name in messages,
     ``help`` the help of its flag, ``container`` the name of the file format in `inspect`. ``family_only`` targets take only a Program, so
     not the paper's other networks. ``forms``: whether the forms of program/forms.py can be chosen. ``serving`` is None if Triton does not
-    serve its artifacts.
+    serve its artifacts. ``keeps`` is the precision of the layers that int8 keeps in a higher one. ``measured_as`` is the target whose
+    artifacts answer the same in int8 and are built sooner; empty for its own.
     """
 
     suffix: str
@@ -67,6 +71,8 @@ class Target:
     family_only: bool = False
     forms: bool = True
     serving: Serving | None = None
+    keeps: str = "fp32"
+    measured_as: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Written:
     """An exporter's report on the file that it wrote, for the manifest.
 
     ``unverifiable`` says why the file can't be run on this machine; None if it can, and then it must be verified. ``notes`` are lines of
-    text about what was built.
+    text about what was built. ``exact`` computes the logits that the file gives, to the bit; None where it only comes near to its network.
     """
 
     precision: str
@@ -82,6 +88,7 @@ class Written:
     libraries: Mapping[str, str] = field(default_factory=dict)
     unverifiable: str | None = None
     notes: tuple[str, ...] = ()
+    exact: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]] | None = None
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ TARGET = Target(
         ),
     ),
     serving=Serving("tensorrt_plan", "tensorrt", "model.plan", gpu_only=True),
+    measured_as="onnx",  # from whose graph it is built
 )
 DEFAULT_BATCH = (1, 1, 32)
 MAX_BATCH = 4096

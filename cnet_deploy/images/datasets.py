@@ -12,7 +12,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 Split = Literal["train", "val"]
+_SPLITS: tuple[Split, ...] = get_args(Split)
 
 _CIFAR10_FILES = {"train": tuple(f"data_batch_{n}" for n in range(1, 6)), "val": ("test_batch",)}
 _CIFAR100_FILES = {"train": ("train",), "val": ("test",)}
@@ -207,6 +208,42 @@ def open_dataset(path: Path | str, split: Split = "val", classes: int | None = N
         raise InputRefused(f"{error.filename or path}: can't be read: {error.strerror}") from None
     except RecursionError:
         raise InputRefused(f"{path}: has folders nested too deep to be read; expected {LAYOUTS}") from None
+
+
+def open_for_calibration(path: Path | str, classes: int) -> Dataset | None:
+    """The training part of a dataset, or what there is of it: a test part, a folder of images for each class, a CIFAR binary file.
+
+    None for anything without labels: an image file, or a folder of images that are not in folders of their classes. Raises InputRefused
+    as ``open_dataset`` does.
+    """
+    refuse_url(path)
+    path = Path(path)
+    try:
+        if path.is_file():
+            return _binary(path.name, [path], classes, None) if path.suffix == ".bin" else None
+        if not path.is_dir():
+            raise InputRefused(f"{path}: no such file or folder; expected images, or a folder with {LAYOUTS}")
+        for folder in (path, *(path / name for name in _OFFICIAL)):
+            if folder.is_dir() and (part := _part_of({entry.name for entry in folder.iterdir()})):
+                return _official(folder, part)
+        for split in _SPLITS:
+            if (path / split).is_dir():
+                return FolderDataset(path / split)
+        return FolderDataset(path) if len(_class_folders(path)) == classes and not _loose(path) else None
+    except OSError as error:
+        raise InputRefused(f"{error.filename or path}: can't be read: {error.strerror}") from None
+    except RecursionError:
+        raise InputRefused(f"{path}: has folders nested too deep to be read; expected {LAYOUTS}") from None
+
+
+def _part_of(names: set[str]) -> Split | None:
+    """Which part of a published dataset these files are: the training part if it is there; None if they are of none."""
+    for split in _SPLITS:
+        files = {name for part in (_CIFAR10_FILES, _CIFAR100_FILES) for name in part[split]}
+        own = {f"{name}.bin" for name in files} | {*_CIFAR10_FILES[split]} | ({*_CIFAR100_FILES[split]} if "meta" in names else set())
+        if names & own or any(name.startswith(f"{_IDX_FILES[split]}-images") for name in names):
+            return split
+    return None
 
 
 def _refuse_other_files(path: Path) -> None:

@@ -13,6 +13,7 @@ from cnet_deploy.errors import InputRefused
 from cnet_deploy.program.program import Array, Floats, Program
 
 Progress = Callable[[str, float], None]
+Run = Callable[[Array, Callable[[str, Array], None]], object]
 Method = Literal["minmax", "percentile", "entropy"]
 METHODS: tuple[Method, ...] = get_args(Method)
 PERCENTILE = 99.99  # of a plane's values that lie within its range, half of the others on each side
@@ -36,14 +37,16 @@ class Calibration:
     constant: bool = False
 
 
-def calibrate(program: Program, images: Floats, method: Method = "minmax", *, progress: Progress = lambda *_: None) -> Calibration:
+def calibrate(
+    program: Program, images: Floats, method: Method = "minmax", *, progress: Progress = lambda *_: None, run: Run | None = None
+) -> Calibration:
     """The ranges of everything that a Program's convolutions write on ``images`` (float32 [N, channels, H, W]).
 
     ``minmax`` takes them whole. ``percentile`` leaves out the 0.01 % of each plane's values that lie farthest outside. ``entropy`` cuts
     each plane's range to the part of which a byte loses least: where the divergence of Kullback and Leibler between its histogram and
     that of the bytes is smallest (Migacz, "8-bit inference with TensorRT", 2017). The last two look at the images twice. ``progress`` is
-    given a line of text and the share that is done. Raises InputRefused for another method, for images of another shape, for none, and
-    where the network computes values that are not finite.
+    given a line of text and the share that is done. ``run`` computes the Program as its own ``run`` does, only sooner. Raises InputRefused
+    for another method, for images of another shape, for none, and where the network computes values that are not finite.
     """
     if method not in METHODS:
         raise InputRefused(f"calibration {method!r}; expected one of {', '.join(METHODS)}")
@@ -57,7 +60,7 @@ def calibrate(program: Program, images: Floats, method: Method = "minmax", *, pr
         nonlocal done
         for first in range(0, len(images), _TOGETHER):
             part = images[first : first + _TOGETHER]
-            program.run(part, observe)
+            (run or program.run)(part, observe)
             done += len(part)
             progress(f"calibration, {done} of {total} images", done / total)
 

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 # The first backend that opens a file is its default. Modules that are not listed here come last.
 ORDER = ("native", "tensorrt", "onnxruntime", "openvino", "torch")
 DEVICES = ("cpu", "cuda")
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 
 
 class Variant(NamedTuple):
@@ -213,6 +213,9 @@ def _verified(session: Session, manifest: Manifest) -> Manifest:
     if manifest.proof is None:
         raise InputRefused("was never verified, and its manifest has no self-check to do so now; export the model again")
     details = {key: value for key, value in manifest.details.items() if key not in ("verified", "reason")} | session.first_opening()
-    most = self_check.tolerance_of(session.precision, session.weights_precision)
-    entry = self_check.check(session.run, session.input_shape[1:], manifest.proof, classes=session.classes, most=most)
+    precisions = session.precision, session.weights_precision
+    entry = self_check.check(
+        session.run, session.input_shape[1:], manifest.proof, classes=session.classes, most=self_check.tolerance_of(*precisions),
+        least_cosine=self_check.cosine_of(*precisions),
+    )  # fmt: skip
     return replace(manifest, details=details, verification=(*manifest.verification, entry), proof=None)

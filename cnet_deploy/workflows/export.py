@@ -25,15 +25,18 @@ from cnet_deploy.images.preprocessing import NO_OVERRIDES, Overrides
 from cnet_deploy.models.architecture import FinalPool
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.demands import require_runnable
+from cnet_deploy.program.calibration import Calibration, Method, Progress
 from cnet_deploy.program.forms import rewrite
 from cnet_deploy.program.lower import lower
 from cnet_deploy.program.program import Program
 from cnet_deploy.sessions import open_session
 from cnet_deploy.sessions.base import Session
 from cnet_deploy.sessions.torch.session import TorchSession
+from cnet_deploy.workflows.calibration import COUNT, Data
 from cnet_deploy.workflows.prepare import Notify, default_output, exportable, input_of, open_model, output_of, stated_by, tell_of_pool
 from cnet_deploy.workflows.publish import publish, serving_of
-from cnet_deploy.workflows.verify import MOST_RANDOM, Comparison, compare_all
+from cnet_deploy.workflows.quantization import INT8, Quantized, Wanted, quantization_for
+from cnet_deploy.workflows.verify import MOST_RANDOM, Comparison, Real, compare_all, compare_exactly
 
 log = logging.getLogger(__name__)
 Forms = str | Mapping[str, str]
@@ -46,6 +49,7 @@ class Exported:
 
     For an artifact that can't be run on this machine ``comparisons`` is empty and ``unverified`` says why. ``notes`` are the exporter's
     lines about what was built. ``replaced`` names the file that had this path before, with its precision; None if there was none.
+    ``calibration`` is that of an artifact in int8: give it to `export` for the same network and another target.
     """
 
     path: Path
@@ -54,6 +58,7 @@ class Exported:
     unverified: str | None = None
     notes: tuple[str, ...] = ()
     replaced: str | None = None
+    calibration: Calibration | None = None
 
     def lines(self) -> list[str]:
         """Lines of text: the comparisons, what was built, what was written."""
@@ -87,7 +92,12 @@ def export(
     final_pool: FinalPool | None = None,
     overrides: Mapping[str, Any] | None = None,
     preprocessing: Overrides = NO_OVERRIDES,
+    calibrate: Data | None = None,
+    calibration: Method | Calibration = "minmax",
+    calibration_images: int = COUNT,
+    accuracy_budget: float | None = None,
     notify: Notify = lambda _: None,
+    progress: Progress = lambda *_: None,
     form: Forms | Callable[[Program], Forms] = "gather",
     **options: Any,
 ) -> Exported:
@@ -100,12 +110,19 @@ def export(
     file with the classes' names (see images/class_names.py), ``sha256`` the digest that the model's file must have. ``preprocessing``
     states how images are prepared, where the model does not or is wrong: ``Overrides(statistics="cifar10")``.
 
-    Of the target are ``precision`` ("fp32", "fp16", "bf16", "tf32"), ``batch`` (images per inference; None: any; engines: least, best
-    and most), ``opset`` (onnx), ``cpu`` (native: "host", "x86-64-v3" …), ``workspace`` in bytes, ``timing_cache`` and ``flavour``
+    Precision "int8" needs ``calibrate``, images as the network is used with: a dataset's folder, a CIFAR binary file, images, or float32
+    [N, channels, H, W] that are prepared. Of these, ``calibration_images`` are taken, evenly over classes where they are known, and the
+    ranges of values by ``calibration``: "minmax", "percentile", "entropy", or a Calibration from an earlier export. ``accuracy_budget``, in
+    points of top-1, keeps as many dense layers in higher precision as are needed to lose no more on labelled ``images`` (else those of
+    ``calibrate``); see workflows/budget.py. ``progress`` gets a line of text and the share that is done.
+
+    Of the target are ``precision`` ("fp32", "fp16", "bf16", "tf32", "int8"), ``batch`` (images per inference; None: any; engines: least,
+    best and most), ``opset`` (onnx), ``cpu`` (native: "host", "x86-64-v3" …), ``workspace`` in bytes, ``timing_cache`` and ``flavour``
     (tensorrt), and further ``options`` (see ``write`` in its module). ``groups`` to ``final_pool`` say what the model's file does not
     (see ``checkpoints.load``); ``overrides`` is the same as a mapping. ``out`` None puts the artifact beside the model's file, with a
     smaller precision than fp32 in its name: m.fp16.onnx. Raises CheckFailed if the outputs differ beyond ``tolerance`` (relative to the
-    largest logit): then no file is written and an existing one is kept; InputRefused and OutputRefused as the steps do.
+    largest logit; see ``Comparison`` for int8) or the budget can't be held: then no file is written and an existing one is kept;
+    InputRefused and OutputRefused as the steps do.
     """
     form = options.pop("lowering", form)  # its name until 0.1.0
     notify = options.pop("say", notify)  # likewise
@@ -123,10 +140,12 @@ def export(
     if unknown := sorted(set(options) - options_of(target)):
         raise InputRefused(f"{target} has no option {', '.join(unknown)}; expected some of {', '.join(sorted(options_of(target)))}")
     require_choices(target, options)
+    wanted = Wanted(calibrate, calibration, calibration_images, accuracy_budget)
+    wanted.require(options.get("precision"))
     source = None if isinstance(model, nn.Module) else Path(model)
     out = output_of(source, target, out, options.get("precision"))
-    for read in (source, labels, images):
-        check_artifact(out, target, read)
+    for read in (source, labels, images, calibrate):
+        check_artifact(out, target, read if isinstance(read, (str, Path)) else None)
     replaced = _there(out)
     if not isinstance(model, nn.Module):
         model = open_model(model, {**overrides, "sha256": sha256}, notify)
@@ -139,22 +158,31 @@ def export(
     if isinstance(model, DenselyConnected):
         with naming(source):
             require_runnable(model.architecture, MOST_RANDOM)  # which it is verified with
-    with atomic_pair(out, source=source) as (temporary, beside), _evaluating(model):
+    with atomic_pair(out, source=source) as (temporary, beside), _evaluating(model), TorchSession(model, size, classes) as reference:
         network, chosen = _lowered(model, form)
         stated = {name: value for name, value in {"form": chosen, **options}.items() if value is not None and not callable(value)}
         log.info("exporting to %s: %s", target, ", ".join(f"{name} {value}" for name, value in stated.items()))
-        if "soname" in options_of(target):
-            options.setdefault("soname", out.name)
+        options |= {
+            name: value for name, value in (("soname", out.name), ("progress", progress)) if name in options_of(target) - {*options}
+        }
+        quantized = None
+        if options.get("precision") == INT8:
+            quantized = quantization_for(network, target, wanted, data, reference.run, notify, progress)
+            options["quantization"] = quantized.quantization
         written = write(network, temporary, **options)
-        manifest = _describe(model, target, temporary, written, chosen)
-        with TorchSession(model, size, classes) as reference:
-            manifest, comparisons = _verify(temporary, manifest, written, reference, data, tolerance, notify)
+        manifest = _describe(model, target, temporary, written, chosen, quantized)
+        manifest, comparisons = _verify(temporary, manifest, written, reference, data, tolerance, notify, quantized)
         if failed := next((c for c in comparisons if not c.passed), None):
             raise CheckFailed(
                 f"{out}: the artifact's outputs differ from the model's beyond the tolerance; nothing was written. {failed.summary()}"
             )
+        if quantized is not None and comparisons:
+            quantized.require_budget(comparisons[-1])
         beside.write_text(manifest.to_json(), encoding="utf-8")
-    return Exported(out, manifest, comparisons, written.unverifiable, written.notes, replaced)
+    notes, ranges = written.notes, None
+    if quantized is not None:
+        notes, ranges = (*quantized.lines, *notes), quantized.quantization.calibration
+    return Exported(out, manifest, comparisons, written.unverifiable, notes, replaced, ranges)
 
 
 def check_artifact(out: Path, target: str, source: Path | str | None) -> None:
@@ -174,9 +202,11 @@ def _there(path: Path) -> str | None:
     return path.name if manifest is None else f"{path.name} ({printable(manifest.precision)})"
 
 
-def _describe(model: nn.Module, target: str, file: Path, written: Written, form: Forms) -> Manifest:
+def _describe(model: nn.Module, target: str, file: Path, written: Written, form: Forms, quantized: Quantized | None) -> Manifest:
     """The manifest of what was written, without the results of verification."""
     details = {**written.details, **({} if form == "gather" else {"form": form})}
+    if quantized is not None:
+        details["quantization"] = quantized.details
     about: dict[str, Any] = {}
     if isinstance(model, DenselyConnected):
         about = {
@@ -187,7 +217,8 @@ def _describe(model: nn.Module, target: str, file: Path, written: Written, form:
 
 
 def _verify(
-    file: Path, manifest: Manifest, written: Written, reference: Session, data: Images | None, tolerance: float | None, notify: Notify
+    file: Path, manifest: Manifest, written: Written, reference: Session, data: Images | None, tolerance: float | None, notify: Notify,
+    quantized: Quantized | None = None,
 ) -> tuple[Manifest, list[Comparison]]:  # fmt: skip
     """Compare the artifact with the model and add the result to the manifest; add a self-check if it can't be run here."""
     if written.unverifiable is not None:
@@ -198,13 +229,18 @@ def _verify(
                 "the self-check of an artifact allows at most %g for %s: that is used, not %g", allowed, written.precision, tolerance
             )
         allowed = allowed if tolerance is None else min(tolerance, allowed)
+        run = written.exact or reference.run
+        allowed = allowed if written.exact is None else self_check.EXACT
         details = {**manifest.details, "verified": False, "reason": written.unverifiable}
-        return replace(manifest, details=details, proof=self_check.make(reference.run, reference.input_shape[1:], allowed)), []
+        return replace(manifest, details=details, proof=self_check.make(run, reference.input_shape[1:], allowed)), []
     path = manifest_path(file)  # the file still has its temporary name, and a session reads the manifest beside it
     try:
         path.write_text(manifest.to_json(), encoding="utf-8")
         with open_session(file, timeout=None) as session:
-            comparisons = compare_all(session, reference, data, tolerance)
+            real: tuple[Real | None, str] = (data, "images") if quantized is None else quantized.images
+            comparisons = compare_all(session, reference, real[0], tolerance, real=real[1])
+            if written.exact is not None and reference.preprocessing is not None:
+                comparisons.insert(0, compare_exactly(session, written.exact, reference.preprocessing))
     finally:
         path.unlink(missing_ok=True)
     return replace(manifest, verification=tuple(c.to_dict() for c in comparisons)), comparisons

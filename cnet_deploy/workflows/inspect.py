@@ -76,6 +76,8 @@ class Inspection:
         for key, value in self.details.items():
             if key == "manifest" and isinstance(value, dict):
                 lines += _manifest(value)
+            elif key == "quantization" and isinstance(value, Mapping):
+                lines += _quantization(value)
             elif value is not None:
                 lines.append(f"{key}: {_preparation(value) if key == 'preprocessing' else _in_text(value)}")
         if self.operators:
@@ -144,11 +146,35 @@ def _in_text(value: Any) -> str:
     return str(value)
 
 
+def _quantization(values: Mapping[str, Any]) -> list[str]:
+    """How an artifact came to int8, from its manifest, which may be a stranger's."""
+    lines = [f"quantization: {_in_text({key: value for key, value in values.items() if key not in ('accuracy', 'kept')})}"]
+    if (kept := values.get("kept")) and isinstance(kept, Mapping):
+        lines.append(f"kept in higher precision: {_in_text(kept)}")
+    accuracy = values.get("accuracy")
+    if isinstance(accuracy, Mapping) and all(isinstance(accuracy.get(key), (int, float)) for key in ("fp32", "int8", "agreement")):
+        int8, fp32, same = (float(accuracy[key]) for key in ("int8", "fp32", "agreement"))
+        images, budget = accuracy.get("images"), accuracy.get("budget")
+        lines.append(
+            f"accuracy: top-1 {int8:.2%}, in fp32 {fp32:.2%}, {same:.2%} of answers the same, on {_in_text(images)} images "
+            f"(budget {_in_text(budget)} points)"
+        )
+    elif accuracy is not None:
+        lines.append(f"accuracy: {_in_text(accuracy)}")
+    return lines
+
+
 def _manifest(manifest: Mapping[str, Any]) -> list[str]:
     """What a manifest says of its artifact: the precision, and a line for each verification."""
     lines = [f"precision: {manifest['precision']}"]
     for entry in manifest["verification"]:
         error, scale, passed = entry.get("max_error"), entry.get("scale"), entry.get("passed")
+        if isinstance(passed, bool) and isinstance(cosine := entry.get("cosine"), float) and "least_cosine" in entry:
+            state = "verified in int8" if passed else "DIFFERS from its model"
+            agreement = entry.get("agreement")
+            same = f", {agreement:.2%} of answers the same" if isinstance(agreement, float) else ""
+            lines.append(f"{state} on {entry.get('inputs')}: cosine {cosine:.5f}{same}")
+            continue
         if isinstance(error, float) and isinstance(scale, float) and isinstance(passed, bool):
             state = "verified" if passed else "DIFFERS from its model"
             lines.append(f"{state} on {entry.get('inputs')}: max error {error:.2e} on logits up to {scale:.3g}")
@@ -251,6 +277,8 @@ def _inspect_inside(pair: Pair, container: str, inside: Inside) -> Inspection:
         details["preprocessing"] = inside.preprocessing.to_dict()
     manifest = pair.manifest
     details["manifest"] = None if manifest is None else {"precision": manifest.precision, "verification": list(manifest.verification)}
+    if manifest is not None and "quantization" in manifest.details:
+        details["quantization"] = manifest.details["quantization"]
     form = "group-conv" if inside.architecture else None
     return Inspection(
         str(pair.path), container, len(pair.data), digest(pair.data), form, inside.architecture, operators=dict(inside.operators),

@@ -36,6 +36,7 @@ TARGET = Target(
     ),
     family_only=True,
     forms=False,
+    keeps="int16",
 )  # fmt: skip
 NOTE = "programs in C include cnet.h: `cnet-deploy include` prints its folder"
 INCLUDE = Path(__file__).parent / "cpp"  # the folder of cnet.h
@@ -69,10 +70,11 @@ def write(
     target = resolve(cpu, precision)
     compiler = find_compiler(target.machine)
     description = describe(network, precision, target.isas)
+    integers = _in_integers(network, quantization) if precision == "int8" else None
     plan = (
         make_plan(network, precision=precision, description=description, isas=target.isas)
-        if precision != "int8"
-        else int8.make_plan(_in_integers(network, quantization), description=description, isas=target.isas)
+        if integers is None
+        else int8.make_plan(integers, description=description, isas=target.isas)
     )
     build(compiler, target.isas, precision=precision, source=plan.source, weights=plan.weights, out=path, defines=plan.defines,
           soname=soname)  # fmt: skip
@@ -80,7 +82,8 @@ def write(
         "machine": target.machine, "isas": list(target.isas), "layouts": list(plan.layouts), "compiler": compiler.version,
         "operators": dict(Counter(type(layer).__name__ for layer in (network.stem, *network.body, network.pool, network.head))),
     }  # fmt: skip
-    return Written(precision, details, unverifiable=_why_not_here(target), notes=(NOTE,))
+    exact = None if integers is None else integers.run
+    return Written(precision, details, unverifiable=_why_not_here(target), notes=(NOTE,), exact=exact)
 
 
 def _in_integers(program: Program, quantization: Quantization | None) -> QuantizedProgram:
