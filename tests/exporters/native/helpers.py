@@ -88,7 +88,7 @@ def plan_of(model: DenselyConnected, names: Sequence[str], precision: str = "fp3
     return make_plan(program, precision=precision, description=describe(program, precision, tuple(names)), isas=names, **options)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)
 def in_integers(model: DenselyConnected, seed: int = 0) -> QuantizedProgram:
     """With ranges from random pixels. Every other layer is in int16."""
     program = lower(model)

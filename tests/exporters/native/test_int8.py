@@ -18,12 +18,14 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+import cnet_deploy as cd
 from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.exporters.native import int8, toolchain, write
 from cnet_deploy.exporters.native.planning import make_plan
 from cnet_deploy.exporters.native.toolchain import SOURCES, resolve
 from cnet_deploy.hardware.cpu import host_machine
-from cnet_deploy.models.architecture import Architecture
+from cnet_deploy.models.architecture import NAMED, Architecture
+from cnet_deploy.models.build import build_named
 from cnet_deploy.program.calibration import METHODS
 from cnet_deploy.program.lower import lower
 from cnet_deploy.program.program import DenseLayer
@@ -100,6 +102,13 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # ---- the same bits -----------------------------------------------------------------------------------------------------------------
+
+
+@long
+@pytest.mark.parametrize("name", few(NAMED))
+def test_every_architecture_of_the_paper(name: str, tmp_path: Path) -> None:
+    program = in_integers(build_named(name))
+    check(library_of(program, tmp_path / "m.so", isas("int8")), program, pixels_for(program, 1), threads=(2, 3))
 
 
 @pytest.mark.parametrize("arch", few([EVERY_KERNEL, *UNEVEN, *VARIETIES], 3), ids=str)
@@ -568,6 +577,22 @@ def test_one_program_gives_the_same_words() -> None:
     program = in_integers(every_kernel())
     first, second = (int8.make_plan(program, description="{}", isas=("avx2", "baseline")) for _ in range(2))
     assert first == second and first.layouts == ("int8",) * 3
+
+
+@long
+def test_a_damaged_library_is_never_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network(TINY)
+    made = cd.export(model, "native", tmp_path / "m.so", precision="int8", cpu="host", calibrate=pixels_for(lower(model), 2)).path
+    data = made.read_bytes()
+    monkeypatch.setattr(native, "_Library", lambda _: pytest.fail("it was loaded"))
+    for damaged in (b"", data[:-1], data[: len(data) // 2], data[:5000] + bytes([data[5000] ^ 1]) + data[5001:], data + b"x"):
+        made.write_bytes(damaged)
+        with pytest.raises(InputRefused):
+            cd.open_session(made)
+    made.write_bytes(data)
+    made.with_name("m.so.json").unlink()
+    with pytest.raises(InputRefused, match="has no manifest m.so.json beside it"):
+        cd.open_session(made)
 
 
 def test_int8_needs_a_quantization() -> None:
