@@ -26,7 +26,7 @@ from cnet_deploy.program.calibration import calibrate
 from cnet_deploy.program.lower import lower
 from cnet_deploy.workflows import export as deployment
 from tests.builders import TINY, save_checkpoint, state_dict, training_model
-from tests.cases import few
+from tests.cases import few, long
 from tests.old_outputs import old_output
 from tests.once import Once
 
@@ -217,7 +217,7 @@ def in_int8(once: Once, compiled: None, converted: DenselyConnected, few_images:
     """The real checkpoint as a library in int8, calibrated on a hundred images."""
 
     def make(place: Path) -> None:
-        cd.export(converted, "native", place / "m.int8.so", precision="int8", calibrate=few_images, accuracy_budget=5.0)
+        cd.export(converted, "native", place / "m.int8.so", precision="int8", calibrate=few_images, accuracy_budget=5.0, cpu="host")
 
     return once("int8", make) / "m.int8.so"
 
@@ -315,6 +315,7 @@ def test_options_of_int8_that_do_not_go_together(
         cd.export(tmp_path / "m.safetensors", "native", **options)
 
 
+@long
 def test_a_calibration_is_used_again(converted: DenselyConnected, compiled: None, few_images: Path, tmp_path: Path) -> None:
     """And nobody computes it a second time."""
     calibration = calibrate(lower(converted), cd.Preprocessing.of((32, 32), 10).apply(cifar_records(few_images, 10)[0][:8]))
