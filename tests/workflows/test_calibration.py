@@ -103,10 +103,14 @@ def test_an_array_is_taken_whole() -> None:
     (np.zeros((2, 3, 32, 32)), "float64"),
     (np.zeros((2, 3, 32, 32), np.uint8), "uint8"),
     (np.full((1, 3, 32, 32), None), "object"),
+    (np.full((2, 3, 32, 32), 200, np.float32), "values up to 200, as of pixels that are not normalised; .* with values up to 2.1"),
+    ("", "are an empty path; expected a path"),
+    (["a.png"], "are a list; expected a path, or a numpy array"),
+    (None, "are nothing; expected a path"),
     (np.full((2, 3, 32, 32), np.nan, np.float32), "not finite"),
     (np.full((2, 3, 32, 32), -np.inf, np.float32), "not finite"),
 ])  # fmt: skip
-def test_arrays_that_are_no_images(array: np.ndarray[Any, Any], message: str) -> None:
+def test_arrays_that_are_no_images(array: Any, message: str) -> None:
     with pytest.raises(InputRefused, match=message):
         calibration_images(array, STEPS, 10)
 

@@ -302,6 +302,7 @@ def test_what_can_not_be_run_here_carries_exact_logits(
     ({"precision": "bf16", "accuracy_budget": 0.5}, "accuracy_budget was given for precision bf16"),
     ({"calibration": "entropy"}, "calibration was given for precision fp32"),
     ({"precision": "int8", "calibrate": "x", "calibration": "mean"}, "no calibration is called 'mean'; expected one of minmax"),
+    ({"precision": "int8", "calibrate": "x", "form": lambda _: "gather"}, "forms are not measured in int8"),
     ({"precision": "int8", "calibrate": "x", "calibration_images": 0}, "calibration_images is 0; expected 1 to 10,000"),
     ({"precision": "int8", "calibrate": "x", "accuracy_budget": -1.0}, "the accuracy budget is -1; expected points"),
     ({"precision": "int8", "calibrate": "x", "accuracy_budget": float("nan")}, "the accuracy budget is nan; expected points"),
