@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT := build/demo
 RESULTS ?= build/bench
+TABLE = torch,onnxruntime,native,native.int8
 FUZZ_SECONDS ?= 600
 TESTS = $(BIN)/python -m pytest -n 2 --dist worksteal
 export PYTHONDONTWRITEBYTECODE =  # tests start hundreds of processes, and each would compile every module again
@@ -44,13 +45,16 @@ fuzz: .venv/ready
 	$(BIN)/python -m tests.fuzz.campaign build/fuzz --seconds $(FUZZ_SECONDS)
 
 # Performance has a suite of its own: long runs, recorded with the machine they ran on.
-# ORIGINAL is a checkout of github.com/ShichenLiu/CondenseNet, to measure a training step beside its own layers.
+# ORIGINAL is a checkout of github.com/ShichenLiu/CondenseNet, to measure a training step beside its own layers; CIFAR10 is the folder
+# cifar-10-batches-bin, for the accuracy of int8.
 bench: .venv/ready
 	mkdir -p $(RESULTS)
-	$(BIN)/cnet-deploy bench --threads 1 --rounds 20 --json $(RESULTS)/table-1-thread.json
-	$(BIN)/cnet-deploy bench --threads 2 --rounds 20 --json $(RESULTS)/table-2-threads.json --html $(RESULTS)/report.html
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable ".[nncf]"
+	$(BIN)/cnet-deploy bench --backend $(TABLE) --threads 1 --rounds 20 --json $(RESULTS)/table-1-thread.json
+	$(BIN)/cnet-deploy bench --backend $(TABLE) --threads 2 --rounds 20 --json $(RESULTS)/table-2-threads.json --html $(RESULTS)/report.html
 	$(BIN)/python -m cnet_deploy.benchmarks.studies.overhead $(RESULTS)/overhead.json
 	$(BIN)/python -m cnet_deploy.benchmarks.studies.runtimes $(RESULTS)/native-and-peers.json examples/native/classify.c
+	if test -d "$(CIFAR10)"; then $(BIN)/cnet-deploy compare examples/reference-cifar10.pth.tar --data "$(CIFAR10)" --statistics cifar10 --backend onnxruntime,openvino,native --precision fp32,int8 --rounds 20 --json $(RESULTS)/compare-example.json --html $(RESULTS)/compare-example.html; fi
 	if test -d "$(ORIGINAL)"; then $(BIN)/python -m cnet_deploy.benchmarks.studies.training_step $(RESULTS)/training.json "$(ORIGINAL)"; fi
 
 # A bad day, at length: every command killed a hundred times in each way, and what else tests/attacks has for it.

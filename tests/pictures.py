@@ -94,7 +94,7 @@ class Picture:
             assert 0 <= x <= self.width and 0 <= y <= self.height, (x, y)
 
     def _mark(self, use: Xml.Element) -> Mark:
-        return Mark(float(use.get("x", "")), float(use.get("y", "")), _style(use)["fill"], self.shapes[use.get(HREF, "")[1:]])
+        return Mark(float(use.get("x", "")), float(use.get("y", "")), _fill(_style(use)), self.shapes[use.get(HREF, "")[1:]])
 
 
 def assert_same(one: str, other: str) -> None:
@@ -113,6 +113,11 @@ def _font(size: float) -> ImageFont.FreeTypeFont:
 
 def _style(element: Xml.Element) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in (part.partition(":") for part in element.get("style", "").split(";")) if name}
+
+
+def _fill(style: dict[str, str]) -> str:
+    """A mark's colour: of a hollow one, that of its edge."""
+    return style.get("fill") or style["stroke"]
 
 
 def _words(element: Xml.Element) -> Words:

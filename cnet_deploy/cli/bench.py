@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cnet_deploy.cli.console import Command, note, quiet
-from cnet_deploy.cli.options import force_option, timeout_option, weights_option
+from cnet_deploy.cli.options import calibration_option, force_option, timeout_option, weights_option
 from cnet_deploy.cli.types import Finite, Numbers, OutputPath, Size, Words, complete_backends, complete_models
 from cnet_deploy.sessions import names
 
@@ -42,6 +42,7 @@ error message lists those of the backend.
 @click.option("--batch", "batches", type=Numbers(), default=(1,), help="Images per inference: a number, or several as 1,8,32. [default: 1]")
 @click.option("--input-size", type=Size(), help="Input in pixels, as 224 or HEIGHTxWIDTH, of files that don't tell it.")
 @weights_option
+@calibration_option
 @timeout_option
 @click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Turns of each cell.")
 @click.option("--seconds", type=Finite(0), default=0.2, show_default=True, help="Least measuring time of a turn, in seconds.")
@@ -61,8 +62,8 @@ error message lists those of the backend.
 @click.option("--svg", type=OutputPath(), help="Write a plot of latency against top-1 error.")
 def bench(
     models: tuple[str, ...], backends: tuple[str, ...], device: str, threads: tuple[int, ...], batches: tuple[int, ...],
-    input_size: tuple[int, int] | None, weights: str | None, rounds: int, seconds: float, warmup: float, resume: bool,
-    baseline: Path | None, **outputs: Path | None,
+    input_size: tuple[int, int] | None, weights: str | None, calibrate: Path | None, rounds: int, seconds: float, warmup: float,
+    resume: bool, baseline: Path | None, **outputs: Path | None,
 ) -> None:  # fmt: skip
     """Plan the sweep, run it, print its tables."""
     if baseline is not None and rounds < 8:
@@ -75,5 +76,5 @@ def bench(
         models, backends=backends, threads=threads, batches=batches, device=device, resume=resume,
         settings=Settings(rounds=rounds, seconds=seconds, warmup=warmup, fresh=baseline is not None),
         outputs=Outputs(baseline=baseline, **outputs), quiet=quiet(), input_size=input_size, weights=weights,
-        notify=note,
+        calibrate=calibrate, notify=note,
     )  # fmt: skip

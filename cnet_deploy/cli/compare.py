@@ -27,6 +27,12 @@ from cnet_deploy.sessions import PRECISIONS
     "--data", type=FilePath(), help="A dataset's folder (see `train`), or a CIFAR binary file. Without it: latency and size only."
 )
 @click.option(
+    "--calibrate",
+    type=FilePath(),
+    metavar="DATA",
+    help="Images to calibrate int8 with, as of `export`. [default: those of --data, or random ones]",
+)
+@click.option(
     "--split", type=click.Choice(["val", "train"]), default="val", show_default=True, help="The test images, or the training images."
 )
 @click.option("--images", "limit", type=click.IntRange(1), help="At most so many images of --data, evenly spread. [default: all]")

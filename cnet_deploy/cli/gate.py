@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from cnet_deploy.cli.console import Command, note, quiet
-from cnet_deploy.cli.options import force_option, timeout_option, weights_option
+from cnet_deploy.cli.options import calibration_option, force_option, timeout_option, weights_option
 from cnet_deploy.cli.types import FilePath, Finite, OutputPath, Share, complete_backends, complete_models
 from cnet_deploy.text import write_block
 
@@ -51,6 +51,7 @@ def _annotated() -> Iterator[None]:
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="The device for both. [default: cpu; with --baseline: as recorded]")
 @click.option("--threads", type=click.IntRange(1), help="Threads of both. [default: all cores]")
 @weights_option
+@calibration_option
 @timeout_option
 @click.option("--max-rounds", type=click.IntRange(8), default=64, show_default=True, help="Most rounds before the verdict is inconclusive.")
 @click.option("--seconds", type=Finite(0), help="Least measuring time of a turn, in seconds. [default: 0.5; with --baseline: as recorded]")

@@ -33,6 +33,13 @@ weights_option = click.option(
     "--weights", metavar="KEY", help="Which weights of a checkpoint that holds several sets; `inspect` lists them."
 )
 
+calibration_option = click.option(
+    "--calibrate",
+    type=FilePath(),
+    metavar="DATA",
+    help="Images to calibrate int8 networks with that are exported here: as of `export`. [default: random ones, and no judge of accuracy]",
+)
+
 
 def _limit_trials(ctx: click.Context, _: click.Parameter, seconds: float | None) -> None:
     if seconds is not None:

@@ -23,7 +23,7 @@ from cnet_deploy.hardware.cpu import host_machine
 from cnet_deploy.images.class_names import checked_labels
 from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.models.architecture import Architecture
-from cnet_deploy.sessions.base import Backend, Binding, Floats, Part, Session
+from cnet_deploy.sessions.base import Backend, Binding, Floats, Part, Probe, Session
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,9 @@ BACKEND = Backend(
     runs_code=True,
     devices=("cpu",),
     remedy="apt-get install g++, or pip install 'cnet-deploy[compiler]'",
-    parts={"bf16": Part(export={"precision": "bf16"})},
+    parts={"bf16": Part(export={"precision": "bf16"}), "int8": Part(export={"precision": "int8"})},
     table={"cpu": ("",)},
+    probes=(Probe("native"), Probe("native, int8", export={"precision": "int8"})),
 )
 
 # Numbers, statuses and signatures of cnet.h; tests/sessions/test_native.py compares all of them with it.

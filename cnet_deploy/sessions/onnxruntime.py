@@ -37,10 +37,12 @@ BACKEND = Backend(
         "tf32": Part({"tf32": True}, rounds_to_tf32=True),
         "fp16": Part(export={"precision": "fp16"}),
         "bf16": Part(export={"precision": "bf16"}),
+        "int8": Part(export={"precision": "int8"}),
     },
     table={"cpu": ("",), "cuda": ("",)},
     probes=(
         Probe("onnxruntime"),
+        Probe("onnxruntime, int8", export={"precision": "int8"}),
         Probe("onnxruntime on cuda", "cuda"),
         Probe("onnxruntime on cuda, tensorrt", "cuda", {"provider": "tensorrt"}),
     ),

@@ -13,7 +13,7 @@ from cnet_deploy.errors import InputRefused, Unavailable, deferred_interrupts, n
 from cnet_deploy.files.onnx_bounds import require_bounded
 from cnet_deploy.files.onnx_file import parse_onnx
 from cnet_deploy.files.onnx_weights import weights_precision
-from cnet_deploy.sessions.base import Backend, Binding, Floats, Part, Session
+from cnet_deploy.sessions.base import Backend, Binding, Floats, Part, Probe, Session
 
 BACKEND = Backend(
     suffixes=(".onnx",),
@@ -23,7 +23,8 @@ BACKEND = Backend(
     devices=("cpu",),
     packages=("openvino",),
     remedy="pip install 'cnet-deploy[openvino]'",
-    parts={"bf16": Part({"precision": "bf16"})},
+    parts={"bf16": Part({"precision": "bf16"}), "int8": Part(export={"precision": "int8"})},
+    probes=(Probe("openvino"), Probe("openvino, int8", export={"precision": "int8"})),
 )
 
 _TYPES = {"f16": "float16", "f32": "float32", "f64": "float64", "u8": "uint8", "i8": "int8", "i32": "int32", "i64": "int64"}
@@ -31,7 +32,8 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
 class OpenvinoSession(Session):
-    """One ONNX file with one image input and one output of logits. It computes in ``precision``, whatever the precision of the file.
+    """One ONNX file with one image input and one output of logits. It computes in ``precision``, whatever the precision of the file; of a
+    file in int8 this is the precision of what is not quantised.
 
     ``input_size`` (height, width) fixes a size that the file leaves free.
     """
@@ -47,7 +49,8 @@ class OpenvinoSession(Session):
         self.manifest, self._path = pair.manifest, pair.path
         if precision not in _HINTS:
             raise InputRefused(f"precision {precision!r}; expected one of {', '.join(_HINTS)}")
-        self.threads, self.precision, self.weights_precision = threads, precision, weights_precision(pair.data)
+        self.threads, self.weights_precision = threads, weights_precision(pair.data)
+        self.precision = "int8" if self.weights_precision == "int8" else precision  # what it quantises is in the graph
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[precision]}
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads

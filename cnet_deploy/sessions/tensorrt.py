@@ -30,6 +30,7 @@ BACKEND = Backend(
         "tf32": Part(export={"precision": "tf32"}, rounds_to_tf32=True),
         "fp16": Part(export={"precision": "fp16"}),
         "bf16": Part(export={"precision": "bf16"}),
+        "int8": Part(export={"precision": "int8"}),
         "cudagraph": Part({"cudagraph": True}),
     },
     table={"cuda": ("", "tf32", "fp16", "fp16.cudagraph")},

@@ -18,18 +18,23 @@ from typing import Any
 from cnet_deploy import subprocesses
 from cnet_deploy.errors import CnetDeployError, InputRefused, printable
 from cnet_deploy.files import temporary_folder
+from cnet_deploy.hardware.cpu import host_isas, host_machine
 from cnet_deploy.hardware.cuda import why_no_device
 from cnet_deploy.sessions import backends, names, open_session
-from cnet_deploy.sessions.base import Probe
+from cnet_deploy.sessions.base import Floats, Probe
 
 SECONDS = 180.0  # time limit of a probe
 _CUDA_LIBRARIES = ("pycuda", "cuda-python")
 _AT_ONCE = 4  # probes; each loads a runtime of some hundred megabytes
+_TOLERANCE = 1e-3  # of what is not in int8, relative to the largest output
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Whether something works here; if not, why and what to do. ``builds``: artifacts can be built here but not run."""
+    """Whether something works here; if not, why and what to do. ``builds``: artifacts can be built here but not run.
+
+    ``version`` is that of its package; of what has none, the instructions of the processor that it uses.
+    """
 
     name: str
     works: bool
@@ -105,20 +110,24 @@ def _conflict(name: str) -> Finding | None:
 
 
 def _surroundings() -> list[Finding]:
-    """The GPU with its driver and the CUDA binding in use."""
+    """The processor with its instructions, and the GPU with its driver and the CUDA binding in use."""
+    return [Finding("processor", True, f"{host_machine()}: {', '.join(host_isas())}"), _gpu()]
+
+
+def _gpu() -> Finding:
     reason = why_no_device()
     if reason is not None:
         libraries = [f"{name} {version}" for name in _CUDA_LIBRARIES if (version := _version(name))]
-        return [Finding("CUDA device", False, ", ".join(libraries) or None, reason=reason)]
+        return Finding("CUDA device", False, ", ".join(libraries) or None, reason=reason)
     from cnet_deploy.hardware.cuda import Device
 
     try:
         with Device() as device:
             capability = ".".join(map(str, device.compute_capability))
             about = f"{device.name}, compute capability {capability}, by {device.library} {device.library_version}"
-            return [Finding("CUDA device", True, about)]
+            return Finding("CUDA device", True, about)
     except CnetDeployError as error:
-        return [Finding("CUDA device", False, reason=str(error))]
+        return Finding("CUDA device", False, reason=str(error))
 
 
 def _probed(backend: str, probe: Probe, folder: Path, among: subprocesses.Several) -> Finding:
@@ -136,7 +145,7 @@ def _probed(backend: str, probe: Probe, folder: Path, among: subprocesses.Severa
         return Finding(name, False, version, reason=f"crashed (signal {-done.code}); reinstall it: {spec.remedy}")
     try:
         answer = json.loads(done.stdout.strip().splitlines()[-1])
-        return Finding(name, answer["works"], version, answer["builds"], answer["reason"])
+        return Finding(name, answer["works"], version or answer["instructions"], answer["builds"], answer["reason"])
     except (ValueError, KeyError, IndexError, TypeError):
         last = (done.stderr.strip().splitlines() or [f"ended with status {done.code}"])[-1]
         return Finding(name, False, version, reason=f"{printable(last, 200)}; reinstall it: {spec.remedy}")
@@ -151,7 +160,7 @@ def _version(package: str) -> str | None:
 
 def _probe(backend: str, name: str, folder: Path) -> dict[str, Any]:
     """The work of the separate process: export, open, run, compare with ``Program.run``."""
-    answer: dict[str, Any] = {"works": False, "builds": False, "reason": None}
+    answer: dict[str, Any] = {"works": False, "builds": False, "instructions": None, "reason": None}
     try:
         _run(backend, next(probe for probe in probes(backend) if probe.name == name), folder, answer)
     except CnetDeployError as error:
@@ -166,22 +175,34 @@ def _run(backend: str, probe: Probe, folder: Path, answer: dict[str, Any]) -> No
 
     from cnet_deploy.artifacts.manifest import manifest_path
     from cnet_deploy.artifacts.pair import describe
+    from cnet_deploy.artifacts.self_check import tolerance_of
     from cnet_deploy.checkpoints.save import save
     from cnet_deploy.exporters import exporter, target_by_suffix
     from cnet_deploy.models.architecture import Architecture
     from cnet_deploy.models.build import build_random
+    from cnet_deploy.program.calibration import calibrate
     from cnet_deploy.program.lower import lower
+    from cnet_deploy.program.quantize import Quantization
 
     spec = backends()[backend]
     model = build_random(Architecture((1, 1, 1), (8, 8, 8), classes=10, stem_stride=1, input_size=(32, 32), classifier_keep=0.5))
     program = lower(model)
-    batch = np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 3, 32, 32), np.uint8)
+    images = program.preprocessing.apply(pixels)
+    batch, precision = images[:2], str(probe.export.get("precision", "fp32"))
     suffix = spec.suffixes[0]
     path = folder / f"{probe.name.replace(' ', '-')}{suffix}"
+    expected: Callable[[Floats], Floats] = program.run
+    allowed = _TOLERANCE
     if (target := target_by_suffix(suffix)) is None:
         save(model, path)
     else:
-        written = exporter(target)(program, path, **probe.export)
+        quantization = {"quantization": Quantization(calibrate(program, images))} if precision == "int8" else {}
+        written = exporter(target)(program, path, **probe.export, **quantization)
+        if written.exact is not None:
+            expected = written.exact
+        elif precision == "int8":
+            allowed = tolerance_of(precision)
         # Only a file that no other backend runs shows that this backend can build.
         answer["builds"] = sum(suffix in other.suffixes for other in backends().values()) == 1
         manifest = describe(
@@ -190,9 +211,13 @@ def _run(backend: str, probe: Probe, folder: Path, answer: dict[str, Any]) -> No
         )  # fmt: skip
         manifest_path(path).write_text(manifest.to_json(), encoding="utf-8")
     with open_session(path, backend=backend, device=probe.device, **probe.options) as session:
-        logits, expected = session.run(batch), program.run(batch)
-    if not np.abs(logits - expected).max() <= 1e-3 * np.abs(expected).max():
-        difference = np.abs(logits - expected).max()
+        logits, right = session.run(batch), expected(batch)
+        answer["instructions"] = getattr(session, "isa", None)
+        if precision == "int8" and session.precision != precision:
+            answer["reason"] = f"it runs a network of {precision} in {session.precision}; reinstall it: {spec.remedy}"
+            return
+    difference = np.abs(logits - right).max()
+    if not difference <= allowed * np.abs(right).max():
         answer["reason"] = f"its outputs are wrong by up to {difference:.2g}; reinstall it: {spec.remedy}"
     else:
         answer["works"] = True

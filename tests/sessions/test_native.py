@@ -25,10 +25,14 @@ from cnet_deploy.artifacts.pair import read_pair
 from cnet_deploy.errors import InputRefused, Unavailable
 from cnet_deploy.exporters.native.toolchain import SOURCES
 from cnet_deploy.files import digest
+from cnet_deploy.hardware.cpu import host_isas
 from cnet_deploy.models.build import build_random
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.sessions import native
 from cnet_deploy.sessions.native import NativeSession, open_file
+from tests.cases import long
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +96,35 @@ def test_what_a_session_tells(made: Path, converted: DenselyConnected) -> None:
     session.close()
     with pytest.raises(InputRefused, match="the session was closed"):
         session.run(images())
+
+
+@long
+def test_int8(converted: DenselyConnected, tmp_path: Path, compiled: None) -> None:
+    """In Python, with images and with batches, and in C, where the library itself prepares an image."""
+    images_path, labels = EXAMPLES / "cifar10-test-500.bin", EXAMPLES / "cifar10-labels.txt"
+    path = cd.export(converted, "native", tmp_path / "model.so", precision="int8", calibrate=images_path, labels=labels).path
+    with cd.open_session(path, threads=2) as session:
+        assert isinstance(session, NativeSession) and session.precision == "int8" and session.manifest is not None
+        carried = session.manifest.details["isas"]
+        assert session.isa == next(isa for isa in host_isas() if isa in carried)
+        rows = session.run(np.concatenate([images(), np.full((1, 3, 32, 32), np.nan, np.float32)]))
+        assert np.isfinite(rows[:2]).all() and np.isnan(rows[2]).all()
+    names = [answer.guesses[0].name for answer in cd.classify(path, EXAMPLES / "images", top=1)]
+    assert names == ["cat", "ship", "truck"]
+    for isa in carried:
+        if isa in host_isas():
+            with cd.open_session(path, isa=isa) as session:
+                assert np.array_equal(session.run(images()), rows[:2])
+        else:
+            with pytest.raises(Unavailable, match="this processor lacks the instructions that the library was built for"):
+                cd.open_session(path, isa=isa)
+    with pytest.raises(InputRefused, match="the library carries no code of that name"):
+        cd.open_session(path, isa="avx512")
+    program = tmp_path / "classify"
+    source = EXAMPLES / "native" / "classify.c"
+    subprocess.run(["cc", "-O2", "-I", str(SOURCES), str(source), str(path), "-Wl,-rpath,$ORIGIN", "-o", str(program)], check=True)
+    done = subprocess.run([program, EXAMPLES / "native" / "cat.ppm"], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "cat" or " cat" in done.stdout.splitlines()[0]
 
 
 def test_shape_type_and_layout_of_a_batch(made: Path) -> None:

@@ -25,6 +25,7 @@ from cnet_deploy.sessions import backends, resolve_backend
         ("onnxruntime.tf32", "onnxruntime", {"tf32": True}, {}),
         ("native.bf16", "native", {}, {"precision": "bf16"}),
         ("openvino.bf16", "openvino", {"precision": "bf16"}, {}),
+        *((f"{name}.int8", name, {}, {"precision": "int8"}) for name in ("native", "onnxruntime", "openvino", "tensorrt")),
     ],
 )
 def test_names(name: str, backend: str, options: dict[str, Any], export: dict[str, Any]) -> None:
@@ -44,10 +45,11 @@ def test_every_part_is_known() -> None:
         ("", "no backend is called ''"),
         ("torch.", "torch has no ''; expected torch alone or with some of compile, cudagraph"),
         ("torch.provider", "torch has no 'provider'; expected torch alone or with some of compile, cudagraph, channels_last, tf32"),
-        ("native.fp16", "native has no 'fp16'; expected native alone or with some of bf16"),
+        ("native.fp16", "native has no 'fp16'; expected native alone or with some of bf16, int8"),
         ("torch.compile.compile", "it has 'compile' twice"),
         ("tensorrt.fp16.cudagraph.fp16", "it has 'fp16' twice"),
         ("tensorrt.fp32.fp16", "fp32 and fp16 are two precisions; expected one"),
+        ("native.bf16.int8", "bf16 and int8 are two precisions; expected one"),
     ],
 )
 def test_what_is_no_name(name: str, message: str) -> None:

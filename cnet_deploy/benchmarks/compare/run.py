@@ -11,11 +11,22 @@ from typing import Any
 from cnet_deploy.benchmarks.compare.results import FULL, Accuracy, Images, ModelComparison, Variant
 from cnet_deploy.benchmarks.measure.cells import Cell
 from cnet_deploy.benchmarks.measure.environment import environment
-from cnet_deploy.benchmarks.measure.estimate import EXPORTING, estimate, in_words
+from cnet_deploy.benchmarks.measure.estimate import EXPORTING, calibrating, estimate, in_words
 from cnet_deploy.benchmarks.measure.rounds import Result, Settings, proceed, steps
 from cnet_deploy.benchmarks.measure.worker import NAMED
 from cnet_deploy.benchmarks.sweep.paper import counted, paper_row
-from cnet_deploy.benchmarks.sweep.plan import backends_of, copied, counted_file, default_threads, described, is_named, prepare, target_for
+from cnet_deploy.benchmarks.sweep.plan import (
+    backends_of,
+    copied,
+    counted_file,
+    default_threads,
+    described,
+    is_calibrated,
+    is_named,
+    prepare,
+    target_for,
+)
+from cnet_deploy.benchmarks.sweep.ranges import Ranges
 from cnet_deploy.benchmarks.sweep.results import Report, Row
 from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, naming, printable
 from cnet_deploy.files import digest, read_bytes, temporary_folder
@@ -63,6 +74,7 @@ def compare(
     model: Path | str,
     *,
     data: Path | str | None = None,
+    calibrate: Path | str | None = None,
     split: Split = "val",
     limit: int | None = None,
     backends: Sequence[str] = (),
@@ -87,6 +99,7 @@ def compare(
     has random weights and so takes no ``data``. ``data`` is a labelled dataset (see ``images.datasets.open_dataset``), of whose ``split``
     at most ``limit`` images are used, evenly spread; None: only latency and size. ``backends`` and ``precisions`` choose (see
     ``variants_of``). Latency is that of ``batch`` images with ``threads`` threads (None: all cores), measured in turns (``settings``).
+    ``calibrate`` are the images with which int8 networks are calibrated (None: those of ``data``, or random ones without it).
     ``preprocessing``, ``workers``, ``skip_corrupt``, ``exif``: see ``evaluate``; ``overrides``: see ``checkpoints.load``. ``notify`` gets
     lines of text, among them how long it will take; ``progress`` a line and the share that is done.
 
@@ -106,21 +119,26 @@ def compare(
         dataset = None if data is None else open_dataset(data, split, source.classes, upright=exif)
         report = Report([_row(str(model), source, chosen, threads, batch, device)], settings)
         results = report.rows[0].results
+        calibrated = any(is_calibrated(result.cell.backend, source.path) for result in results)
+        Ranges(calibrate).require_use(used=calibrated)
+        ranges = Ranges(data if calibrate is None else calibrate)
+        report.notes = [ranges.note(judged=_overlaps(ranges.images, data, split))] if calibrated else []
         count = 0 if dataset is None else len(spread(len(dataset), limit))
-        notify(_announcement(source, report, count, settings))
-        parts = _Parts(progress, sum(_shares(report, count, source, settings)))
+        shares = _shares(report, count, source, settings, ranges.count)
+        notify(_announcement(report, count, settings, sum(shares)))
+        parts = _Parts(progress, sum(shares))
         for result in results:
             with parts.step(f"prepare {result.cell.backend}", EXPORTING):
-                prepare(result, folder, source.opening, source=source.path)
+                prepare(result, folder, source.opening, source=source.path, ranges=ranges)
         precisions_found = {result.cell.backend: _open_once(result, source) for result in results}
         if source.weights not in (None, FULL) and FULL in precisions_found.values():
             log.warning("%s: has its weights in %s; what is called %s here computes in it with these weights", model, source.weights, FULL)
         answers: dict[str, Accuracy] = {}
-        images = None
+        answered = None
         usable = [result for result in results if result.error is None]
         if data is not None and usable:
             evaluation = _evaluated(usable, source, data, split, limit, preprocessing, workers, skip_corrupt, exif, parts, count, overrides)
-            images, answers = _counts(dataset, evaluation, usable, precisions_found)
+            answered, answers = _counts(dataset, evaluation, usable, precisions_found)
         turn = parts.turns(len(usable), settings)
         proceed(results, settings, turn)
         report.after = environment()
@@ -133,7 +151,7 @@ def compare(
     if not any(result.rounds for result in results):
         refused = all(result.exit_code == InputRefused.exit_code for result in results)
         raise (InputRefused if refused else Unavailable)(f"{model}: no variant could be measured: {results[0].error}")
-    return ModelComparison(report, variants, images)
+    return ModelComparison(report, variants, answered)
 
 
 # ---- what is compared --------------------------------------------------------------------------------------------------------------
@@ -198,6 +216,13 @@ def _converted(
     save(converted, path)
     cost = converted.architecture.cost()
     return _Source(str(path), cost.flops, cost.params, None, {}, converted.architecture.classes)
+
+
+def _overlaps(images: Path | str | None, data: Path | str | None, split: Split) -> bool:
+    """Whether images that a network is calibrated with are among those that it is evaluated on, as far as their places tell."""
+    if images is None or data is None or Path(images).absolute() != Path(data).absolute():
+        return False
+    return split == "train" or Path(data).is_file()  # of a dataset's folder the training images are taken
 
 
 def _row(label: str, source: _Source, chosen: Sequence[str], threads: int, batch: int, device: str) -> Row:
@@ -289,15 +314,16 @@ def _seconds_of_answers(count: int, variants: int, source: _Source) -> float:
     return count * variants * max(_LEAST_IMAGE, (source.flops or 0) / _OPERATIONS)
 
 
-def _shares(report: Report, count: int, source: _Source, settings: Settings) -> tuple[float, float, float]:
-    """Seconds that exports, answers and turns will take, by a guess."""
+def _shares(report: Report, count: int, source: _Source, settings: Settings, images: int) -> tuple[float, float, float]:
+    """Seconds that exports, answers and turns will take, by a guess; ``images`` are those of a calibration."""
     cells = len(report.rows[0].results)
     exports = len({target_for(result.cell.backend, source.path) and result.cell.backend for result in report.results} - {None})
-    return EXPORTING * exports, _seconds_of_answers(count, cells, source), estimate(cells, settings)
+    calibrated = any(is_calibrated(result.cell.backend, source.path) for result in report.results)
+    ranges = calibrating(images, source.flops) if calibrated else 0.0
+    return EXPORTING * exports + ranges, _seconds_of_answers(count, cells, source), estimate(cells, settings)
 
 
-def _announcement(source: _Source, report: Report, count: int, settings: Settings) -> str:
-    seconds = sum(_shares(report, count, source, settings))
+def _announcement(report: Report, count: int, settings: Settings, seconds: float) -> str:
     cells = len(report.rows[0].results)
     what = f"{count:,} images" if count else "no images (latency and size only; --data DATA adds accuracy)"
     return f"{cells} variants, {settings.rounds} round{'s' * (settings.rounds > 1)}, {what}: this takes about {in_words(seconds)}"

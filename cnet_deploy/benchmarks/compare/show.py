@@ -100,7 +100,7 @@ def notes(comparison: ModelComparison) -> list[str]:
             lines.append(f"ANSWERS THAT ARE NOT FINITE: {', '.join(odd)}. They count as wrong.")
     else:
         lines.append("Accuracy was not measured: --data DATA does that.")
-    return lines
+    return [*lines, *comparison.report.notes]
 
 
 def failures(comparison: ModelComparison) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ from cnet_deploy.benchmarks.measure.rounds import Result, Settings, take_turn
 from cnet_deploy.benchmarks.measure.rule import LEAST_ROUNDS, Decision, SelfTest, Verdict, adaptively, decide, self_test, surely_faster
 from cnet_deploy.benchmarks.sweep.figures import Change, Figures, changes, other_precision
 from cnet_deploy.benchmarks.sweep.plan import is_named
+from cnet_deploy.benchmarks.sweep.ranges import Ranges
 from cnet_deploy.errors import CheckFailed, Inconclusive, Unavailable, printable
 from cnet_deploy.files import exists, temporary_folder
 
@@ -86,22 +87,23 @@ class Outcome:
 def gate(
     base: str, head: str, *, backend: str | None = None, threads: int | None = None, tolerance: float = 0.05, max_rounds: int = MAX_ROUNDS,
     settings: Settings = SETTINGS, base_python: str | None = None, head_python: str | None = None, allow_changes: bool = False,
-    device: str = "cpu", notify: Notify = lambda _: None, weights: str | None = None,
+    device: str = "cpu", notify: Notify = lambda _: None, weights: str | None = None, calibrate: Path | None = None,
 ) -> Outcome:  # fmt: skip
     """Compare ``head`` with ``base``: files or named networks, each run by an interpreter that has cnet-deploy (None: this one).
 
     A model that the backend can't open is exported for it first, by that side's installation. ``weights`` is the key of a set of weights,
-    for checkpoints that hold several. ``notify`` gets lines of text. Raises
-    Unavailable if either side is missing or can't be run, and if both interpreters load the same installation; InputRefused for a file
-    that is refused.
+    for checkpoints that hold several; ``calibrate`` are the images with which int8 networks are calibrated (None: random ones). ``notify``
+    gets lines of text. Raises Unavailable if either side is missing or can't be run, and if both interpreters load the same installation;
+    InputRefused for a file that is refused.
     """
     two_pythons = base_python is not None or head_python is not None
     with temporary_folder("gate") as folder:
         sides = [
-            make_side(name, model, backend, threads, interpreter(python), folder, notify, device, weights=weights)
+            make_side(name, model, backend, threads, interpreter(python), folder, notify, device, weights=weights, calibrate=calibrate)
             for name, model, python in (("base", base, base_python), ("head", head, head_python))
         ]
         a, b = sides
+        Ranges(calibrate).require_use(used=a.calibrated or b.calibrated)
         chosen = (a.cell.backend, b.cell.backend)
         outcome = Outcome(base, head, chosen, a.cell.threads, tolerance, settings, allow_changes=allow_changes, device=device)
         _compare(outcome, a.figures, b.figures, notify)
@@ -142,7 +144,7 @@ def gate(
 def gate_baseline(
     baseline: Path, head: str, *, backend: str | None = None, threads: int | None = None, tolerance: float = 0.05,
     max_rounds: int = MAX_ROUNDS, new_artifact: bool = False, allow_changes: bool = False, notify: Notify = lambda _: None,
-    weights: str | None = None,
+    weights: str | None = None, calibrate: Path | None = None,
 ) -> Outcome:  # fmt: skip
     """Compare ``head`` with rounds that ``bench --save-baseline`` stored, measured in the same way.
 
@@ -160,8 +162,9 @@ def gate_baseline(
     outcome.self_test = self_test(stored.medians, stored.medians, tolerance, paired=False)
     with temporary_folder("gate") as folder:
         side = make_side(
-            "head", head, stored.backend, stored.threads, sys.executable, folder, notify, stored.device, stored.batch, weights
+            "head", head, stored.backend, stored.threads, sys.executable, folder, notify, stored.device, stored.batch, weights, calibrate
         )  # fmt: skip
+        Ranges(calibrate).require_use(used=side.calibrated)
         _compare(outcome, stored.figures, side.model_figures, notify)
         opened = _open(side, outcome)
         _require_one_batch(stored.batch, opened.batch)

@@ -13,7 +13,16 @@ from cnet_deploy import subprocesses
 from cnet_deploy.benchmarks.measure.cells import Cell
 from cnet_deploy.benchmarks.measure.worker import NAMED
 from cnet_deploy.benchmarks.sweep.figures import Figures, figures_of
-from cnet_deploy.benchmarks.sweep.plan import backends_of, copied, default_threads, export_options, is_named, target_for
+from cnet_deploy.benchmarks.sweep.plan import (
+    backends_of,
+    copied,
+    default_threads,
+    export_options,
+    is_calibrated,
+    is_named,
+    target_for,
+)
+from cnet_deploy.benchmarks.sweep.ranges import Ranges
 from cnet_deploy.errors import InputRefused, Unavailable, naming
 from cnet_deploy.exporters import targets
 from cnet_deploy.files import check_input, exists
@@ -28,7 +37,7 @@ class Side:
     """Base or head: the given model, the interpreter that runs it, and its cell.
 
     ``figures`` are those of the artifact that is run (None for a network that the backend builds itself), ``model_figures`` those of the
-    given file.
+    given file. ``calibrated``: it was exported in a precision that needs ranges.
     """
 
     name: str
@@ -37,6 +46,7 @@ class Side:
     cell: Cell
     figures: Figures | None = None
     model_figures: Figures | None = None
+    calibrated: bool = False
 
     def check(self, error: str | None, exit_code: int | None) -> None:
         """Raise its process's error as InputRefused or Unavailable, with the name of the given model."""
@@ -47,12 +57,12 @@ class Side:
 
 def make_side(
     name: str, model: str, backend: str | None, threads: int | None, python: str, folder: Path, notify: Notify, device: str, batch: int = 1,
-    weights: str | None = None,
+    weights: str | None = None, calibrate: Path | None = None,
 ) -> Side:  # fmt: skip
     """A file or named network, ready to run ``batch`` images per inference. Files made for it are written to ``folder``.
 
-    ``weights`` is the key of a set of weights, for a checkpoint that holds several. Raises Unavailable if the side is missing, or can't be
-    exported or run; InputRefused for a file or backend that is refused.
+    ``weights`` is the key of a set of weights, for a checkpoint that holds several; ``calibrate``: see ``bench``. Raises Unavailable if
+    the side is missing, or can't be exported or run; InputRefused for a file or backend that is refused.
     """
     if not is_named(model):
         require_file(name, model)
@@ -62,7 +72,7 @@ def make_side(
         own = (backend,) if backend else () if is_named(model) else (backend_of(model),)
         chosen = backends_of(model, own, device)[-1]
     weights = weights if not is_named(model) and holds_weights(model) else None
-    label, target = Path(model).name, target_for(chosen, model)
+    label, target, calibrated = Path(model).name, target_for(chosen, model), False
     # A copy, since the file is opened again in every round and may change meanwhile.
     path = model if is_named(model) else str(copied(model, folder / name))
     try:
@@ -72,14 +82,18 @@ def make_side(
     if target is not None:
         source, path = path, str(folder / f"{name}{targets()[target].suffix}")
         notify(f"{name}: exporting {model} for {chosen}")
-        taken = {} if weights is None else {"weights": weights}
+        taken: dict[str, Any] = {} if weights is None else {"weights": weights}
+        if calibrated := is_calibrated(chosen, model):
+            ranges = Ranges(calibrate and calibrate.absolute())
+            notify(f"{name}: {ranges.note()}")
+            taken |= ranges.options(source, folder, taken)
         _export(name, model, source, target, path, python, folder, export_options(chosen, batch) | taken)
     elif is_named(model):
         path = NAMED + model
     options = {} if weights is None or target is not None else {"weights": weights}
     cell = Cell(label, path, chosen, threads or default_threads(), batch, options=options, device=device)
     figures = None if path.startswith(NAMED) else figures_of(path, options.get("weights"))
-    return Side(name, model, python, cell, figures, given)
+    return Side(name, model, python, cell, figures, given, calibrated)
 
 
 def interpreter(python: str | None) -> str:
@@ -101,7 +115,7 @@ def _export(name: str, model: str, source: str, target: str, path: str, python: 
     """Export with the side's own installation, from a folder in which Python finds no other."""
     arguments = ["export", source, f"--{target}", "-o", path]
     for key, value in options.items():
-        arguments += [f"--{key}", value if isinstance(value, str) else ":".join(map(str, value))]
+        arguments += [f"--{key}", ":".join(map(str, value)) if isinstance(value, tuple) else str(value)]
     foreign = python != sys.executable
     command = [python, "-m", "cnet_deploy", *arguments] if foreign else subprocesses.python("cnet_deploy", *arguments)
     try:

@@ -6,6 +6,7 @@ from cnet_deploy.benchmarks.measure.cells import SETTLE_SECONDS
 from cnet_deploy.benchmarks.measure.rounds import Settings
 
 EXPORTING = 6.0  # seconds, of an artifact: to write or compile, and to verify it
+_CALIBRATING = 4e9  # operations in a second, while ranges are taken
 OPENING = 1.5  # seconds, of a process: Python, the runtime, the model, the first inference
 
 
@@ -23,6 +24,15 @@ def estimate(cells: int, settings: Settings, done: int = 0) -> float:
         return cells * rounds * (SETTLE_SECONDS + OPENING + settings.warmup + settings.seconds)
     once = OPENING + 2 * SETTLE_SECONDS + settings.warmup
     return cells * (once + rounds * (SETTLE_SECONDS + settings.rewarm + settings.seconds))
+
+
+def calibrating(images: int, flops: int | None) -> float:
+    """Seconds that it takes to calibrate a network of so many ``flops``.
+
+    >>> calibrating(256, 529_000_000)
+    33.856
+    """
+    return images * (flops or 0) / _CALIBRATING
 
 
 def turns(count: int, opening: float, settings: Settings) -> float:

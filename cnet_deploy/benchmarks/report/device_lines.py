@@ -57,7 +57,7 @@ def notes(report: Report) -> list[str]:
 def _rounds_to_tf32(name: str) -> bool:
     backend, *parts = name.split(".")
     known = backends()[backend].parts
-    return any(known[part].rounds_to_tf32 for part in parts) and not {"fp16", "bf16"}.intersection(parts)
+    return any(known[part].rounds_to_tf32 for part in parts) and not {"fp16", "bf16", "int8"}.intersection(parts)
 
 
 def _figures(report: Report, result: Result) -> list[str]:

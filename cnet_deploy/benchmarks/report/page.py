@@ -43,7 +43,7 @@ def page(report: Report) -> str:
         conventions=[
             (text, [row.title for row in report.rows if row.paper and row.paper.convention == key]) for key, text in CONVENTIONS.items()
         ],
-        device_notes=on_device.notes(report),
+        device_notes=[*on_device.notes(report), *report.notes],
         has_paper=any(row.paper for row in report.rows),
         paper_ratio=paper_ratio,
     )

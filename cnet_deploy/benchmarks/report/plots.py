@@ -18,6 +18,7 @@ from cnet_deploy.benchmarks.measure.rounds import Result
 from cnet_deploy.benchmarks.measure.samples import milliseconds
 from cnet_deploy.benchmarks.report.text import group_title
 from cnet_deploy.benchmarks.sweep.results import Report, Row
+from cnet_deploy.sessions import PRECISIONS
 from cnet_deploy.svg import COLOURS, MARKERS, QUIET, Canvas
 from cnet_deploy.text import Where, shown
 
@@ -28,7 +29,10 @@ _SIZES = {"o": 12.0, "s": 11.0, "^": 13.5, "D": 10.5, "v": 13.5, "X": 13.0}
 
 
 def latency_and_error(report: Report, width: int) -> str:
-    """Median time of an image in the first group against top-1 error; rows whose error is not known get a lane of their own below."""
+    """Median time of an image in the first group against top-1 error; rows whose error is not known get a lane of their own below.
+
+    What is exported in a smaller precision than fp32 is hollow, since its error may be another than the row's.
+    """
     group = report.groups[0]
     points = [(row, r, r.median / r.batch * 1e3) for row in report.rows for r in _cells(row, group) if r.median]
     if not points:
@@ -47,11 +51,15 @@ def latency_and_error(report: Report, width: int) -> str:
         names.setdefault(heights[id(row)], []).append(row.title)
     left, right = 56 if errors else 20, 20
     times = [time for *_, time in points]
+    used = {part for _, result, _ in points for part in result.cell.backend.split(".")}
+    smaller = [precision for precision in PRECISIONS[1:] if errors and precision in used]
     with drawing.canvas("latency", width, 0) as canvas:
         top = _legend(canvas, report)
         bottom = top + plot + 2 * LANE * len(unknown)
-        canvas.resize(bottom + BOTTOM)
+        canvas.resize(bottom + BOTTOM + (LINE if smaller else 0))
         axes = canvas.axes(left, top, width - right, bottom)
+        if smaller:
+            canvas.text(14, bottom + BOTTOM + 4, f"hollow: {', '.join(smaller)}, at the error of fp32", color=QUIET, size=12)
         drawing.logarithmic(axes.xaxis, min(times) / 1.3, max(times) * 1.3)
         axes.set_xlabel(f"ms an image, {group_title(report, group)}")
         axes.set_ylim(high + 2 * LANE * len(unknown) * pixel, low)
@@ -67,7 +75,10 @@ def latency_and_error(report: Report, width: int) -> str:
             words = shown(", ".join(titles), Where.SVG, min(60, int((width - left - right) / LETTER)))
             drawing.note(axes, words, (axes.get_xlim()[0], height), (6, moved - place - 10))
         for row, result, time in points:
-            (marker,) = axes.plot(time, heights[id(row)], alpha=0.85, **_look(report, result))
+            looks = _look(report, result)
+            if any(part in smaller for part in result.cell.backend.split(".")):
+                looks |= {"markerfacecolor": "none", "markeredgewidth": 2.0}
+            (marker,) = axes.plot(time, heights[id(row)], alpha=0.85, **looks)
             canvas.title(marker, f"{row.title} on {result.cell.backend}: {milliseconds(time / 1e3)} ms")
         return canvas.to_string()
 

@@ -93,7 +93,8 @@ _RENDERED: dict[str, Callable[[Report], str]] = {"html": page, "markdown": markd
 def run(
     models: Sequence[str], *, backends: Sequence[str] = (), threads: Sequence[int] = (), batches: Sequence[int] = (),
     device: str = "cpu", settings: Settings | None = None, outputs: Outputs | None = None, resume: bool = False, quiet: bool = False,
-    input_size: tuple[int, int] | None = None, weights: str | None = None, notify: Callable[[str], None] = lambda _: None,
+    input_size: tuple[int, int] | None = None, weights: str | None = None, calibrate: Path | None = None,
+    notify: Callable[[str], None] = lambda _: None,
 ) -> Report:  # fmt: skip
     """Measure (see ``bench``), print the tables on standard output and write ``outputs``; JSON is kept while the run goes on.
 
@@ -118,7 +119,7 @@ def run(
 
     try:
         report = _with_progress(
-            models, backends, threads, batches or [1], device, settings, keep, earlier, quiet, input_size, weights, notify
+            models, backends, threads, batches or [1], device, settings, keep, earlier, quiet, input_size, weights, calibrate, notify
         )
     except KeyboardInterrupt:
         if not latest:
@@ -188,7 +189,8 @@ def _write(report: Report, journal: Journal, outputs: Outputs, *, quiet: bool) -
 
 def _with_progress(
     models: Sequence[str], backends: Sequence[str], threads: Sequence[int], batches: Sequence[int], device: str, settings: Settings,
-    keep: Keep, earlier: Report | None, quiet: bool, input_size: tuple[int, int] | None, weights: str | None, notify: Callable[[str], None],
+    keep: Keep, earlier: Report | None, quiet: bool, input_size: tuple[int, int] | None, weights: str | None,
+    calibrate: Path | None, notify: Callable[[str], None],
 ) -> Report:  # fmt: skip
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = _console(stderr=True)
@@ -203,7 +205,7 @@ def _with_progress(
         return bench(
             models, backends=backends, threads=threads, batches=batches, device=device, settings=settings, progress=step,
             total=lambda n: bar.update(task, total=n), keep=keep, earlier=earlier, input_size=input_size, weights=weights,
-            notify=notify,
+            calibrate=calibrate, notify=notify,
         )  # fmt: skip
 
 
@@ -226,6 +228,7 @@ def render(report: Report, width: int = LOG_WIDTH) -> RenderableType:
         f"Ratio: {ratio_of(report, Where.RICH)}; median over {report.settings.rounds} interleaved rounds, {each}. p90 stands where samples "
         f"support it; ~ marks a coefficient of variation above {UNSTABLE:.1%}.",
         *on_device.notes(report),
+        *report.notes,
         f"{machine['cpu']}, {machine['cores']} cores, load {load:.1f}; Python {machine['python']}, {versions}.",
     ]
     if not report.by_cell:

@@ -97,7 +97,7 @@ def markdown(report: Report) -> str:
             lines.append(_line(words))
         lines.append("")
     lines += [f"Ratio: {ratio_of(report, Where.MARKDOWN)}; the median over {report.settings.rounds} interleaved rounds.", ""]
-    lines += [line for text in on_device.notes(report) for line in (shown(text, Where.MARKDOWN, 4000), "")]
+    lines += [line for text in (*on_device.notes(report), *report.notes) for line in (shown(text, Where.MARKDOWN, 4000), "")]
     lines += [f"- {shown(text, Where.MARKDOWN, 4000)}" for text in warnings_of(report)]
     lines += [
         f"- {shown(row.title, Where.MARKDOWN)} on {result.cell.backend}: {shown(result.error, Where.MARKDOWN)}"

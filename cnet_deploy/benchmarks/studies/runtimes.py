@@ -4,21 +4,24 @@
 for the time of a whole process.
 
 Every group of cells is one interleaved run. Ratios are of 10th percentiles, the speed of a runtime on an undisturbed machine. onnxruntime
-and OpenVINO run the network as it is and with dense 1x1 convolutions (program/forms.py), and the faster of the two counts.
+and OpenVINO run the network as it is and with dense 1x1 convolutions (program/forms.py), and the faster of the two counts. In int8 they run
+our own graph, and OpenVINO also what NNCF, its own quantiser, makes of the network in fp32 (``pip install nncf``).
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cnet_deploy import subprocesses
 from cnet_deploy.benchmarks.measure.cells import Cell
@@ -26,12 +29,15 @@ from cnet_deploy.benchmarks.measure.environment import environment
 from cnet_deploy.benchmarks.measure.rounds import Result, Settings, measure
 from cnet_deploy.benchmarks.measure.worker import NAMED as NAMED_CELL
 from cnet_deploy.benchmarks.studies.script import run
-from cnet_deploy.errors import Unavailable
+from cnet_deploy.benchmarks.sweep.ranges import random_images
+from cnet_deploy.errors import CnetDeployError, Unavailable
 from cnet_deploy.exporters.native import INCLUDE
 from cnet_deploy.exporters.native.toolchain import find_compiler
 from cnet_deploy.exporters.onnx.graph import build_graph
 from cnet_deploy.files import check_output, write_text
 from cnet_deploy.hardware.cpu import host_isas, host_machine
+from cnet_deploy.images.decode import read_images
+from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.models.architecture import NAMED, Architecture
 from cnet_deploy.models.build import build_random
 from cnet_deploy.program.forms import dense_pointwise
@@ -43,6 +49,10 @@ FORMAT_VERSION = 2
 IMAGENET = ("condensenet-74-g4", "condensenet-74-g8")
 SETTINGS = Settings(rounds=20, seconds=0.2)
 OURS = "native"
+INT8 = "native int8"
+FASTER_THAN_OPENVINO = {"condensenet-74-g4": 4.0, "condensenet-74-g8": 6.0}  # times, in int8
+FASTER_THAN_FP32 = 1.8  # times
+PROCESSES = 20
 
 Notify = Callable[[str], None]  # gets lines of text
 
@@ -53,9 +63,10 @@ class Suite:
     def __init__(self, folder: Path, notify: Notify, settings: Settings = SETTINGS) -> None:
         self.folder, self.notify, self.settings = folder, notify, settings
         self.results: list[dict[str, Any]] = []
+        self._quantised: dict[str, dict[str, str | None]] = {}
 
     def artifacts(self, name: str) -> dict[str, str]:
-        """Paths of a network's artifacts: native, native-bf16, onnx, onnx-dense."""
+        """Paths of a network's artifacts in fp32 and bf16: native, native-bf16, onnx, onnx-dense."""
         paths = {key: str(self.folder / f"{name}-{key}{suffix}") for key, suffix in _FORMS.items()}
         if not Path(paths["onnx"]).exists():
             model = build_random(NAMED[name])
@@ -65,6 +76,35 @@ class Suite:
             for key, source in (("onnx", program), ("onnx-dense", dense_pointwise(program))):
                 Path(paths[key]).write_bytes(build_graph(source).SerializeToString())
         return paths
+
+    def quantised(self, name: str) -> dict[str, str | None]:
+        """The same in int8: native-int8, onnx-int8, onnx-dense-int8, and NNCF's nncf, nncf-dense; None for what can't be made here.
+
+        The weights are random, and so are the images that ranges are taken from.
+        """
+        if name in self._quantised:
+            return self._quantised[name]
+        forms, paths = self.artifacts(name), dict[str, str | None]()
+        for key, suffix in _INT8_FORMS.items():
+            path = self.folder / f"{name}-{key}{suffix}"
+            paths[key] = str(path)
+            try:
+                if key.startswith("nncf"):
+                    _by_nncf(forms["onnx-dense" if key.endswith("dense") else "onnx"], path, self._images(name))
+                else:
+                    target, form = "native" if suffix == ".so" else "onnx", "dense" if "dense" in key else "gather"
+                    export(build_random(NAMED[name]), target, path, precision="int8", calibrate=self._images(name), form=form)
+            except CnetDeployError as error:
+                self.notify(f"{name}, {key}: {error}")
+                paths[key] = None
+        self._quantised[name] = paths
+        return paths
+
+    def _images(self, name: str) -> npt.NDArray[np.float32]:
+        """Random images [N, 3, H, W], prepared as the network says."""
+        arch = NAMED[name]
+        steps = Preprocessing.of(arch.input_size, arch.classes)
+        return steps.apply(read_images(random_images(self.folder, arch.image_shape), steps, arch.classes).pixels)
 
     def run(self, what: str, cells: Sequence[Cell], *, ours: str = OURS, **facts: Any) -> dict[str, Any]:
         """Measure cells together; record and report how many times as fast ``ours`` is as the best of the others."""
@@ -108,6 +148,42 @@ class Suite:
         facts = {"network": name, "threads": threads, "precision": "bf16", "batch": 1}
         self.run(f"{name}, bf16, {threads} thread(s)", cells, ours="native bf16", **facts)
 
+    def int8(self, name: str, threads: int) -> None:
+        """Native int8, native fp32, and int8 in OpenVINO and onnxruntime; and whether the bars were reached.
+
+        The bars are FASTER_THAN_OPENVINO, of its fastest graph, and FASTER_THAN_FP32.
+        """
+        paths = self.quantised(name)
+        cells = [Cell(OURS, self.artifacts(name)["native"], "native", threads)]
+        for label, backend, key in (
+            (INT8, "native", "native-int8"),
+            ("openvino int8, as it is", "openvino", "onnx-int8"),
+            ("openvino int8, dense 1x1", "openvino", "onnx-dense-int8"),
+            ("openvino int8 by NNCF, as it is", "openvino", "nncf"),
+            ("openvino int8 by NNCF, dense 1x1", "openvino", "nncf-dense"),
+            ("onnxruntime int8, as it is", "onnxruntime", "onnx-int8"),
+            ("onnxruntime int8, dense 1x1", "onnxruntime", "onnx-dense-int8"),
+        ):
+            if path := paths[key]:
+                cells.append(Cell(label, path, backend, threads))
+        facts = {"network": name, "threads": threads, "precision": "int8", "batch": 1, "missing": [key for key in paths if not paths[key]]}
+        entry = self.run(f"{name}, int8, {threads} thread(s)", cells, ours=INT8, **facts)
+        times = {cell["cell"]["label"]: cell["p10_seconds_an_image"] for cell in entry["cells"]}
+        openvino = min((time for label, time in times.items() if label.startswith("openvino") and time), default=None)
+        if own := times.get(INT8):
+            entry["bars"] = [
+                _bar("times as fast as OpenVINO's int8", openvino and openvino / own, least=FASTER_THAN_OPENVINO.get(name)),
+                _bar("times as fast as native fp32", times[OURS] and times[OURS] / own, least=FASTER_THAN_FP32),
+            ]
+            self._tell(entry["bars"])
+
+    def _tell(self, bars: Sequence[Mapping[str, Any]]) -> None:
+        for bar in bars:
+            limit = next((f"{word} {bar[word]:g}" for word in ("least", "most") if bar.get(word)), "no bar")
+            result = "not measured" if bar["measured"] is None else f"{bar['measured']:.2f}"
+            state = "" if bar["passed"] is None else ", reached" if bar["passed"] else ", MISSED"
+            self.notify(f"  {bar['what']}: {result} ({limit}{state})")
+
     # ---- against the processor -------------------------------------------------------------------------------------
 
     def utilisation(self, name: str, isa: str, threads: int) -> None:
@@ -144,27 +220,75 @@ class Suite:
         )
 
     def process(self, name: str, program: Path) -> None:
-        """Time and peak memory of a whole C process (examples/native), twenty times."""
-        forms, arch = self.artifacts(name), NAMED[name]
-        binary, image = self.folder / f"classify-{name}", self.folder / "image.ppm"
+        """Time and peak memory of a whole C process (examples/native), twenty times, with the library in fp32 and in int8 by turns.
+
+        int8 must need neither more time to its first answer nor more memory.
+        """
+        libraries = {"fp32": self.artifacts(name)["native"], "int8": self.quantised(name)["native-int8"]}
+        image = self.folder / "image.ppm"
+        _write_image(image, NAMED[name])
         compiler = subprocesses.tool("cc")
         if compiler is None:
             raise Unavailable("no C compiler called cc was found; install one (Debian: apt-get install gcc)")
-        linked = [forms["native"], "-Wl,-rpath,$ORIGIN"]
-        _finished([compiler, "-O2", "-I", str(INCLUDE), str(program.absolute()), *linked, "-o", str(binary)])
-        _write_image(image, arch)
-        seconds, kilobytes = [], []
-        for _ in range(20):
-            words = _finished(subprocesses.python(str(_TIMED), str(binary), str(image))).split()
-            seconds.append(float(words[0]))
-            kilobytes.append(int(words[1]))
-        facts = {"network": name, "seconds": seconds, "peak_kilobytes": kilobytes}
-        self.results.append({"what": "process", **facts})
-        self.notify(f"{name}, a whole process in C: median {np.median(seconds) * 1e3:.1f} ms, peak memory {max(kilobytes) / 1024:.1f} MiB")
+        binaries = {}
+        for precision, library in libraries.items():
+            if library is not None:
+                binaries[precision] = self.folder / f"classify-{name}-{precision}"
+                linked = [library, "-Wl,-rpath,$ORIGIN"]
+                command = [compiler, "-O2", "-I", str(INCLUDE), str(program.absolute()), *linked, "-o", str(binaries[precision])]
+                _finished(command)
+        seconds: dict[str, list[float]] = {precision: [] for precision in binaries}
+        kilobytes: dict[str, list[int]] = {precision: [] for precision in binaries}
+        for _ in range(PROCESSES):
+            for precision, binary in binaries.items():
+                words = _finished(subprocesses.python(str(_TIMED), str(binary), str(image))).split()
+                seconds[precision].append(float(words[0]))
+                kilobytes[precision].append(int(words[1]))
+        entries = {}
+        for precision in binaries:
+            entries[precision] = {
+                "what": "process", "network": name, "precision": precision, "seconds": seconds[precision],
+                "peak_kilobytes": kilobytes[precision],
+            }  # fmt: skip
+            self.results.append(entries[precision])
+            self.notify(
+                f"{name}, {precision}, a whole process in C: median {np.median(seconds[precision]) * 1e3:.1f} ms, "
+                f"peak memory {max(kilobytes[precision]) / 1024:.1f} MiB"
+            )
+        if "int8" in entries:
+            ratios = [float(np.median(values["int8"]) / np.median(values["fp32"])) for values in (seconds, kilobytes)]
+            bars = [_bar(f"{what} of int8 by that of fp32", value, most=1.0) for what, value in zip(_OF_A_PROCESS, ratios, strict=True)]
+            entries["int8"]["bars"] = bars
+            self._tell(bars)
 
 
 _FORMS = {"native": ".so", "native-bf16": ".so", "onnx": ".onnx", "onnx-dense": ".onnx"}
+_INT8_FORMS = {"native-int8": ".so", "onnx-int8": ".onnx", "onnx-dense-int8": ".onnx", "nncf": ".onnx", "nncf-dense": ".onnx"}
+_OF_A_PROCESS = ("time to the first answer", "peak memory")
 _BUSY, _TIMED = (Path(__file__).with_name(name) for name in ("busy.py", "timed.py"))
+
+
+def _by_nncf(source: str, path: Path, images: npt.NDArray[np.float32]) -> None:
+    """Quantise an ONNX graph in fp32 with NNCF, as OpenVINO's documentation has it. Raises Unavailable without NNCF."""
+    try:
+        import nncf
+    except ImportError as error:
+        raise Unavailable(f"NNCF can't be imported ({error}); pip install nncf") from None
+    import onnx
+
+    logging.getLogger("nncf").setLevel(logging.WARNING)
+    graph = onnx.load(source)
+    dataset = nncf.Dataset([image[None] for image in images], lambda image: {graph.graph.input[0].name: image})
+    made = nncf.quantize(graph, dataset, preset=nncf.QuantizationPreset.MIXED, subset_size=len(images))
+    path.write_bytes(made.SerializeToString())
+
+
+def _bar(what: str, measured: float | None, *, least: float | None = None, most: float | None = None) -> dict[str, Any]:
+    """A figure with the limit that was set for it; ``passed`` is None where there is none, or nothing was measured."""
+    bar = {"what": what, "measured": measured, **({} if least is None else {"least": least}), **({} if most is None else {"most": most})}
+    if measured is None or (least is None and most is None):
+        return {**bar, "passed": None}
+    return {**bar, "passed": (least is None or measured >= least) and (most is None or measured <= most)}
 
 
 def _finished(command: Sequence[str]) -> str:
@@ -215,6 +339,7 @@ def main(output: Path, program: Path, notify: Notify = print) -> None:
                 suite.fp32(name, threads, compiled=True)
             if "avx512_bf16" in host_isas():
                 suite.bf16(name, cores)
+            suite.int8(name, cores)
             for isa in fast:
                 suite.utilisation(name, isa, cores)
             suite.busy_core(name)

@@ -12,11 +12,12 @@ from cnet_deploy.artifacts import manifest
 from cnet_deploy.artifacts.pair import read_manifest
 from cnet_deploy.benchmarks.measure.cells import Cell
 from cnet_deploy.benchmarks.measure.environment import cores, differences, environment, fingerprint
-from cnet_deploy.benchmarks.measure.estimate import EXPORTING, estimate, in_words
+from cnet_deploy.benchmarks.measure.estimate import EXPORTING, calibrating, estimate, in_words
 from cnet_deploy.benchmarks.measure.rounds import Result, Settings, proceed, rounds_of, steps
 from cnet_deploy.benchmarks.measure.worker import NAMED
 from cnet_deploy.benchmarks.sweep.figures import figures_of
 from cnet_deploy.benchmarks.sweep.paper import PAPER, counted, paper_row
+from cnet_deploy.benchmarks.sweep.ranges import PRECISION, Ranges
 from cnet_deploy.benchmarks.sweep.results import Group, Keep, Report, Row
 from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, printable
 from cnet_deploy.exporters import target_by_suffix, targets
@@ -51,7 +52,8 @@ def bench(
     models: Sequence[str] = (), *, backends: Sequence[str] = (), threads: Sequence[int] = (), batches: Sequence[int] = (1,),
     device: str = "cpu", settings: Settings | None = None, progress: Callable[[str], None] = lambda _: None,
     total: Callable[[int], None] = lambda _: None, keep: Keep = lambda _: None, earlier: Report | None = None,
-    input_size: tuple[int, int] | None = None, weights: str | None = None, notify: Callable[[str], None] = lambda _: None,
+    input_size: tuple[int, int] | None = None, weights: str | None = None, calibrate: Path | str | None = None,
+    notify: Callable[[str], None] = lambda _: None,
 ) -> Report:  # fmt: skip
     """Measure the paper's table, or any files and named networks, with every number of ``threads`` and every batch size.
 
@@ -60,7 +62,7 @@ def bench(
     will take, ``progress`` what is being done, ``total`` how many steps there will be, ``keep`` gets the report as it grows. ``earlier`` is
     the report of the same sweep that was interrupted: what it holds is not measured again. ``input_size`` (height, width) is that of files
     which don't tell it: checkpoints, and ONNX files that leave it free. ``weights`` is the key of a set of weights, for checkpoints that
-    hold several.
+    hold several. ``calibrate`` are the images (see ``export``) with which int8 networks are calibrated; None: images of random bytes.
     Raises InputRefused for what can't be measured before anything is.
     """
     settings = settings or Settings()
@@ -78,33 +80,41 @@ def bench(
     told = {"input_size": None if input_size is None else list(input_size), "weights": weights}
     opening = {key: value for key, value in told.items() if value is not None}
     report = Report([_row(name, plan[name], groups, device, opening, fresh=settings.fresh) for name in names], settings)
+    calibrated = any(is_calibrated(result.cell.backend, result.cell.label) for result in report.results)
+    ranges = Ranges(calibrate)
+    ranges.require_use(used=calibrated)
+    report.notes = [ranges.note()] if calibrated else []
     if earlier is not None:
         _continue(report, earlier)
         if report.after is not None:
             return report
     parts = _parts(report)
-    notify(_announcement(report, parts))
+    notify(_announcement(report, parts, ranges.count))
     total(len(names) + sum(steps(len(part), settings, rounds_of(part, settings)) for part in parts))
     with temporary_folder("bench") as folder:
         for row in report.rows:
             progress(f"prepare {row.label}")
             for result in row.results:
-                prepare(result, folder, opening, fresh=settings.fresh)
+                prepare(result, folder, opening, fresh=settings.fresh, ranges=ranges)
         for part in parts:
             proceed(part, settings, progress, keep=lambda: keep(report))
     report.after = environment()
     return report
 
 
-def _announcement(report: Report, parts: Sequence[Sequence[Result]]) -> str:
-    """How long the sweep will take, by a guess."""
+def _announcement(report: Report, parts: Sequence[Sequence[Result]], images: int) -> str:
+    """How long the sweep will take, by a guess; ``images`` are those of a calibration."""
     settings = report.settings
     exported = {
         (result.cell.label, result.cell.backend, result.cell.batch if described(result.cell.backend).per_batch else 0)
         for result in report.results
         if target_for(result.cell.backend, result.cell.label) is not None
     }
-    seconds = EXPORTING * len(exported) + sum(estimate(len(part), settings, rounds_of(part, settings)) for part in parts)
+    flops_of = {
+        (row.label, r.cell.backend): row.flops for row in report.rows for r in row.results if is_calibrated(r.cell.backend, row.label)
+    }
+    seconds = EXPORTING * len(exported) + sum(calibrating(images, flops) for flops in flops_of.values())
+    seconds += sum(estimate(len(part), settings, rounds_of(part, settings)) for part in parts)
     cells = sum(1 for _ in report.results)
     what = f"{cells} cell{'s' * (cells != 1)}, {settings.rounds} round{'s' * (settings.rounds > 1)}"
     return f"{what}: this takes about {in_words(seconds)}"
@@ -115,7 +125,7 @@ def backends_of(name: str, wanted: Sequence[str], device: str = "cpu") -> tuple[
     if is_named(name):
         known = tuple(wanted) or default_backends(device)
         # If no backend runs it, all the same: for the reason to be shown.
-        return tuple(b for b in known if name not in BASELINES or not _family_only(b)) or known
+        return tuple(b for b in known if name not in BASELINES or not (_family_only(b) or is_calibrated(b, name))) or known
     if not exists(name):
         raise InputRefused(f"{name}: no such file, and no network of that name; expected a file or one of {', '.join(NAMES)}")
     check_input(name)
@@ -166,6 +176,11 @@ def export_options(backend: str, batch: int) -> dict[str, Any]:
     """The options of the export for a backend, for a batch of this size."""
     variant = resolve_backend(backend)
     return {**variant.export, **({"batch": (batch, batch, batch)} if backends()[variant.backend].per_batch else {})}
+
+
+def is_calibrated(backend: str, model: str) -> bool:
+    """Whether a model is exported for a backend in a precision that needs ranges of its values."""
+    return resolve_backend(backend).export.get("precision") == PRECISION and target_for(backend, model) is not None
 
 
 def _target_of(backend: str) -> str | None:
@@ -239,12 +254,15 @@ def _top1_error(path: str, data: bytes) -> float | None:
     return 100 * (1 - known[-1]) if known else None
 
 
-def prepare(result: Result, folder: Path, opening: Mapping[str, Any], *, fresh: bool = False, source: str | None = None) -> None:
+def prepare(
+    result: Result, folder: Path, opening: Mapping[str, Any], *, fresh: bool = False, source: str | None = None,
+    ranges: Ranges | None = None,
+) -> None:  # fmt: skip
     """Put the path of the artifact into a cell, or the error that kept it from being made: a missing backend is shown in its own cell.
 
     What has to be exported is written to ``folder``, once for all cells that run the same. ``source`` is the file or named network that is
     exported and run, if it is another than the cell's label; ``opening`` are the options with which a checkpoint is loaded. ``fresh``: the
-    cell is opened again for every turn.
+    cell is opened again for every turn. ``ranges`` are for int8.
     """
     cell, model = result.cell, source or result.cell.label
     target = target_for(cell.backend, model)
@@ -255,7 +273,12 @@ def prepare(result: Result, folder: Path, opening: Mapping[str, Any], *, fresh: 
         try:
             if result.error is None and not Path(path).exists():  # else it was made for another cell
                 _require_device(cell)
-                export(model, target, path, overrides=_overrides(opening), **options)
+                ranges, overrides = ranges or Ranges(), _overrides(opening)
+                if is_calibrated(cell.backend, model):
+                    options |= ranges.options(model, folder, overrides)
+                done = export(model, target, path, overrides=overrides, **options)
+                if done.calibration is not None:
+                    ranges.known[model] = done.calibration
         except CnetDeployError as error:
             message = str(error).replace(path, cell.label).replace(model, cell.label)
             result.error, result.exit_code = message, error.exit_code

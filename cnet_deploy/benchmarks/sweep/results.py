@@ -65,12 +65,16 @@ class Row:
 
 @dataclass
 class Report:
-    """Rows, how they were measured, and where. ``after`` is the environment at the end of the run; None while it goes on."""
+    """Rows, how they were measured, and where. ``after`` is the environment at the end of the run; None while it goes on.
+
+    ``notes`` are sentences about what was measured.
+    """
 
     rows: list[Row]
     settings: Settings
     environment: dict[str, Any] = field(default_factory=environment)
     after: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def results(self) -> Iterator[Result]:
@@ -131,6 +135,7 @@ class Report:
             "environment_after": self.after,
             "settings": asdict(self.settings),
             "base": self.base.label,
+            **({"notes": self.notes} if self.notes else {}),
             "rows": [
                 {
                     "label": row.label, "flops": row.flops, "params": row.params, "sha256": row.sha256, "top1_error": row.top1_error,
@@ -178,6 +183,7 @@ class _Stored:
     settings: Settings
     environment: dict[str, Any]
     environment_after: dict[str, Any] | None
+    notes: list[str] = field(default_factory=list)
 
 
 def read_report(path: Path | str) -> Report:
@@ -195,7 +201,7 @@ def report_from(values: object) -> Report:
         raise InvalidValue(f"it has cells of the devices {', '.join(sorted(devices))}; expected one device")
     before, after = stored.environment, stored.environment_after
     after = None if after is None else read_environment(after, "environment_after")
-    return Report(rows, stored.settings, read_environment(before), after)
+    return Report(rows, stored.settings, read_environment(before), after, [printable(note) for note in stored.notes])
 
 
 def _row(stored: _StoredRow, place: str) -> Row:

@@ -319,3 +319,12 @@ def test_the_environment_is_for_people() -> None:
     assert (shown["clocks"], shown["memory"], shown["virtual machine"]) == ("2400 to 2596 MHz", "8.0 GiB", "yes")
     assert shown["turbo"] == "not known on this system" and shown["load average (1, 5, 15 minutes)"] == "0.50, 0.25, 0.12"
     assert not any("[" in value or value in ("True", "False", "None") for value in shown.values())
+
+
+def test_a_smaller_precision_is_hollow() -> None:
+    """Its error is not that of its row, which is fp32's."""
+    made = report()
+    made.rows[1].results.append(result([0.001] * 40, label=made.rows[1].label, backend="native.int8"))
+    text = plots.latency_and_error(made, 860)
+    assert "hollow: int8, at the error of fp32" in text and text.count("fill-opacity: 0;") == 1
+    assert "hollow" not in plots.latency_and_error(report(), 860)

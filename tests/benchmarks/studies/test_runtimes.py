@@ -1,4 +1,4 @@
-"""benchmarks/peers.py, on a small network and in haste: that every part of the suite measures something and keeps it."""
+"""benchmarks/studies/runtimes.py, on a small network and in haste: that every part of the suite measures something and keeps it."""
 
 from __future__ import annotations
 
@@ -29,6 +29,18 @@ def test_every_part_of_the_suite(tmp_path: Path) -> None:
     suite.utilisation("condensenet-50", next(isa for isa in host_isas() if isa != "avx512_bf16"), 1)
     assert 0 < suite.results[-1]["share_of_peak"] < 1.5
     suite.process("condensenet-50", EXAMPLE)
-    assert len(suite.results[-1]["seconds"]) == 20 and min(suite.results[-1]["peak_kilobytes"]) > 1000
+    whole, bytes_ = suite.results[-2:]
+    assert (whole["precision"], bytes_["precision"]) == ("fp32", "int8")
+    assert all(len(entry["seconds"]) == 20 and min(entry["peak_kilobytes"]) > 1000 for entry in (whole, bytes_))
+    assert [bar["most"] for bar in bytes_["bars"]] == [1.0, 1.0] and all(bar["measured"] > 0 for bar in bytes_["bars"])
+    suite.int8("condensenet-50", 1)
+    entry = suite.results[-1]
+    labels = [cell["cell"]["label"] for cell in entry["cells"] if cell["error"] is None]
+    assert labels[:2] == ["native", "native int8"] and {"openvino int8, as it is", "onnxruntime int8, dense 1x1"} <= set(labels)
+    assert set(entry["missing"]) <= {"nncf", "nncf-dense"}  # which only `make bench` installs
+    assert [(bar["what"], bar.get("least")) for bar in entry["bars"]] == [
+        ("times as fast as OpenVINO's int8", None),
+        ("times as fast as native fp32", 1.8),
+    ]
     suite.run("a peer that fails", [Cell("native", str(tmp_path / "none.so"), "native", 1)])
-    assert "no such file" in said[-1] and len(said) == len(suite.results) == 5
+    assert "no such file" in said[-1] and len(suite.results) == 7

@@ -22,7 +22,7 @@ from tests.forks import Forks
 from tests.processes import interruptible
 
 
-@pytest.mark.parametrize("make", [report, on_cuda])
+@pytest.mark.parametrize("make", [report, on_cuda, lambda: report(notes=["int8 was calibrated with <b>."])])
 def test_round_trip(make: Callable[[], Report], tmp_path: Path) -> None:
     made = make()
     path = tmp_path / "r.json"
