@@ -22,6 +22,7 @@ from cnet_deploy.images.inputs import type_in_words
 from cnet_deploy.images.preprocessing import CHANNELS, Floats, Preprocessing
 from cnet_deploy.program.calibration import Calibration, Method, Progress, calibrate
 from cnet_deploy.program.program import DenseLayer, Pointwise, Program
+from cnet_deploy.sessions.base import PIXELS_FROM
 from cnet_deploy.workflows.evaluate import spread
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,10 @@ def calibration_images(
     images that are all equal, and of classes that have none. Raises InputRefused for data of another size or kind, for values that are not
     finite, and as ``labelled_images`` does.
     """
+    empty = isinstance(data, str) and not data
+    if not isinstance(data, (str, Path, np.ndarray)) or empty:
+        given = "an empty path" if empty else type_in_words(data)
+        raise InputRefused(f"calibration images are {given}; expected a path, or a numpy array of float32 [N, channels, H, W]")
     if isinstance(data, np.ndarray):
         images, labels = _prepared(data, preprocessing), None
         notes = [f"calibrating on an array of {_counted(len(images))}"]
@@ -177,12 +182,18 @@ def _prepared(data: npt.NDArray[Any], preprocessing: Preprocessing) -> Floats:
     expected = [preprocessing.channels, *preprocessing.crop]
     if data.dtype != np.float32 or data.ndim != 4 or list(data.shape[1:]) != expected or not len(data):
         raise InputRefused(
-            f"calibration images are {type_in_words(data.flat[0]) if data.dtype == object and data.size else data.dtype} "
-            f"{list(data.shape)}; expected float32 [N, {', '.join(map(str, expected))}], prepared as preprocessing.read does, at least one"
+            f"calibration images are {data.dtype} {list(data.shape)}; expected float32 [N, {', '.join(map(str, expected))}], prepared as "
+            "preprocessing.read does, at least one"
         )
     if not np.isfinite(data).all():
         raise InputRefused(
             "calibration images have values that are not finite; expected images that are prepared as preprocessing.read does"
+        )
+    most = max((1 - mean) / std for mean, std in zip(preprocessing.mean, preprocessing.std, strict=True))
+    if data.max() > PIXELS_FROM >= most:
+        raise InputRefused(
+            f"calibration images have values up to {data.max():.3g}, as of pixels that are not normalised; expected images as "
+            f"preprocessing.read prepares them, with values up to {most:.3g}"
         )
     return np.ascontiguousarray(data)
 
