@@ -328,7 +328,7 @@ def _peak(isa: str, folder: Path) -> Callable[[int, float], float]:
 
 
 def main(output: Path, program: Path, notify: Notify = print) -> None:
-    """Run the whole suite, which takes about twenty minutes. ``program`` is examples/native/classify.c."""
+    """Run the whole suite, which takes about half an hour. ``program`` is examples/native/classify.c."""
     check_output(output)
     cores = min(len(os.sched_getaffinity(0)), MAX_THREADS)
     fast = [isa for isa in host_isas() if isa in ("avx512", "avx2", "neon")]
