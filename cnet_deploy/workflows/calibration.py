@@ -18,7 +18,6 @@ from cnet_deploy.images.batches import default_workers, in_order
 from cnet_deploy.images.class_names import match_classes
 from cnet_deploy.images.datasets import ArrayDataset, Dataset, Labels, open_for_calibration
 from cnet_deploy.images.decode import Images, Pixels, walk_images
-from cnet_deploy.images.inputs import type_in_words
 from cnet_deploy.images.preprocessing import CHANNELS, Floats, Preprocessing
 from cnet_deploy.program.calibration import Calibration, Method, Progress, calibrate
 from cnet_deploy.program.program import DenseLayer, Pointwise, Program
@@ -177,8 +176,8 @@ def _prepared(data: npt.NDArray[Any], preprocessing: Preprocessing) -> Floats:
     expected = [preprocessing.channels, *preprocessing.crop]
     if data.dtype != np.float32 or data.ndim != 4 or list(data.shape[1:]) != expected or not len(data):
         raise InputRefused(
-            f"calibration images are {type_in_words(data.flat[0]) if data.dtype == object and data.size else data.dtype} "
-            f"{list(data.shape)}; expected float32 [N, {', '.join(map(str, expected))}], prepared as preprocessing.read does, at least one"
+            f"calibration images are {data.dtype} {list(data.shape)}; expected float32 [N, {', '.join(map(str, expected))}], prepared as "
+            "preprocessing.read does, at least one"
         )
     if not np.isfinite(data).all():
         raise InputRefused(

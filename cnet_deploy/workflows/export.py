@@ -40,6 +40,7 @@ from cnet_deploy.workflows.verify import MOST_RANDOM, Comparison, Real, compare_
 
 log = logging.getLogger(__name__)
 Forms = str | Mapping[str, str]
+_CLOSER = "calibrate on images as the network is used with, or give --accuracy-budget, which keeps layers in higher precision"
 _NO_FORMS = "only networks of the CondenseNet family have forms to choose from; leave --form out"
 
 
@@ -173,8 +174,9 @@ def export(
         manifest = _describe(model, target, temporary, written, chosen, quantized)
         manifest, comparisons = _verify(temporary, manifest, written, reference, data, tolerance, notify, quantized)
         if failed := next((c for c in comparisons if not c.passed), None):
+            more = "" if failed.least_cosine is None else f"; {_CLOSER}"
             raise CheckFailed(
-                f"{out}: the artifact's outputs differ from the model's beyond the tolerance; nothing was written. {failed.summary()}"
+                f"{out}: the artifact's outputs differ from the model's beyond the tolerance; nothing was written. {failed.summary()}{more}"
             )
         if quantized is not None and comparisons:
             quantized.require_budget(comparisons[-1])

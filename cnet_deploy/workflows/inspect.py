@@ -152,7 +152,7 @@ def _quantization(values: Mapping[str, Any]) -> list[str]:
     if (kept := values.get("kept")) and isinstance(kept, Mapping):
         lines.append(f"kept in higher precision: {_in_text(kept)}")
     accuracy = values.get("accuracy")
-    if isinstance(accuracy, Mapping) and all(isinstance(accuracy.get(key), (int, float)) for key in ("fp32", "int8", "agreement")):
+    if isinstance(accuracy, Mapping) and all(_is_share(accuracy.get(key)) for key in ("fp32", "int8", "agreement")):
         int8, fp32, same = (float(accuracy[key]) for key in ("int8", "fp32", "agreement"))
         images, budget = accuracy.get("images"), accuracy.get("budget")
         lines.append(
@@ -162,6 +162,10 @@ def _quantization(values: Mapping[str, Any]) -> list[str]:
     elif accuracy is not None:
         lines.append(f"accuracy: {_in_text(accuracy)}")
     return lines
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value <= 1
 
 
 def _manifest(manifest: Mapping[str, Any]) -> list[str]:

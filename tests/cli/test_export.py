@@ -9,7 +9,10 @@ from click.testing import CliRunner, Result
 
 from cnet_deploy.artifacts.pair import read_manifest
 from cnet_deploy.cli import main
+from cnet_deploy.cli import options as parameters
+from cnet_deploy.cli.options import Artifact
 from cnet_deploy.models.build import build_random
+from cnet_deploy.workflows import quantization
 from tests.builders import TINY
 
 
@@ -85,3 +88,62 @@ def test_what_can_not_be_replaced_is_known_before_the_first_is_written(name: str
     done = export(model, "--onnx", "--precision", "fp32,fp16")
     assert done.exit_code == 4 and f"{tmp_path / name}: is a text file" in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"m.safetensors", name} and (tmp_path / name).read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "message"),
+    [
+        (["--native", "--precision", "int8"], 2, "give some as the network is used with: --calibrate DATA"),
+        (["--native", "--precision", "fp32,int8"], 2, "--precision int8 takes the ranges of its values from images"),
+        (["--native", "--calibrate", "IMAGES"], 2, "--calibrate is an option of --precision int8 alone"),
+        (["--onnx", "--precision", "fp16", "--accuracy-budget", "1%"], 2, "--accuracy-budget is an option of --precision int8 alone"),
+        (["--native", "--precision", "int8", "--calibrate", "IMAGES", "--calibration", "mean"], 2, "'mean' is not one of 'minmax'"),
+        (["--native", "--precision", "int8", "--calibrate", "IMAGES", "--accuracy-budget", "0.5"], 2, "with a percent sign, as 0.5%"),
+        (["--native", "--precision", "int8", "--calibrate", "IMAGES", "--accuracy-budget", "nan%"], 2, "'nan%' is no accuracy budget"),
+        (["--native", "--precision", "int8", "--calibrate", "IMAGES", "--accuracy-budget", "100%"], 2, "'100%' is no accuracy budget"),
+        (["--native", "--precision", "int8", "--calibrate", "IMAGES", "--calibration-images", "0"], 2, "1<=x<=10000"),
+        (["--native", "--precision", "int8", "--calibrate", ""], 2, "the name is empty"),
+        (["--native", "--precision", "int8", "--calibrate", "nothing"], 4, "nothing: no such file or folder; expected images"),
+    ],
+)
+def test_options_of_int8(asked: list[str], code: int, message: str, model: Path, images_path: Path, tmp_path: Path) -> None:
+    done = export(model, *(images_path if word == "IMAGES" else word for word in asked))
+    assert done.exit_code == code and message in " ".join(done.stderr.split()), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_several_in_int8_are_calibrated_once(
+    model: Path, few_images: Path, compiled: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the network in one form; in another it computes its planes in another order."""
+    times = []
+    calibrated = quantization.calibrated
+    monkeypatch.setattr(quantization, "calibrated", lambda *given, **more: times.append(1) or calibrated(*given, **more))
+    options = {"precision": "int8", "cpu": "host"}
+    artifacts = [Artifact("native", None, options), Artifact("native", None, options), Artifact("native", "gather", options)]
+    monkeypatch.setattr(parameters, "artifacts_of", lambda *_: artifacts)
+    (tmp_path / "out").mkdir()
+    done = export(model, "--native", "--calibrate", few_images, "--calibration-images", "40", "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert len(times) == 2 and written(tmp_path / "out") == {"m.int8.so": "int8"}
+    assert done.stderr.count("calibrating on 40 images of 10 classes") == 1
+
+
+def test_a_budget_on_the_command_line(model: Path, few_images: Path, compiled: None, tmp_path: Path) -> None:
+    """Random weights: the answers in int8 are as right as any."""
+    asked = ["--native", "--target", "host", "--precision", "fp32,int8", "--calibrate", few_images, "--accuracy-budget", "50%"]
+    done = export(model, *asked, "--calibration", "percentile", "--calibration-images", "40")
+    assert done.exit_code == 0, done.output
+    assert written(tmp_path) == {"m.so": "fp32", "m.int8.so": "int8"}
+    assert "of answers the same: the budget of 50 points holds" in done.stdout
+    manifest = read_manifest(tmp_path / "m.int8.so")
+    assert manifest is not None and manifest.details["quantization"]["method"] == "percentile"
+    again = CliRunner().invoke(main, ["verify", str(tmp_path / "m.int8.so"), str(model)])
+    assert again.exit_code == 0 and "m.int8.so answers in int8 as" in again.stdout
+
+
+def test_the_calibration_data_are_not_replaced(model: Path, few_images: Path, tmp_path: Path) -> None:
+    (data := tmp_path / "d.so").write_bytes(few_images.read_bytes())
+    done = export(model, "--native", "--precision", "int8", "--calibrate", data, "-o", data)
+    assert done.exit_code == 4 and "is the file of --calibrate; expected another name for the output" in done.stderr
+    assert data.read_bytes() == few_images.read_bytes()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,19 @@ import pytest
 import cnet_deploy as cd
 from cnet_deploy.artifacts.manifest import Manifest, manifest_path
 from cnet_deploy.errors import CheckFailed, InputRefused, OutputRefused
-from cnet_deploy.exporters import targets
+from cnet_deploy.exporters import exporter, targets
 from cnet_deploy.exporters.base import Written
 from cnet_deploy.files import digest
+from cnet_deploy.images.decode import cifar_records
+from cnet_deploy.models.build import build_random
 from cnet_deploy.models.condensenet import DenselyConnected
+from cnet_deploy.program.calibration import calibrate
+from cnet_deploy.program.lower import lower
 from cnet_deploy.workflows import export as deployment
 from tests.builders import TINY, save_checkpoint, state_dict, training_model
 from tests.cases import few
 from tests.old_outputs import old_output
+from tests.once import Once
 
 
 @pytest.mark.parametrize(("count", "accuracy"), few([(100, 0.91), (500, 0.9)]))
@@ -203,3 +210,117 @@ def test_a_bf16_onnx_file_on_a_cpu_names_what_runs_there(checkpoint_path: Path, 
     cd.export(checkpoint_path, "onnx", tmp_path / "m.onnx", precision="bf16")
     with pytest.raises(InputRefused, match="in bf16, for which onnxruntime lacks operators on CPUs .*; for a CPU export with --native"):
         cd.open_session(tmp_path / "m.onnx")
+
+
+@pytest.fixture(scope="module")
+def in_int8(once: Once, compiled: None, converted: DenselyConnected, few_images: Path) -> Path:
+    """The real checkpoint as a library in int8, calibrated on a hundred images."""
+
+    def make(place: Path) -> None:
+        cd.export(converted, "native", place / "m.int8.so", precision="int8", calibrate=few_images, accuracy_budget=5.0)
+
+    return once("int8", make) / "m.int8.so"
+
+
+def test_int8_is_exact_and_its_manifest_tells_how_it_was_made(in_int8: Path, few_images: Path) -> None:
+    manifest = Manifest.from_json(manifest_path(in_int8).read_text())
+    own = manifest.details["quantization"]
+    assert manifest.precision == "int8" and (own["method"], own["images"], own["kept"]) == ("minmax", 100, {})
+    images = cd.Preprocessing.of((32, 32), 10).apply(cifar_records(few_images, 10)[0])
+    assert own["digest"] == digest(images.tobytes())
+    accuracy = own["accuracy"]
+    assert accuracy["images"] == 100 and accuracy["budget"] == 5 and accuracy["fp32"] == 0.91 and accuracy["agreement"] >= 0.95
+    exactly, random, real = manifest.verification
+    assert exactly["max_error"] == 0 == exactly["tolerance"] and exactly["inputs"].endswith("to the bit") and exactly["images"] == 4
+    assert random["least_cosine"] == 0.95 and "others" not in random and random["cosine"] > 0.99
+    assert real["inputs"] == "labelled images" and real["others"] == 0 and real["top1"] == accuracy["int8"] and real["passed"]
+
+
+def test_int8_is_shown_and_judged_by_its_answers(in_int8: Path, checkpoint_path: Path, few_images: Path) -> None:
+    text = cd.inspect(in_int8).summary()
+    assert (
+        "images 100, method minmax" in text and "accuracy: top-1 9" in text and "verified in int8 on labelled images: cosine 0.99" in text
+    )
+    random, real = cd.verify(in_int8, checkpoint_path, images=few_images)
+    assert random.passed and real.passed and random.max_error > 1e-3 and "cosine 0.99" in real.summary() and "(in int8" in real.summary()
+    assert not cd.verify(in_int8, checkpoint_path, tolerance=1e-4)[0].passed  # the tolerance is the user's to set
+    done = cd.evaluate([checkpoint_path, in_int8], few_images)
+    assert [file.precision for file in done.files] == ["fp32", "int8"] and done.files[1].top1_error == pytest.approx(9, abs=3)
+
+
+def test_another_network_in_int8_does_not_pass(in_int8: Path, tmp_path: Path) -> None:
+    other = training_model(cd.Architecture((4, 4, 4), (8, 16, 32), classes=10, stem_stride=1, input_size=(32, 32), classifier_keep=1.0))
+    path = save_checkpoint(tmp_path / "other.pth.tar", state_dict(other))
+    assert not cd.verify(in_int8, path)[0].passed
+
+
+def test_a_library_that_is_not_exact_is_not_written(
+    converted: DenselyConnected, compiled: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One weight that is off by so little that no answer changes."""
+    write = exporter("native")
+
+    def nearly(program: Any, path: Path, **options: Any) -> Written:
+        exact = write(program, path, cpu="host", **options).exact
+        bias = program.head.bias.copy()
+        bias[3] += 1e-3
+        return replace(write(replace(program, head=replace(program.head, bias=bias)), path, cpu="host", **options), exact=exact)
+
+    monkeypatch.setattr(deployment, "exporter", lambda target: nearly)
+    for name in ("m.so", "m.so.json"):
+        (tmp_path / name).write_bytes(old_output(tmp_path / name.replace("so.", "onnx.")))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    images = cd.Preprocessing.of((32, 32), 10).apply(np.random.default_rng(0).integers(0, 256, (32, 3, 32, 32), np.uint8))
+    with pytest.raises(CheckFailed, match=r"nothing was written. random images \(seed \d+\), to the bit: max error 1\.00e-03"):
+        cd.export(converted, "native", tmp_path / "m.so", precision="int8", calibrate=images)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_can_not_be_run_here_carries_exact_logits(
+    converted: DenselyConnected, compiled: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a library for another processor: whoever opens it first compares it with the integers that it must compute."""
+    monkeypatch.setattr("cnet_deploy.exporters.native._why_not_here", lambda _: "built for another processor")
+    images = cd.Preprocessing.of((32, 32), 10).apply(np.random.default_rng(0).integers(0, 256, (32, 3, 32, 32), np.uint8))
+    done = cd.export(converted, "native", tmp_path / "m.so", precision="int8", calibrate=images, cpu="host")
+    assert done.unverified == "built for another processor" and done.comparisons == []
+    values = json.loads(manifest_path(done.path).read_text())
+    assert values["proof"]["tolerance"] == 1e-6
+    values["proof"]["logits"][1][3] += 1e-3
+    manifest_path(done.path).write_text(json.dumps(values))
+    with pytest.raises(CheckFailed, match="something else than its model"):
+        cd.open_session(done.path)
+    values["proof"]["logits"][1][3] -= 1e-3
+    manifest_path(done.path).write_text(json.dumps(values))
+    with cd.open_session(done.path) as session:
+        assert session.manifest is not None and session.manifest.unverified is None and session.precision == "int8"
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"precision": "int8"}, "precision int8 takes the ranges of its values from images, and none were given"),
+    ({"calibrate": "x"}, "calibrate was given for precision fp32; expected it with precision int8 alone"),
+    ({"precision": "bf16", "accuracy_budget": 0.5}, "accuracy_budget was given for precision bf16"),
+    ({"calibration": "entropy"}, "calibration was given for precision fp32"),
+    ({"precision": "int8", "calibrate": "x", "calibration": "mean"}, "no calibration is called 'mean'; expected one of minmax"),
+    ({"precision": "int8", "calibrate": "x", "calibration_images": 0}, "calibration_images is 0; expected 1 to 10,000"),
+    ({"precision": "int8", "calibrate": "x", "accuracy_budget": -1.0}, "the accuracy budget is -1; expected points"),
+    ({"precision": "int8", "calibrate": "x", "accuracy_budget": float("nan")}, "the accuracy budget is nan; expected points"),
+])  # fmt: skip
+def test_options_of_int8_that_do_not_go_together(
+    options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused before the model is read."""
+    monkeypatch.setattr("cnet_deploy.workflows.export.open_model", lambda *_: pytest.fail("the model was read"))
+    with pytest.raises(InputRefused, match=message):
+        cd.export(tmp_path / "m.safetensors", "native", **options)
+
+
+def test_a_calibration_is_used_again(converted: DenselyConnected, compiled: None, few_images: Path, tmp_path: Path) -> None:
+    """And nobody computes it a second time."""
+    calibration = calibrate(lower(converted), cd.Preprocessing.of((32, 32), 10).apply(cifar_records(few_images, 10)[0][:8]))
+    done = cd.export(converted, "native", tmp_path / "m.so", precision="int8", calibration=calibration, cpu="host")
+    assert done.calibration is calibration and done.manifest.details["quantization"]["images"] == 8
+    assert [one.inputs.partition(" (")[0] for one in done.comparisons] == ["random images", "random images"]
+    other = build_random(TINY)
+    with pytest.raises(InputRefused, match="the calibration is of another network"):
+        cd.export(other, "native", tmp_path / "n.so", precision="int8", calibration=calibration)
