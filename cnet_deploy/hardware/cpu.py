@@ -21,14 +21,17 @@ def host_machine() -> str:
 def host_isas() -> tuple[str, ...]:
     """The instruction sets of this processor for which native libraries can be compiled, the best first."""
     machine = host_machine()
-    if machine != "x86_64":
-        return ("neon", "baseline") if machine == "aarch64" else ("baseline",)
     flags: set[str] = set()
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("flags"):
+            if line.startswith(("flags", "Features")):
                 flags = set(line.partition(":")[2].split())
                 break
+    if machine == "aarch64":
+        dotprod = "asimddp" in flags
+        return (*(("neon_i8mm",) if dotprod and "i8mm" in flags else ()), *(("neon_dotprod",) if dotprod else ()), "neon", "baseline")
+    if machine != "x86_64":
+        return ("baseline",)
     v3 = {"avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "abm"} <= flags
     v4 = v3 and {"avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl"} <= flags
     bf16 = ("avx512_bf16",) if v4 and "avx512_bf16" in flags else ()

@@ -101,15 +101,17 @@ class _Rows:
     planes: Planes
 
 
-def _rows(weight: Doubles, least: Array, most: Array, *, bits: int, largest: int, levels: int = BYTE, relu: bool = False) -> _Rows:
+def _rows(weight: Doubles, least: Array, most: Array, *, bits: int, largest: int, bias: Doubles | float = 0.0, levels: int = BYTE,
+          relu: bool = False) -> _Rows:  # fmt: skip
     """Weights [rows, …], of inputs that are integers up to ``largest``, as integers of ``bits`` bits, and how their sums are requantised.
 
-    ``least`` and ``most`` [rows] are the range of the sums' values. The unit of a row's sums is such that its multiplier is a whole
-    number, so that only weights are rounded. The smallest shift is taken that loses nothing of the range: most rows have none.
+    ``least`` and ``most`` [rows] are the range of the sums' values, ``bias`` [rows] what is added to them: in units it must fit into a sum
+    too. The unit of a row's sums is such that its multiplier is a whole number, so that only weights are rounded. The smallest shift is
+    taken that loses nothing of the range: most rows have none.
     """
     flat = np.abs(weight.reshape(len(weight), -1))
     unit = np.maximum(flat.max(1, initial=0) / ((1 << bits - 1) - 1), flat.sum(1) * largest / (_SUM // 4))
-    unit = np.maximum(unit, _LEAST_STEP)
+    unit = np.maximum(np.maximum(unit, np.abs(bias) / (_SUM // 4)), _LEAST_STEP)
     least, most = (np.zeros(len(weight)) if relu else least.astype(np.float64)), most.astype(np.float64)
     step = (most - least) / levels
     step = np.maximum(step, np.maximum(np.abs(least), np.abs(most)) / _FARTHEST)
@@ -133,11 +135,11 @@ def _stem(program: Program, ranges: Mapping[str, Floats]) -> tuple[QuantizedStem
     stem, steps = program.stem, program.preprocessing
     scale, offset = (np.asarray(values, np.float32) * np.float32(BYTE) for values in (steps.std, steps.mean))
     weight = stem.weight / scale.astype(np.float64)[:, None, None]
-    rows = _rows(weight, *ranges[stem.name], bits=16, largest=BYTE)
-    beside = (weight * offset.astype(np.float64)[:, None, None]).sum((1, 2, 3))
+    bias = -(weight * offset.astype(np.float64)[:, None, None]).sum((1, 2, 3))
+    rows = _rows(weight, *ranges[stem.name], bits=16, largest=BYTE, bias=bias)
     return QuantizedStem(
         stem.name, _frozen(scale), _frozen(offset), _integers(np.clip(np.rint(offset), 0, BYTE)), _frozen(rows.weight),
-        _integers(np.rint(-beside / rows.unit)), rows.requantization, stem.stride,
+        _integers(np.rint(bias / rows.unit)), rows.requantization, stem.stride,
     ), rows.planes  # fmt: skip
 
 
@@ -171,7 +173,8 @@ def _pointwise(
     weight = (grouped * factor.reshape(groups, 1, width)).reshape(-1, width)
     rows_of = np.argsort(layer.order)  # the channel of a row
     least, most = ranges[layer.name][:, rows_of]
-    rows = _rows(weight, least, most, bits=16 if extra else 8, largest=BYTE << extra, levels=WIDE if extra else BYTE, relu=relu)
+    bits, levels = (16, WIDE) if extra else (8, BYTE)
+    rows = _rows(weight, least, most, bits=bits, largest=BYTE << extra, bias=bias, levels=levels, relu=relu)
     done = QuantizedPointwise(
         layer.name, layer.in_channels, layer.index, _integers(threshold), _frozen(scale < 0), _frozen(rows.weight),
         _integers(np.clip(np.rint(bias / rows.unit), -_SUM // 2, _SUM // 2)), rows.requantization, groups, layer.order, extra,

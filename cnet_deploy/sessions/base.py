@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
 # Options that only backends for models take: see checkpoints/load.py.
 LOADING_OPTIONS = ("groups", "condense_factor", "input_size", "stem_stride", "final_pool", "weights")
-_PIXELS_FROM = 32  # values above it are no normalised pixels of common statistics
+PIXELS_FROM = 32  # values above it are no normalised pixels of common statistics
 _KEPT = 4  # number of batch sizes whose device buffers are kept
 
 
@@ -378,11 +378,11 @@ class Session(ABC):
 
     def _warn_of_pixels(self, batch: Floats) -> None:
         """Warn where the first batch looks like pixels that nobody normalised: whole numbers up to 255."""
-        if self.preprocessing is None or not (_PIXELS_FROM < float(batch.max()) <= 255 and float(batch.min()) >= 0):
+        if self.preprocessing is None or not (PIXELS_FROM < float(batch.max()) <= 255 and float(batch.min()) >= 0):
             return
         low = min((0 - mean) / std for mean, std in zip(self.preprocessing.mean, self.preprocessing.std, strict=True))
         high = max((1 - mean) / std for mean, std in zip(self.preprocessing.mean, self.preprocessing.std, strict=True))
-        if high <= _PIXELS_FROM:
+        if high <= PIXELS_FROM:
             log.warning(
                 "the batch has values from %.3g to %.3g, as of pixels that are not normalised; this network's images have %.3g to %.3g: "
                 "prepare them with session.preprocessing.read, or call session.classify", batch.min(), batch.max(), low, high,

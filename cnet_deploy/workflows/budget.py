@@ -9,6 +9,7 @@ until the number of right answers is as it must be.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -204,6 +205,11 @@ def within(
     layers = [layer.name for layer in program.body if isinstance(layer, DenseLayer)]
     assert images.labels is not None
     fp32 = _run(reference, images, program, 1)
+    if 0 < budget < 100 / len(images):
+        log.warning(
+            "one of %d labelled images is %.2g points of top-1, more than the accuracy budget of %g; give at least %d: --images",
+            len(images), 100 / len(images), budget, math.ceil(100 / budget),
+        )  # fmt: skip
     log.info("the accuracy budget is measured on %d images, with %d layers", len(images), len(layers))
 
     def logits(kept: Collection[str], every: int) -> Floats:

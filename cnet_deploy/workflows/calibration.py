@@ -18,9 +18,11 @@ from cnet_deploy.images.batches import default_workers, in_order
 from cnet_deploy.images.class_names import match_classes
 from cnet_deploy.images.datasets import ArrayDataset, Dataset, Labels, open_for_calibration
 from cnet_deploy.images.decode import Images, Pixels, walk_images
+from cnet_deploy.images.inputs import type_in_words
 from cnet_deploy.images.preprocessing import CHANNELS, Floats, Preprocessing
 from cnet_deploy.program.calibration import Calibration, Method, Progress, calibrate
 from cnet_deploy.program.program import DenseLayer, Pointwise, Program
+from cnet_deploy.sessions.base import PIXELS_FROM
 from cnet_deploy.workflows.evaluate import spread
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,10 @@ def calibration_images(
     images that are all equal, and of classes that have none. Raises InputRefused for data of another size or kind, for values that are not
     finite, and as ``labelled_images`` does.
     """
+    empty = isinstance(data, str) and not data
+    if not isinstance(data, (str, Path, np.ndarray)) or empty:
+        given = "an empty path" if empty else type_in_words(data)
+        raise InputRefused(f"calibration images are {given}; expected a path, or a numpy array of float32 [N, channels, H, W]")
     if isinstance(data, np.ndarray):
         images, labels = _prepared(data, preprocessing), None
         notes = [f"calibrating on an array of {_counted(len(images))}"]
@@ -182,6 +188,12 @@ def _prepared(data: npt.NDArray[Any], preprocessing: Preprocessing) -> Floats:
     if not np.isfinite(data).all():
         raise InputRefused(
             "calibration images have values that are not finite; expected images that are prepared as preprocessing.read does"
+        )
+    most = max((1 - mean) / std for mean, std in zip(preprocessing.mean, preprocessing.std, strict=True))
+    if data.max() > PIXELS_FROM >= most:
+        raise InputRefused(
+            f"calibration images have values up to {data.max():.3g}, as of pixels that are not normalised; expected images as "
+            f"preprocessing.read prepares them, with values up to {most:.3g}"
         )
     return np.ascontiguousarray(data)
 

@@ -142,7 +142,7 @@ def export(
         raise InputRefused(f"{target} has no option {', '.join(unknown)}; expected some of {', '.join(sorted(options_of(target)))}")
     require_choices(target, options)
     wanted = Wanted(calibrate, calibration, calibration_images, accuracy_budget)
-    wanted.require(options.get("precision"))
+    wanted.require(options.get("precision"), form)
     source = None if isinstance(model, nn.Module) else Path(model)
     out = output_of(source, target, out, options.get("precision"))
     for read in (source, labels, images, calibrate):

@@ -40,8 +40,8 @@ class Wanted:
     images: int
     budget: float | None
 
-    def require(self, precision: str | None) -> None:
-        """Raise InputRefused for options that don't go together, before anything is read."""
+    def require(self, precision: str | None, form: object) -> None:
+        """Raise InputRefused for options that don't go together, before anything is read. ``form`` is that of `export`."""
         method = self.calibration
         if precision != INT8:
             given = {"calibrate": self.calibrate, "accuracy_budget": self.budget, "calibration": None if method == METHODS[0] else method}
@@ -53,6 +53,8 @@ class Wanted:
                 "precision int8 takes the ranges of its values from images, and none were given; expected some as the network is used "
                 "with: --calibrate DATA (calibrate in Python), a dataset's folder, a CIFAR binary file or a folder of images"
             )
+        if callable(form):
+            raise InputRefused("forms are not measured in int8; expected one of gather, dense, absorbed, or none")
         if not isinstance(method, Calibration) and method not in METHODS:
             raise InputRefused(f"no calibration is called {method!r}; expected one of {', '.join(METHODS)}")
         if not 1 <= self.images <= MOST:

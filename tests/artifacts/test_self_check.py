@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +41,25 @@ def test_made_and_checked(converted: DenselyConnected) -> None:
             proof.check(run, (3, 32, 32), {**made, **damage})
     with pytest.raises(InputRefused, match="proof is damaged"):
         proof.check(run, (3, 32, 32), {})
+
+
+def test_in_int8_the_cosine_counts_too(converted: DenselyConnected) -> None:
+    run = from_module(converted).run
+    made = proof.make(run, (3, 32, 32), 0.4)
+    logits = run(proof.images((3, 32, 32), made["seed"], 2))
+    other = logits + 0.35 * np.abs(logits).max() * np.sign(np.roll(logits, 1, 1))
+
+    def check(answers: np.ndarray[Any, Any], precision: str) -> bool:
+        most, least = proof.tolerance_of(precision), proof.cosine_of(precision)
+        return bool(proof.check(lambda _: answers, (3, 32, 32), made, most=most, least_cosine=least)["passed"])
+
+    assert check(logits, "int8") and check(logits * 1.3, "int8")
+    with pytest.raises(CheckFailed, match=r"the cosine of their logits is 0\.\d+, in int8 at least 0\.95"):
+        check(other, "int8")
+    with pytest.raises(CheckFailed, match="max error"):
+        check(logits * 1.3, "bf16")
+    with pytest.raises(CheckFailed, match="cosine"):
+        check(logits * np.nan, "int8")
 
 
 @pytest.fixture

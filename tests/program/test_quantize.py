@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.models.build import build_random
 from cnet_deploy.models.condensenet import DenselyConnected
+from cnet_deploy.program.calibration import calibrate
 from cnet_deploy.program.lower import lower
 from cnet_deploy.program.program import DenseLayer, Program
-from cnet_deploy.program.quantize import quantize
+from cnet_deploy.program.quantize import quantize, quantized
 from cnet_deploy.program.quantized import EXTRA, QuantizedLayer, Requantization
 from tests.builders import TINY, VARIETIES, tiny
 from tests.cases import examples, few
@@ -52,13 +53,43 @@ def test_near_to_the_program(arch: Any, kept: str) -> None:
     assert {layer.precision for layer in done.body if isinstance(layer, QuantizedLayer)} == {kept}
 
 
+@pytest.mark.parametrize("kept", few(["int8", "int16"], 2))
+def test_rows_without_weights_keep_their_bias(kept: str) -> None:
+    """As the batch norm after a 1x1 leaves them where its gain is 0: their planes are constant."""
+    program = lower(build_random(TINY))
+
+    def without(layer: DenseLayer) -> DenseLayer:
+        conv = layer.pointwise
+        weight, bias = conv.weight.copy(), conv.bias.copy()
+        weight[::4], bias[::4] = 0, 3
+        weight[1::4], bias[1::4] = weight[1::4] * np.float32(1e-10), 2
+        return replace(layer, pointwise=replace(conv, weight=weight, bias=bias))
+
+    program = replace(program, body=tuple(without(layer) if isinstance(layer, DenseLayer) else layer for layer in program.body))
+    images = prepared(program, 8)
+    names = [layer.name for layer in program.body if isinstance(layer, DenseLayer)]
+    done = quantize(program, images, int16=names if kept == "int16" else ())
+    expected = program.run(images)
+    assert np.abs(done.run(images) - expected).max() <= 0.05 * np.abs(expected).max()
+    for layer in done.body:
+        if isinstance(layer, QuantizedLayer):
+            conv = layer.pointwise
+            assert conv.requantization.shift.max() <= 31 and np.abs(conv.bias.astype(int)).max() < 1 << 30
+            middle = conv.of(done.stem.of(done.stem.to_pixels(images)).repeat(8, 1)[:, : conv.in_channels])
+            assert (
+                np.ptp(middle[:, np.flatnonzero(conv.order % 4 == 0)]) <= 1 and middle[:, np.flatnonzero(conv.order % 4 == 0)].min() > 200
+            )
+
+
 def test_int16_is_nearer(converted: DenselyConnected, few_images: Any) -> None:
     program = lower(converted)
     raw = np.frombuffer(few_images.read_bytes(), np.uint8).reshape(-1, 3073)
-    images = program.preprocessing.apply(raw[:64, 1:].reshape(-1, 3, 32, 32))
+    images = program.preprocessing.apply(raw[:8, 1:].reshape(-1, 3, 32, 32))
     expected = program.run(images)
     names = [layer.name for layer in program.body if isinstance(layer, DenseLayer)]
-    errors = [np.abs(quantize(program, images, int16=kept).run(images) - expected).mean() for kept in ((), names[: len(names) // 2], names)]
+    ranges = calibrate(program, images)
+    kept = ((), names[: len(names) // 2], names)
+    errors = [np.abs(quantized(program, ranges, int16=some).run(images) - expected).mean() for some in kept]
     assert errors[0] > errors[1] > errors[2]
 
 

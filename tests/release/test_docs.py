@@ -67,7 +67,7 @@ def test_files_in_the_pictures_exist() -> None:
     road, _, export = diagrams()
     assert road.startswith("flowchart") and export.startswith("sequenceDiagram")
     for picture, least in ((road, 20), (export, 10)):
-        named = set(re.findall(r"[a-z_]+/[a-z_/]*(?:\.py)?|[a-z_]+\.py", picture.replace("<br/>", " ")))
+        named = set(re.findall(r"[a-z_]+/[a-z0-9_/]*(?:\.py)?|[a-z0-9_]+\.py", picture.replace("<br/>", " ")))
         assert len(named) >= least
         assert {name for name in named if not (PACKAGE / name).exists()} == set()
 

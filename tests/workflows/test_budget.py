@@ -14,10 +14,13 @@ import pytest
 import cnet_deploy as cd
 from cnet_deploy.artifacts.manifest import manifest_path
 from cnet_deploy.errors import CheckFailed, InputRefused
+from cnet_deploy.images.decode import Images, cifar_records
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.layers import IndexedGroupConv
+from cnet_deploy.program.lower import lower
+from cnet_deploy.sessions.torch import from_module
 from cnet_deploy.workflows import budget
-from cnet_deploy.workflows.budget import Accuracy, Choice, choose, divergence
+from cnet_deploy.workflows.budget import Accuracy, Choice, choose, divergence, within
 from tests.cases import long
 from tests.old_outputs import old_output
 
@@ -123,10 +126,11 @@ def test_nothing_is_written_for_a_budget_that_can_not_be_held(
     before = {path.name: path.read_bytes() for path in standing.parent.iterdir()}
     monkeypatch.setattr(budget, "_built", lambda *_: np.zeros((100, 10), np.float32))  # always the first class
     with pytest.raises(CheckFailed, match="the accuracy budget can't be held"):
-        export(converted, standing, few_images, 1.0)
+        export(converted, standing, few_images, 1.0, calibration_images=32)
     assert {path.name: path.read_bytes() for path in standing.parent.iterdir()} == before
 
 
+@long
 def test_what_the_artifact_itself_loses_counts(
     converted: DenselyConnected, standing: Path, few_images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +144,19 @@ def test_what_the_artifact_itself_loses_counts(
     with pytest.raises(CheckFailed, match=r"the artifact itself loses \d+\.\d+ points of top-1, and 0 were allowed; nothing was written"):
         export(cancelling(spoilt, 3), standing, few_images, 0.0)
     assert {path.name: path.read_bytes() for path in standing.parent.iterdir()} == before
+
+
+def test_images_that_are_too_few_to_tell(
+    converted: DenselyConnected, first_images: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pixels, labels = cifar_records(first_images(50), 10)
+    steps = cd.Preprocessing.of((32, 32), 10)
+    program, run = lower(converted), from_module(converted).run
+    monkeypatch.setattr(budget, "_built", lambda *_: run(steps.apply(pixels)))
+    for points, warned in ((1.9, 1), (2.0, 0), (0.0, 0)):
+        caplog.clear()
+        assert within(program, "native", None, Images(pixels, labels), run, points, lambda *_: None).kept == ()  # type: ignore[arg-type]
+        assert len(caplog.records) == warned and ("give at least 53: --images" in caplog.text) == bool(warned)
 
 
 def test_labels_are_needed(converted: DenselyConnected, tmp_path: Path, few_images: Path) -> None:

@@ -20,7 +20,7 @@ from cnet_deploy.models.build import build_random
 from cnet_deploy.program.calibration import calibrate
 from cnet_deploy.program.lower import lower
 from cnet_deploy.workflows.calibration import calibrated, calibration_images, evenly, labelled_images
-from tests.builders import TINY, TINY_DENSENET, VARIETIES
+from tests.builders import TINY_DENSENET, VARIETIES
 from tests.cases import examples, few
 
 STEPS = Preprocessing.of((32, 32), 10)
@@ -103,10 +103,14 @@ def test_an_array_is_taken_whole() -> None:
     (np.zeros((2, 3, 32, 32)), "float64"),
     (np.zeros((2, 3, 32, 32), np.uint8), "uint8"),
     (np.full((1, 3, 32, 32), None), "object"),
+    (np.full((2, 3, 32, 32), 200, np.float32), "values up to 200, as of pixels that are not normalised; .* with values up to 2.1"),
+    ("", "are an empty path; expected a path"),
+    (["a.png"], "are a list; expected a path, or a numpy array"),
+    (None, "are nothing; expected a path"),
     (np.full((2, 3, 32, 32), np.nan, np.float32), "not finite"),
     (np.full((2, 3, 32, 32), -np.inf, np.float32), "not finite"),
 ])  # fmt: skip
-def test_arrays_that_are_no_images(array: np.ndarray[Any, Any], message: str) -> None:
+def test_arrays_that_are_no_images(array: Any, message: str) -> None:
     with pytest.raises(InputRefused, match=message):
         calibration_images(array, STEPS, 10)
 
@@ -146,7 +150,7 @@ def test_grey_networks_take_grey_images(images_path: Path) -> None:
     assert calibration_images(images_path, grey, 10, 40).images.shape == (40, 1, 32, 32)
 
 
-@pytest.mark.parametrize("arch", few([TINY, TINY_DENSENET, *VARIETIES], 2), ids=str)
+@pytest.mark.parametrize("arch", few([TINY_DENSENET, *VARIETIES]), ids=str)
 def test_torch_computes_what_the_program_does(arch: Any) -> None:
     program = lower(build_random(arch))
     images = np.random.default_rng(0).standard_normal((9, *arch.image_shape), np.float32)

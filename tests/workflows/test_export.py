@@ -26,7 +26,7 @@ from cnet_deploy.program.calibration import calibrate
 from cnet_deploy.program.lower import lower
 from cnet_deploy.workflows import export as deployment
 from tests.builders import TINY, save_checkpoint, state_dict, training_model
-from tests.cases import few
+from tests.cases import few, long
 from tests.old_outputs import old_output
 from tests.once import Once
 
@@ -217,7 +217,7 @@ def in_int8(once: Once, compiled: None, converted: DenselyConnected, few_images:
     """The real checkpoint as a library in int8, calibrated on a hundred images."""
 
     def make(place: Path) -> None:
-        cd.export(converted, "native", place / "m.int8.so", precision="int8", calibrate=few_images, accuracy_budget=5.0)
+        cd.export(converted, "native", place / "m.int8.so", precision="int8", calibrate=few_images, accuracy_budget=5.0, cpu="host")
 
     return once("int8", make) / "m.int8.so"
 
@@ -302,6 +302,7 @@ def test_what_can_not_be_run_here_carries_exact_logits(
     ({"precision": "bf16", "accuracy_budget": 0.5}, "accuracy_budget was given for precision bf16"),
     ({"calibration": "entropy"}, "calibration was given for precision fp32"),
     ({"precision": "int8", "calibrate": "x", "calibration": "mean"}, "no calibration is called 'mean'; expected one of minmax"),
+    ({"precision": "int8", "calibrate": "x", "form": lambda _: "gather"}, "forms are not measured in int8"),
     ({"precision": "int8", "calibrate": "x", "calibration_images": 0}, "calibration_images is 0; expected 1 to 10,000"),
     ({"precision": "int8", "calibrate": "x", "accuracy_budget": -1.0}, "the accuracy budget is -1; expected points"),
     ({"precision": "int8", "calibrate": "x", "accuracy_budget": float("nan")}, "the accuracy budget is nan; expected points"),
@@ -315,6 +316,7 @@ def test_options_of_int8_that_do_not_go_together(
         cd.export(tmp_path / "m.safetensors", "native", **options)
 
 
+@long
 def test_a_calibration_is_used_again(converted: DenselyConnected, compiled: None, few_images: Path, tmp_path: Path) -> None:
     """And nobody computes it a second time."""
     calibration = calibrate(lower(converted), cd.Preprocessing.of((32, 32), 10).apply(cifar_records(few_images, 10)[0][:8]))

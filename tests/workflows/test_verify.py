@@ -48,6 +48,30 @@ def test_the_tolerance_is_relative_to_the_largest_logit() -> None:
     assert against(LOGITS, tolerance=0.0).passed
 
 
+def in_int8(other: Any, count_others: bool = True) -> Comparison:
+    batches = [(np.zeros((2, 3, 1, 1), np.float32), None)]
+    run, reference = (lambda _, logits=logits: np.asarray(logits, np.float32) for logits in (other, LOGITS))
+    return compare(run, reference, batches, inputs="x", tolerance=0.4, least_cosine=0.95, count_others=count_others)
+
+
+def test_int8_is_judged_by_the_cosine_and_by_clearly_other_answers() -> None:
+    assert in_int8(LOGITS).passed and in_int8(LOGITS * 1.5).passed  # the cosine is 1: answers are the same
+    other = LOGITS.copy()
+    other[1, 0] = 4.5  # 3.5 behind in the model's own logits, of 8
+    assert in_int8(other).others == 0.5 and not in_int8(other).passed
+    assert (found := in_int8(other, count_others=False)).others is None and found.cosine < 0.95 and not found.passed
+    near = LOGITS.copy()
+    near[0, 0] = 3.1  # 2 behind, which is no more than a quarter of 8
+    assert (found := in_int8(near)).others == 0 and found.agreement == 0.5 and found.cosine > 0.95 and found.passed
+    assert "clearly other answers 0.00% (at most 10%)" in found.summary() and found.to_dict()["others"] == 0
+    assert "others" not in against(LOGITS).to_dict() and "least_cosine" not in against(LOGITS).to_dict()
+    assert not in_int8(-LOGITS).passed
+    for value in (np.nan, np.inf, -np.inf):
+        other = LOGITS.copy()
+        other[1, 1] = value
+        assert not in_int8(other).passed and not in_int8(other, count_others=False).passed
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_no_value_that_is_not_finite_passes(value: float) -> None:
     other = LOGITS.copy()

@@ -102,7 +102,7 @@ def _why_not_here(target: Processor) -> str | None:
     return None
 
 
-def describe(program: Program, precision: str, isas: tuple[str, ...]) -> str:
+def describe(program: Program | QuantizedProgram, precision: str, isas: tuple[str, ...]) -> str:
     """What the library says of itself through ``cnet_describe``: JSON."""
     arch = program.architecture
     names = {"class_names": list(program.class_names)} if program.class_names else {}

@@ -58,6 +58,8 @@ _COMMON = (
     "-fvisibility=hidden", "-fno-asynchronous-unwind-tables", "-fno-threadsafe-statics", "-Wall", "-Wextra", "-Wno-psabi",
     "-Wno-ignored-attributes", "-Wno-unknown-warning-option",
 )  # fmt: skip
+# What the engine is compiled for, so that it can refuse on any processor.
+_PLAINEST = {"x86_64": "baseline", "aarch64": "neon"}
 # Of prepare.cpp every processor must make the same pixels.
 _ENGINE: dict[str, tuple[str, ...]] = {"engine.cpp": (), "threads.cpp": (), "prepare.cpp": ("-ffp-contract=off",)}
 _ASKED_SECONDS = 120.0  # time limit of a question to a compiler
@@ -94,11 +96,16 @@ class Processor:
 
 
 def resolve(target: str | None, precision: str) -> Processor:
-    """The processors that ``target`` names; None: all of this machine's family. Raises InputRefused for an unknown name."""
+    """The processors that ``target`` names; None: all of this machine's family.
+
+    Raises InputRefused for an unknown name, Unavailable where there is no code of that precision for this machine.
+    """
     best = {"bf16": ("avx512_bf16",), "int8": ("avx512_vnni",)}.get(precision, ("avx512",))
     v3 = ("avx_vnni", "avx2") if precision == "int8" else ("avx2",)
     arm = ("neon_i8mm", "neon_dotprod", "neon") if precision == "int8" else ("neon",)
     machine = host_machine()
+    if precision == "int8" and target in (None, "host") and machine not in _PLAINEST:
+        raise Unavailable(f"int8 is compiled for x86_64 and aarch64, and this machine is {machine}; expected --precision fp32 or bf16 here")
     if target is None:
         if machine == "x86_64":
             return Processor(machine, (*best, *v3, "baseline"))
@@ -209,7 +216,7 @@ def build(compiler: Compiler, isas: Sequence[str], *, precision: str, source: st
         (place / "plan.cpp").write_text(source, encoding="utf-8")
         (place / weights_name(weights)).write_bytes(weights)
         jobs: list[tuple[str, str, tuple[str, ...]]] = [
-            (name, "baseline" if compiler.machine == "x86_64" else isas[-1], (*flags, *defines)) for name, flags in _ENGINE.items()
+            (name, _PLAINEST.get(compiler.machine, isas[-1]), (*flags, *defines)) for name, flags in _ENGINE.items()
         ]
         kernels = "int8/kernels.cpp" if precision == "int8" else "kernels.cpp"
         jobs += [(kernels, isa, (*_isa_defines(isa, precision), *defines)) for isa in isas]

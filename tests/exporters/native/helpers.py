@@ -13,14 +13,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from cnet_deploy.exporters.native import describe
+from cnet_deploy.exporters.native import describe, int8
 from cnet_deploy.exporters.native.planning import Plan, make_plan
-from cnet_deploy.exporters.native.toolchain import SOURCES, build, find_compiler
+from cnet_deploy.exporters.native.toolchain import SOURCES, build, find_compiler, resolve
 from cnet_deploy.hardware.cpu import host_isas, host_machine
 from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.models.build import build_random
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.program.lower import lower
+from cnet_deploy.program.program import DenseLayer, Program
+from cnet_deploy.program.quantize import quantize
+from cnet_deploy.program.quantized import QuantizedProgram
 from tests.builders import TINY
 
 HERE = Path(__file__).parent
@@ -29,13 +32,23 @@ BF16_ERROR = 3e-2
 # Blocks of 48, 24 and 12 pixels a row: 3x3 by rows with two outputs a group, flat with eight, narrow with sixteen.
 EVERY_KERNEL = replace(TINY, stages=(2, 2, 2), growth=(8, 32, 64), input_size=(48, 48), classes=70)
 
+SANITIZERS = {
+    # One build that knows where every piece of memory ends and what is undefined, and one that sees what threads don't agree on.
+    "address,undefined": (
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+        "-fno-omit-frame-pointer",
+        "-O1",
+        "-g",
+        "-DCNET_DEBUG",
+    ),
+    "thread": ("-fsanitize=thread", "-O1", "-g"),
+}
+
 
 def isas(precision: str = "fp32") -> tuple[str, ...]:
     """The instruction sets that a library carries by default and this processor has."""
-    best = ("avx512_bf16",) if precision == "bf16" else ("avx512",)
-    return tuple(
-        isa for isa in (*best, "avx2", "neon", "baseline") if isa in host_isas() and (isa != "baseline" or host_machine() == "x86_64")
-    )
+    return tuple(isa for isa in resolve(None, precision).isas if isa in host_isas())
 
 
 def network(arch: Architecture, seed: int = 0) -> DenselyConnected:
@@ -70,7 +83,33 @@ def exact(model: DenselyConnected, images: np.ndarray[Any, Any]) -> np.ndarray[A
 
 def plan_of(model: DenselyConnected, names: Sequence[str], precision: str = "fp32", **options: Any) -> Plan:
     program = lower(model)
+    if precision == "int8":
+        return int8.make_plan(in_integers(model), description=describe(program, precision, tuple(names)), isas=names)
     return make_plan(program, precision=precision, description=describe(program, precision, tuple(names)), isas=names, **options)
+
+
+@functools.cache
+def in_integers(model: DenselyConnected, seed: int = 0) -> QuantizedProgram:
+    """With ranges from random pixels. Every other layer is in int16."""
+    program = lower(model)
+    names = [layer.name for layer in program.body if isinstance(layer, DenseLayer)]
+    return quantize(program, pixels_for(program, 4, seed), int16=names[1::2])
+
+
+def pixels_for(program: Program | QuantizedProgram, batch: int, seed: int = 1) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Images of random bytes, prepared as the network reads them."""
+    raw = np.random.default_rng(seed).integers(0, 256, (batch, *program.architecture.image_shape), np.uint8)
+    return program.preprocessing.apply(raw)
+
+
+def library_of(program: QuantizedProgram, out: Path, names: Sequence[str], machine: str | None = None, extra: Sequence[str] = ()) -> Path:
+    """The same of a network in integers, whatever its numbers."""
+    plan = int8.make_plan(program, description=describe(program, "int8", tuple(names)), isas=names)
+    build(
+        find_compiler(machine or host_machine()), names, precision="int8", source=plan.source, weights=plan.weights, out=out,
+        defines=plan.defines, extra=extra,
+    )  # fmt: skip
+    return out
 
 
 def library(model: DenselyConnected, out: Path, names: Sequence[str], precision: str = "fp32", machine: str | None = None,

@@ -9,20 +9,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from cnet_deploy.exporters.native import constants, toolchain
-from cnet_deploy.exporters.native.toolchain import SOURCES, Compiler, find_compiler
+from cnet_deploy.exporters.native import constants, int8, toolchain
+from cnet_deploy.exporters.native.planning import weights_name
+from cnet_deploy.exporters.native.toolchain import SOURCES, Compiler, build, find_compiler, resolve
 from cnet_deploy.hardware.cpu import host_isas, host_machine
 from cnet_deploy.models.condensenet import DenselyConnected
 from tests.builders import TINY, TINY_LGC
 from tests.cases import few, long
-from tests.exporters.native.helpers import every_kernel, network, plan_of
+from tests.exporters.native.helpers import drive, driver, every_kernel, images_for, in_integers, isas, library, network, plan_of
 
 WINDOWED = replace(TINY, input_size=(48, 48), final_pool="original")
 x86_only = pytest.mark.skipif(host_machine() != "x86_64", reason="instruction sets of x86")
 # Instruction set -> the precision to try it in: half of them each.
 PRECISIONS = {"avx512_bf16": "bf16", "avx512": "fp32", "avx2": "fp32", "baseline": "bf16", "neon": "fp32"}
+IN_INTEGERS = {isa for target in (None, "aarch64") for isa in resolve(target, "int8").isas}
+
+
+INTEGERS = ("-DCNET_INT8=1",)  # what sources of a network in integers are compiled with
 
 
 def source(model: DenselyConnected | None = None, precision: str = "fp32") -> str:
@@ -68,11 +74,12 @@ def change(path: Path, old: str, new: str) -> None:
 # ---- plan.cpp ----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("name", ["g++", "clang++"])
 def test_no_compiler_warns_of_a_plan(name: str, precision: str, tmp_path: Path, system_tool: Callable[[str], str]) -> None:
+    defines = INTEGERS if precision == "int8" else ()
     for model in (every_kernel(), network(TINY_LGC)):
-        assert complaints(source(model, precision), tmp_path, of(system_tool(name)), precision) == ""
+        assert complaints(source(model, precision), tmp_path, of(system_tool(name)), precision, defines) == ""
 
 
 def test_the_compiler_from_pypi_does_not_warn_of_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +142,87 @@ def test_a_plan_that_breaks_a_rule_stops_the_build(field: str, by: int, complain
     assert complaints(source(), tmp_path, gcc) == ""
 
 
+# Two ways to the same result; and what is no part of a run.
+FREE = {"flips", "shifts", "whole", "shorter_side", "bicubic"}
+LAID, FOLLOWS = "int8.py lays maps out as the kernels do not expect them", "a layer or block does not follow the one before it"
+READS, TABLE = "the last pooling reads beyond its memory", "a table is not where the kernels look for it"
+BETWEEN = "int8.py and the kernels differ on the buffer between two convolutions"
+
+
+def in_int8(model: DenselyConnected | None = None) -> str:
+    return source(model or network(TINY_LGC), "int8")
+
+
+@pytest.mark.parametrize(
+    ("field", "by", "expected"),
+    [
+        ("plane", 64, LAID), ("plane", 8, LAID), ("map", 8, LAID), ("middle", -64, LAID), ("activations", -16, LAID),
+        ("between", 1, BETWEEN), ("between", -1, BETWEEN), ("channels", 4, FOLLOWS), ("height", 2, FOLLOWS), ("width", -2, FOLLOWS),
+        ("stride", 1, FOLLOWS), ("first_layer", 1, FOLLOWS), ("last_layer", -1, FOLLOWS), ("middle_channels", 20, FOLLOWS),
+        ("wide", 2, FOLLOWS), ("wide", 1, TABLE), ("groups", 1, TABLE), ("words", 1, TABLE), ("outputs", 4, TABLE), ("planes", 16, TABLE),
+        ("weight", 16, TABLE), ("rows", -16, TABLE), ("target", 16, TABLE), ("kept", 16, READS), ("features", -1, READS),
+        ("bits", 1, READS), ("window", 9, READS),
+    ],
+)  # fmt: skip
+def test_a_plan_in_integers_that_breaks_a_rule_stops_the_build(field: str, by: int, expected: str, tmp_path: Path, gcc: Compiler) -> None:
+    text = re.sub(rf"\.{field} = (\d+)", lambda match: f".{field} = {int(match[1]) + by}", in_int8(), count=1)
+    assert expected in complaints(text, tmp_path, gcc, "int8", INTEGERS)
+
+
+@pytest.mark.parametrize("name", ["ROW_TILE", "RUN_MOST", "CLASSES_AT_ONCE", "MOST_SHARES", "EXTRA", "POOL_BITS", "LINE", "CONV_TILES"])
+def test_a_constant_of_int8_that_differs_stops_the_build(name: str, tmp_path: Path, gcc: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert int8.assertions() in in_int8()
+    value = getattr(int8, name)
+    monkeypatch.setattr(int8, name, value[:-1] if isinstance(value, tuple) else value + 1)
+    text = f'#include "plan.h"\n#include "int8/constants.h"\nnamespace cnet {{\n{int8.assertions()}\n}}\n'
+    complaint = complaints(text, tmp_path, gcc, "int8", INTEGERS)
+    assert "in cpp/int8/constants.h differs from what int8.py has; give both one value" in complaint and complaint.count("error: ") == 1
+
+
+def test_every_constant_of_int8_is_asserted() -> None:
+    in_cpp = re.findall(r"^constexpr (?:int|Tiles<.*>) (\w+)", (SOURCES / "int8" / "constants.h").read_text(), re.MULTILINE)
+    assert sorted(in_cpp) == sorted(re.findall(r"static_assert\((\w+) ==", int8.assertions()))
+
+
+@long
+def test_no_number_of_a_plan_in_integers_is_free(tmp_path: Path, gcc: Compiler) -> None:
+    """Change any one: the compiler complains, or the library answers otherwise."""
+    model = network(TINY_LGC, 1)
+    program, names = in_integers(model), isas("int8")[:1]
+    images = images_for(model, 2)
+    images.tofile(tmp_path / "images")
+    plan = plan_of(model, names, "int8")
+    (tmp_path / weights_name(plan.weights)).write_bytes(plan.weights)
+    made = library(model, tmp_path / "m.so", names, "int8")
+    executable = driver(tmp_path / "driver", made)
+
+    def answers() -> bool:
+        command = ("run", "best", 2, 2, images[0].size, TINY_LGC.classes, tmp_path / "images", tmp_path / "logits")
+        done = drive(executable, *command)
+        return done.returncode == 0 and np.array_equal(np.fromfile(tmp_path / "logits", np.float32).reshape(2, -1), program.run(images))
+
+    assert answers()
+    lines = plan.source.splitlines()
+    first = next(number for number, line in enumerate(lines) if "Layer layers[]" in line)
+    seen, free = set(), []
+    for number, line in enumerate(lines):
+        for match in re.finditer(r"\.(\w+) = (\d+)", line if number > first else ""):
+            where = (match[1], line[: match.start()].count("{"), line.strip()[:12])
+            if match[1] in FREE or where in seen:
+                continue
+            seen.add(where)
+            for by in (1, -1):
+                changed = f"{line[: match.start(2)]}{int(match[2]) + by}{line[match.end(2) :]}"
+                mutant = "\n".join([*lines[:number], changed, *lines[number + 1 :]])
+                if complaints(mutant, tmp_path, gcc, "int8", plan.defines):
+                    continue
+                build(gcc, names, precision="int8", source=mutant, weights=plan.weights, out=made, defines=plan.defines)
+                if answers():
+                    free.append((match[1], by))
+    assert len(seen) > 30
+    assert set(free) <= {("activations", 1)}, free  # more memory than is needed
+
+
 def test_a_plan_and_kernels_for_different_precisions(tmp_path: Path, gcc: Compiler) -> None:
     assert "the plan and the kernels are for different precisions" in complaints(source(), tmp_path, gcc, "bf16")
 
@@ -178,13 +266,15 @@ def test_constants_that_the_kernels_cannot_work_with(old: str, new: str, complai
 # ---- headers and instruction sets --------------------------------------------------------------------------------------------------
 
 
-def check_headers(compiler: Compiler, suffix: str, isa: str, folder: Path) -> None:
+def check_headers(compiler: Compiler, suffix: str, isa: str, folder: Path, precision: str) -> None:
     """Every header on its own, with what is defined where kernels for the instruction set are compiled."""
-    headers = sorted(path.name for path in SOURCES.glob(f"*{suffix}"))
-    assert len(headers) > 5
+    place = SOURCES / "int8" if precision == "int8" else SOURCES
+    headers = sorted(path.name for path in place.glob(f"*{suffix}"))
+    assert len(headers) > 2
+    before = '#include "plan.h"\n' if precision == "int8" else ""  # which says how many channels an image has
     for header in headers:
-        (folder / f"{header}.cpp").write_text(f'#include "{header}"\n')
-    defines = toolchain._isa_defines(isa, PRECISIONS[isa])
+        (folder / f"{header}.cpp").write_text(f'{before}#include "{place / header}"\n')
+    defines = (*toolchain._isa_defines(isa, precision), *(INTEGERS if precision == "int8" else ()))
     flags = (*toolchain._COMMON, *compiler.flags(isa), *defines, "-Werror", "-Wno-unused-function", "-fsyntax-only", "-I", str(SOURCES))
     command = [*compiler.command, *flags, *(f"{header}.cpp" for header in headers)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -196,19 +286,32 @@ def check_headers(compiler: Compiler, suffix: str, isa: str, folder: Path) -> No
 @pytest.mark.parametrize("isa", few(isa for isa in PRECISIONS if isa != "neon"))
 @long
 def test_every_header_compiles_alone(isa: str, name: str, tmp_path: Path, system_tool: Callable[[str], str]) -> None:
-    check_headers(of(system_tool(name)), ".hpp", isa, tmp_path)
+    check_headers(of(system_tool(name)), ".hpp", isa, tmp_path, PRECISIONS[isa])
+
+
+@x86_only
+@pytest.mark.parametrize("name", few(["g++", "clang++"]))
+@pytest.mark.parametrize("isa", few(resolve(None, "int8").isas))
+@long
+def test_every_header_of_int8_compiles_alone(isa: str, name: str, tmp_path: Path, system_tool: Callable[[str], str]) -> None:
+    check_headers(of(system_tool(name)), ".hpp", isa, tmp_path, "int8")
 
 
 @long
 def test_every_header_compiles_alone_for_neon(tmp_path: Path, system_tool: Callable[[str], str]) -> None:
     if host_machine() != "aarch64":
         system_tool("aarch64-linux-gnu-g++")
-    check_headers(find_compiler("aarch64"), ".hpp", "neon", tmp_path)
+    check_headers(find_compiler("aarch64"), ".hpp", "neon", tmp_path, "fp32")
+    for isa in resolve("aarch64", "int8").isas:
+        (tmp_path / isa).mkdir()
+        check_headers(find_compiler("aarch64"), ".hpp", isa, tmp_path / isa, "int8")
 
 
 @pytest.mark.parametrize("name", ["g++", "clang++"])
 def test_every_header_without_vectors_compiles_alone(name: str, tmp_path: Path, system_tool: Callable[[str], str]) -> None:
-    check_headers(of(system_tool(name)), ".h", "baseline" if host_machine() == "x86_64" else "neon", tmp_path)
+    for precision in ("fp32", "int8"):
+        (tmp_path / precision).mkdir()
+        check_headers(of(system_tool(name)), ".h", "baseline" if host_machine() == "x86_64" else "neon", tmp_path / precision, precision)
 
 
 @pytest.mark.parametrize(
@@ -223,4 +326,4 @@ def test_the_interface_is_c_and_cpp(name: str, standard: str, language: str, sys
 
 def test_both_sides_know_the_same_instruction_sets() -> None:
     known = set(re.findall(r'strcmp\(isa, "(\w+)"\)', (SOURCES / "cpu.hpp").read_text()))
-    assert known == set(toolchain._FLAGS) == set(toolchain._ZIG_FLAGS) == set(PRECISIONS) and set(host_isas()) <= known
+    assert known == set(toolchain._FLAGS) == set(toolchain._ZIG_FLAGS) == {*PRECISIONS, *IN_INTEGERS} and set(host_isas()) <= known

@@ -29,11 +29,13 @@ from tests.exporters.native.helpers import (
     BF16_ERROR,
     ERROR,
     EVERY_KERNEL,
+    SANITIZERS,
     drive,
     driver,
     every_kernel,
     exact,
     images_for,
+    in_integers,
     isas,
     library,
     network,
@@ -67,25 +69,11 @@ def test_a_handle_does_not_outlive_a_fork(program: tuple[Path, Path]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-SANITIZERS = {
-    # One build that knows where every piece of memory ends and what is undefined, and one that sees what threads don't agree on.
-    "address,undefined": (
-        "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=all",
-        "-fno-omit-frame-pointer",
-        "-O1",
-        "-g",
-        "-DCNET_DEBUG",
-    ),
-    "thread": ("-fsanitize=thread", "-O1", "-g"),
-}
-
-
 @pytest.mark.parametrize(("sanitizer", "times"), few([("thread", 4), ("thread", 20), ("address,undefined", 20)]))
-@pytest.mark.parametrize("precision", few(["fp32", "bf16"]))
+@pytest.mark.parametrize("precision", few(["fp32", "bf16", "int8"]))
 def test_sanitizers_find_nothing(sanitizer: str, times: int, precision: str, tmp_path: Path) -> None:
     flags = SANITIZERS[sanitizer]
-    names = isas(precision)[:1] if precision == "fp32" else isas(precision)[-1:]
+    names = isas(precision)[-1:] if precision == "bf16" else isas(precision)[:1]
     path = library(every_kernel(), tmp_path / "m.so", names, precision, extra=flags)
     program = driver(tmp_path / "driver", path, flags=flags)
     images_for(every_kernel(), 2).tofile(tmp_path / "images")
@@ -99,9 +87,10 @@ def test_sanitizers_find_nothing(sanitizer: str, times: int, precision: str, tmp
     for command in commands:
         done = drive(program, *command, **surroundings)
         assert done.returncode == 0, done.stderr[-3000:]
-    expected = exact(every_kernel(), images_for(every_kernel(), 2))
+    images, model = images_for(every_kernel(), 2), every_kernel()
+    expected = in_integers(model).run(images) if precision == "int8" else exact(model, images)
     logits = np.fromfile(tmp_path / "logits", np.float32).reshape(2, CLASSES)
-    assert np.abs(logits - expected).max() <= (ERROR if precision == "fp32" else BF16_ERROR) * np.abs(expected).max()
+    assert np.abs(logits - expected).max() <= {"fp32": ERROR, "bf16": BF16_ERROR, "int8": 0}[precision] * np.abs(expected).max()
 
 
 def test_nothing_leaks(tmp_path: Path) -> None:

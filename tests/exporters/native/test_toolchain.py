@@ -228,5 +228,5 @@ def test_only_the_family_is_compiled() -> None:
 
     with pytest.raises(InputRefused, match="only CondenseNet, DenseNet and their kin are compiled"):
         write(build_named("resnet-18"), Path("never.so"))
-    with pytest.raises(InputRefused, match="precision 'int8'; expected one of fp32, bf16"):
-        write(lower(network(TINY)), Path("never.so"), precision="int8")
+    with pytest.raises(InputRefused, match="precision 'int4'; expected one of fp32, bf16, int8"):
+        write(lower(network(TINY)), Path("never.so"), precision="int4")

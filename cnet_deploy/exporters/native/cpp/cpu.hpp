@@ -49,8 +49,9 @@ static inline bool supported(const char *isa) {
 // NEON is part of every aarch64 processor; products of bytes came later.
 static inline bool supported(const char *isa) {
 #if defined(__aarch64__)
-    if (!strcmp(isa, "neon_dotprod")) return getauxval(AT_HWCAP) >> 20 & 1;  // HWCAP_ASIMDDP
-    if (!strcmp(isa, "neon_i8mm")) return getauxval(AT_HWCAP2) >> 13 & 1;    // HWCAP2_I8MM
+    const bool dotprod = getauxval(AT_HWCAP) >> 20 & 1;  // HWCAP_ASIMDDP
+    if (!strcmp(isa, "neon_dotprod")) return dotprod;
+    if (!strcmp(isa, "neon_i8mm")) return dotprod && (getauxval(AT_HWCAP2) >> 13 & 1);  // HWCAP2_I8MM
 #endif
     return !strcmp(isa, "neon") || !strcmp(isa, "baseline");
 }

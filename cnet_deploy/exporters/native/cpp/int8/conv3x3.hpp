@@ -72,7 +72,6 @@ __attribute__((noinline)) void conv_tile(const ConvTile &t) {
     CNET_UNROLL for (int o = 0; o < OUT; o++) store(t.out + o * t.out_plane, requantized<SHIFTS>(sum[o], t.scale + 3 * o));
 }
 
-constexpr Tiles<4, 2, 1> conv_tiles{};
 constexpr int widest_tile = 4;
 
 // Outputs [begin, end) of a group for one run; begin is a multiple of the widest tile. `in` is the group's first plane of words at the run.

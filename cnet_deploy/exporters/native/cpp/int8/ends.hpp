@@ -52,7 +52,7 @@ static void average(const Plan &p, const Block &b, const uint8_t *map, int16_t *
     mark_pixels(b, p.window, mask, spare);
     const int32_t *planes = table(p.data, p.head.planes), *thresholds = table(p.data, p.head.thresholds);
     const int64_t area = p.window ? (int64_t)p.window * p.window : (int64_t)b.height * b.width;
-    const int64_t divisor = area << (7 - p.head.bits);
+    const int64_t divisor = area << (pool_bits - p.head.bits);
     const reg ones = fill(0x00010001), nothing = fill(0);
     for (int64_t i = range.begin; i < range.end; i++) {
         const uint8_t *plane = map + planes[i];
@@ -64,7 +64,7 @@ static void average(const Plan &p, const Block &b, const uint8_t *map, int16_t *
             for (; first < end; first++) {
                 const reg x = flipped(load(plane + first * run), flip), valid = load(mask + first * run);
                 auto add = [&](reg value, reg keep) {
-                    const reg cut_off = both(less_shorts(shorts_left<7>(value), cut), keep);
+                    const reg cut_off = both(less_shorts(shorts_left<pool_bits>(value), cut), keep);
                     sum = plus(sum, pairs(cut_off, ones));
                 };
                 add(low_bytes(x, nothing), low_bytes(valid, valid));
@@ -76,6 +76,15 @@ static void average(const Plan &p, const Block &b, const uint8_t *map, int16_t *
         }
         features[i] = (int16_t)((2 * total + divisor) / (2 * divisor));
     }
+}
+
+// Keeps a product from becoming part of a multiply-add, which would not round it.
+CNET_INLINE void alone(double &x) {
+#if defined(__x86_64__)
+    asm("" : "+x"(x));
+#else
+    asm("" : "+w"(x));
+#endif
 }
 
 // The classifier: sums of 16-bit features by 8-bit weights. NaN where the image has a value that is not finite.
@@ -104,7 +113,9 @@ static void classify(const Plan &p, const int16_t *features, bool finite, float 
         const float *scale = p.data + h.scale, *bias = p.data + h.bias;
         for (int c = 0; c < classes_at_once && j * classes_at_once + c < h.classes; c++) {
             const int64_t at = j * classes_at_once + c;
-            logits[at] = finite ? (float)((double)totals[c] * scale[at] + bias[at]) : __builtin_nanf("");
+            double product = (double)totals[c] * scale[at];
+            alone(product);
+            logits[at] = finite ? (float)(product + bias[at]) : __builtin_nanf("");
         }
     }
 }

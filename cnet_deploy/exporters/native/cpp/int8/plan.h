@@ -13,9 +13,8 @@ using Words = int64_t;
 
 // Sums -> bytes (or 12 bits in a layer in int16): quantized.py, Requantization.
 struct Requantization {
-    Words rows;       // [rows][shift, multiplier, zero]: multiplier and zero twice, in both halves of their word
-    int32_t shifts;   // whether any shift is not 0
-    int32_t zeros;    // whether any zero point is not 0
+    Words rows;      // [rows][shift, multiplier, zero]: multiplier and zero twice, in both halves of their word
+    int32_t shifts;  // whether any shift is not 0
 };
 
 // A grouped 1x1 convolution with the thresholds before it.

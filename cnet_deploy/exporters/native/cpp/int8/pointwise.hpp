@@ -27,8 +27,8 @@ CNET_INLINE void gather_run(const int32_t *planes, const int32_t *thresholds, in
             const reg a = take(2 * w), b = take(2 * w + 1), cut_a = fill(thresholds[4 * w + 1]), cut_b = fill(thresholds[4 * w + 3]);
             const reg nothing = fill(0);
             auto zip = [&](reg x, reg y, uint8_t *to) {
-                x = less_shorts(shorts_left<4>(x), cut_a);
-                y = less_shorts(shorts_left<4>(y), cut_b);
+                x = less_shorts(shorts_left<extra_bits>(x), cut_a);
+                y = less_shorts(shorts_left<extra_bits>(y), cut_b);
                 store(to, low_shorts(x, y));
                 store(to + reg_bytes, high_shorts(x, y));
             };
@@ -93,7 +93,8 @@ __attribute__((noinline)) void multiply_group(const float *data, const Pointwise
                 if constexpr (WIDE) {
                     reg two[2];
                     rescale<SHIFTS>(sum[o], constants, two);
-                    const reg least = fill(0), most = fill(0x0fff0fff);
+                    constexpr int32_t largest = (256 << extra_bits) - 1;
+                    const reg least = fill(0), most = fill(largest << 16 | largest);
                     CNET_UNROLL for (int i = 0; i < 2; i++) store(to + i * reg_bytes, between(two[i], least, most));
                 } else {
                     store(to, requantized<SHIFTS>(sum[o], constants));

@@ -6,6 +6,7 @@
 
 #include "bytes.hpp"
 #include "constants.h"
+#include "layer.hpp"
 #include "plan.h"
 
 namespace cnet {
@@ -82,7 +83,7 @@ __attribute__((noinline)) void stem_run(const uint8_t *taps, int64_t tap, const 
     CNET_UNROLL for (int o = 0; o < OUT; o++) out[o] = in_order(requantized<true>(sum[o], scale + 3 * o));
 }
 
-// One share of the rows of the result. Returns whether all values of the image that it read are finite.
+// One share of the rows of the result. Returns whether all values of its part of the image are finite, with those that no output reads.
 static bool stem(const Plan &p, const Block &b, const float *image, uint8_t *map, uint8_t *scratch, int share, int shares) {
     const Stem &s = p.stem;
     const int64_t row_bytes = pixel_row(p), tap = tap_row(p);
@@ -101,10 +102,10 @@ static bool stem(const Plan &p, const Block &b, const float *image, uint8_t *map
         }
     };
     const Range mine = share_of(b.height, share, shares);
-    int ready = (int)mine.begin * s.stride - 1;  // rows before it are prepared, or not needed
+    int ready = (int)mine.begin * s.stride - 1;  // rows before it are prepared, or another share's
     for (int64_t y = mine.begin; y < mine.end; y++) {
         const int top = (int)y * s.stride - 1;
-        for (ready = ready > top ? ready : top; ready < top + 3; ready++) prepare(ready);
+        for (; ready < top + 3; ready++) prepare(ready);
         const int16_t *rows[tap_rows];
         for (int c = 0; c < CNET_CHANNELS; c++)
             for (int ky = 0; ky < 3; ky++) rows[c * 3 + ky] = place(c, top + ky);
@@ -127,6 +128,8 @@ static bool stem(const Plan &p, const Block &b, const float *image, uint8_t *map
             }
         }
     }
+    const int end = mine.end == b.height ? p.height : (int)mine.end * s.stride - 1;
+    for (; ready < end; ready++) prepare(ready);
     return finite;
 }
 
