@@ -9,6 +9,8 @@ import pytest
 
 import cnet_deploy as cd
 from cnet_deploy.errors import InputRefused, Unavailable
+from cnet_deploy.models.condensenet import DenselyConnected
+from tests.cases import long
 
 pytest.importorskip("openvino", reason="needs the extra: cnet-deploy[openvino]")
 
@@ -31,3 +33,19 @@ def test_refusals(onnx_path: Path, tmp_path: Path) -> None:
         cd.open_session(tmp_path / "bad.onnx", backend="openvino")
     with pytest.raises(Unavailable, match="expected device 'cpu'"):
         cd.open_session(onnx_path, backend="openvino", device="cuda")
+
+
+@long
+def test_a_file_in_int8(converted: DenselyConnected, tmp_path: Path) -> None:
+    """What is quantised stands in the graph; the option is for the rest."""
+    images = Path(__file__).parents[2] / "examples" / "cifar10-test-500.bin"
+    path = cd.export(converted, "onnx", tmp_path / "m.onnx", precision="int8", calibrate=images).path
+    batch = np.random.default_rng(0).standard_normal((4, 3, 32, 32), np.float32)
+    with cd.open_session(path) as expected:
+        assert expected.precision == "int8"
+        reference = expected.run(batch)
+    for options in ({}, {"precision": "bf16"}):
+        with cd.open_session(path, backend="openvino", threads=1, **options) as session:
+            assert session.precision == session.weights_precision == "int8"
+            rows = session.run(batch)
+        assert (rows * reference).sum() / np.linalg.norm(rows) / np.linalg.norm(reference) > 0.99

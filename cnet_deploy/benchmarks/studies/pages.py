@@ -216,7 +216,7 @@ def _tail(entry: Mapping[str, Any]) -> str:
     return f"{entry['p99'] / entry['median']:.1f}"
 
 
-def main(results: Path, root: Path, pages: Sequence[str] = ("README.md", "docs/measuring.md")) -> None:
+def main(results: Path, root: Path, pages: Sequence[str] = ("README.md", "docs/measuring.md", "docs/int8.md")) -> None:
     """Write the pages and the picture."""
     recorded = Recorded.read(results)
     for name in pages:

@@ -45,8 +45,8 @@ class Ranges:
             return
         if not used:
             raise InputRefused(
-                f"nothing is exported in {PRECISION} here, so no images are needed for it; leave --calibrate out, or choose a backend in "
-                f"{PRECISION}: --backend native.{PRECISION}"
+                f"nothing is exported in {PRECISION} here, so no images are needed for it; leave --calibrate out, or choose a backend "
+                f"whose name ends in .{PRECISION}"
             )
         if not exists(self.images):
             raise InputRefused(f"{self.images}: no such file or folder; expected images to calibrate with")

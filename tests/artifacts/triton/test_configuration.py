@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -17,8 +18,11 @@ from cnet_deploy.errors import InputRefused
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.version import __version__
 from cnet_deploy.workflows.publish import publish
+from tests.cases import long
 
 from .helpers import artifact, engine, parsed, schema, tree
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 def test_an_onnx_file(onnx_path: Path, tmp_path: Path, described: Manifest) -> None:
@@ -167,3 +171,16 @@ def test_on_the_command_line(checkpoint_path: Path, tmp_path: Path) -> None:
     assert both.exit_code == 2 and "--triton and --output were both given" in both.output
     native = CliRunner().invoke(main, ["export", str(checkpoint_path), "--native", "--triton", str(tmp_path / "models")])
     assert native.exit_code == 4 and "Triton serves no native artifacts" in native.output
+
+
+@long
+def test_an_onnx_file_in_int8(checkpoint_path: Path, tmp_path: Path) -> None:
+    """Images and logits are float32, as of any other; the server quantises what the graph says."""
+    arguments = ["export", str(checkpoint_path), "--precision", "int8", "--calibrate", str(EXAMPLES / "cifar10-test-500.bin")]
+    done = CliRunner().invoke(main, [*arguments, "--triton", str(tmp_path / "models")])
+    assert done.exit_code == 0, done.output
+    config = parsed(tmp_path / "models/reference-cifar10/config.pbtxt")
+    assert config.parameters["precision"].string_value == "int8" and config.max_batch_size == 32
+    assert [(value.data_type, list(value.dims)) for value in (*config.input, *config.output)] == [(11, [3, 32, 32]), (11, [10])]
+    with cd.open_session(tmp_path / "models/reference-cifar10/1/model.onnx") as session:
+        assert session.precision == "int8" and session.run(np.zeros((2, 3, 32, 32), np.float32)).shape == (2, 10)

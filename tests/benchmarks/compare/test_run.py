@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 import cnet_deploy as cd
-from cnet_deploy.benchmarks.compare.results import read_comparison, write_comparison
-from cnet_deploy.benchmarks.compare.run import compare, precision_of, variants_of
-from cnet_deploy.benchmarks.compare.show import page, words_of
+from cnet_deploy.benchmarks.compare.results import comparison_from, read_comparison, write_comparison
+from cnet_deploy.benchmarks.compare.run import _overlaps, compare, precision_of, variants_of
+from cnet_deploy.benchmarks.compare.show import notes, page, words_of
 from cnet_deploy.errors import InputRefused, Unavailable
+from cnet_deploy.images.preprocessing import Overrides
 from cnet_deploy.models.build import build_random
 from cnet_deploy.sessions import backends, names
 from tests.benchmarks.helpers import QUICK
 from tests.builders import TINY
+from tests.cases import long
 from tests.release.pages import ROOT
 
 DATA = ROOT / "examples" / "cifar10-test-500.bin"
@@ -128,3 +130,25 @@ def test_nothing_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/no/such/compiler")
     with pytest.raises(Unavailable, match="condensenet-50: no variant could be measured: "):
         compare("condensenet-50", backends=["native"], settings=QUICK)
+
+
+@long
+def test_int8_is_calibrated_with_the_data(checkpoint_path: Path, small_dataset: Path, compiled: None) -> None:
+    done = compare(
+        checkpoint_path, data=DATA, limit=100, backends=["native"], precisions=["fp32", "int8"], threads=1, settings=QUICK,
+        preprocessing=Overrides(statistics="cifar10"),
+    )  # fmt: skip
+    plain, bytes_ = done.variants
+    assert [v.precision for v in done.variants] == ["fp32", "int8"] and plain.bytes and bytes_.bytes and bytes_.bytes < plain.bytes
+    assert bytes_.accuracy is not None and bytes_.accuracy.agreement is not None and bytes_.accuracy.agreement >= 0.9
+    assert words_of(done, bytes_)[:2] == ["native", "int8"] and "int8" in done.sentence()
+    (note,) = done.report.notes
+    assert note == f"int8 was calibrated with up to 256 images of {DATA}. Some of these images are among those that it answers."
+    assert note in notes(done)
+    assert comparison_from(json.loads(json.dumps(done.to_dict()))).report.notes == [note]
+
+
+def test_whether_calibration_images_are_judged(small_dataset: Path, tmp_path: Path) -> None:
+    assert _overlaps(DATA, DATA, "val") and _overlaps(small_dataset, small_dataset, "train")
+    assert not _overlaps(small_dataset, small_dataset, "val")  # the training images are taken
+    assert not _overlaps(tmp_path, DATA, "val") and not _overlaps(None, None, "val") and not _overlaps(None, DATA, "train")

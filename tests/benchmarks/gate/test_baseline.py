@@ -13,6 +13,8 @@ from cnet_deploy.cli import main
 from tests.benchmarks.gate.gating import run
 from tests.cases import long
 
+EXAMPLES = Path(__file__).parents[3] / "examples"
+
 pytestmark = pytest.mark.usefixtures("warm")
 
 
@@ -68,3 +70,16 @@ class TestBaseline:
         (tmp_path / "b.json").write_text("{}")
         assert run("--baseline", tmp_path / "b.json", artifacts["small equal"]).exit_code == 4
         assert run("--baseline", tmp_path / "b.json", artifacts["missing"]).exit_code == 5
+
+    @long
+    def test_cells_in_int8(self, tmp_path: Path, checkpoint_path: Path, compiled: None) -> None:
+        """What is stored was exported in int8, and head is exported so too."""
+        stored, images = tmp_path / "b.json", EXAMPLES / "cifar10-test-500.bin"
+        hasty = ["--threads", "1", "--rounds", "8", "--seconds", "0.02", "--warmup", "0.02"]
+        measured = ["bench", str(checkpoint_path), "--backend", "native.int8", "--calibrate", str(images), *hasty]
+        done = CliRunner().invoke(main, [*measured, "--save-baseline", str(stored)])
+        assert done.exit_code == 0 and f"int8 was calibrated with up to 256 images of {images}." in done.output.replace("\n", " ")
+        assert json.loads(stored.read_text())["notes"]
+        judged = run("--baseline", stored, checkpoint_path, "--calibrate", images, "--tolerance", "60%", "--max-rounds", "16")
+        assert judged.exit_code in (0, 1, 3) and "native.int8, ms" in judged.stdout  # whatever a busy machine measures
+        assert "calibrated with up to 256 images" in judged.stderr

@@ -6,7 +6,10 @@ import csv
 import io
 
 import pytest
+from rich.console import Console
 
+from cnet_deploy.benchmarks.report.page import page
+from cnet_deploy.benchmarks.report.terminal import render
 from cnet_deploy.benchmarks.report.text import CSV_COLUMNS, comma_separated, group_title, markdown
 from tests.benchmarks.helpers import on_cuda, report, result
 
@@ -73,3 +76,12 @@ def test_threads_stand_where_they_tell_groups_apart() -> None:
     made.rows[0].results.append(result([0.1], threads=2, device="cuda"))
     assert [group_title(made, group) for group in made.groups[-2:]] == ["batch 8, cuda, 1 thread", "batch 1, cuda, 2 threads"]
     assert group_title(report(), (2, 4)) == "batch 4, 2 threads"
+
+
+def test_notes_stand_in_every_report() -> None:
+    made = report(notes=["int8 was calibrated with images of a<b>."])
+    assert "int8 was calibrated with images of a&lt;b&gt;." in markdown(made) and "images of a&lt;b&gt;." in page(made)
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(render(made))
+    assert "int8 was calibrated with images of a<b>." in console.export_text()
+    assert "int8" not in markdown(report())

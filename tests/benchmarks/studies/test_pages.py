@@ -80,7 +80,7 @@ def test_the_example_in_all_precisions(recorded: Recorded) -> None:
 
 def test_pages_are_written(recorded: Recorded, tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
-    for name in ("README.md", "docs/measuring.md"):
+    for name in ("README.md", "docs/measuring.md", "docs/int8.md"):
         text = (ROOT / name).read_text(encoding="utf-8").replace("34.70 ms", "1 ms")
         (tmp_path / name).write_text(text, encoding="utf-8")
     main(RECORDED, tmp_path)

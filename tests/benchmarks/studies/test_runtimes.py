@@ -26,7 +26,7 @@ def test_every_part_of_the_suite(tmp_path: Path) -> None:
     assert [cell["cell"]["batch"] for cell in entry["cells"]] == [2] * 5 and all(cell["error"] is None for cell in entry["cells"])
     assert all("/" not in cell["cell"]["model"] for cell in entry["cells"])  # no path of this machine
     suite.bf16("condensenet-50", 1)
-    suite.utilisation("condensenet-50", next(isa for isa in host_isas() if isa != "avx512_bf16"), 1)
+    suite.utilisation("condensenet-50", next(isa for isa in host_isas() if isa in ("avx512", "avx2", "neon", "baseline")), 1)
     assert 0 < suite.results[-1]["share_of_peak"] < 1.5
     suite.process("condensenet-50", EXAMPLE)
     whole, bytes_ = suite.results[-2:]
