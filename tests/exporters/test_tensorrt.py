@@ -102,7 +102,7 @@ def test_an_engine_that_is_not_what_was_asked_for(converted: DenselyConnected, t
     [
         ({"batch": (2, 1, 4)}, "batch 2:1:4; expected least:best:most"),
         ({"batch": (0, 1, 4)}, "expected least:best:most"),
-        ({"precision": "int8"}, "has no precision int8; expected one of fp32, tf32, fp16, bf16"),
+        ({"precision": "int4"}, "has no precision int4; expected one of fp32, tf32, fp16, bf16, int8"),
         ({"workspace": 0}, "workspace 0; expected a number of bytes"),
         ({"flavour": "tensorrt-lite"}, "has no flavour tensorrt-lite; expected one of tensorrt, tensorrt-rtx"),
         ({"timing_cache": Path("t.cache")}, "has no timing cache"),

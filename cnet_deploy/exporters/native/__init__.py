@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.exporters.base import Option, Target, Written
+from cnet_deploy.exporters.base import Option, Target, Written, require_quantization
 from cnet_deploy.hardware.cpu import host_isas, host_machine
 from cnet_deploy.version import __version__
 
@@ -89,8 +89,7 @@ def write(
 def _in_integers(program: Program, quantization: Quantization | None) -> QuantizedProgram:
     from cnet_deploy.program.quantize import quantized
 
-    if quantization is None:
-        raise InputRefused("precision int8 needs images that the ranges of its values are taken from; give some: --calibrate DATA")
+    program, quantization = require_quantization(program, quantization)
     return quantized(program, quantization.calibration, int16=quantization.kept)
 
 
