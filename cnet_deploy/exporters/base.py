@@ -6,9 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from cnet_deploy.errors import InputRefused
+
 if TYPE_CHECKING:
+    from torch import nn
+
     from cnet_deploy.images.preprocessing import Preprocessing
     from cnet_deploy.models.architecture import Architecture
+    from cnet_deploy.program.program import Program
+    from cnet_deploy.program.quantize import Quantization
 
 Kind = Literal["choice", "number", "batch", "batches", "bytes", "file"]
 
@@ -82,6 +88,17 @@ class Written:
     libraries: Mapping[str, str] = field(default_factory=dict)
     unverifiable: str | None = None
     notes: tuple[str, ...] = ()
+
+
+def require_quantization(network: Program | nn.Module, quantization: Quantization | None) -> tuple[Program, Quantization]:
+    """What int8 needs. Raises InputRefused for a network that is not of the family, and without ranges."""
+    from cnet_deploy.program.program import Program
+
+    if not isinstance(network, Program):
+        raise InputRefused("precision int8 is for networks of the CondenseNet family; expected fp32 or fp16 for this one")
+    if quantization is None:
+        raise InputRefused("precision int8 needs images that the ranges of its values are taken from; give some: --calibrate DATA")
+    return network, quantization
 
 
 @dataclass(frozen=True)

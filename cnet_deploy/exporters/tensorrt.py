@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnet_deploy.errors import InputRefused, Unavailable, deferred_interrupts, printable
-from cnet_deploy.exporters.base import Option, Serving, Target, Written
+from cnet_deploy.exporters.base import Option, Serving, Target, Written, require_quantization
 from cnet_deploy.files import atomic_output, check_output, read_bytes
 from cnet_deploy.hardware.engine_layers import Layers, of_engine, of_network
 
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from cnet_deploy.artifacts.manifest import Manifest
     from cnet_deploy.hardware.tensorrt import Flavour
     from cnet_deploy.program.program import Program
+    from cnet_deploy.program.quantize import Quantization
 
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 TARGET = Target(
     suffix=".engine",
     kind="engine",
@@ -30,7 +31,7 @@ TARGET = Target(
     help="Build a TensorRT engine for NVIDIA GPUs.",
     container="TensorRT engine",
     options=(
-        Option("precision", "choice", "fp32, tf32, fp16 or bf16 [default: fp32]", choices=PRECISIONS, several=True),
+        Option("precision", "choice", "fp32, tf32, fp16, bf16 or int8 [default: fp32]", choices=PRECISIONS, several=True),
         Option("batch", "batches", "N, or LEAST:BEST:MOST [default: 1:1:32]"),
         Option("workspace", "bytes", "most device memory that a layer may use, as 512M or 2G"),
         Option("timing_cache", "file", "a file that keeps timings for later builds", affects_artifact=False),
@@ -58,15 +59,16 @@ def write(
     workspace: int | None = None,
     timing_cache: Path | None = None,
     flavour: str | None = None,
+    quantization: Quantization | None = None,
     progress: Progress = lambda *_: None,
 ) -> Written:
     """Build one engine. The same network gives the same bytes only with ``tensorrt-rtx`` and a fixed batch.
 
     ``batch`` is (least, best, most) images per inference, or one number for all three; None: (1, 1, 32). ``workspace`` is the most device
     memory in bytes that a layer may use. ``timing_cache`` is a file that is read if it exists, and written. ``flavour`` forces "tensorrt"
-    or "tensorrt-rtx". ``progress`` gets a line of text and the share that is done (0 to 1). Raises InputRefused for impossible options and
-    for a graph that TensorRT refuses, Unavailable if no engine can be built, CheckFailed if the engine has another precision than
-    requested, KeyboardInterrupt if Ctrl-C ends the build.
+    or "tensorrt-rtx". ``quantization`` is what int8 needs, as for an ONNX file. ``progress`` gets a line of text and the share that is
+    done (0 to 1). Raises InputRefused for impossible options and for a graph that TensorRT refuses, Unavailable if no engine can be built,
+    CheckFailed if the engine has another precision than requested, KeyboardInterrupt if Ctrl-C ends the build.
     """
     if precision not in PRECISIONS:
         raise InputRefused(f"precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
@@ -80,14 +82,16 @@ def write(
     installed = tensorrt.find(flavour)
     if reason := installed.why_not_build():
         raise Unavailable(f"{reason}; build it on that device, or install tensorrt-rtx, which builds for RTX GPUs on any machine")
-    model = _graph(network, "fp32" if precision == "tf32" else precision, installed)
+    if precision == "int8":
+        network, quantization = require_quantization(network, quantization)
+    model = _graph(network, "fp32" if precision == "tf32" else precision, installed, quantization)
     build = _Build(installed, model, network)
     build.configure(precision, (least, best, most), workspace)
     with build.caching(timing_cache):
         content = build.run(progress)
     path.write_bytes(content)
     layers = build.layers(content)
-    layers.check(precision)
+    layers.check(precision, floats=_floats(quantization))
     details = {
         "flavour": installed.name, "version": installed.version, **build.device, "strongly_typed": installed.strongly_typed,
         "profiles": [{"min": least, "opt": best, "max": most}], "workspace": workspace,
@@ -128,13 +132,22 @@ def _profile(batch: int | tuple[int, int, int] | None) -> tuple[int, int, int]:
     return least, best, most
 
 
-def _graph(network: Program | nn.Module, precision: str, flavour: Flavour) -> onnx.ModelProto:
+def _floats(quantization: Quantization | None) -> int:
+    """How many layers that multiply stay in fp32 in an int8 engine: a 1x1 and a 3x3 of each that is kept, the stem and the classifier."""
+    return 0 if quantization is None else 2 * len(quantization.kept) + 2
+
+
+def _graph(network: Program | nn.Module, precision: str, flavour: Flavour, quantization: Quantization | None = None) -> onnx.ModelProto:
     import onnx
 
     from cnet_deploy.exporters.onnx.graph import build_graph
     from cnet_deploy.program.program import Program
 
-    if isinstance(network, Program):
+    if precision == "int8":
+        from cnet_deploy.exporters.onnx.quantized import build_quantized
+
+        model = build_quantized(*require_quantization(network, quantization))
+    elif isinstance(network, Program):
         model = build_graph(network, precision=precision)
     else:
         from cnet_deploy.exporters.onnx.trace import trace
@@ -188,6 +201,8 @@ class _Build:
                 layer = self._network.get_layer(number)
                 if layer.type in (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY):
                     layer.precision = trt.float16
+        if not self._flavour.strongly_typed and precision == "int8":
+            config.set_flag(flag.INT8)  # ranges are in the graph, so no calibrator is asked
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # required by the inspector
         if workspace is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)

@@ -152,7 +152,8 @@ def require_plain(data: bytes) -> None:
         shape, cost = rule(node, shapes, weights)
         if min(shape, default=1) < 1 or max(shape, default=1) > _MOST_SIDE:
             raise NotPlain(f"a node {node.operator} gives a tensor of {'x'.join(map(str, shape))}")
-        shapes[node.outputs[0]] = shape
+        # Weights in integers become floats, and are weights still.
+        (weights if node.operator == "DequantizeLinear" and node.inputs[0] in weights else shapes)[node.outputs[0]] = shape
         size = math.prod(shape)
         values, work = values + size, work + size * cost
         if values > MOST_VALUES or work > MOST_WORK:
@@ -256,11 +257,25 @@ def _sum(node: _Node, shapes: Mapping[str, Shape], _: Mapping[str, Shape]) -> tu
     return shapes[node.inputs[0]], 1
 
 
+def _scaled(node: _Node, shapes: Mapping[str, Shape], weights: Mapping[str, Shape]) -> tuple[Shape, int]:
+    """Quantised, or back: one scale and zero point, or one of each for each channel."""
+    whole = node.operator == "DequantizeLinear" and node.inputs[0] in weights
+    shape = _known(node.inputs[0], weights if whole else shapes)
+    (axis,) = node.numbers.get("axis", (1,))
+    if not 2 <= len(node.inputs) <= 3 or not node.numbers.keys() <= {"axis", "saturate"} or not 0 <= axis <= max(len(shape), 1):
+        raise NotPlain(f"a node {node.operator} is of an unusual kind")
+    each = [shape[axis : axis + 1], ()]
+    if any(_known(name, weights) not in each for name in node.inputs[1:]):
+        raise NotPlain(f"a node {node.operator} does not fit its input")
+    return shape, 2
+
+
 # The shape of what a node gives, and the work for each element of it.
 _RULES = {
     "Add": _sum, "AveragePool": _pooling, "BatchNormalization": _norm, "Cast": _same, "Concat": _concat, "Conv": _convolution,
-    "Flatten": _flatten, "Gather": _gather, "Gemm": _product, "GlobalAveragePool": _whole_pooling, "Identity": _same,
-    "MaxPool": _pooling, "Relu": _same,
+    "DequantizeLinear": _scaled, "Flatten": _flatten, "Gather": _gather, "Gemm": _product,
+    "GlobalAveragePool": _whole_pooling, "Identity": _same,
+    "MaxPool": _pooling, "QuantizeLinear": _scaled, "Relu": _same,
 }  # fmt: skip
 
 

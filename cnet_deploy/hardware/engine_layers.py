@@ -20,7 +20,7 @@ _WORDS = (
 _MULTIPLY = ("conv", "gemm", "matrix", "matmul", "fprop", "xmma", "fully")
 _MOVE = ("reformat", "noop", "constant", "shape", "signal", "wait")
 _BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8}
-EXPECTED = {"fp32": "fp32", "tf32": "fp32", "fp16": "fp16", "bf16": "bf16"}
+EXPECTED = {"fp32": "fp32", "tf32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "int8"}
 
 
 class Layers:
@@ -42,10 +42,15 @@ class Layers:
         counts = {"layers": dict(sorted(self.all.items())), "multiplying_layers": dict(sorted(self.multiplying.items()))}
         return {"precision_source": self.source, **counts}
 
-    def check(self, precision: str) -> None:
-        """Raise CheckFailed unless all multiplying layers are in ``precision`` ("fp32", "tf32", "fp16" or "bf16")."""
+    def check(self, precision: str, *, floats: int = 0) -> None:
+        """Raise CheckFailed unless all multiplying layers are in ``precision`` ("fp32", "tf32", "fp16", "bf16" or "int8").
+
+        As many as ``floats`` may be in fp32 instead: those that the graph does not quantise.
+        """
         wanted = EXPECTED[precision]
         other = {name: count for name, count in sorted(self.multiplying.items()) if name != wanted}
+        if 0 < other.get("fp32", 0) <= floats:
+            del other["fp32"]
         if other or not self.multiplying[wanted]:
             rest = ", ".join(f"{count} in {name}" for name, count in other.items()) or "and it lists no others"
             raise CheckFailed(
@@ -81,17 +86,27 @@ def of_engine(text: str) -> Layers:
 
 
 def of_network(network: Any, module: Any) -> Layers:
-    """Count layers in a parsed TensorRT network. A strongly typed engine keeps its types."""
+    """Count layers in a parsed TensorRT network. A strongly typed engine keeps its types.
+
+    A layer is in int8 if all that it multiplies was dequantised just before: then the builder lets it multiply the integers.
+    """
     counted = Layers("network")
     names = {module.DataType.FLOAT: "fp32", module.DataType.HALF: "fp16"}
     if hasattr(module.DataType, "BF16"):
         names[module.DataType.BF16] = "bf16"
     kinds = module.LayerType
+    dequantized = set()
     for number in range(network.num_layers):
         layer = network.get_layer(number)
         known = names.get(layer.get_output(0).dtype) if layer.num_outputs else None
-        if known is not None and layer.type not in (kinds.CONSTANT, kinds.CAST, kinds.SHUFFLE):
-            counted.add(known, multiplies=layer.type in (kinds.CONVOLUTION, kinds.MATRIX_MULTIPLY))
+        if layer.type == kinds.DEQUANTIZE:
+            dequantized.add(layer.get_output(0).name)
+        elif known is not None and layer.type not in (kinds.CONSTANT, kinds.CAST, kinds.SHUFFLE):
+            read = [layer.get_input(place) for place in range(min(layer.num_inputs, 2))]
+            multiplies = layer.type in (kinds.CONVOLUTION, kinds.MATRIX_MULTIPLY)
+            if multiplies and len(read) == 2 and all(tensor is not None and tensor.name in dequantized for tensor in read):
+                known = "int8"
+            counted.add(known, multiplies=multiplies)
     return counted
 
 

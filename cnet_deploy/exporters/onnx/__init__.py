@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cnet_deploy.errors import deferred_interrupts
-from cnet_deploy.exporters.base import Inside, Option, Serving, Target, Written
+from cnet_deploy.exporters.base import Inside, Option, Serving, Target, Written, require_quantization
 
 if TYPE_CHECKING:
     from torch import nn
 
     from cnet_deploy.program.program import Program
+    from cnet_deploy.program.quantize import Quantization
 
 TARGET = Target(
     suffix=".onnx",
@@ -23,8 +24,8 @@ TARGET = Target(
         Option(
             "precision",
             "choice",
-            "fp32, fp16 or bf16 for weights and layers (images and logits stay float32)",
-            choices=("fp32", "fp16", "bf16"),
+            "fp32, fp16, bf16 or int8 for weights and layers (images and logits stay float32)",
+            choices=("fp32", "fp16", "bf16", "int8"),
             several=True,
         ),
         Option("batch", "batch", "N fixes the batch size, else it is free"),
@@ -36,12 +37,18 @@ _NO_BF16 = "onnxruntime has no bf16 convolution for CPUs"
 
 
 def write(
-    network: Program | nn.Module, path: Path, *, opset: int | None = None, batch: int | None = None, precision: str = "fp32"
+    network: Program | nn.Module,
+    path: Path,
+    *,
+    opset: int | None = None,
+    batch: int | None = None,
+    precision: str = "fp32",
+    quantization: Quantization | None = None,
 ) -> Written:
     """Write one ONNX file, weights included. ``batch`` None leaves the batch dynamic. The same network gives the same bytes.
 
-    ``precision`` is that of weights and layers; images and logits are always float32. Raises InputRefused for an impossible opset, batch or
-    precision.
+    ``precision`` is that of weights and layers; images and logits are always float32. ``quantization`` is what int8 needs, of this network;
+    see exporters/onnx/quantized.py. Raises InputRefused for an impossible opset, batch or precision, and for int8 without a quantization.
     """
     with deferred_interrupts():
         import onnx
@@ -50,7 +57,11 @@ def write(
     from cnet_deploy.program.program import Program
 
     libraries = {"onnx": onnx.__version__}
-    if isinstance(network, Program):
+    if precision == "int8":
+        from cnet_deploy.exporters.onnx.quantized import build_quantized
+
+        model = build_quantized(*require_quantization(network, quantization), opset=opset, batch=batch)
+    elif isinstance(network, Program):
         model = build_graph(network, opset=opset, batch=batch, precision=precision)
     else:
         import torch

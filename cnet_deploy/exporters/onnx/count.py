@@ -18,6 +18,8 @@ _TYPES = onnx.TensorProto
 _PRECISIONS = {
     _TYPES.FLOAT: "fp32", _TYPES.FLOAT16: "fp16", _TYPES.BFLOAT16: "bf16", _TYPES.DOUBLE: "fp64", _TYPES.INT8: "int8", _TYPES.UINT8: "int8",
 }  # fmt: skip
+_FLOATS = (_TYPES.FLOAT, _TYPES.FLOAT16, _TYPES.BFLOAT16)
+_STEPS = ("QuantizeLinear", "DequantizeLinear")
 
 
 def count(data: bytes) -> Inside:
@@ -25,7 +27,14 @@ def count(data: bytes) -> Inside:
     model = parse_onnx(data)
     stated = read_metadata({entry.key: entry.value for entry in model.metadata_props})
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    steps = {name for node in model.graph.node if node.op_type in _STEPS for name in node.input[1:]}  # scales and zero points
+    quantized = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == _STEPS[1] and node.input[0] in weights}
+    weights.update({given: weights[name] for name, given in quantized.items()})
+    params = (
+        math.prod(tensor.dims)
+        for tensor in model.graph.initializer
+        if tensor.name in quantized or (tensor.data_type in _FLOATS and tensor.name not in steps)
+    )
     try:
         remarks = outline(data).remarks()
     except NotPlain as reason:
@@ -43,7 +52,7 @@ def count(data: bytes) -> Inside:
     }
     return Inside(
         dict(Counter(node.op_type for node in model.graph.node).most_common()), macs,
-        sum(math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in floats),
+        sum(params),
         stated.architecture, stated.preprocessing, stated.class_names, _precision(model), details,
     )  # fmt: skip
 

@@ -39,6 +39,12 @@ def build_graph(program: Program, *, opset: int | None = None, batch: int | None
     """
     if precision not in PRECISIONS:
         raise InputRefused(f"precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    return model_of(program, Graph(precision), opset=opset, batch=batch)
+
+
+def model_of(program: Program, graph: Graph, *, opset: int | None, batch: int | None) -> onnx.ModelProto:
+    """The model of a Program whose nodes an empty ``graph`` makes; the rest as in ``build_graph``."""
+    precision = graph.precision
     opset = default_opset(precision) if opset is None else opset
     if type(opset) is not int or opset not in OPSETS:
         raise InputRefused(f"opset {opset!r}; expected {OPSETS.start} to {OPSETS.stop - 1}")
@@ -47,7 +53,6 @@ def build_graph(program: Program, *, opset: int | None = None, batch: int | None
     if batch is not None and (type(batch) is not int or batch < 1):
         raise InputRefused(f"batch {batch!r}; expected at least 1, or leave it out for a dynamic batch")
     arch = program.architecture
-    graph = _Graph(precision)
     x = graph.cast(INPUT, "input", precision)
     x = graph.node(
         "Conv", program.stem.name, [x, graph.constant(f"{program.stem.name}.weight", program.stem.weight)],
@@ -77,8 +82,11 @@ def build_graph(program: Program, *, opset: int | None = None, batch: int | None
     return model
 
 
-class _Graph:
-    """Collects nodes and constants. A node and its output are named after the layer."""
+class Graph:
+    """Collects nodes and constants. A node and its output are named after the layer.
+
+    ``reads`` and ``weight`` are given what the body's convolutions and the classifier work on; a graph in integers adds nodes there.
+    """
 
     def __init__(self, precision: str) -> None:
         self.precision = precision
@@ -91,7 +99,7 @@ class _Graph:
             if self.precision == "fp16" and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
                 raise InputRefused(f"{name} holds {np.abs(values).max():.3g}, which is beyond fp16; expected bf16 or fp32 for this network")
             values = values.astype(helper.tensor_dtype_to_np_dtype(_TYPES[self.precision]))
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        self.constants.append(numpy_helper.from_array(np.asarray(values, order="C"), name))
         return name
 
     def cast(self, x: str, name: str, precision: str, output: str | None = None) -> str:
@@ -100,11 +108,22 @@ class _Graph:
 
     def filled(self, value: float, size: int) -> str:
         """A constant vector of one value, shared by all nodes."""
-        name = f"{'ones' if value else 'zeros'}_{size}"
+        return self.shared(f"{'ones' if value else 'zeros'}_{size}", np.full(size, value, np.float32))
+
+    def shared(self, name: str, values: npt.NDArray[Any]) -> str:
+        """A constant that several nodes read."""
         if name not in self._shared:
             self._shared.add(name)
-            self.constant(name, np.full(size, value, np.float32))
+            self.constant(name, values)
         return name
+
+    def reads(self, name: str, x: str, place: str) -> str:  # noqa: ARG002 - what a graph in integers names nodes by
+        """What the convolution ``name`` reads instead of ``x``; ``place`` tells apart what is on the way to it."""
+        return x
+
+    def weight(self, name: str, values: npt.NDArray[np.float32]) -> str:
+        """The weights [rows, …] of the convolution or classifier ``name``."""
+        return self.constant(f"{name}.weight", values)
 
     def node(self, operator: str, name: str, inputs: Sequence[str], output: str | None = None, **attributes: Any) -> str:
         output = output or f"{name}.{operator.lower()}"
@@ -112,43 +131,51 @@ class _Graph:
         return output
 
 
-def _dense_layer(graph: _Graph, x: str, layer: DenseLayer) -> str:
+def second(layer: DenseLayer) -> str:
+    """The name of a layer's 3x3."""
+    return f"{layer.name}.conv_2"
+
+
+def _dense_layer(graph: Graph, x: str, layer: DenseLayer) -> str:
     rows = _rows(graph, x, layer.pointwise)
-    rows = graph.node("Relu", f"{layer.name}.conv_2.relu", [rows])  # before the reorder, so that runtimes fuse it into the 1x1
+    rows = graph.node("Relu", f"{second(layer)}.relu", [rows])  # before the reorder, so that runtimes fuse it into the 1x1
+    name = second(layer)
+    rows = graph.reads(name, rows, "input")
     middle = _reorder(graph, rows, layer.pointwise)
-    weight = graph.constant(f"{layer.name}.conv_2.weight", layer.weight)
-    new = graph.node("Conv", f"{layer.name}.conv_2", [middle, weight], group=layer.groups, kernel_shape=[3, 3], pads=[1] * 4)
+    if middle != rows:
+        middle = graph.reads(name, middle, "ordered")
+    new = graph.node("Conv", name, [middle, graph.weight(name, layer.weight)], group=layer.groups, kernel_shape=[3, 3], pads=[1] * 4)
     return graph.node("Concat", layer.name, [x, new], axis=1)
 
 
-def _transition(graph: _Graph, x: str, layer: Transition) -> str:
+def _transition(graph: Graph, x: str, layer: Transition) -> str:
     if layer.pointwise is not None:
         x = _reorder(graph, _rows(graph, x, layer.pointwise), layer.pointwise)
     return graph.node("AveragePool", layer.name, [x], kernel_shape=[2, 2], strides=[2, 2])
 
 
-def _rows(graph: _Graph, x: str, layer: Pointwise) -> str:
+def _rows(graph: Graph, x: str, layer: Pointwise) -> str:
     """Gather, batch norm, ReLU, 1x1: the convolution's rows, not yet reordered."""
     x = _gather(graph, x, f"{layer.name}.index", layer.index, layer.in_channels)
     x = graph.node("Relu", layer.name, [_affine(graph, x, f"{layer.name}.norm", layer.scale, layer.shift)])
-    inputs = [x, graph.constant(f"{layer.name}.weight", layer.weight[:, :, None, None])]
+    inputs = [graph.reads(layer.name, x, "input"), graph.weight(layer.name, layer.weight[:, :, None, None])]
     if layer.bias.any():
         inputs.append(graph.constant(f"{layer.name}.bias", layer.bias))
     return graph.node("Conv", layer.name, inputs, group=layer.groups, kernel_shape=[1, 1])
 
 
-def _reorder(graph: _Graph, rows: str, layer: Pointwise) -> str:
+def _reorder(graph: Graph, rows: str, layer: Pointwise) -> str:
     return _gather(graph, rows, f"{layer.name}.order", layer.order, layer.order.size)
 
 
-def _gather(graph: _Graph, x: str, name: str, index: npt.NDArray[np.int64], channels: int) -> str:
+def _gather(graph: Graph, x: str, name: str, index: npt.NDArray[np.int64], channels: int) -> str:
     """Pick channels of ``x``, which has ``channels``; no node if the index keeps all in order."""
     if np.array_equal(index, np.arange(channels)):
         return x
     return graph.node("Gather", name, [x, graph.constant(name, index)], axis=1)
 
 
-def _affine(graph: _Graph, x: str, name: str, scale: npt.NDArray[np.float32], shift: npt.NDArray[np.float32]) -> str:
+def _affine(graph: Graph, x: str, name: str, scale: npt.NDArray[np.float32], shift: npt.NDArray[np.float32]) -> str:
     """Scale and shift as a batch norm with mean 0 and variance 1: a single node that every runtime supports, exact with epsilon 0."""
     size = scale.size
     parts = [
@@ -160,7 +187,7 @@ def _affine(graph: _Graph, x: str, name: str, scale: npt.NDArray[np.float32], sh
     return graph.node("BatchNormalization", name, [x, *parts], epsilon=0.0)
 
 
-def _pool(graph: _Graph, x: str, pool: Pool) -> str:
+def _pool(graph: Graph, x: str, pool: Pool) -> str:
     x = graph.node("Relu", pool.name, [_affine(graph, x, pool.name, pool.scale, pool.shift)])
     if pool.window is None:
         x = graph.node("GlobalAveragePool", pool.name, [x])
@@ -169,9 +196,9 @@ def _pool(graph: _Graph, x: str, pool: Pool) -> str:
     return graph.node("Flatten", pool.name, [x])
 
 
-def _head(graph: _Graph, features: str, head: Head) -> str:
+def _head(graph: Graph, features: str, head: Head) -> str:
     kept = _gather(graph, features, f"{head.name}.index", head.index, head.features)
-    parts = [graph.constant(f"{head.name}.weight", head.weight), graph.constant(f"{head.name}.bias", head.bias)]
+    parts = [graph.weight(head.name, head.weight), graph.constant(f"{head.name}.bias", head.bias)]
     if graph.precision == "fp32":
         return graph.node("Gemm", head.name, [kept, *parts], OUTPUT, transB=1)
     return graph.cast(graph.node("Gemm", head.name, [kept, *parts], transB=1), "logits", "fp32", OUTPUT)
