@@ -84,7 +84,8 @@ def test_runtimes_agree_with_the_standard(runtime: str, tmp_path: Path) -> None:
     """A value at the middle of two integers may go to either, so logits are equal but for a part of what int8 changes."""
     program, images, quantization = made()
     graph = build_quantized(program, quantization)
-    expected, exact = as_defined(graph, images[:2]), program.run(images[:2])
+    defined = as_defined(build_quantized(program, quantization, opset=21), images[:2])  # the oldest that the package has in numpy
+    exact = program.run(images[:2])
     if runtime == "openvino":
         pytest.importorskip("openvino", reason="needs the extra: cnet-deploy[openvino]")
     path = tmp_path / "m.onnx"
@@ -92,7 +93,7 @@ def test_runtimes_agree_with_the_standard(runtime: str, tmp_path: Path) -> None:
     assert path.read_bytes() == graph.SerializeToString(deterministic=True)
     with open_session(path, backend=runtime) as session:
         found = session.run(images[:2])
-    assert error(found, expected) < 0.02 and error(expected, exact) < 0.06
+    assert error(found, defined) < 0.02 and error(defined, exact) < 0.06
 
 
 def test_what_is_in_integers() -> None:
