@@ -12,6 +12,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 import cnet_deploy as cd
 from cnet_deploy.errors import InputRefused
@@ -47,7 +48,7 @@ def run(model: onnx.ModelProto, batch: Array) -> Array:
 
 def as_defined(model: onnx.ModelProto, batch: Array) -> Array:
     """The graph as the ONNX standard defines it."""
-    return np.asarray(onnx.reference.ReferenceEvaluator(model).run(None, {"input": batch})[0])
+    return np.asarray(ReferenceEvaluator(model).run(None, {"input": batch})[0])
 
 
 def error(found: Array, expected: Array) -> float:
@@ -210,7 +211,7 @@ def test_nearer_than_onnxruntime_s_own(converted: DenselyConnected, tmp_path: Pa
         def __init__(self) -> None:
             self._left = iter([{"input": images[place : place + 8]} for place in range(0, 32, 8)])
 
-        def get_next(self) -> dict[str, Array]:
+        def get_next(self) -> dict[str, Array]:  # called by quantize_static
             return next(self._left, {})
 
     quantize_static(
