@@ -67,9 +67,9 @@ def write(
 
     ``batch`` is (least, best, most) images per inference, or one number for all three; None: (1, 1, 32). ``workspace`` is the most device
     memory in bytes that a layer may use. ``timing_cache`` is a file that is read if it exists, and written. ``flavour`` forces "tensorrt"
-    or "tensorrt-rtx". ``quantization`` is what int8 needs, as for an ONNX file. ``progress`` gets a line of text and the share that is done (0 to 1). Raises InputRefused for impossible options and
-    for a graph that TensorRT refuses, Unavailable if no engine can be built, CheckFailed if the engine has another precision than
-    requested, KeyboardInterrupt if Ctrl-C ends the build.
+    or "tensorrt-rtx". ``quantization`` is what int8 needs, as for an ONNX file. ``progress`` gets a line of text and the share that is
+    done (0 to 1). Raises InputRefused for impossible options and for a graph that TensorRT refuses, Unavailable if no engine can be built,
+    CheckFailed if the engine has another precision than requested, KeyboardInterrupt if Ctrl-C ends the build.
     """
     if precision not in PRECISIONS:
         raise InputRefused(f"precision {precision!r}; expected one of {', '.join(PRECISIONS)}")

@@ -273,7 +273,8 @@ def _scaled(node: _Node, shapes: Mapping[str, Shape], weights: Mapping[str, Shap
 # The shape of what a node gives, and the work for each element of it.
 _RULES = {
     "Add": _sum, "AveragePool": _pooling, "BatchNormalization": _norm, "Cast": _same, "Concat": _concat, "Conv": _convolution,
-    "DequantizeLinear": _scaled, "Flatten": _flatten, "Gather": _gather, "Gemm": _product, "GlobalAveragePool": _whole_pooling, "Identity": _same,
+    "DequantizeLinear": _scaled, "Flatten": _flatten, "Gather": _gather, "Gemm": _product,
+    "GlobalAveragePool": _whole_pooling, "Identity": _same,
     "MaxPool": _pooling, "QuantizeLinear": _scaled, "Relu": _same,
 }  # fmt: skip
 

@@ -23,8 +23,9 @@ _MOST_FIELDS = 1 << 18  # the paper's largest networks have some 20,000
 def weights_precision(data: bytes) -> str | None:
     """The most exact precision among the weights that convolutions and matrix products read: "fp32", "fp16" or "bf16".
 
-    "int8" where any of them reads bytes through a DequantizeLinear: a network in int8 has layers that are more exact, the stem at least, but
-    its logits are not. None where no such weight is found: in a file that is damaged, that has more fields than any network, or that computes its weights.
+    "int8" where any of them are bytes behind a DequantizeLinear: a network in int8 has layers that are more exact, the stem at least, but
+    its logits are not. None where no such weight is found: in a file that is damaged, that has more fields than any network, or that
+    computes its weights.
     """
     left = iter(range(_MOST_FIELDS))
     types: dict[bytes, int] = {}

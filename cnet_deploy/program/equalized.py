@@ -1,9 +1,9 @@
 """A Program that computes the same, with the planes that its convolutions read brought to one range.
 
-A format with one scale for a whole tensor gives few steps to the planes that are small. But a ReLU lets positive factors pass, so each plane
-can have a factor of its own: before a 1x1 it goes into scale and shift, between the convolutions into the rows of the 1x1, and its inverse
-into the weights of what reads the plane (Nagel et al., "Data-free quantization through weight equalization and bias correction", 2019, which
-chooses factors from weights; here they are the measured ranges). Then weights also have the size of what they contribute.
+A format with one scale for a whole tensor gives few steps to the planes that are small. But a ReLU lets positive factors pass, so each
+plane can have a factor of its own: before a 1x1 it goes into scale and shift, between the convolutions into the rows of the 1x1, and its
+inverse into the weights of what reads the plane (Nagel et al., "Data-free quantization through weight equalization and bias correction",
+2019, which chooses factors from weights; here they are the measured ranges). Then weights also have the size of what they contribute.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import numpy as np
 import numpy.typing as npt
 
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.program.program import Array, DenseLayer, Floats, Head, Pointwise, Pool, Program
+from cnet_deploy.program.program import Array, DenseLayer, Floats, Head, Pointwise, Pool, Program, Transition
 
 Doubles = npt.NDArray[np.float64]
 _LEAST = 2.0**-10  # of the largest range in its layer: what a plane counts for that was always 0
 
 
 def equalized(program: Program, ranges: Mapping[str, Floats], top: float, *, kept: Collection[str] = ()) -> Program:
-    """``program`` with all that its 1x1, 3x3 and classifier read within 0 and ``top``, but for the dense layers ``kept``, which stay as they are.
+    """``program`` with all that its 1x1, 3x3 and classifier read within 0 and ``top``, but for the dense layers ``kept``.
 
     ``ranges`` [2, C] are those of a Calibration of this Program. What is beyond them on other images is beyond ``top``, too. Raises
     InputRefused for ranges of another network.
     """
     _require_ranges(program, ranges)
     planes = np.asarray(ranges[program.stem.name], np.float64)
-    body = []
+    body: list[DenseLayer | Transition] = []
     for layer in program.body:
         if isinstance(layer, DenseLayer):
             if layer.name not in kept:

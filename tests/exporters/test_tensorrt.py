@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
@@ -21,11 +22,14 @@ from cnet_deploy.cli import main
 from cnet_deploy.errors import CheckFailed, InputRefused, Unavailable
 from cnet_deploy.exporters import tensorrt
 from cnet_deploy.exporters.onnx.graph import build_graph
+from cnet_deploy.exporters.onnx.quantized import build_quantized
 from cnet_deploy.hardware import tensorrt as tensorrt_flavours
 from cnet_deploy.hardware.cuda import why_no_device
 from cnet_deploy.models.build import build_named
 from cnet_deploy.models.condensenet import DenselyConnected
+from cnet_deploy.program.calibration import calibrate
 from cnet_deploy.program.lower import lower
+from cnet_deploy.program.quantize import Quantization
 from tests.cases import few, long
 from tests.old_outputs import old_output
 
@@ -50,6 +54,44 @@ def test_the_real_checkpoint_in_every_precision(converted: DenselyConnected, tmp
         assert found.details["precision_source"] == "network" and found.unverified and done.unverified
         assert found.proof is not None and len(found.proof["logits"]) == 2
     assert found.source_sha256
+
+
+def test_int8_with_a_layer_that_is_kept(converted: DenselyConnected, tmp_path: Path) -> None:
+    program = lower(converted)
+    images = np.random.default_rng(0).standard_normal((4, *program.architecture.image_shape), np.float32)
+    quantization = Quantization(calibrate(program, images), frozenset([program.body[0].name]))
+    with pytest.raises(InputRefused, match="--calibrate DATA"):
+        tensorrt.write(program, tmp_path / "m.engine", precision="int8", **RTX)
+    done = tensorrt.write(program, tmp_path / "m.engine", precision="int8", batch=1, quantization=quantization, **RTX)
+    # 11 layers of a 1x1 and a 3x3 in int8; the first layer, the first convolution and the classifier are not.
+    assert done.precision == "int8" and done.details["multiplying_layers"] == {"fp32": 4, "int8": 22}
+    assert (tmp_path / "m.engine").stat().st_size > 0 and done.details["opset"] == 17
+
+
+def test_the_flag_for_int8_where_types_are_not_the_graph_s(converted: DenselyConnected, monkeypatch: pytest.MonkeyPatch) -> None:
+    """8.6 has a flag; a network in int8 that is not strongly typed needs it."""
+    program = lower(converted)
+    quantization = Quantization(calibrate(program, np.zeros((2, *program.architecture.image_shape), np.float32)))
+    found = tensorrt_flavours.find("tensorrt-rtx")
+    build = tensorrt._Build(found, build_quantized(program, quantization), program)
+    given: list[str] = []
+
+    class Stop(Exception):
+        pass
+
+    def stop(flag: str) -> None:
+        given.append(flag)
+        raise Stop
+
+    old = tensorrt_flavours.Flavour("tensorrt", found.module, "8.6.1", (8, 6, 1))
+    monkeypatch.setattr(build, "_flavour", old)
+    monkeypatch.setattr(build, "_trt", SimpleNamespace(BuilderFlag=SimpleNamespace(TF32="TF32", INT8="INT8")))
+    monkeypatch.setattr(
+        build, "_builder", SimpleNamespace(create_builder_config=lambda: SimpleNamespace(set_flag=stop, clear_flag=lambda _: None))
+    )
+    with pytest.raises(Stop):
+        build.configure("int8", (1, 1, 1), None)
+    assert given == ["INT8"]
 
 
 @pytest.mark.parametrize("name", few(["condensenet-74-g8", "condensenet-74-g4"]))

@@ -118,3 +118,22 @@ def test_damage_is_no_crash_and_what_stays_plain_is_an_onnx_file_to_others(graph
     assert not parsed.functions and {node.op_type for node in parsed.graph.node} <= {node.op_type for node in graph.graph.node} | {
         "Identity"
     }
+
+
+def quantized(axis: int = 1, scale: tuple[int, ...] = (), **attributes: int) -> bytes:
+    """An image that is quantised and back."""
+    tensors = [numpy_helper.from_array(np.ones(scale, np.float32), "scale"), numpy_helper.from_array(np.zeros(scale, np.int8), "zero")]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["input", "scale", "zero"], ["whole"], axis=axis, **attributes),
+        helper.make_node("DequantizeLinear", ["whole", "scale", "zero"], ["logits"], axis=axis),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 8, 8]) for name in ("input", "logits")]
+    return helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)).SerializeToString()
+
+
+def test_what_is_quantised_is_plain() -> None:
+    require_plain(quantized())
+    require_plain(quantized(scale=(3,)))
+    for wrong in (quantized(scale=(4,)), quantized(axis=7), quantized(block_size=2), quantized(axis=-1, scale=(3,))):
+        with pytest.raises(NotPlain):
+            require_plain(wrong)

@@ -28,6 +28,7 @@ FLOAT = layer("CaskConvolution", ("Row major linear FP32", "Row major linear FP3
 MYELIN = layer("gemm", ("Half", "Half"), "sm80_xmma_gemm_f16f16_f16f32_f32_tn")
 BRAIN = layer("conv", ("BFloat16", "BFloat16"))
 NEWEST = layer("CaskConvolution", ("Half", "Half"), key="DataType")
+BYTES = layer("CaskConvolution", ("Int8", "Float"), key="DataType")
 CAST = layer("kgen", ("Float", "Half"))
 REFORMAT = layer("Reformat", ("Row major linear FP32", "Row major linear FP32"))
 TF32 = layer("CaskConvolution", ("Row major linear FP32", "Row major linear FP32"), "sm80_xmma_fprop_tf32f32_tf32f32_f32")
@@ -41,6 +42,9 @@ def test_layers_are_counted() -> None:
     of_engine(told(BRAIN, CAST)).check("bf16")
     of_engine(told(FLOAT, REFORMAT)).check("fp32")
     of_engine(told(FLOAT, TF32)).check("tf32")
+    of_engine(told(BYTES, BYTES, FLOAT)).check("int8", floats=1)
+    with pytest.raises(CheckFailed, match="the engine is not int8: of its layers that multiply, 1 are in int8, 2 in fp32"):
+        of_engine(told(BYTES, FLOAT, FLOAT)).check("int8", floats=1)
 
 
 @pytest.mark.parametrize(

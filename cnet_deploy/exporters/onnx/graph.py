@@ -99,7 +99,7 @@ class Graph:
             if self.precision == "fp16" and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
                 raise InputRefused(f"{name} holds {np.abs(values).max():.3g}, which is beyond fp16; expected bf16 or fp32 for this network")
             values = values.astype(helper.tensor_dtype_to_np_dtype(_TYPES[self.precision]))
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        self.constants.append(numpy_helper.from_array(np.asarray(values, order="C"), name))
         return name
 
     def cast(self, x: str, name: str, precision: str, output: str | None = None) -> str:
@@ -117,7 +117,7 @@ class Graph:
             self.constant(name, values)
         return name
 
-    def reads(self, name: str, x: str, place: str) -> str:
+    def reads(self, name: str, x: str, place: str) -> str:  # noqa: ARG002 - what a graph in integers names nodes by
         """What the convolution ``name`` reads instead of ``x``; ``place`` tells apart what is on the way to it."""
         return x
 
