@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -27,14 +27,39 @@ _TOGETHER = 8  # images at a time
 class Calibration:
     """``ranges`` [2, C] has the least and the largest value of each plane, by the names that ``Program.run`` gives to its observer.
 
-    ``images`` is their number, ``digest`` the SHA-256 of the images as the network reads them, ``constant`` whether all are equal.
+    ``images`` is their number, ``digest`` the SHA-256 of the images as the network reads them, ``network`` that of the Program's arrays
+    (see ``digest_of``), ``constant`` whether all images are equal.
     """
 
     method: Method
     ranges: Mapping[str, Floats]
     images: int
     digest: str
+    network: str
     constant: bool = False
+
+    def require_of(self, program: Program) -> None:
+        """Raise InputRefused for a Program that this is not a calibration of: another network, or the same in another form."""
+        if self.network != digest_of(program):
+            raise InputRefused("the calibration is of another network, or of this one in another form; calibrate this one: give images")
+
+
+def digest_of(program: Program) -> str:
+    """The SHA-256 of a Program's arrays, which differ between its forms too."""
+    hashed = hashlib.sha256()
+
+    def add(part: object) -> None:
+        if isinstance(part, np.ndarray):
+            hashed.update(repr((part.dtype.str, part.shape)).encode() + np.ascontiguousarray(part).tobytes())
+        elif isinstance(part, tuple):
+            for value in part:
+                add(value)
+        elif part is not None and is_dataclass(part):
+            for field in fields(part):
+                add(getattr(part, field.name))
+
+    add((program.stem, program.body, program.pool, program.head))
+    return hashed.hexdigest()
 
 
 def calibrate(
@@ -92,7 +117,9 @@ def calibrate(
         ranges = {name: _cut(whole[name], cut(counts[name])) for name in whole}
     digest = hashlib.sha256(np.ascontiguousarray(images, np.float32).tobytes()).hexdigest()
     constant = bool((images == images[:1]).all()) and len(images) > 1
-    return Calibration(method, {name: found.astype(np.float32) for name, found in ranges.items()}, len(images), digest, constant)
+    return Calibration(
+        method, {name: found.astype(np.float32) for name, found in ranges.items()}, len(images), digest, digest_of(program), constant
+    )
 
 
 def _cut(whole: Array, bins: Array) -> Array:

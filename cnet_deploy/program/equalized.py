@@ -14,7 +14,6 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from cnet_deploy.errors import InputRefused
 from cnet_deploy.program.program import Array, DenseLayer, Floats, Head, Pointwise, Pool, Program, Transition
 
 Doubles = npt.NDArray[np.float64]
@@ -24,10 +23,8 @@ _LEAST = 2.0**-10  # of the largest range in its layer: what a plane counts for 
 def equalized(program: Program, ranges: Mapping[str, Floats], top: float, *, kept: Collection[str] = ()) -> Program:
     """``program`` with all that its 1x1, 3x3 and classifier read within 0 and ``top``, but for the dense layers ``kept``.
 
-    ``ranges`` [2, C] are those of a Calibration of this Program. What is beyond them on other images is beyond ``top``, too. Raises
-    InputRefused for ranges of another network.
+    ``ranges`` [2, C] are those of a Calibration of this Program. What is beyond them on other images is beyond ``top``, too.
     """
-    _require_ranges(program, ranges)
     planes = np.asarray(ranges[program.stem.name], np.float64)
     body: list[DenseLayer | Transition] = []
     for layer in program.body:
@@ -45,20 +42,6 @@ def equalized(program: Program, ranges: Mapping[str, Floats], top: float, *, kep
             planes = np.asarray(ranges[layer.pointwise.name], np.float64)
     pool, head = _end_to(top, program.pool, program.head, planes)
     return replace(program, body=tuple(body), pool=pool, head=head)
-
-
-def _require_ranges(program: Program, ranges: Mapping[str, Floats]) -> None:
-    expected = {program.stem.name: len(program.stem.weight)}
-    for layer in program.body:
-        if layer.pointwise is not None:
-            expected[layer.pointwise.name] = layer.pointwise.order.size
-        if isinstance(layer, DenseLayer):
-            expected[layer.name] = len(layer.weight)
-    for name, channels in expected.items():
-        if name not in ranges or ranges[name].shape != (2, channels):
-            raise InputRefused(
-                f"the calibration has no ranges of the {channels} channels of {name}; it is of another network: calibrate this one"
-            )
 
 
 def _factors(top: float, scale: Floats, shift: Floats, planes: Doubles) -> Doubles:

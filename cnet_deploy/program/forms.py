@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.program.program import DenseLayer, Floats, Head, Indices, Pointwise, Pool, Program, Transition
+from cnet_deploy.program.program import DenseLayer, Head, Indices, Pointwise, Pool, Program, Transition
 
 FORMS = ("gather", "dense", "absorbed")
 
@@ -65,32 +65,6 @@ def rewrite(program: Program, forms: str | Mapping[str, str]) -> Program:
     if form != "gather" or _is_all(program.head.index, head.features):  # a classifier that reads all features gathers none
         head = _dense_head(head)
     return replace(program, body=tuple(body), pool=_relabelled(program.pool, place), head=head)
-
-
-def ranges_in(program: Program, forms: str | Mapping[str, str], ranges: Mapping[str, Floats]) -> dict[str, Floats]:
-    """The ranges [2, C] of a Calibration of ``program`` in the order that ``rewrite(program, forms)`` has its channels in.
-
-    Forms permute what 1x1 convolutions write, and their biases with it: ranges in the place of biases arrive where they belong.
-    """
-    moved = dict(ranges)
-    ends = [rewrite(_with_biases(program, ranges, end), forms) for end in (0, 1)]
-    for layers in zip(*(end.body for end in ends), strict=True):
-        found = [layer.pointwise for layer in layers if layer.pointwise is not None]
-        if found:
-            moved[found[0].name] = np.stack([conv.bias[conv.order] for conv in found])
-    return moved
-
-
-def _with_biases(program: Program, ranges: Mapping[str, Floats], end: int) -> Program:
-    body: list[DenseLayer | Transition] = []
-    for layer in program.body:
-        conv = layer.pointwise
-        if conv is not None:
-            bias = np.zeros(len(conv.weight), np.float32)
-            bias[conv.order] = ranges[conv.name][end]
-            layer = replace(layer, pointwise=replace(conv, bias=bias))
-        body.append(layer)
-    return replace(program, body=tuple(body))
 
 
 def dense_pointwise(program: Program) -> Program:

@@ -60,7 +60,11 @@ def quantize(
 
 
 def quantized(program: Program, calibration: Calibration, *, int16: Collection[str] = ()) -> QuantizedProgram:
-    """``quantize`` from ranges that are known. Raises InputRefused for a layer that there is not."""
+    """``quantize`` from ranges that are known.
+
+    Raises InputRefused for a layer that there is not, and for a calibration of another Program.
+    """
+    calibration.require_of(program)
     names = [layer.name for layer in program.body if isinstance(layer, DenseLayer)]
     if unknown := sorted(set(int16) - set(names)):
         raise InputRefused(f"no layer is called {', '.join(unknown)}; expected some of {', '.join(names)}")

@@ -120,7 +120,7 @@ def quantization_for(
             notify(line)
     measured = _labelled(wanted, images, network, _part(progress, 0.05, 0.1)) if wanted.budget is not None else None
     if isinstance(wanted.calibration, Calibration):
-        _require_of(wanted.calibration, network)
+        wanted.calibration.require_of(network)
         calibration = wanted.calibration
     else:
         assert chosen is not None
@@ -155,18 +155,6 @@ def _labelled(wanted: Wanted, images: Images | None, network: Program, progress:
         "an accuracy budget needs images whose classes are known, and there are none; expected a dataset's folder, or a CIFAR binary file, "
         "for --calibrate, or such a file for --images"
     )
-
-
-def _require_of(calibration: Calibration, network: Program) -> None:
-    """Raise InputRefused for a calibration of another network."""
-    widths = {network.stem.name: len(network.stem.weight)}
-    for layer in network.body:
-        if isinstance(layer, DenseLayer):
-            widths[layer.name] = len(layer.weight)
-        if layer.pointwise is not None:
-            widths[layer.pointwise.name] = layer.pointwise.order.size
-    if {name: found.shape for name, found in calibration.ranges.items()} != {name: (2, width) for name, width in widths.items()}:
-        raise InputRefused("the calibration is of another network; expected one of this network, or images: calibrate")
 
 
 def _part(progress: Progress, start: float, end: float) -> Progress:

@@ -30,11 +30,12 @@ LEVELS = 127
 
 
 def build_quantized(program: Program, quantization: Quantization, *, opset: int | None = None, batch: int | None = None) -> onnx.ModelProto:
-    """``build_graph`` in int8. The calibration is one of this Program, with its blocks in this form (see ``forms.ranges_in``).
+    """``build_graph`` in int8. The calibration is one of this Program, with its blocks in this form.
 
     Layers that ``quantization`` keeps are as in fp32. The same Program and Quantization give the same bytes. Raises InputRefused as
-    ``build_graph`` does, for a layer that there is not, and for ranges of another network.
+    ``build_graph`` does, for a layer that there is not, and for a calibration of another Program.
     """
+    quantization.calibration.require_of(program)
     layers = {layer.name: layer for layer in program.body if isinstance(layer, DenseLayer)}
     if unknown := sorted(quantization.kept - layers.keys()):
         raise InputRefused(f"no layer is called {', '.join(unknown)}; expected some of {', '.join(layers)}")
