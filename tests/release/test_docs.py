@@ -22,6 +22,7 @@ from cnet_deploy.benchmarks.measure.samples import milliseconds
 from cnet_deploy.benchmarks.sweep.paper import paper_ratio
 from cnet_deploy.benchmarks.sweep.results import read_report
 from tests.cases import exhaustive
+from tests.release.pages import RECORDED
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cnet_deploy"
@@ -29,7 +30,6 @@ FOLDERS = ("cnet_deploy", "docs", "examples", "tests", ".ci", ".github")
 PAGES = sorted([*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))])
 SOURCES = {".py", ".md", ".c", ".h", ".cpp", ".hpp", ".toml", ".yml"}  # a name that ends so is a file of the repository
 THE_REFERENCES = {"main.py"}
-RECORDED = PACKAGE / "benchmarks" / "results" / "amd-epyc-2-cores"
 
 
 def words(text: str) -> str:
