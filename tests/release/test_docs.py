@@ -162,7 +162,7 @@ def test_figures_in_the_readme_are_the_recorded_ones() -> None:
         ]  # fmt: skip
         assert f"| G=C={groups} | {' | '.join(figures)} |" in readme
         shown = [milliseconds(result.median) for result in row.results]
-        assert [result.cell.backend for result in row.results] == ["torch", "onnxruntime", "native"]
+        assert [result.cell.backend for result in row.results] == ["torch", "onnxruntime", "native", "native.int8"]
         first = f"| G=C={groups} ({row.top1_error:.1f} %"
         (line,) = (text for text in readme.splitlines() if text.startswith(first))
         assert line.endswith(f"| {' | '.join(f'{figure} ms' for figure in shown)} |")

@@ -492,7 +492,7 @@ def test_clang_compiles_the_same_network(
         check(made, program, pixels_for(program, 2))
 
 
-@exhaustive("test_the_compiler_from_pypi_answers")
+@long
 def test_the_compiler_from_pypi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system_tool: Callable[[str], str]) -> None:
     """For this machine and for another, with nothing of the system's on the path."""
     pytest.importorskip("ziglang", reason="needs the extra: cnet-deploy[compiler]")

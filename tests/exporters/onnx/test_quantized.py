@@ -184,7 +184,11 @@ def refusals() -> Iterator[tuple[str, dict[str, Any], str]]:
         "networks of the CondenseNet family",
     )
     yield "unknown layer", {"network": program, "quantization": replace(quantization, kept=frozenset(["x"]))}, "no layer is called x"
-    yield "another network", {"network": program, "quantization": other}, "it is of another network: calibrate this one"
+    yield (
+        "another network",
+        {"network": program, "quantization": other},
+        "is of another network, or of this one in another form; calibrate this one",
+    )
     yield "opset", {"network": program, "quantization": quantization, "opset": 16}, "expected 17 to 22"
 
 
