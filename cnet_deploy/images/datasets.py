@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.files import digest, read_bytes
+from cnet_deploy.files import digest, exists, read_bytes
 from cnet_deploy.images.cifar_pickle import read_arrays
 from cnet_deploy.images.decode import cifar_records, entries_of, images_in, not_taken, refuse_url, resized
 from cnet_deploy.images.image_file import IMAGE_SUFFIXES, opened_image, orientation
@@ -222,7 +222,8 @@ def open_for_calibration(path: Path | str, classes: int) -> Dataset | None:
         if path.is_file():
             return _binary(path.name, [path], classes, None) if path.suffix == ".bin" else None
         if not path.is_dir():
-            raise InputRefused(f"{path}: no such file or folder; expected images, or a folder with {LAYOUTS}")
+            what = "is a device or pipe" if exists(path) else "no such file or folder"
+            raise InputRefused(f"{path}: {what}; expected images, or a folder with {LAYOUTS}")
         for folder in (path, *(path / name for name in _OFFICIAL)):
             if folder.is_dir() and (part := _part_of({entry.name for entry in folder.iterdir()})):
                 return _official(folder, part)

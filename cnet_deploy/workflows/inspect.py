@@ -275,6 +275,8 @@ def _inspect_by_manifest(pair: Pair) -> Inspection:
 def _inspect_inside(pair: Pair, container: str, inside: Inside) -> Inspection:
     """Describe an artifact that can be read without being run."""
     details = dict(inside.details)
+    if inside.precision is not None:
+        details["weights"] = inside.precision  # of the file itself, whatever its manifest has
     if inside.class_names:
         details["class_names"] = list(inside.class_names)
     if inside.preprocessing is not None:
