@@ -120,7 +120,8 @@ class Points(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         except ValueError:
             number = math.nan
         if not 0 <= number < 100:
-            self.fail(f"{value!r} is no accuracy budget; expected points of top-1 accuracy from 0 to less than 100, with a percent sign, as 0.5%", param, ctx)
+            expected = "points of top-1 accuracy from 0 to less than 100, with a percent sign, as 0.5%"
+            self.fail(f"{value!r} is no accuracy budget; expected {expected}", param, ctx)
         return number
 
 
