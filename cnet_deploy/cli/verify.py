@@ -38,8 +38,11 @@ def verify(artifact: Path, model: Path, as_json: bool, **options: Any) -> None:
     else:
         tell(*(c.summary() for c in comparisons))
     if failed := [c for c in comparisons if not c.passed]:
+        noise = failed[0].least_cosine is not None and len(comparisons) == 1  # which it may not have been calibrated for
+        then = "give --images as the network is used with, which then decide, or" if noise else ""
         raise CheckFailed(
-            f"{artifact}: outputs differ from those of {model} beyond the tolerance on {failed[0].inputs}; export it again from {model}"
+            f"{artifact}: outputs differ from those of {model} beyond the tolerance on {failed[0].inputs}; "
+            f"{then + ' ' if then else ''}export it again from {model}"
         )
     if not as_json:
         done = comparisons[0].converted

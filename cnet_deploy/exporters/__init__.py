@@ -55,8 +55,9 @@ def exporter(name: str) -> Callable[..., Written]:
 
 
 def options_of(name: str) -> frozenset[str]:
-    """The keywords that a target's ``write`` takes."""
-    return frozenset(key for key, p in inspect.signature(exporter(name)).parameters.items() if p.kind is p.KEYWORD_ONLY)
+    """The keywords that a target's ``write`` takes from users: all but ``quantization``, which `export` makes from theirs."""
+    keywords = {key for key, p in inspect.signature(exporter(name)).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    return frozenset(keywords - {"quantization"})
 
 
 def require_choices(name: str, options: Mapping[str, Any]) -> None:

@@ -51,6 +51,11 @@ class Layers:
         other = {name: count for name, count in sorted(self.multiplying.items()) if name != wanted}
         if 0 < other.get("fp32", 0) <= floats:
             del other["fp32"]
+            if not other and not self.multiplying[wanted]:
+                raise CheckFailed(
+                    f"nothing in the engine multiplies in {precision}: all layers that could were kept in fp32; allow a larger accuracy "
+                    "budget, calibrate on images as the network is used with, or build it in another precision"
+                )
         if other or not self.multiplying[wanted]:
             rest = ", ".join(f"{count} in {name}" for name, count in other.items()) or "and it lists no others"
             raise CheckFailed(

@@ -225,14 +225,13 @@ def _verify(
     """Compare the artifact with the model and add the result to the manifest; add a self-check if it can't be run here."""
     if written.unverifiable is not None:
         notify(f"not verified: {written.unverifiable}; the first opening where it can be run does so, by the manifest's self-check")
-        allowed = self_check.tolerance_of(written.precision)
+        allowed = self_check.tolerance_of(written.precision) if written.exact is None else self_check.EXACT
         if tolerance is not None and tolerance > allowed:
             log.warning(
                 "the self-check of an artifact allows at most %g for %s: that is used, not %g", allowed, written.precision, tolerance
             )
         allowed = allowed if tolerance is None else min(tolerance, allowed)
         run = written.exact or reference.run
-        allowed = allowed if written.exact is None else self_check.EXACT
         details = {**manifest.details, "verified": False, "reason": written.unverifiable}
         return replace(manifest, details=details, proof=self_check.make(run, reference.input_shape[1:], allowed)), []
     path = manifest_path(file)  # the file still has its temporary name, and a session reads the manifest beside it

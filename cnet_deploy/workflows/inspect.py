@@ -174,7 +174,7 @@ def _manifest(manifest: Mapping[str, Any]) -> list[str]:
     for entry in manifest["verification"]:
         error, scale, passed = entry.get("max_error"), entry.get("scale"), entry.get("passed")
         if isinstance(passed, bool) and isinstance(cosine := entry.get("cosine"), float) and "least_cosine" in entry:
-            state = "verified in int8" if passed else "DIFFERS from its model"
+            state = "run in int8" if entry.get("only_shown") else "verified in int8" if passed else "DIFFERS from its model"
             agreement = entry.get("agreement")
             same = f", {agreement:.2%} of answers the same" if isinstance(agreement, float) else ""
             lines.append(f"{state} on {entry.get('inputs')}: cosine {cosine:.5f}{same}")

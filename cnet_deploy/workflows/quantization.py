@@ -14,13 +14,14 @@ from cnet_deploy.errors import CheckFailed, InputRefused
 from cnet_deploy.exporters import target_of
 from cnet_deploy.images.datasets import Labels
 from cnet_deploy.images.decode import Images
+from cnet_deploy.images.inputs import type_in_words
 from cnet_deploy.images.preprocessing import Floats, Preprocessing
 from cnet_deploy.program.calibration import METHODS, Calibration, Method, Progress
 from cnet_deploy.program.program import DenseLayer, Program
 from cnet_deploy.program.quantize import Quantization
 from cnet_deploy.workflows import budget as budgets
 from cnet_deploy.workflows.budget import Accuracy, Run
-from cnet_deploy.workflows.calibration import Chosen, Data, calibrated, calibration_images, labelled_images
+from cnet_deploy.workflows.calibration import COUNT, Chosen, Data, calibrated, calibration_images, labelled_images
 from cnet_deploy.workflows.prepare import Notify
 from cnet_deploy.workflows.verify import Comparison
 
@@ -44,7 +45,10 @@ class Wanted:
         """Raise InputRefused for options that don't go together, before anything is read. ``form`` is that of `export`."""
         method = self.calibration
         if precision != INT8:
-            given = {"calibrate": self.calibrate, "accuracy_budget": self.budget, "calibration": None if method == METHODS[0] else method}
+            given = {
+                "calibrate": self.calibrate, "accuracy_budget": self.budget, "calibration": None if method == METHODS[0] else method,
+                "calibration_images": None if self.images == COUNT else self.images,
+            }  # fmt: skip
             if named := [name for name, value in given.items() if value is not None]:
                 raise InputRefused(f"{named[0]} was given for precision {precision or 'fp32'}; expected it with precision int8 alone")
             return
@@ -57,9 +61,17 @@ class Wanted:
             raise InputRefused("forms are not measured in int8; expected one of gather, dense, absorbed, or none")
         if not isinstance(method, Calibration) and method not in METHODS:
             raise InputRefused(f"no calibration is called {method!r}; expected one of {', '.join(METHODS)}")
+        if isinstance(self.images, bool) or not isinstance(self.images, int):
+            raise InputRefused(f"calibration_images is {type_in_words(self.images)}; expected a whole number from 1 to {MOST:,}")
         if not 1 <= self.images <= MOST:
             raise InputRefused(f"calibration_images is {self.images}; expected 1 to {MOST:,}")
-        if self.budget is not None and not 0 <= self.budget < 100:
+        if self.budget is None:
+            return
+        if isinstance(self.budget, bool) or not isinstance(self.budget, (int, float)):
+            raise InputRefused(
+                f"the accuracy budget is {type_in_words(self.budget)}; expected a number: points of top-1 accuracy, as 0.5 for half a point"
+            )
+        if not 0 <= self.budget < 100:
             raise InputRefused(f"the accuracy budget is {self.budget:g}; expected points of top-1 accuracy from 0 to less than 100")
 
 

@@ -48,7 +48,7 @@ class Real(Protocol):
         """Batches as the network reads them, with their labels."""
 
 
-_OPTIONAL = ("note", "converted", "least_cosine", "others")  # left out of the manifest where there are none
+_OPTIONAL = ("note", "converted", "least_cosine", "others", "only_shown")  # left out of the manifest where there are none
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Comparison:
     ``agreement`` is the share of inputs with the same top-1 class. ``top1`` and ``reference_top1`` are the top-1 accuracies of the
     artifact and the model, if labels are known. ``note`` says what was met where not both answer with logits: probabilities are compared
     with the softmax of logits, and all figures are of probabilities. ``converted`` says what was done to a training checkpoint before.
-    Artifacts in int8 are judged by ``least_cosine`` instead of the tolerance, and by ``others``, the share of inputs with clearly another
-    answer (see MARGIN), if it is not None.
+    Artifacts in int8 are judged by ``least_cosine`` beside the tolerance, and by ``others``, the share of inputs with clearly another
+    answer (see MARGIN), if it is not None. ``only_shown``: nothing but finite logits is asked, since other inputs are judged.
     """
 
     inputs: str
@@ -77,14 +77,17 @@ class Comparison:
     converted: str | None = None
     least_cosine: float | None = None
     others: float | None = None
+    only_shown: bool | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether the largest error is within the tolerance, or the answers are as int8 must give them. A NaN on either side fails."""
-        if self.least_cosine is not None:
-            finite = np.isfinite(self.scale) and np.isfinite(self.max_error)
-            return bool(finite and self.cosine >= self.least_cosine and (self.others or 0) <= OTHERS)
-        return bool(np.isfinite(self.scale) and self.max_error <= self.tolerance * self.scale)
+        """Whether the largest error is within the tolerance, and in int8 the answers are as they must be. A NaN on either side fails."""
+        if self.only_shown:
+            return bool(np.isfinite(self.scale) and np.isfinite(self.max_error))
+        close = np.isfinite(self.scale) and self.max_error <= self.tolerance * self.scale
+        if self.least_cosine is not None:  # a cosine does not see logits of another size, nor does an answer
+            return bool(close and self.cosine >= self.least_cosine and (self.others or 0) <= OTHERS)
+        return bool(close)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values."""
@@ -97,10 +100,12 @@ class Comparison:
         """One line of text."""
         what = "probabilities" if self.note else "logits"
         if self.least_cosine is not None:
-            text = f"{self.inputs}: cosine {self.cosine:.5f} (in int8 at least {self.least_cosine:g}), top-1 agreement {self.agreement:.2%}"
+            asked = "only shown: images decide" if self.only_shown else f"in int8 at least {self.least_cosine:g}"
+            text = f"{self.inputs}: cosine {self.cosine:.5f} ({asked}), top-1 agreement {self.agreement:.2%}"
             if self.others is not None:
                 text += f", clearly other answers {self.others:.2%} (at most {OTHERS:.0%})"
-            text += f", max error {self.max_error:.2e} on {what} up to {self.scale:.3g}"
+            allowed = "" if self.only_shown else f" (tolerance {self.tolerance * self.scale:.2e})"
+            text += f", max error {self.max_error:.2e} on {what} up to {self.scale:.3g}{allowed}"
         else:
             text = (
                 f"{self.inputs}: max error {self.max_error:.2e} and mean {self.mean_error:.2e} on {what} up to {self.scale:.3g} "
@@ -117,7 +122,7 @@ def compare(
 ) -> Comparison:  # fmt: skip
     """Run both on the same batches and compare their logits, or their probabilities where one of them answers with those.
 
-    With ``least_cosine`` they are judged by that and, with ``count_others``, by their answers (see Comparison). Raises InputRefused if
+    With ``least_cosine`` they are judged by that too and, with ``count_others``, by their answers (see Comparison). Raises InputRefused if
     their shapes differ.
     """
     ours, theirs, labels = [], [], []
@@ -175,8 +180,9 @@ def compare_all(
     """Compare on fresh random inputs of several batch sizes, and on ``images`` if given (preprocessed as the model's metadata says).
 
     ``tolerance`` is relative to the largest logit (None: that of the precision in which the artifact has its weights and computes, read
-    from the file itself; artifacts in int8 are then judged by their answers, on random images of bytes). ``real`` names the images. Raises
-    InputRefused if input sizes differ.
+    from the file itself). Artifacts in int8 read images as they say themselves, random ones of bytes too; without a ``tolerance`` their
+    answers count as well, and random images are judged only where there are no others: an artifact that was calibrated on dark or grey
+    images need not answer noise as its model does. ``real`` names the images. Raises InputRefused if input sizes differ.
     """
     precisions = session.precision, session.weights_precision
     least = cosine_of(*precisions) if tolerance is None else None
@@ -189,19 +195,26 @@ def compare_all(
         with naming("the model"):
             require_runnable(reference.architecture, session.input_shape[0] or MOST_RANDOM)
     seed = secrets.randbits(32)
-    steps = None if cosine_of(*precisions) is None else reference.preprocessing or session.preprocessing
-    noise = random_batches(session.input_shape, seed, steps)
-    what = "inputs" if steps is None else "images"
-    comparisons = [
-        compare(session.run, reference.run, noise, inputs=f"random {what} (seed {seed})", tolerance=tolerance, least_cosine=least)
-    ]
-    if images is not None and reference.preprocessing is not None:
-        prepared = images.batches(reference.preprocessing)
-        comparisons.append(
-            compare(session.run, reference.run, prepared, inputs=real, tolerance=tolerance, least_cosine=least,
-                    count_others=least is not None)
-        )  # fmt: skip
-    return comparisons
+    steps = preparation(session, reference)
+    quantized = cosine_of(*precisions) is not None
+    noise = random_batches(session.input_shape, seed, steps if quantized else None)
+    what = "images" if quantized and steps is not None else "inputs"
+    random = compare(session.run, reference.run, noise, inputs=f"random {what} (seed {seed})", tolerance=tolerance, least_cosine=least)
+    if images is None or steps is None:
+        return [random]
+    judged = compare(
+        session.run, reference.run, images.batches(steps), inputs=real, tolerance=tolerance, least_cosine=least,
+        count_others=least is not None,
+    )  # fmt: skip
+    return [random if least is None else replace(random, only_shown=True), judged]
+
+
+def preparation(session: Session, reference: Session) -> Preprocessing | None:
+    """How images are prepared to compare an artifact with its model: as the model says, and in int8 as the artifact says, whose first layer
+    computes bytes back with its own statistics."""
+    if cosine_of(session.precision, session.weights_precision) is None:
+        return reference.preprocessing
+    return session.preprocessing or reference.preprocessing
 
 
 def compare_exactly(session: Session, exact: Run, preprocessing: Preprocessing) -> Comparison:
@@ -267,9 +280,9 @@ def verify(
             log.warning("%s and %s: %s; answers to an image differ even where logits do not", artifact, model, "; ".join(apart))
         data = None
         if images is not None:
-            if reference.preprocessing is None:
+            if (steps := preparation(session, reference)) is None:
                 raise InputRefused(f"{model}: does not say how images are preprocessed; leave --images out")
-            data = read_images(images, reference.preprocessing, reference.classes)
+            data = read_images(images, steps, reference.classes)
         return [replace(one, converted=converted) for one in compare_all(session, reference, data, tolerance)]
 
 

@@ -35,6 +35,14 @@ TF32 = layer("CaskConvolution", ("Row major linear FP32", "Row major linear FP32
 SHAPE = layer("ShapeHostToDevice", ("Int64", "Int64"))
 
 
+def test_an_int8_engine_of_which_a_budget_kept_all_layers() -> None:
+    with pytest.raises(CheckFailed, match="all layers that could were kept in fp32; allow a larger accuracy budget"):
+        of_engine(told(FLOAT, FLOAT)).check("int8", floats=2)
+    with pytest.raises(CheckFailed, match="the engine is not int8: .*, 2 in fp32"):
+        of_engine(told(FLOAT, FLOAT)).check("int8", floats=1)
+    of_engine(told(FLOAT, FLOAT, BYTES)).check("int8", floats=2)
+
+
 def test_layers_are_counted() -> None:
     found = of_engine(told(HALF, MYELIN, NEWEST, CAST, REFORMAT, SHAPE, "a name alone"))
     assert found.to_dict() == {"precision_source": "engine", "layers": {"fp16": 4}, "multiplying_layers": {"fp16": 3}}

@@ -140,6 +140,7 @@ def test_what_the_artifact_itself_loses_counts(
     monkeypatch.setattr("cnet_deploy.workflows.quantization.budgets.within", lambda *_: holds)
     monkeypatch.setattr("cnet_deploy.workflows.verify.OTHERS", 1.0)
     monkeypatch.setattr("cnet_deploy.workflows.verify.cosine_of", lambda *_: -1.0)
+    monkeypatch.setattr("cnet_deploy.workflows.verify.tolerance_of", lambda *_: 10.0)
     spoilt = copy.deepcopy(converted)
     with pytest.raises(CheckFailed, match=r"the artifact itself loses \d+\.\d+ points of top-1, and 0 were allowed; nothing was written"):
         export(cancelling(spoilt, 3), standing, few_images, 0.0)

@@ -232,7 +232,7 @@ def test_int8_is_exact_and_its_manifest_tells_how_it_was_made(in_int8: Path, few
     assert accuracy["images"] == 100 and accuracy["budget"] == 5 and accuracy["fp32"] == 0.91 and accuracy["agreement"] >= 0.95
     exactly, random, real = manifest.verification
     assert exactly["max_error"] == 0 == exactly["tolerance"] and exactly["inputs"].endswith("to the bit") and exactly["images"] == 4
-    assert random["least_cosine"] == 0.95 and "others" not in random and random["cosine"] > 0.99
+    assert random["least_cosine"] == 0.95 and "others" not in random and random["cosine"] > 0.99 and random["only_shown"]
     assert real["inputs"] == "labelled images" and real["others"] == 0 and real["top1"] == accuracy["int8"] and real["passed"]
 
 
@@ -280,7 +280,7 @@ def test_a_library_that_is_not_exact_is_not_written(
 
 
 def test_what_can_not_be_run_here_carries_exact_logits(
-    converted: DenselyConnected, compiled: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    converted: DenselyConnected, compiled: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As a library for another processor: whoever opens it first compares it with the integers that it must compute."""
     monkeypatch.setattr("cnet_deploy.exporters.native._why_not_here", lambda _: "built for another processor")
@@ -289,6 +289,11 @@ def test_what_can_not_be_run_here_carries_exact_logits(
     assert done.unverified == "built for another processor" and done.comparisons == []
     values = json.loads(manifest_path(done.path).read_text())
     assert values["proof"]["tolerance"] == 1e-6
+    with caplog.at_level("WARNING"):
+        cd.export(converted, "native", tmp_path / "n.so", precision="int8", calibrate=images, cpu="host", tolerance=0.3)
+    assert "the self-check of an artifact allows at most 1e-06 for int8: that is used, not 0.3" in caplog.text
+    cd.export(converted, "native", tmp_path / "n.so", precision="int8", calibrate=images, cpu="host", tolerance=1e-7)
+    assert json.loads(manifest_path(tmp_path / "n.so").read_text())["proof"]["tolerance"] == 1e-7
     values["proof"]["logits"][1][3] += 1e-3
     manifest_path(done.path).write_text(json.dumps(values))
     with pytest.raises(CheckFailed, match="something else than its model"):
@@ -307,6 +312,14 @@ def test_what_can_not_be_run_here_carries_exact_logits(
     ({"precision": "int8", "calibrate": "x", "calibration": "mean"}, "no calibration is called 'mean'; expected one of minmax"),
     ({"precision": "int8", "calibrate": "x", "form": lambda _: "gather"}, "forms are not measured in int8"),
     ({"precision": "int8", "calibrate": "x", "calibration_images": 0}, "calibration_images is 0; expected 1 to 10,000"),
+    ({"precision": "int8", "calibrate": "x", "calibration_images": "256"}, "calibration_images is .*; expected a whole number from 1"),
+    ({"precision": "int8", "calibrate": "x", "calibration_images": True}, "calibration_images is .*; expected a whole number from 1"),
+    ({"precision": "int8", "calibrate": "x", "calibration_images": 256.5}, "calibration_images is .*; expected a whole number from 1"),
+    ({"calibration_images": 300}, "calibration_images was given for precision fp32; expected it with precision int8 alone"),
+    ({"precision": "int8", "calibrate": "x", "accuracy_budget": "0.5%"}, "the accuracy budget is .*; expected a number: points"),
+    ({"precision": "int8", "calibrate": "x", "accuracy_budget": True}, "the accuracy budget is .*; expected a number: points"),
+    ({"quantization": 1}, "native has no option quantization; expected some of"),
+    ({"precision": "int8", "calibrate": "x", "quantization": 1}, "native has no option quantization; expected some of"),
     ({"precision": "int8", "calibrate": "x", "accuracy_budget": -1.0}, "the accuracy budget is -1; expected points"),
     ({"precision": "int8", "calibrate": "x", "accuracy_budget": float("nan")}, "the accuracy budget is nan; expected points"),
 ])  # fmt: skip

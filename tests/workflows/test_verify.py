@@ -16,7 +16,7 @@ from cnet_deploy.cli import main
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.images.probabilities import are_probabilities
 from cnet_deploy.models.condensenet import DenselyConnected
-from cnet_deploy.workflows.verify import Comparison, compare
+from cnet_deploy.workflows.verify import Comparison, compare, compare_all
 from tests.builders import TINY, ending_in_softmax, save_checkpoint, state_dict, training_model
 from tests.cases import few
 
@@ -55,7 +55,7 @@ def in_int8(other: Any, count_others: bool = True) -> Comparison:
 
 
 def test_int8_is_judged_by_the_cosine_and_by_clearly_other_answers() -> None:
-    assert in_int8(LOGITS).passed and in_int8(LOGITS * 1.5).passed  # the cosine is 1: answers are the same
+    assert in_int8(LOGITS).passed and in_int8(LOGITS * 1.3).passed
     other = LOGITS.copy()
     other[1, 0] = 4.5  # 3.5 behind in the model's own logits, of 8
     assert in_int8(other).others == 0.5 and not in_int8(other).passed
@@ -66,10 +66,66 @@ def test_int8_is_judged_by_the_cosine_and_by_clearly_other_answers() -> None:
     assert "clearly other answers 0.00% (at most 10%)" in found.summary() and found.to_dict()["others"] == 0
     assert "others" not in against(LOGITS).to_dict() and "least_cosine" not in against(LOGITS).to_dict()
     assert not in_int8(-LOGITS).passed
+    for factor in (10, 0.01, 1.5):  # the cosine is 1, and answers are the same
+        found = in_int8(LOGITS * factor)
+        assert found.cosine == pytest.approx(1) and found.others == 0 and not found.passed and "(tolerance 3.20e+00)" in found.summary()
     for value in (np.nan, np.inf, -np.inf):
         other = LOGITS.copy()
         other[1, 1] = value
         assert not in_int8(other).passed and not in_int8(other, count_others=False).passed
+
+
+class InInt8:
+    """A session that answers in int8, and with another class where ``wrong`` says so."""
+
+    precision = weights_precision = "int8"
+    input_shape = (None, 3, 8, 8)
+    architecture = None
+
+    def __init__(self, statistics: str, wrong: Callable[[Any], bool]) -> None:
+        self.preprocessing = cd.Preprocessing.of((8, 8), 10, statistics)
+        self._wrong = wrong
+
+    def run(self, batch: Any) -> Any:
+        return np.tile(np.array([[1.0, 2.0]] if self._wrong(batch) else [[2.0, -1.0]], np.float32), (len(batch), 1))
+
+
+class Blacks:
+    """Images of black, and what they were prepared as."""
+
+    def batches(self, preprocessing: cd.Preprocessing) -> Any:
+        yield preprocessing.apply(np.zeros((4, 3, 8, 8), np.uint8)), None
+
+
+def test_int8_is_judged_on_images_where_there_are_any_and_on_noise_else() -> None:
+    """What was calibrated on dark images need not answer noise as its model does."""
+    noisy, clean = InInt8("cifar10", lambda batch: batch.std() > 0.5), InInt8("cifar10", lambda _: False)
+    (alone,) = compare_all(noisy, clean)  # type: ignore[arg-type]
+    assert not alone.passed and "only_shown" not in alone.to_dict()
+    random, real = compare_all(noisy, clean, Blacks())  # type: ignore[arg-type]
+    assert random.passed and random.to_dict()["only_shown"] and "(only shown: images decide)" in random.summary()
+    assert real.passed and real.others == 0
+    random, real = compare_all(noisy, clean, Blacks(), tolerance=0.1)  # type: ignore[arg-type]
+    assert not random.passed and real.passed  # the rule of other precisions
+    dark = InInt8("cifar10", lambda batch: batch.std() < 0.5)
+    assert [one.passed for one in compare_all(dark, clean, Blacks())] == [True, False]  # type: ignore[arg-type]
+    unfinished = InInt8("cifar10", lambda _: False)
+    unfinished.run = lambda batch: np.full((len(batch), 2), np.nan, np.float32)  # type: ignore[method-assign]
+    assert not compare_all(unfinished, clean, Blacks())[0].passed  # type: ignore[arg-type]
+
+
+def test_int8_reads_images_as_the_artifact_says() -> None:
+    """Its first layer computes bytes back with the artifact's own statistics."""
+    artifact, model = InInt8("imagenet", lambda _: False), InInt8("cifar10", lambda _: False)
+
+    def bytes_of_its_own(batch: Any) -> bool:
+        mean, std = (np.array(part, np.float32).reshape(3, 1, 1) for part in (artifact.preprocessing.mean, artifact.preprocessing.std))
+        pixels = (batch * std + mean) * 255
+        return bool(np.abs(pixels - np.rint(pixels).clip(0, 255)).max() > 0.01)
+
+    artifact._wrong = bytes_of_its_own
+    assert all(one.passed for one in compare_all(artifact, model, Blacks()))  # type: ignore[arg-type]
+    assert compare_all(artifact, model)[0].passed  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cnet_deploy.benchmarks.gate.baseline import find_baseline
-from cnet_deploy.benchmarks.gate.sides import Notify, Side, interpreter, make_side, require_file
+from cnet_deploy.benchmarks.gate.sides import Notify, Side, interpreter, make_side, needs_ranges, require_file
 from cnet_deploy.benchmarks.measure.cells import worker
 from cnet_deploy.benchmarks.measure.environment import environment
 from cnet_deploy.benchmarks.measure.estimate import in_words, turns
@@ -97,13 +97,14 @@ def gate(
     InputRefused for a file that is refused.
     """
     two_pythons = base_python is not None or head_python is not None
+    ranged = [needs_ranges(name, model, backend, device) for name, model in (("base", base), ("head", head))]
+    Ranges(calibrate).require_use(used=any(ranged))
     with temporary_folder("gate") as folder:
         sides = [
             make_side(name, model, backend, threads, interpreter(python), folder, notify, device, weights=weights, calibrate=calibrate)
             for name, model, python in (("base", base, base_python), ("head", head, head_python))
         ]
         a, b = sides
-        Ranges(calibrate).require_use(used=a.calibrated or b.calibrated)
         chosen = (a.cell.backend, b.cell.backend)
         outcome = Outcome(base, head, chosen, a.cell.threads, tolerance, settings, allow_changes=allow_changes, device=device)
         _compare(outcome, a.figures, b.figures, notify)
@@ -156,6 +157,7 @@ def gate_baseline(
         raise Unavailable(f"{baseline}: no such file; record a baseline with `cnet-deploy bench --save-baseline {baseline}`")
     stored = find_baseline(baseline, Path(head), backend=backend, threads=threads, new_artifact=new_artifact)
     settings = replace(SETTINGS, warmup=stored.warmup, seconds=stored.seconds, least=stored.least)
+    Ranges(calibrate).require_use(used=needs_ranges("head", head, stored.backend, stored.device))
     name = f"{baseline} ({stored.label})"
     chosen = (stored.backend, stored.backend)
     outcome = Outcome(name, head, chosen, stored.threads, tolerance, settings, allow_changes=allow_changes, device=stored.device)
@@ -164,7 +166,6 @@ def gate_baseline(
         side = make_side(
             "head", head, stored.backend, stored.threads, sys.executable, folder, notify, stored.device, stored.batch, weights, calibrate
         )  # fmt: skip
-        Ranges(calibrate).require_use(used=side.calibrated)
         _compare(outcome, stored.figures, side.model_figures, notify)
         opened = _open(side, outcome)
         _require_one_batch(stored.batch, opened.batch)

@@ -37,7 +37,7 @@ class Side:
     """Base or head: the given model, the interpreter that runs it, and its cell.
 
     ``figures`` are those of the artifact that is run (None for a network that the backend builds itself), ``model_figures`` those of the
-    given file. ``calibrated``: it was exported in a precision that needs ranges.
+    given file.
     """
 
     name: str
@@ -46,7 +46,6 @@ class Side:
     cell: Cell
     figures: Figures | None = None
     model_figures: Figures | None = None
-    calibrated: bool = False
 
     def check(self, error: str | None, exit_code: int | None) -> None:
         """Raise its process's error as InputRefused or Unavailable, with the name of the given model."""
@@ -64,15 +63,9 @@ def make_side(
     ``weights`` is the key of a set of weights, for a checkpoint that holds several; ``calibrate``: see ``bench``. Raises Unavailable if
     the side is missing, or can't be exported or run; InputRefused for a file or backend that is refused.
     """
-    if not is_named(model):
-        require_file(name, model)
-    with naming(name):
-        if backend is not None:
-            resolve_backend(backend)
-        own = (backend,) if backend else () if is_named(model) else (backend_of(model),)
-        chosen = backends_of(model, own, device)[-1]
+    chosen = _backend_for(name, model, backend, device)
     weights = weights if not is_named(model) and holds_weights(model) else None
-    label, target, calibrated = Path(model).name, target_for(chosen, model), False
+    label, target = Path(model).name, target_for(chosen, model)
     # A copy, since the file is opened again in every round and may change meanwhile.
     path = model if is_named(model) else str(copied(model, folder / name))
     try:
@@ -83,7 +76,7 @@ def make_side(
         source, path = path, str(folder / f"{name}{targets()[target].suffix}")
         notify(f"{name}: exporting {model} for {chosen}")
         taken: dict[str, Any] = {} if weights is None else {"weights": weights}
-        if calibrated := is_calibrated(chosen, model):
+        if is_calibrated(chosen, model):
             ranges = Ranges(calibrate and calibrate.absolute())
             notify(f"{name}: {ranges.note()}")
             taken |= ranges.options(source, folder, taken)
@@ -93,7 +86,22 @@ def make_side(
     options = {} if weights is None or target is not None else {"weights": weights}
     cell = Cell(label, path, chosen, threads or default_threads(), batch, options=options, device=device)
     figures = None if path.startswith(NAMED) else figures_of(path, options.get("weights"))
-    return Side(name, model, python, cell, figures, given, calibrated)
+    return Side(name, model, python, cell, figures, given)
+
+
+def needs_ranges(name: str, model: str, backend: str | None, device: str) -> bool:
+    """Whether a side will be exported in a precision that needs ranges. Raises as ``make_side`` does, before anything is exported."""
+    return is_calibrated(_backend_for(name, model, backend, device), model)
+
+
+def _backend_for(name: str, model: str, backend: str | None, device: str) -> str:
+    if not is_named(model):
+        require_file(name, model)
+    with naming(name):
+        if backend is not None:
+            resolve_backend(backend)
+        own = (backend,) if backend else () if is_named(model) else (backend_of(model),)
+        return backends_of(model, own, device)[-1]
 
 
 def interpreter(python: str | None) -> str:

@@ -28,8 +28,13 @@ def count(data: bytes) -> Inside:
     stated = read_metadata({entry.key: entry.value for entry in model.metadata_props})
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     steps = {name for node in model.graph.node if node.op_type in _STEPS for name in node.input[1:]}  # scales and zero points
-    quantized = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == _STEPS[1] and node.input[0] in weights}
-    weights.update({given: weights[name] for name, given in quantized.items()})
+    restored = {  # one initializer may be read by several
+        node.output[0]: node.input[0]
+        for node in model.graph.node
+        if node.op_type == _STEPS[1] and node.input and node.output and node.input[0] in weights
+    }
+    quantized = set(restored.values())
+    weights.update({given: weights[name] for given, name in restored.items()})
     params = (
         math.prod(tensor.dims)
         for tensor in model.graph.initializer

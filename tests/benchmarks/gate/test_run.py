@@ -52,6 +52,17 @@ def test_head_equal_to_base_is_never_a_regression(artifacts: dict[str, Path], tm
     assert "| self-test 1 | AB |" in text and "Base against itself: " in text
 
 
+def test_needless_calibration_images_are_refused_before_anything_is_exported(
+    checkpoint_path: Path, artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cnet_deploy.benchmarks.gate.run.make_side", lambda *_, **__: pytest.fail("a side was made"))
+    for base, backend in ((checkpoint_path, "native"), (artifacts["base"], None)):
+        with pytest.raises(InputRefused, match="nothing is exported in int8 here"):
+            gate(str(base), str(base), backend=backend, calibrate=checkpoint_path)
+    with pytest.raises(InputRefused, match=r"nowhere: no such file or folder; expected images"):
+        gate(str(checkpoint_path), str(checkpoint_path), backend="native.int8", calibrate=Path("nowhere"))
+
+
 def test_a_missing_base_is_no_pass(artifacts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     done = run(artifacts["missing"], artifacts["base"], "--json", tmp_path / "g.json", "--summary", tmp_path / "s.md", *QUICK)

@@ -174,6 +174,25 @@ def test_the_file_says_that_it_is_int8(tmp_path: Path) -> None:
         assert session.precision == "int8" and session.run(images).shape == (8, 10)
 
 
+def test_quantisation_in_files_of_others_is_counted(tmp_path: Path) -> None:
+    """A DequantizeLinear without inputs or outputs, and one initializer that two of them read."""
+    program, _, quantization = made()
+    expected = exporter.inspect(build_graph(program).SerializeToString())
+    model = build_quantized(program, quantization)
+    nodes = model.graph.node
+    first = next(
+        node
+        for node in nodes
+        if node.op_type == "DequantizeLinear" and node.output[0] in {n.input[1] for n in nodes if n.op_type == "Conv"}
+    )
+    again = onnx.helper.make_node("DequantizeLinear", list(first.input), ["again"])
+    nodes.insert(0, again)
+    assert exporter.inspect(model.SerializeToString()).multiply_adds == expected.multiply_adds
+    nodes.append(onnx.helper.make_node("DequantizeLinear", [], []))
+    nodes.append(onnx.helper.make_node("DequantizeLinear", [first.input[0]], []))
+    assert exporter.inspect(model.SerializeToString()).precision == "int8"
+
+
 def refusals() -> Iterator[tuple[str, dict[str, Any], str]]:
     program, _, quantization = made()
     other = made(replace(TINY, growth=(16, 8, 16)))[2]
