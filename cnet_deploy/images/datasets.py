@@ -224,17 +224,43 @@ def open_for_calibration(path: Path | str, classes: int) -> Dataset | None:
         if not path.is_dir():
             what = "is a device or pipe" if exists(path) else "no such file or folder"
             raise InputRefused(f"{path}: {what}; expected images, or a folder with {LAYOUTS}")
-        for folder in (path, *(path / name for name in _OFFICIAL)):
-            if folder.is_dir() and (part := _part_of({entry.name for entry in folder.iterdir()})):
-                return _official(folder, part)
-        for split in _SPLITS:
-            if (path / split).is_dir():
-                return FolderDataset(path / split)
+        if (published := _published(path)) is not None:
+            return _official(*published)
+        if (split := _class_part(path)) is not None:
+            return FolderDataset(path / split)
         return FolderDataset(path) if len(_class_folders(path)) == classes and not _loose(path) else None
     except OSError as error:
         raise InputRefused(f"{error.filename or path}: can't be read: {error.strerror}") from None
     except RecursionError:
         raise InputRefused(f"{path}: has folders nested too deep to be read; expected {LAYOUTS}") from None
+
+
+def split_for_calibration(path: Path | str) -> Split | None:
+    """Which part of a dataset ``open_for_calibration`` opens; None where there is one only: a file, or a folder for each class.
+
+    Raises InputRefused for a folder that can't be read.
+    """
+    path = Path(path)
+    try:
+        if not path.is_dir():
+            return None
+        published = _published(path)
+        return _class_part(path) if published is None else published[1]
+    except OSError as error:
+        raise InputRefused(f"{error.filename or path}: can't be read: {error.strerror}") from None
+
+
+def _published(path: Path) -> tuple[Path, Split] | None:
+    """The folder of a published dataset's files, and the part of it that is there; None where there are none."""
+    for folder in (path, *(path / name for name in _OFFICIAL)):
+        if folder.is_dir() and (part := _part_of({entry.name for entry in folder.iterdir()})):
+            return folder, part
+    return None
+
+
+def _class_part(path: Path) -> Split | None:
+    """The part that has folders of classes."""
+    return next((split for split in _SPLITS if (path / split).is_dir()), None)
 
 
 def _part_of(names: set[str]) -> Split | None:

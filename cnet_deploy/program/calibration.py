@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -13,6 +13,20 @@ from cnet_deploy.errors import InputRefused
 from cnet_deploy.program.program import Array, Floats, Program
 
 Progress = Callable[[str, float], None]
+
+
+class ImageRows(Protocol):
+    """Images [N, channels, H, W] of which parts are read, as of an array."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """N, channels, H, W."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> Any: ...
+
+
 Run = Callable[[Array, Callable[[str, Array], None]], object]
 Method = Literal["minmax", "percentile", "entropy"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -21,6 +35,7 @@ BINS = 1024  # of a plane's histogram
 _CUTS = np.linspace(0.5, 1.0, 51)  # parts of the whole range that `entropy` tries
 _LEVELS = 256  # of a byte
 _TOGETHER = 8  # images at a time
+_RUNNING = 0.5  # of the work of `entropy`; the rest chooses the ranges
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +78,7 @@ def digest_of(program: Program) -> str:
 
 
 def calibrate(
-    program: Program, images: Floats, method: Method = "minmax", *, progress: Progress = lambda *_: None, run: Run | None = None
+    program: Program, images: ImageRows, method: Method = "minmax", *, progress: Progress = lambda *_: None, run: Run | None = None
 ) -> Calibration:
     """The ranges of everything that a Program's convolutions write on ``images`` (float32 [N, channels, H, W]).
 
@@ -76,18 +91,20 @@ def calibrate(
     if method not in METHODS:
         raise InputRefused(f"calibration {method!r}; expected one of {', '.join(METHODS)}")
     shape = program.architecture.image_shape
-    if images.ndim != 4 or images.shape[1:] != tuple(shape) or not len(images):
+    if images.shape[1:] != tuple(shape) or not len(images):
         raise InputRefused(f"calibration images of shape {list(images.shape)}; expected [N, {', '.join(map(str, shape))}], at least one")
     total = len(images) * (1 if method == "minmax" else 2)
+    share = _RUNNING if method == "entropy" else 1.0  # of the work, that runs images
     done = 0
 
-    def passing(observe: Callable[[str, Array], None]) -> None:
+    def passing(observe: Callable[[str, Array], None]) -> Iterator[Array]:
         nonlocal done
         for first in range(0, len(images), _TOGETHER):
             part = images[first : first + _TOGETHER]
             (run or program.run)(part, observe)
             done += len(part)
-            progress(f"calibration, {done} of {total} images", done / total)
+            progress(f"calibration, {done} of {total} images", share * done / total)
+            yield part
 
     whole: dict[str, Array] = {}
 
@@ -99,7 +116,10 @@ def calibrate(
             found = np.stack([np.minimum(whole[name][0], found[0]), np.maximum(whole[name][1], found[1])])
         whole[name] = found
 
-    passing(widen)
+    hashed, constant, one = hashlib.sha256(), True, images[:1]
+    for part in passing(widen):
+        hashed.update(np.ascontiguousarray(part, np.float32).data)
+        constant = constant and bool((part == one).all())
     ranges = whole
     if method != "minmax":
         counts = {name: np.zeros((found.shape[1], BINS)) for name, found in whole.items()}
@@ -112,14 +132,17 @@ def calibrate(
             bins += np.arange(len(least))[:, None, None] * BINS
             counts[name] += np.bincount(bins.reshape(-1), minlength=len(least) * BINS).reshape(-1, BINS)
 
-        passing(count)
-        cut = _within if method == "percentile" else _least_divergent
-        ranges = {name: _cut(whole[name], cut(counts[name])) for name in whole}
-    digest = hashlib.sha256(np.ascontiguousarray(images, np.float32).tobytes()).hexdigest()
-    constant = bool((images == images[:1]).all()) and len(images) > 1
+        for _ in passing(count):
+            pass
+        ranges = {}
+        for number, name in enumerate(whole, 1):
+            ranges[name] = _cut(whole[name], (_within if method == "percentile" else _least_divergent)(counts[name]))
+            if method == "entropy":
+                progress(f"calibration, range {number} of {len(whole)}", share + (1 - share) * number / len(whole))
     return Calibration(
-        method, {name: found.astype(np.float32) for name, found in ranges.items()}, len(images), digest, digest_of(program), constant
-    )
+        method, {name: found.astype(np.float32) for name, found in ranges.items()}, len(images), hashed.hexdigest(), digest_of(program),
+        constant and len(images) > 1,
+    )  # fmt: skip
 
 
 def _cut(whole: Array, bins: Array) -> Array:

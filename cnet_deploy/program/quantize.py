@@ -39,7 +39,7 @@ class Quantization:
 
 _SUM = (1 << 31) - 1  # the largest sum
 _CLIPPED = (1 << 15) - 1  # the largest sum that is multiplied
-_FARTHEST = 1 << 14  # zero points are no farther from 0
+_FARTHEST = (1 << 14) - 1 - 256  # zero points are no farther from 0: a multiplier that reaches both ends still fits
 _LEAST_STEP = 1e-12
 
 

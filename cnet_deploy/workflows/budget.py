@@ -113,10 +113,14 @@ class Kept:
 
 @dataclass(frozen=True)
 class Choice:
-    """The layers that are kept, the first that costs most, and the ``accuracy`` with all of them; ``before`` is that of int8 alone."""
+    """The layers that are kept, the first that costs most, and the ``accuracy`` with all of them; ``before`` is that of int8 alone.
+
+    ``costs`` are those of all layers, kept or not, the largest first; empty where int8 alone holds the budget, since none is measured then.
+    """
 
     before: Accuracy
     kept: tuple[Kept, ...] = ()
+    costs: tuple[tuple[str, float], ...] = ()
 
     @property
     def accuracy(self) -> Accuracy:
@@ -129,15 +133,18 @@ class Choice:
         return frozenset(kept.layer for kept in self.kept)
 
     def lines(self, precision: str) -> list[str]:
-        """The accuracy, and a table of the layers that are kept in ``precision``."""
+        """The accuracy, and a table of what each layer costs, in which those come first that are kept in ``precision``."""
         if not self.kept:
             return [self.accuracy.line()]
-        width = max(len(kept.layer) for kept in self.kept)
-        rows = [f"  {'int8 alone':{width}}  {'':>7}  {self.before.int8:>7.2%}  {self.before.points:>+6.2f}"]
+        width = max(len(name) for name in ("int8 alone", *(name for name, _ in self.costs)))
+        wide = max(len(precision), len("kept in"))
+        rows = [f"  {'int8 alone':{width}}  {'':{wide}}  {'':>7}  {self.before.int8:>7.2%}  {self.before.points:>+11.2f}"]
         rows += [
-            f"  {kept.layer:{width}}  {kept.cost:>7.1%}  {kept.accuracy.int8:>7.2%}  {kept.accuracy.points:>+6.2f}" for kept in self.kept
+            f"  {kept.layer:{width}}  {precision:{wide}}  {kept.cost:>7.1%}  {kept.accuracy.int8:>7.2%}  {kept.accuracy.points:>+11.2f}"
+            for kept in self.kept
         ]
-        head = f"  {f'kept in {precision}':{width}}  {'cost':>7}  {'top-1':>7}  {'points lost':>6}"
+        rows += [f"  {name:{width}}  {'':{wide}}  {cost:>7.1%}" for name, cost in self.costs if name not in self.layers]
+        head = f"  {'layer':{width}}  {'kept in':{wide}}  {'cost':>7}  {'top-1':>7}  {'points lost':>11}"
         return [head, *rows, self.accuracy.line()]
 
 
@@ -179,12 +186,13 @@ def choose(
         own = measured((layer,), every, f"layer {number} of {len(layers)}")
         costs[layer] = 1 - divergence(fp32[::every], own) / whole if whole > 0 else 0.0
     kept: list[Kept] = []
-    for layer in sorted(layers, key=lambda name: -costs[name]):
+    ordered = sorted(layers, key=lambda name: -costs[name])
+    for layer in ordered:
         now = accuracy([*(one.layer for one in kept), layer], f"{len(kept) + 1} layers kept")
         kept.append(Kept(layer, costs[layer], now))
         if now.holds:
             break
-    return Choice(before, tuple(kept))
+    return Choice(before, tuple(kept), tuple((name, costs[name]) for name in ordered))
 
 
 def divergence(fp32: Floats, other: Floats) -> float:

@@ -15,15 +15,13 @@ from torch.nn import functional
 
 from cnet_deploy.errors import InputRefused, printable
 from cnet_deploy.images.batches import default_workers, in_order
-from cnet_deploy.images.class_names import match_classes
 from cnet_deploy.images.datasets import ArrayDataset, Dataset, Labels, open_for_calibration
 from cnet_deploy.images.decode import Images, Pixels, walk_images
 from cnet_deploy.images.inputs import type_in_words
 from cnet_deploy.images.preprocessing import CHANNELS, Floats, Preprocessing
-from cnet_deploy.program.calibration import Calibration, Method, Progress, calibrate
+from cnet_deploy.program.calibration import Calibration, ImageRows, Method, Progress, calibrate
 from cnet_deploy.program.program import DenseLayer, Pointwise, Program
-from cnet_deploy.sessions.base import PIXELS_FROM
-from cnet_deploy.workflows.evaluate import spread
+from cnet_deploy.workflows.evaluate import matching_of, spread
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +34,32 @@ Data = Path | str | npt.NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
+class PreparedLater:
+    """Pixels, uint8 [N, channels, H, W], that are prepared when they are read: ``images[8:16]`` is float32. They take a quarter so."""
+
+    pixels: Pixels
+    preprocessing: Preprocessing
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """N, channels, H, W."""
+        return self.pixels.shape
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, part: slice, /) -> Floats:
+        return self.preprocessing.apply(self.pixels[part])
+
+
+@dataclass(frozen=True, eq=False)
 class Chosen:
     """Calibration images, float32 [N, channels, H, W] as the network reads them, with their ``labels`` [N], or None where none are known.
 
     ``notes`` are lines about what was taken.
     """
 
-    images: Floats
+    images: ImageRows
     labels: Labels | None
     notes: tuple[str, ...] = ()
 
@@ -53,8 +70,8 @@ def calibration_images(
 ) -> Chosen:  # fmt: skip
     """At most ``count`` images to calibrate on: of a dataset's training part, of images, or an array that is prepared already.
 
-    ``data`` is what ``labelled_images`` takes, or float32 [N, channels, H, W], which is taken whole. Warns of fewer than FEW images, of
-    images that are all equal, and of classes that have none. Raises InputRefused for data of another size or kind, for values that are not
+    ``data`` is what ``labelled_images`` takes, or float32 [N, channels, H, W], which is taken whole. Warns of fewer than FEW images, and
+    of classes that have none or can't be matched by name. Raises InputRefused for data of another size or kind, for values that are not
     finite, and as ``labelled_images`` does.
     """
     empty = isinstance(data, str) and not data
@@ -62,19 +79,18 @@ def calibration_images(
         given = "an empty path" if empty else type_in_words(data)
         raise InputRefused(f"calibration images are {given}; expected a path, or a numpy array of float32 [N, channels, H, W]")
     if isinstance(data, np.ndarray):
-        images, labels = _prepared(data, preprocessing), None
+        images: ImageRows = _prepared(data, preprocessing)
+        labels = None
         notes = [f"calibrating on an array of {_counted(len(images))}"]
     else:
         chosen = labelled_images(data, preprocessing, classes, count, class_names=class_names, progress=progress)
-        images, labels = preprocessing.apply(chosen.pixels), chosen.labels
+        if chosen.doubts:
+            log.warning("%s: %s", data, chosen.doubts)
+        images, labels = PreparedLater(chosen.pixels, preprocessing), chosen.labels
         per_class = "" if labels is None else f" of {len(np.unique(labels))} classes"
         notes = [f"calibrating on {_counted(len(images))}{per_class} of {printable(data)}"]
     if len(images) < FEW:
         log.warning("only %s to calibrate on; ranges of so few fit no others: give at least %d", _counted(len(images)), ENOUGH)
-    if len(images) > 1 and (images == images[:1]).all():
-        log.warning(
-            "all %d calibration images are equal; ranges of them fit no others: give images as the network is used with", len(images)
-        )
     if labels is not None and len(images) >= classes and (missing := sorted(set(range(classes)).difference(labels.tolist()))):
         names = ", ".join(class_names[number] if class_names else str(number) for number in missing[:_NAMED])
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
@@ -85,26 +101,37 @@ def calibration_images(
     return Chosen(images, labels, tuple(notes))
 
 
+@dataclass(frozen=True)
+class Labelled(Images):
+    """Images, and what makes their labels doubtful: ``doubts``, empty where nothing does."""
+
+    doubts: str = ""
+
+
 def labelled_images(
-    data: Path | str, preprocessing: Preprocessing, classes: int, count: int, *, class_names: Sequence[str] = (),
+    data: Path | str, preprocessing: Preprocessing, classes: int, count: int, *, class_names: Sequence[str] = (), after: int = 0,
     progress: Progress = lambda *_: None,
-) -> Images:  # fmt: skip
+) -> Labelled:  # fmt: skip
     """At most ``count`` images, the same every time, with labels where they are known.
 
     ``data`` is a dataset's folder (its training part, or the test part where that is all there is), a CIFAR binary file, a folder of
     images, or an image file. Where labels are known, as many are taken of each class, the first ones in the dataset's order; else they are
-    evenly spread. Class folders are matched with ``class_names`` as ``evaluate`` does it. Raises InputRefused for a dataset of other
+    evenly spread. Those that this chooses for a ``count`` of ``after`` come last: they are taken where there are not enough others. Class
+    folders are matched with ``class_names`` as ``evaluate`` does it. Raises InputRefused for a dataset of other
     classes or sizes, and for images that can't be read.
     """
     reads: list[Callable[[], Pixels]]
     labels: Labels | None
+    doubts = ""
     if (dataset := open_for_calibration(data, classes)) is not None:
         _require_fit(data, dataset, preprocessing, classes)
-        indices = evenly(dataset.labels, count)
+        indices = _others_first(dataset.labels, count, after)
         reads = [lambda index=index: dataset.image(index, preprocessing) for index in indices]  # type: ignore[misc]
-        order = match_classes(class_names, dataset.class_names if dataset.named else (), "").order
+        matching = matching_of(class_names, dataset)
+        if matching.problem:
+            doubts = f"its classes are matched with those of the network {matching.how}, not by name: {matching.problem}"
         labels = dataset.labels[indices]
-        labels = labels if order is None else np.asarray(order, np.int64)[labels]
+        labels = labels if matching.order is None else np.asarray(matching.order, np.int64)[labels]
     else:
         sources = walk_images(data, preprocessing, classes)
         reads = [sources[number].read for number in spread(len(sources), count)]
@@ -113,7 +140,17 @@ def labelled_images(
     for number, one in enumerate(in_order(lambda read: read(), reads, default_workers(), _AHEAD)):
         pixels[number] = one
         progress(f"read {number + 1} of {len(reads)} images", (number + 1) / len(reads))
-    return Images(pixels, labels)
+    return Labelled(pixels, labels, doubts)
+
+
+def _others_first(labels: Labels, count: int, after: int) -> npt.NDArray[np.int64]:
+    """The indices of ``count`` images, of these that ``evenly`` takes ``after`` of only as many as are needed."""
+    if not after:
+        return evenly(labels, count)
+    later = evenly(labels, after)
+    others = np.setdiff1d(np.arange(len(labels)), later)
+    first = others[evenly(labels[others], count)]
+    return np.sort(np.concatenate([first, later[evenly(labels[later], count - len(first))]]))
 
 
 def evenly(labels: Labels, count: int) -> npt.NDArray[np.int64]:
@@ -134,10 +171,17 @@ def evenly(labels: Labels, count: int) -> npt.NDArray[np.int64]:
     return np.sort(np.array(chosen, np.int64))
 
 
-def calibrated(program: Program, images: Floats, method: Method = "minmax", *, progress: Progress = lambda *_: None) -> Calibration:
-    """``calibrate``, computed by torch: a network for 224x224 pixels takes a tenth of a second an image. Raises as that does."""
-    tensors = _Tensors(program)
-    return calibrate(program, images, method, progress=progress, run=tensors.run)
+def calibrated(program: Program, images: ImageRows, method: Method = "minmax", *, progress: Progress = lambda *_: None) -> Calibration:
+    """``calibrate``, computed by torch: a network for 224x224 pixels takes a tenth of a second an image. Raises as that does.
+
+    Warns of images that are all equal.
+    """
+    done = calibrate(program, images, method, progress=progress, run=_Tensors(program).run)
+    if done.constant:
+        log.warning(
+            "all %d calibration images are equal; ranges of them fit no others: give images as the network is used with", done.images
+        )
+    return done
 
 
 class _Tensors:
@@ -189,11 +233,15 @@ def _prepared(data: npt.NDArray[Any], preprocessing: Preprocessing) -> Floats:
         raise InputRefused(
             "calibration images have values that are not finite; expected images that are prepared as preprocessing.read does"
         )
-    most = max((1 - mean) / std for mean, std in zip(preprocessing.mean, preprocessing.std, strict=True))
-    if data.max() > PIXELS_FROM >= most:
+    least, most = data.min((0, 2, 3)).astype(np.float64), data.max((0, 2, 3)).astype(np.float64)
+    mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
+    low, high, step = (0 - mean) / std, (1 - mean) / std, 1 / 255 / std
+    outside = np.flatnonzero((least < low - step) | (most > high + step))
+    if len(outside):
+        plane = int(outside[0])
         raise InputRefused(
-            f"calibration images have values up to {data.max():.3g}, as of pixels that are not normalised; expected images as "
-            f"preprocessing.read prepares them, with values up to {most:.3g}"
+            f"calibration images have values from {least[plane]:.3g} to {most[plane]:.3g} in plane {plane}, which no pixels have when they "
+            f"are prepared; expected images as preprocessing.read prepares them, with values from {low[plane]:.3g} to {high[plane]:.3g}"
         )
     return np.ascontiguousarray(data)
 

@@ -242,7 +242,7 @@ def evaluate(
         for doubts, doubted in _by_doubts(paths, preprocessings, steps).items():
             log.warning("%s: %s here, or to convert or export, whose files keep it", ", ".join(doubted), doubts)
         tallies = [
-            _Tally(str(path), session, own, _matched(session, dataset))
+            _Tally(str(path), session, own, matching_of(session.class_names, dataset))
             for path, session, own in zip(paths, sessions, preprocessings, strict=True)
         ]
         _warn_of_numbers(tallies, dataset)
@@ -261,9 +261,10 @@ def _opening(paths: Sequence[Path | str], overrides: Mapping[str, Any]) -> Itera
         yield path, {**overrides, "weights": None} if checkpoints and path not in checkpoints else overrides
 
 
-def _matched(session: Session, dataset: Dataset) -> Matching:
+def matching_of(class_names: Sequence[str], dataset: Dataset) -> Matching:
+    """How a dataset's classes correspond to a model's, which have these names, or none. Its ``problem`` says why they may be mixed up."""
     otherwise = "by the sorted order of the folders" if isinstance(dataset, FolderDataset) else BY_NUMBER.how
-    found = match_classes(session.class_names, dataset.class_names if dataset.named else (), otherwise)
+    found = match_classes(class_names, dataset.class_names if dataset.named else (), otherwise)
     if found.how == otherwise and not found.problem and (odd := _numbers_out_of_order(dataset.class_names)):
         found = Matching(otherwise, problem=f"the folders are numbers, which sort as {odd}; fill them up with zeros to change that")
     return found

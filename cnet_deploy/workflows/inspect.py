@@ -148,7 +148,7 @@ def _in_text(value: Any) -> str:
 
 def _quantization(values: Mapping[str, Any]) -> list[str]:
     """How an artifact came to int8, from its manifest, which may be a stranger's."""
-    lines = [f"quantization: {_in_text({key: value for key, value in values.items() if key not in ('accuracy', 'kept')})}"]
+    lines = [f"quantization: {_in_text({key: value for key, value in values.items() if key not in ('accuracy', 'kept', 'layers')})}"]
     if (kept := values.get("kept")) and isinstance(kept, Mapping):
         lines.append(f"kept in higher precision: {_in_text(kept)}")
     accuracy = values.get("accuracy")

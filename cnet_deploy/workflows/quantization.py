@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from cnet_deploy.errors import CheckFailed, InputRefused
+from cnet_deploy.errors import CheckFailed, InputRefused, printable
 from cnet_deploy.exporters import target_of
 from cnet_deploy.images.datasets import Labels
 from cnet_deploy.images.decode import Images
@@ -21,7 +22,7 @@ from cnet_deploy.program.program import DenseLayer, Program
 from cnet_deploy.program.quantize import Quantization
 from cnet_deploy.workflows import budget as budgets
 from cnet_deploy.workflows.budget import Accuracy, Run
-from cnet_deploy.workflows.calibration import COUNT, Chosen, Data, calibrated, calibration_images, labelled_images
+from cnet_deploy.workflows.calibration import COUNT, Chosen, Data, PreparedLater, calibrated, calibration_images, labelled_images
 from cnet_deploy.workflows.prepare import Notify
 from cnet_deploy.workflows.verify import Comparison
 
@@ -138,29 +139,55 @@ def quantization_for(
         assert chosen is not None
         log.info("calibrating by %s on %d images", wanted.calibration, len(chosen.images))
         calibration = calibrated(network, chosen.images, wanted.calibration, progress=_part(progress, 0.1, 0.3))
-    keeps = target_of(target).keeps
-    details: dict[str, Any] = {"method": calibration.method, "images": calibration.images, "digest": calibration.digest, "kept": {}}
+    keeps, measured_as = target_of(target).keeps, target_of(target).measured_as
+    dense = [layer.name for layer in network.body if isinstance(layer, DenseLayer)]
+    details: dict[str, Any] = {
+        "method": calibration.method, "images": calibration.images, "digest": calibration.digest, "kept": {},
+        "layers": dict.fromkeys(dense, INT8),
+    }  # fmt: skip
     compared: tuple[Images | Prepared | None, str] = (images, "images")
     if images is None and chosen is not None:
         compared = Prepared(chosen), "calibration images"
     if measured is None or wanted.budget is None:
         return Quantized(Quantization(calibration), details, (), compared)
     choice = budgets.within(network, target, calibration, measured, reference, wanted.budget, _part(progress, 0.3, 1.0))
-    layers = [layer.name for layer in network.body if isinstance(layer, DenseLayer) and layer.name in choice.layers]
-    details |= {"kept": dict.fromkeys(layers, keeps), "accuracy": choice.accuracy.to_dict()}
+    kept = {name: keeps for name in dense if name in choice.layers}
+    seen = _seen(measured, chosen)
+    more = {"calibrated": seen, "measured_as": measured_as or None}
+    accuracy = choice.accuracy.to_dict() | {name: value for name, value in more.items() if value is not None}
+    details |= {"kept": kept, "layers": details["layers"] | kept, "accuracy": accuracy}
+    lines = choice.lines(keeps)
+    if seen:
+        lines.append(f"{seen:,} of the {len(measured):,} images are also calibrated on, where int8 may do better than elsewhere")
+    if measured_as:
+        lines.append(f"measured with the {measured_as} file that the {target} artifact is built from")
     compared = measured, "images" if measured is images else "labelled images"
-    return Quantized(Quantization(calibration, choice.layers), details, tuple(choice.lines(keeps)), compared, choice.accuracy)
+    return Quantized(Quantization(calibration, choice.layers), details, tuple(lines), compared, choice.accuracy)
+
+
+def _seen(measured: Images, chosen: Chosen | None) -> int | None:
+    """How many of the images are among those that were calibrated on; None where these are not known."""
+    if chosen is None or not isinstance(chosen.images, PreparedLater):
+        return None
+    own = {hashlib.sha256(pixels.tobytes()).digest() for pixels in chosen.images.pixels}
+    return sum(hashlib.sha256(pixels.tobytes()).digest() in own for pixels in measured.pixels)
 
 
 def _labelled(wanted: Wanted, images: Images | None, network: Program, progress: Progress) -> Images:
-    """The labelled images that a budget is measured on: those of --images, else those of --calibrate."""
+    """The labelled images that a budget is measured on: those of --images, else those of --calibrate, which are not calibrated on as far
+    as there are others."""
     if images is not None and images.labels is not None:
         return images
     if wanted.calibrate is not None and not isinstance(wanted.calibrate, np.ndarray):
-        count = max(budgets.MEASURED, wanted.images)
         own = labelled_images(
-            wanted.calibrate, network.preprocessing, network.architecture.classes, count, class_names=network.class_names, progress=progress
-        )
+            wanted.calibrate, network.preprocessing, network.architecture.classes, budgets.MEASURED, class_names=network.class_names,
+            after=wanted.images, progress=progress,
+        )  # fmt: skip
+        if own.doubts:
+            raise InputRefused(
+                f"{printable(wanted.calibrate)}: an accuracy budget can't be measured, since {own.doubts}; expected the names of the "
+                "network's classes, or labelled --images"
+            )
         if own.labels is not None:
             return own
     raise InputRefused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,30 @@ def test_progress_reaches_the_end(program: Program) -> None:
         shares: list[float] = []
         calibrate(program, images_for(program), method, progress=lambda _, share, shares=shares: shares.append(share))
         assert shares == sorted(shares) and shares[-1] == 1
+
+
+def test_progress_ends_when_entropy_has_chosen(program: Program) -> None:
+    lines: list[tuple[str, float]] = []
+    found = calibrate(program, images_for(program), "entropy", progress=lambda *line: lines.append(line))
+    assert sum("range" in text for text, _ in lines) == len(found.ranges)
+    assert all(share < 1 for text, share in lines if "images" in text)
+
+
+def test_images_are_read_in_parts_and_their_digest_is_of_all(program: Program) -> None:
+    images = images_for(program, 20)
+
+    class Parts:
+        shape = images.shape
+
+        def __len__(self) -> int:
+            return len(images)
+
+        def __getitem__(self, part: slice, /) -> Any:
+            assert part.stop - (part.start or 0) <= 8
+            return images[part]
+
+    digest = hashlib.sha256(images.tobytes()).hexdigest()
+    assert calibrate(program, Parts()).digest == calibrate(program, images).digest == digest
 
 
 def test_equal_images_are_told(program: Program) -> None:

@@ -16,7 +16,7 @@ from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.program.calibration import calibrate
 from cnet_deploy.program.lower import lower
 from cnet_deploy.program.program import DenseLayer, Program
-from cnet_deploy.program.quantize import quantize, quantized
+from cnet_deploy.program.quantize import _rows, quantize, quantized
 from cnet_deploy.program.quantized import EXTRA, QuantizedLayer, Requantization
 from tests.builders import TINY, VARIETIES, tiny
 from tests.cases import examples, few
@@ -51,6 +51,16 @@ def test_near_to_the_program(arch: Any, kept: str) -> None:
     expected, error = program.run(images), np.abs(done.run(images) - program.run(images)).max()
     assert error <= 0.05 * np.abs(expected).max()
     assert {layer.precision for layer in done.body if isinstance(layer, QuantizedLayer)} == {kept}
+
+
+@pytest.mark.parametrize("least", [16000, 16100, 16120, 16200, 16383, 16384])
+def test_no_weight_is_clipped_where_the_zero_point_is_far_away(least: int) -> None:
+    """Whatever the unit is, a row's weights are no farther from what they were than half a unit."""
+    step = np.geomspace(0.1, 2000, 40) / 127
+    weight = np.repeat([[1.0, -0.37, 0.5]], len(step), 0)
+    rows = _rows(weight, -least * step, (255 - least) * step, bits=8, largest=255)
+    assert (np.abs(rows.weight * rows.unit[:, None] - weight) <= rows.unit[:, None] * 0.5001).all()
+    assert np.abs(rows.requantization.zero).max() < 1 << 14
 
 
 @pytest.mark.parametrize("kept", few(["int8", "int16"], 2))

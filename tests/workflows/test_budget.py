@@ -18,11 +18,14 @@ from cnet_deploy.images.decode import Images, cifar_records
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.layers import IndexedGroupConv
 from cnet_deploy.program.lower import lower
+from cnet_deploy.program.program import DenseLayer
 from cnet_deploy.sessions.torch import from_module
 from cnet_deploy.workflows import budget
 from cnet_deploy.workflows.budget import Accuracy, Choice, choose, divergence, within
+from cnet_deploy.workflows.quantization import Wanted, quantization_for
 from tests.cases import long
 from tests.old_outputs import old_output
+from tests.workflows.test_calibration import class_folders
 
 LABELS = np.arange(100) % 10
 FP32 = np.eye(10, dtype=np.float32)[LABELS] * 8
@@ -79,11 +82,13 @@ def test_the_layers_that_cost_most_are_kept_until_it_holds(points: float, kept: 
 
 def test_the_table() -> None:
     lines = chosen(4).lines("int16")
-    assert lines[0].split() == ["kept", "in", "int16", "cost", "top-1", "points", "lost"]
+    assert lines[0].split() == ["layer", "kept", "in", "cost", "top-1", "points", "lost"]
     assert [line.split() for line in lines[1:-1]] == [
         ["int8", "alone", "85.00%", "+15.00"],
-        ["b", "66.7%", "95.00%", "+5.00"],
-        ["c", "20.0%", "98.00%", "+2.00"],
+        ["b", "int16", "66.7%", "95.00%", "+5.00"],
+        ["c", "int16", "20.0%", "98.00%", "+2.00"],
+        ["a", "13.3%"],
+        ["d", "0.0%"],
     ]
     assert lines[-1].endswith("the budget of 4 points holds")
     assert len(chosen(20).lines("int16")) == 1
@@ -147,6 +152,35 @@ def test_what_the_artifact_itself_loses_counts(
     assert {path.name: path.read_bytes() for path in standing.parent.iterdir()} == before
 
 
+def test_what_is_measured(
+    converted: DenselyConnected, images_path: Path, first_images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images that were calibrated on are measured only where there are not enough others, and counted; the manifest names all layers."""
+    program, run = lower(converted), from_module(converted).run
+    dense = [layer.name for layer in program.body if isinstance(layer, DenseLayer)]
+    monkeypatch.setattr(budget, "_built", lambda program, _, __, images, every: budget._run(run, images, program, every))
+
+    def measured(target: str, most: int, images: Any = None) -> Any:
+        monkeypatch.setattr(budget, "MEASURED", most)
+        wanted = Wanted(images_path, "minmax", 32, 1.0)
+        return quantization_for(program, target, wanted, images, run, lambda _: None, lambda *_: None)
+
+    done = measured("native", 400)
+    assert done.details["layers"] == dict.fromkeys(dense, "int8") and done.details["accuracy"]["images"] == 400
+    assert done.details["accuracy"]["calibrated"] == 0 and "measured_as" not in done.details["accuracy"] and len(done.lines) == 1
+    done = measured("tensorrt", 1000, Images(*cifar_records(images_path, 10)))
+    assert done.details["accuracy"]["calibrated"] == 32 and done.details["accuracy"]["measured_as"] == "onnx"
+    assert done.lines[1].startswith("32 of the 500 images are also calibrated on") and "the onnx file that the tensorrt" in done.lines[2]
+
+
+def test_labels_that_may_be_wrong_are_refused(converted: DenselyConnected, tmp_path: Path, few_images: Path) -> None:
+    class_folders(tmp_path / "data", [f"other {number}" for number in range(10)], each=4)
+    named = copy.deepcopy(converted)
+    named.class_names = tuple(f"class {number}" for number in range(10))
+    with pytest.raises(InputRefused, match="an accuracy budget can't be measured, since its classes are matched .* not by name"):
+        export(named, tmp_path / "m.so", tmp_path / "data", 1.0)
+
+
 def test_images_that_are_too_few_to_tell(
     converted: DenselyConnected, first_images: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -197,10 +231,11 @@ def test_a_layer_that_needs_more_bits_is_kept(converted: DenselyConnected, compi
     kept = done.manifest.details["quantization"]["kept"]
     accuracy = done.manifest.details["quantization"]["accuracy"]
     assert done.comparisons[-1].top1 == accuracy["int8"] and done.comparisons[-1].reference_top1 == accuracy["fp32"]
-    assert accuracy["fp32"] - accuracy["int8"] <= 0.02 + 1e-9 and accuracy["images"] == 500
+    assert accuracy["fp32"] - accuracy["int8"] <= 0.02 + 1e-9 and (accuracy["images"], accuracy["calibrated"]) == (500, 256)
+    assert any(note.startswith("256 of the 500 images are also calibrated on") for note in done.notes)
     first = done.notes[2].split()
     assert first[0] == "features.denseblock_1.denselayer_4" and first[0] in kept and set(kept.values()) == {"int16"}
-    assert float(first[1].rstrip("%")) > 50
+    assert float(first[2].rstrip("%")) > 50
     assert json.loads(manifest_path(tmp_path / "m.so").read_text())["details"]["quantization"]["kept"] == kept
     assert "kept in higher precision: features.denseblock_1.denselayer_4 int16" in cd.inspect(tmp_path / "m.so").summary()
     assert done.notes[1].split()[:2] == ["int8", "alone"] and float(done.notes[1].split()[-1]) > 10

@@ -20,7 +20,7 @@ from cnet_deploy.models.build import build_random
 from cnet_deploy.program.calibration import calibrate
 from cnet_deploy.program.lower import lower
 from cnet_deploy.workflows.calibration import calibrated, calibration_images, evenly, labelled_images
-from tests.builders import TINY_DENSENET, VARIETIES
+from tests.builders import TINY, TINY_DENSENET, VARIETIES
 from tests.cases import examples, few
 
 STEPS = Preprocessing.of((32, 32), 10)
@@ -47,10 +47,10 @@ def test_more_classes_than_images() -> None:
 def test_the_first_images_of_each_class(images_path: Path) -> None:
     pixels, labels = cifar_records(images_path, 10)
     chosen = calibration_images(images_path, STEPS, 10)
-    assert chosen.images.dtype == np.float32 and chosen.images.shape == (256, 3, 32, 32) and chosen.labels is not None
+    assert chosen.images[:2].dtype == np.float32 and chosen.images.shape == (256, 3, 32, 32) and chosen.labels is not None
     assert set(np.bincount(chosen.labels)) == {25, 26}
     indices = evenly(labels, 256)
-    assert np.array_equal(chosen.images, STEPS.apply(pixels[indices])) and np.array_equal(chosen.labels, labels[indices])
+    assert np.array_equal(chosen.images[:], STEPS.apply(pixels[indices])) and np.array_equal(chosen.labels, labels[indices])
     assert chosen.notes == (f"calibrating on 256 images of 10 classes of {images_path}",)
     assert len(calibration_images(images_path, STEPS, 10, 1000).images) == 500
 
@@ -80,19 +80,42 @@ def test_folders_of_classes_are_matched_by_name(part: str, tmp_path: Path) -> No
     assert labelled_images(tmp_path, STEPS, 10, 20).labels.tolist() == [number // 2 for number in range(20)]  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(("folders", "names", "doubts"), [
+    ([str(number) for number in range(12)], (), "the folders are numbers, which sort as 0, 1, 10, 11"),
+    (TEN, ("another", *TEN[1:]), "not by name: only the model has another; only the dataset has class 0"),
+])  # fmt: skip
+def test_labels_that_may_be_wrong(
+    folders: Sequence[str], names: Sequence[str], doubts: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class_folders(tmp_path, folders, each=4)
+    assert doubts in labelled_images(tmp_path, STEPS, len(folders), 40, class_names=names).doubts
+    calibration_images(tmp_path, STEPS, len(folders), 40, class_names=names)
+    assert doubts in caplog.text
+
+
+def test_images_that_are_not_calibrated_on_come_first(images_path: Path) -> None:
+    own = labelled_images(images_path, STEPS, 10, 256).pixels
+    others = labelled_images(images_path, STEPS, 10, 244, after=256).pixels
+    assert not {image.tobytes() for image in own} & {image.tobytes() for image in others} and len(others) == 244
+    every = labelled_images(images_path, STEPS, 10, 1000, after=256)
+    assert np.array_equal(every.pixels, cifar_records(images_path, 10)[0])
+    some = {image.tobytes() for image in labelled_images(images_path, STEPS, 10, 300, after=256).pixels}
+    assert {image.tobytes() for image in others} < some and len(some & {image.tobytes() for image in own}) == 56
+
+
 def test_images_without_classes_are_evenly_spread(tmp_path: Path) -> None:
     class_folders(tmp_path, ["a", "b"], each=4)
     chosen = calibration_images(tmp_path, STEPS, 10, 4)
     assert chosen.labels is None and len(chosen.images) == 4
     files = [tmp_path / folder / f"{number}.png" for folder in "ab" for number in (0, 2)]
-    assert np.array_equal(chosen.images, np.stack([STEPS.read(file) for file in files]))
+    assert np.array_equal(chosen.images[:], np.stack([STEPS.read(file) for file in files]))
     assert len(calibration_images(files[0], STEPS, 10).images) == 1
 
 
 def test_an_array_is_taken_whole() -> None:
     images = np.zeros((300, 3, 32, 32), np.float32)
     images[1] = 1
-    assert np.array_equal(calibration_images(images, STEPS, 10).images, images)
+    assert np.array_equal(calibration_images(images, STEPS, 10).images[:], images)
 
 
 @pytest.mark.parametrize(("array", "message"), [
@@ -103,10 +126,12 @@ def test_an_array_is_taken_whole() -> None:
     (np.zeros((2, 3, 32, 32)), "float64"),
     (np.zeros((2, 3, 32, 32), np.uint8), "uint8"),
     (np.full((1, 3, 32, 32), None), "object"),
-    (np.full((2, 3, 32, 32), 200, np.float32), "values up to 200, as of pixels that are not normalised; .* with values up to 2.1"),
+    (np.full((2, 3, 32, 32), 200, np.float32), "values from 200 to 200 in plane 0, .* with values from -1.99 to 2.06"),
     ("", "are an empty path; expected a path"),
     (["a.png"], "are a list; expected a path, or a numpy array"),
     (None, "are nothing; expected a path"),
+    (np.full((2, 3, 32, 32), 2.2, np.float32), "values from 2.2 to 2.2 in plane 0, .* to 2.06"),
+    (np.full((2, 3, 32, 32), -2.1, np.float32), "values from -2.1 to -2.1 in plane 0, .* from -1.99"),
     (np.full((2, 3, 32, 32), np.nan, np.float32), "not finite"),
     (np.full((2, 3, 32, 32), -np.inf, np.float32), "not finite"),
 ])  # fmt: skip
@@ -125,8 +150,9 @@ def test_warnings(images_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFi
     assert warned(images_path, 31) == ["only 31 images to calibrate on; ranges of so few fit no others: give at least 128"]
     (one,) = warned(np.zeros((1, 3, 32, 32), np.float32))
     assert one.startswith("only 1 image to calibrate on")
-    (equal,) = warned(np.ones((40, 3, 32, 32), np.float32))
-    assert equal.startswith("all 40 calibration images are equal")
+    assert warned(np.ones((40, 3, 32, 32), np.float32)) == []
+    calibrated(lower(build_random(TINY)), np.ones((40, 3, 32, 32), np.float32))
+    assert caplog.records[0].getMessage().startswith("all 40 calibration images are equal")
     records = np.frombuffer(images_path.read_bytes(), np.uint8).reshape(-1, 3073)
     (tmp_path / "some.bin").write_bytes(records[records[:, 0] < 3].tobytes())
     (missing,) = warned(tmp_path / "some.bin")

@@ -32,7 +32,7 @@ from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, namin
 from cnet_deploy.files import digest, read_bytes, temporary_folder
 from cnet_deploy.files.kinds import ONNX, kind_of
 from cnet_deploy.files.onnx_weights import weights_precision
-from cnet_deploy.images.datasets import Dataset, Split, open_dataset
+from cnet_deploy.images.datasets import Dataset, Split, open_dataset, split_for_calibration
 from cnet_deploy.images.preprocessing import NO_OVERRIDES, Overrides
 from cnet_deploy.sessions import DEVICES, PRECISIONS, backends, holds_weights, names, open_session, resolve_backend
 from cnet_deploy.workflows.evaluate import Evaluation, evaluate, spread
@@ -222,7 +222,7 @@ def _overlaps(images: Path | str | None, data: Path | str | None, split: Split) 
     """Whether images that a network is calibrated with are among those that it is evaluated on, as far as their places tell."""
     if images is None or data is None or Path(images).absolute() != Path(data).absolute():
         return False
-    return split == "train" or Path(data).is_file()  # of a dataset's folder the training images are taken
+    return split_for_calibration(data) in (split, None)
 
 
 def _row(label: str, source: _Source, chosen: Sequence[str], threads: int, batch: int, device: str) -> Row:

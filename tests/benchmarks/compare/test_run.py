@@ -151,4 +151,9 @@ def test_int8_is_calibrated_with_the_data(checkpoint_path: Path, small_dataset: 
 def test_whether_calibration_images_are_judged(small_dataset: Path, tmp_path: Path) -> None:
     assert _overlaps(DATA, DATA, "val") and _overlaps(small_dataset, small_dataset, "train")
     assert not _overlaps(small_dataset, small_dataset, "val")  # the training images are taken
+    (tmp_path / "classes" / "val" / "cat").mkdir(parents=True)
+    only_val, plain = tmp_path / "classes", tmp_path / "classes" / "val"
+    assert _overlaps(only_val, only_val, "val") and _overlaps(plain, plain, "val")  # there are no others
+    (tmp_path / "test_batch.bin").touch()
+    assert _overlaps(tmp_path, tmp_path, "val") and not _overlaps(tmp_path, tmp_path, "train")
     assert not _overlaps(tmp_path, DATA, "val") and not _overlaps(None, None, "val") and not _overlaps(None, DATA, "train")
