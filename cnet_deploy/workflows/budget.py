@@ -208,11 +208,18 @@ def within(
     """``choose`` for a Program and a target, on labelled ``images``, with artifacts that are built and run here.
 
     ``reference`` gives the logits of fp32. A native library gives the same logits on every processor, so one for this machine is measured
-    whatever it is built for. Raises Unavailable where nothing can be built or run.
+    whatever it is built for. Raises InputRefused for labels that fp32 answers no better than by guessing, Unavailable where nothing can be
+    built or run.
     """
     layers = [layer.name for layer in program.body if isinstance(layer, DenseLayer)]
     assert images.labels is not None
     fp32 = _run(reference, images, program, 1)
+    right = int((fp32.argmax(1) == images.labels).sum())
+    if right * fp32.shape[1] <= len(images):
+        raise InputRefused(
+            f"fp32 is right on {right} of {len(images)} labelled images, no more than by guessing among {fp32.shape[1]} classes, so they can't "
+            "judge int8; give images of this model's classes, with labels in its order: --images"
+        )
     if 0 < budget < 100 / len(images):
         log.warning(
             "one of %d labelled images is %.2g points of top-1, more than the accuracy budget of %g; give at least %d: --images",

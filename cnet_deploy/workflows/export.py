@@ -40,7 +40,8 @@ from cnet_deploy.workflows.verify import MOST_RANDOM, Comparison, Real, compare_
 
 log = logging.getLogger(__name__)
 Forms = str | Mapping[str, str]
-_CLOSER = "calibrate on images as the network is used with, or give --accuracy-budget, which keeps layers in higher precision"
+_CLOSER = "calibrate on more images as the network is used with"
+_BUDGET = ", or give --accuracy-budget, which keeps layers in higher precision"
 _NO_FORMS = "only networks of the CondenseNet family have forms to choose from; leave --form out"
 
 
@@ -174,7 +175,7 @@ def export(
         manifest = _describe(model, target, temporary, written, chosen, quantized)
         manifest, comparisons = _verify(temporary, manifest, written, reference, data, tolerance, notify, quantized)
         if failed := next((c for c in comparisons if not c.passed), None):
-            more = "" if failed.least_cosine is None else f"; {_CLOSER}"
+            more = "" if failed.least_cosine is None else f"; {_CLOSER}{_BUDGET if accuracy_budget is None else ''}"
             raise CheckFailed(
                 f"{out}: the artifact's outputs differ from the model's beyond the tolerance; nothing was written. {failed.summary()}{more}"
             )

@@ -194,6 +194,15 @@ def test_images_that_are_too_few_to_tell(
         assert len(caplog.records) == warned and ("give at least 53: --images" in caplog.text) == bool(warned)
 
 
+def test_labels_of_other_classes_are_refused(converted: DenselyConnected, tmp_path: Path, first_images: Any) -> None:
+    """Both forms would be as wrong, and any budget would hold."""
+    pixels, labels = cifar_records(first_images(50), 10)
+    run = from_module(converted).run
+    others = Images(pixels, (run(cd.Preprocessing.of((32, 32), 10).apply(pixels)).argmax(1) + 1) % 10)
+    with pytest.raises(InputRefused, match="fp32 is right on 0 of 50 labelled images, no more than by guessing among 10 classes"):
+        within(lower(converted), "native", None, others, run, 1.0, lambda *_: None)  # type: ignore[arg-type]
+
+
 def test_labels_are_needed(converted: DenselyConnected, tmp_path: Path, few_images: Path) -> None:
     with pytest.raises(InputRefused, match="an accuracy budget needs images whose classes are known"):
         export(converted, tmp_path / "m.so", Path(__file__).parents[2] / "examples" / "images", 1.0)
