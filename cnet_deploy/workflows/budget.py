@@ -18,7 +18,7 @@ import numpy as np
 
 from cnet_deploy.artifacts.manifest import manifest_path
 from cnet_deploy.artifacts.pair import describe
-from cnet_deploy.errors import CheckFailed
+from cnet_deploy.errors import CheckFailed, InputRefused
 from cnet_deploy.exporters import exporter, target_of
 from cnet_deploy.files import temporary_folder
 from cnet_deploy.images.datasets import Labels
@@ -217,8 +217,8 @@ def within(
     right = int((fp32.argmax(1) == images.labels).sum())
     if right * fp32.shape[1] <= len(images):
         raise InputRefused(
-            f"fp32 is right on {right} of {len(images)} labelled images, no more than by guessing among {fp32.shape[1]} classes, so they can't "
-            "judge int8; give images of this model's classes, with labels in its order: --images"
+            f"fp32 is right on {right} of {len(images)} labelled images, no more than by guessing among {fp32.shape[1]} classes, so they "
+            "can't judge int8; give images of this model's classes, with labels in its order: --images"
         )
     if 0 < budget < 100 / len(images):
         log.warning(

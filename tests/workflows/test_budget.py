@@ -152,6 +152,7 @@ def test_what_the_artifact_itself_loses_counts(
     assert {path.name: path.read_bytes() for path in standing.parent.iterdir()} == before
 
 
+@long
 def test_what_is_measured(
     converted: DenselyConnected, images_path: Path, first_images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,7 +197,7 @@ def test_images_that_are_too_few_to_tell(
 
 def test_labels_of_other_classes_are_refused(converted: DenselyConnected, tmp_path: Path, first_images: Any) -> None:
     """Both forms would be as wrong, and any budget would hold."""
-    pixels, labels = cifar_records(first_images(50), 10)
+    pixels, _ = cifar_records(first_images(50), 10)
     run = from_module(converted).run
     others = Images(pixels, (run(cd.Preprocessing.of((32, 32), 10).apply(pixels)).argmax(1) + 1) % 10)
     with pytest.raises(InputRefused, match="fp32 is right on 0 of 50 labelled images, no more than by guessing among 10 classes"):
