@@ -101,7 +101,7 @@ def test_a_gate_exports_in_int8(checkpoint_path: Path, tmp_path: Path, compiled:
     path = str(checkpoint_path)
     for name, calibrate in (("base", None), ("head", IMAGES)):
         side = make_side(name, path, "native.int8", 1, sys.executable, tmp_path, lines.append, "cpu", calibrate=calibrate)
-        assert side.calibrated and side.figures is not None and side.figures.precision == "int8"
+        assert side.figures is not None and side.figures.precision == "int8"
     assert [line for line in lines if "calibrated" in line] == [f"base: {Ranges().note()}", f"head: {Ranges(IMAGES).note()}"]
     manifests = [read_pair(tmp_path / f"{name}.so").manifest for name in ("base", "head")]
     assert [m.details["quantization"]["images"] for m in manifests if m is not None] == [COUNT, 256]
