@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,11 +14,12 @@ from cnet_deploy.errors import InputRefused
 from cnet_deploy.files.strict_json import InvalidValue, closed, coerce_fields, convert
 from cnet_deploy.images.preprocessing import CHANNELS, Size
 
-Kind = Literal["condensenet", "densenet", "densenet_lgc"]
+Kind = Literal["condensenet", "condensenet_v2", "densenet", "densenet_lgc"]
 DEFAULT_KEEP = 0.5  # the reference halves the classifier's inputs at conversion, and the published counts include that
 Form = Literal["training", "group-conv"]
 FinalPool = Literal["whole", "original"]
-_LEFT_OUT: Mapping[str, Any] = {"final_pool": "whole", "image_channels": 3}  # by to_dict
+_V2 = ("update_groups", "hard_swish_from", "excitation_from", "excitation_channels", "hidden_channels")  # fields of CondenseNet V2 alone
+_LEFT_OUT: Mapping[str, Any] = {"final_pool": "whole", "image_channels": 3} | dict.fromkeys(_V2)  # by to_dict
 _MOST = (1 << 24) - 1
 Number = Annotated[int, Meta(ge=1, le=_MOST, description=f"a whole number from 1 to {_MOST}")]
 
@@ -28,7 +29,8 @@ class Cost:
     """What one image costs.
 
     ``flops`` is the count of the reference (utils.py): one per multiply-add of convolutions and the classifier, one per
-    bias of the classifier, one per element of every ReLU, and kernel-area times outputs of every pooling.
+    bias of the classifier, one per element of every ReLU, and kernel-area times outputs of every pooling. For CondenseNet V2 it is that of
+    its reference (utils/tools.py): no biases, two per element of a sigmoid, and nothing for what excitation multiplies and an update adds;
     ``macs`` is the multiply-adds alone. ``params`` counts weights, biases and the gains and shifts of batch norms.
     """
 
@@ -48,12 +50,19 @@ class PointwiseShape:
 
 @dataclass(frozen=True)
 class DenseLayerShape:
-    """One dense layer: its 1x1 convolution, and the growth that its 3x3 adds to the map of ``size`` (height, width)."""
+    """One dense layer: its 1x1 convolution, and the growth that its 3x3 adds to the map of ``size`` (height, width).
+
+    In CondenseNet V2 ``update`` is the 1x1 from what the 3x3 made to the channels before it, and ``excited`` whether what the 3x3 made is
+    excited first. ``block`` counts from 1.
+    """
 
     name: str
     pointwise: PointwiseShape
     growth: int
     size: tuple[int, int]
+    block: int
+    update: PointwiseShape | None = None
+    excited: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class TransitionShape:
 @closed
 @dataclass(frozen=True)
 class Architecture:
-    """The shape of a CondenseNet, DenseNet or DenseNet with learned group convolutions.
+    """The shape of a CondenseNet, CondenseNet V2, DenseNet or DenseNet with learned group convolutions.
 
     ``stages`` layers per dense block, each layer adding ``growth`` channels of its block; the 1x1 makes
     ``bottleneck * growth`` channels in ``group_1x1`` groups (G), each reading 1/``condense_factor`` (C) of its inputs; the
@@ -78,6 +87,11 @@ class Architecture:
     ``input_size`` is (height, width) in pixels. ``final_pool`` is what the last pooling averages: the "whole" map, or the "original"
     window of 7x7 (stem stride 2) or 8x8 at its top left (reference: models/condensenet.py, AvgPool2d and view). The two are the same where
     the map has just that size, as for 224 and 32 pixels. ``image_channels`` is 1 for grey images, 3 for RGB, 4 for RGBA.
+
+    CondenseNet V2 alone has these, and no others have them: ``update_groups`` (T) of the 1x1 that updates the channels before a layer, of
+    which each writes 1/T; the block (from 1) from which activations are hard swish, ``hard_swish_from``, and from which layers have
+    excitation, ``excitation_from`` (one more than there are blocks: nowhere); the width of the last excitation, ``excitation_channels``, and
+    of the layer before the classifier, ``hidden_channels``. Its classifier is never condensed.
 
     Raises InputRefused where a number can't be: not positive, channels that groups don't divide, or a map that the original window does
     not fit just once.
@@ -97,6 +111,11 @@ class Architecture:
     transition_channels: tuple[Number, ...] = ()
     final_pool: FinalPool = "whole"
     image_channels: Literal[1, 3, 4] = 3
+    update_groups: Number | None = None
+    hard_swish_from: Number | None = None
+    excitation_from: Number | None = None
+    excitation_channels: Number | None = None
+    hidden_channels: Number | None = None
 
     def __post_init__(self) -> None:
         coerce_fields(self, "architecture")
@@ -104,7 +123,7 @@ class Architecture:
 
     @classmethod
     def from_name(cls, name: str) -> Architecture:
-        """One of the paper's models, as published: ``condensenet-74-g4``, ``condensenet-74-g8`` or ``condensenet-50`` …
+        """One of the papers' models, as published: ``condensenet-74-g4``, ``condensenet-50``, ``condensenet-v2-a`` …
 
         The ImageNet models have the halved classifier (their table counts it), the CIFAR models the whole one.
         Raises InputRefused for an unknown name.
@@ -113,6 +132,31 @@ class Architecture:
             return _named()[name]
         except KeyError:
             raise InputRefused(f"no model is called {name!r}; expected one of {', '.join(_named())}") from None
+
+    @classmethod
+    def v2(
+        cls,
+        stages: tuple[int, ...],
+        growth: tuple[int, ...],
+        *,
+        groups: int = 8,
+        hard_swish_from: int = 3,
+        excitation_from: int = 4,
+        hidden_channels: int = 1024,
+        **more: Any,
+    ) -> Architecture:
+        """A CondenseNet V2 with the same number of ``groups`` everywhere, as all published ones have.
+
+        The last excitation is a sixteenth of the features wide, at least 1 (their repository: model/condensenetv2.py). ``more`` are other
+        fields. Raises InputRefused as the class does.
+        """
+        features = 2 * growth[0] + sum(count * each for count, each in zip(stages, growth, strict=False))
+        fields = {"excitation_channels": max(1, features // 16), **more}
+        return cls(
+            stages, growth, "condensenet_v2", group_1x1=groups, group_3x3=groups, condense_factor=groups, classifier_keep=1.0,
+            update_groups=groups, hard_swish_from=hard_swish_from, excitation_from=excitation_from, hidden_channels=hidden_channels,
+            **fields,
+        )  # fmt: skip
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Architecture:
@@ -142,7 +186,17 @@ class Architecture:
 
     @property
     def has_transition_convs(self) -> bool:
-        return self.kind != "condensenet"
+        return self.kind in ("densenet", "densenet_lgc")
+
+    @property
+    def updates(self) -> bool:
+        """Whether its layers update the channels before them: CondenseNet V2."""
+        return self.kind == "condensenet_v2"
+
+    @property
+    def condenses_classifier(self) -> bool:
+        """Whether the classifier of its group-conv form has an index, and may keep a part of the features."""
+        return self.kind in ("condensenet", "densenet_lgc")
 
     def layers(self) -> Iterator[DenseLayerShape | TransitionShape]:
         """Dense layers and transitions in the order in which they run."""
@@ -152,7 +206,10 @@ class Architecture:
             for index in range(count):
                 name = f"features.denseblock_{block + 1}.denselayer_{index + 1}"
                 pointwise = PointwiseShape(f"{name}.conv_1", channels, self.bottleneck * growth)
-                yield DenseLayerShape(name, pointwise, growth, (size[0], size[1]))
+                number = block + 1
+                update = PointwiseShape(f"{name}.sfr", growth, channels) if self.updates else None
+                excited = self.excitation_from is not None and number >= self.excitation_from
+                yield DenseLayerShape(name, pointwise, growth, (size[0], size[1]), number, update, excited)
                 channels += growth
             if block < len(self.stages) - 1:
                 name = f"features.transition_{block + 1}"
@@ -164,10 +221,16 @@ class Architecture:
                 size = tuple(side // 2 for side in size)
 
     def pointwise_convs(self) -> Iterator[PointwiseShape]:
-        """Every 1x1 convolution in the order in which it runs."""
+        """Every 1x1 convolution in the order in which it runs, without those of updates."""
         for layer in self.layers():
             if layer.pointwise is not None:
                 yield layer.pointwise
+
+    def updating_convs(self) -> Iterator[PointwiseShape]:
+        """Every 1x1 convolution that updates channels, in the order in which it runs: from a layer's new channels to those before it."""
+        for layer in self.layers():
+            if isinstance(layer, DenseLayerShape) and layer.update is not None:
+                yield layer.update
 
     @property
     def features(self) -> int:
@@ -213,6 +276,7 @@ class Architecture:
     def cost(self, form: Form = "group-conv") -> Cost:
         """What a form costs as it is executed: the training form runs its 1x1 dense under a mask, classifier whole."""
         dense = form == "training" and self.learned
+        groups = 1 if dense else self.update_groups or 1
         params = stem = 9 * self.image_channels * self.stem_channels
         final = math.prod(self.final_size) + math.prod(self.pool_window)  # elements of the last ReLU, and of the last pooling
         stem_size = next(self.layers()).size
@@ -232,12 +296,31 @@ class Architecture:
                 params += weights + 2 * middle
                 macs += weights * area
                 others += middle * area
+                if layer.update is not None:
+                    weights = layer.growth * layer.update.out_channels // groups
+                    params += weights + 2 * layer.growth
+                    macs += weights * area
+                    others += layer.growth * area
+                if layer.excited:  # a pooling, two matrices, ReLU, sigmoid
+                    weights = 2 * layer.growth**2
+                    params, macs, others = params + weights, macs + weights, others + layer.growth * (area + 3)
             else:
                 others += 4 * layer.channels * (layer.size[0] // 2) * (layer.size[1] // 2)
-        linear = (self.features if dense else self.kept_features) * self.classes
-        params += 2 * self.features + linear + self.classes
-        macs += linear
-        others += self.features * final + self.classes
+        params += 2 * self.features
+        others += self.features * final
+        if self.updates:
+            assert self.excitation_channels is not None and self.hidden_channels is not None
+            excitation, hidden = 2 * self.features * self.excitation_channels, self.hidden_channels
+            linear = self.features * hidden + hidden * self.classes
+            params += excitation + linear + hidden + self.classes
+            macs += excitation + linear
+            # The last excitation's pooling of one pixel, its ReLU and sigmoid; the hard swish.
+            others += self.features + self.excitation_channels + 2 * self.features + hidden
+        else:
+            linear = (self.features if dense else self.kept_features) * self.classes
+            params += linear + self.classes
+            macs += linear
+            others += self.classes
         return Cost(macs + others, macs, params)
 
     @property
@@ -259,12 +342,21 @@ class Architecture:
         """One line for people."""
         kind = "" if self.image_channels == 3 else f" {CHANNELS[self.image_channels]}"
         groups = f"G={self.group_1x1} C={self.condense_factor}" if self.learned else f"G={self.group_1x1}"
+        groups += f" T={self.update_groups}" if self.updates else ""
         return (
             f"{self.kind} {'-'.join(map(str, self.stages))} growth {'-'.join(map(str, self.growth))} bottleneck {self.bottleneck} "
             f"{groups} 3x3 groups {self.group_3x3}, {self.classes} classes, "
-            f"{self.input_size[0]}x{self.input_size[1]}{kind} stem stride {self.stem_stride}, classifier keep {self.classifier_keep:g}"
-            f"{self._pool_summary()}"
+            f"{self.input_size[0]}x{self.input_size[1]}{kind} stem stride {self.stem_stride}, {self._head_summary()}{self._pool_summary()}"
         )
+
+    def _head_summary(self) -> str:
+        if not self.updates:
+            return f"classifier keep {self.classifier_keep:g}"
+        swish, excitation = (
+            f"from block {first}" if first is not None and first <= len(self.stages) else "nowhere"
+            for first in (self.hard_swish_from, self.excitation_from)
+        )
+        return f"hard swish {swish}, excitation {excitation} and {self.excitation_channels} wide at the end, hidden layer {self.hidden_channels}"
 
     def _pool_summary(self) -> str:
         """What the last pooling averages, where that is not what the original averages or not the whole map."""
@@ -287,6 +379,7 @@ def _check(arch: Architecture) -> None:
         refuse(f"{sum(arch.stages)} layers; expected at most 10000")
     if not arch.learned and (arch.classifier_keep != 1 or arch.condense_factor != 1):
         refuse("a plain DenseNet has nothing condensed; expected condense_factor 1 and classifier_keep 1")
+    _check_updates(arch, refuse)
     expected = len(arch.stages) - 1 if arch.has_transition_convs else 0
     if len(arch.transition_channels) != expected:
         refuse(f"{len(arch.transition_channels)} transition widths; expected {expected} for {arch.kind} of {len(arch.stages)} stages")
@@ -316,6 +409,26 @@ def _check(arch: Architecture) -> None:
             refuse(f"growth {growth} with bottleneck {arch.bottleneck}; expected multiples of {arch.group_3x3} (3x3 groups)")
 
 
+def _check_updates(arch: Architecture, refuse: Callable[[str], None]) -> None:
+    """What CondenseNet V2 has beyond the others."""
+    given = {name: getattr(arch, name) for name in _V2}
+    if wrong := [name for name, value in given.items() if (value is None) == arch.updates]:
+        what = f"a {arch.kind} has no" if not arch.updates else "a condensenet_v2 needs"
+        refuse(f"{what} {', '.join(wrong)}")
+    if not arch.updates:
+        return
+    if arch.classifier_keep != 1:
+        refuse(f"classifier_keep {arch.classifier_keep:g}; expected 1: the classifier of CondenseNet V2 is not condensed")
+    for name in ("hard_swish_from", "excitation_from"):
+        if given[name] > len(arch.stages) + 1:
+            refuse(f"{name} {given[name]}; expected a block from 1 to {len(arch.stages)}, or {len(arch.stages) + 1} for none")
+    if wrong_growth := next((growth for growth in arch.growth if growth % given["update_groups"]), 0):
+        refuse(f"growth {wrong_growth}; expected a multiple of update_groups {given['update_groups']}")
+    for conv in arch.updating_convs():
+        if conv.out_channels % given["update_groups"]:
+            refuse(f"{conv.name} has {conv.out_channels} output channels; expected a multiple of update_groups {given['update_groups']}")
+
+
 @functools.cache
 def _named() -> Mapping[str, Architecture]:
     imagenet = Architecture((4, 6, 8, 10, 8), (8, 16, 32, 64, 128))
@@ -329,6 +442,12 @@ def _named() -> Mapping[str, Architecture]:
         models[f"condensenet-{depth}"] = Architecture(
             (layers,) * 3, growth, classes=10, stem_stride=1, input_size=(32, 32), classifier_keep=1.0
         )
+    for letter, stages, growth, groups, hidden in (
+        ("a", (1, 1, 4, 6, 8), (8, 8, 16, 32, 64), 8, 828),
+        ("b", (2, 4, 6, 8, 6), (6, 12, 24, 48, 96), 6, 1024),
+        ("c", (4, 6, 8, 10, 8), (8, 16, 32, 64, 128), 8, 1024),
+    ):
+        models[f"condensenet-v2-{letter}"] = Architecture.v2(stages, growth, groups=groups, hidden_channels=hidden)
     return models
 
 
