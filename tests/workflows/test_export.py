@@ -182,7 +182,7 @@ def test_options_are_named_in_the_signature(checkpoint_path: Path, tmp_path: Pat
     """Those of a target, and what a file does not say, which `load` and the other functions take in the same way."""
     taken = inspect.signature(cd.export).parameters
     targets_own = {option.name for target in targets().values() for option in target.options}
-    loading = set(inspect.signature(cd.load).parameters) - {"path", "sha256", "data"}
+    loading = set(inspect.signature(cd.load).parameters) - {"path", "sha256", "data", "like"}
     assert targets_own | loading <= set(taken)
     assert all(taken[name].annotation not in (inspect.Parameter.empty, "Any") for name in targets_own | loading)
     one = cd.export(checkpoint_path, "onnx", tmp_path / "a.onnx", batch=2, opset=19, input_size=(40, 40))
