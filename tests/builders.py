@@ -14,11 +14,16 @@ import torch
 from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.models.build import build
 from cnet_deploy.models.condensenet import DenselyConnected, initialise
-from cnet_deploy.models.layers import LearnedGroupConv
+from cnet_deploy.models.layers import LearnedGroupConv, LearnedUpdate
 
 TINY = Architecture((2, 1, 2), (8, 8, 16), classes=10, stem_stride=1, input_size=(32, 32), classifier_keep=1.0)
 TINY_LGC = replace(TINY, kind="densenet_lgc", transition_channels=(16, 16))
 TINY_DENSENET = replace(TINY, kind="densenet", condense_factor=1, transition_channels=(16, 16))
+
+TINY_V2 = Architecture.v2(
+    (2, 1, 2), (8, 8, 16), groups=4, hard_swish_from=2, excitation_from=3, hidden_channels=20, classes=10, stem_stride=1,
+    input_size=(32, 32),
+)  # fmt: skip
 
 
 def tiny(groups: int = 4, condense_factor: int = 4, **changes: Any) -> Architecture:
@@ -40,12 +45,25 @@ VARIETIES = [
     replace(TINY, input_size=(33, 47), stem_stride=2),
     replace(TINY, bottleneck=3, group_3x3=2),
 ]
+# CondenseNet V2: activations and excitation everywhere and nowhere, G and C and T apart, odd sizes, the last pooling's window.
+VARIETIES_V2 = [
+    TINY_V2,
+    replace(TINY_V2, hard_swish_from=1, excitation_from=1),
+    replace(TINY_V2, hard_swish_from=4, excitation_from=4),
+    replace(TINY_V2, update_groups=2, group_1x1=4, condense_factor=2),
+    replace(TINY_V2, update_groups=8, group_1x1=2, condense_factor=8, group_3x3=2, bottleneck=3),
+    replace(TINY_V2, update_groups=1, condense_factor=1, group_1x1=1, group_3x3=1),
+    replace(TINY_V2, input_size=(33, 47), stem_stride=2, excitation_channels=1),
+    replace(TINY_V2, input_size=(48, 40), final_pool="original", image_channels=1),
+    Architecture.v2((1, 2), (6, 12), groups=3, hard_swish_from=2, excitation_from=2, hidden_channels=7, classes=3, input_size=(30, 30)),
+]
 
 
 def training_model(arch: Architecture, seed: int = 0, stage: int | None = None) -> DenselyConnected:
     """A network in training form whose pruning came to ``stage`` (None: the last, C-1), channels dropped at random.
 
-    As in the reference, each stage takes in/C channels from each group, and row r belongs to group r mod G.
+    As in the reference, each stage takes in/C channels from each group, and row r belongs to group r mod G. In an update of CondenseNet V2
+    it is outputs that are taken, and column k that belongs to group k mod T.
     """
     model = build(arch, "training")
     initialise(model, seed)
@@ -53,11 +71,15 @@ def training_model(arch: Architecture, seed: int = 0, stage: int | None = None) 
     stage = arch.condense_factor - 1 if stage is None else stage
     for module in model.modules():
         if isinstance(module, LearnedGroupConv):
-            channels = module.conv.in_channels
-            dropped = stage * channels // arch.condense_factor
-            for group in range(arch.group_1x1):
-                module._mask[group :: arch.group_1x1, random.permutation(channels)[:dropped]] = 0
-            module._stage.fill_(stage)
+            updates = isinstance(module, LearnedUpdate)
+            groups, factor = (arch.update_groups or 1,) * 2 if updates else (arch.group_1x1, arch.condense_factor)
+            mask = module._mask.transpose(0, 1) if updates else module._mask
+            channels = mask.shape[1]
+            reached = stage * (factor - 1) // max(1, arch.condense_factor - 1)
+            dropped = reached * channels // factor
+            for group in range(groups):
+                mask[group::groups, random.permutation(channels)[:dropped]] = 0
+            module._stage.fill_(reached)
             module._count.fill_(dropped)
     return model.eval()
 

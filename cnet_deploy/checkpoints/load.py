@@ -27,20 +27,22 @@ def load(
     stem_stride: int | None = None,
     weights: str | None = None,
     final_pool: FinalPool | None = None,
+    hs_from: int | None = None,
     sha256: str | None = None,
     data: bytes | None = None,
 ) -> DenselyConnected:
     """Load a model from a checkpoint of the family, in the form in which it is stored and in evaluation mode.
 
-    ``groups``, ``condense_factor``, ``input_size`` (height, width), ``stem_stride`` and ``final_pool``: see ``infer_architecture``;
-    ``weights`` (the key of a set of weights in the file), ``sha256`` and ``data``: see ``read_tensors``. Raises InputRefused as both do;
-    the message begins with the file's name.
+    ``groups``, ``condense_factor``, ``input_size`` (height, width), ``stem_stride``, ``final_pool`` and ``hs_from``: see
+    ``infer_architecture``; ``weights`` (the key of a set of weights in the file), ``sha256`` and ``data``: see ``read_tensors``.
+    Raises InputRefused as both do; the message begins with the file's name.
     """
     read = read_tensors(path, sha256, data, weights=weights)
     with naming(path):
         form = infer_form(read.tensors)
         arch = architecture_of(
-            read, groups=groups, condense_factor=condense_factor, input_size=input_size, stem_stride=stem_stride, final_pool=final_pool
+            read, groups=groups, condense_factor=condense_factor, input_size=input_size, stem_stride=stem_stride, final_pool=final_pool,
+            hs_from=hs_from,
         )  # fmt: skip
         model = build(arch, form)
         own: OwnMetadata | None = read.metadata.get(METADATA_KEY)

@@ -18,6 +18,7 @@ from cnet_deploy.checkpoints.formats.archives import unpacked
 from cnet_deploy.checkpoints.metadata import METADATA_KEY, with_own
 from cnet_deploy.checkpoints.tensor_pickle import as_tensor
 from cnet_deploy.checkpoints.tensors import Contents, FoundWeights, InertObject
+from cnet_deploy.checkpoints.update_tables import with_update_tables
 from cnet_deploy.checkpoints.weights import WeightSet, choose, companions_in_words, find, kind, tensors_of
 from cnet_deploy.errors import InputRefused, in_words, printable
 from cnet_deploy.files import digest, read_bytes, require_digest
@@ -61,7 +62,7 @@ def read_tensors(path: Path | str, sha256: str | None = None, data: bytes | None
             raise InputRefused(_without_weights(opened))
         chosen, why = choose(sets, weights)
         stored, companions = tensors_of(chosen)
-        tensors = with_plain_classifier(_arrays(stored, opened.size))
+        tensors = with_update_tables(with_plain_classifier(_arrays(stored, opened.size)))
     except InputRefused as error:
         raise InputRefused(f"{path}: {error}") from None
     except Exception as error:  # a damaged or hostile file can make its reader raise anything

@@ -19,12 +19,12 @@ from cnet_deploy.checkpoints.tensors import Contents
 from cnet_deploy.errors import InputRefused, PruningUnfinished, printable
 from cnet_deploy.images.preprocessing import CHANNELS
 from cnet_deploy.models.architecture import Architecture, DenseLayerShape, FinalPool, Form, Kind
-from cnet_deploy.models.pruning import LayerPruning, infer_condense_factor, infer_groups, read_layer
+from cnet_deploy.models.pruning import LayerPruning, infer_condense_factor, infer_groups, read_layer, read_update
 
 Tensors = Mapping[str, Any]
 
 _LAYER = re.compile(r"features\.denseblock_(\d{1,4})\.denselayer_(\d{1,4})\.conv_1\.norm\.weight")
-_FAMILY = "a CondenseNet or DenseNet of the reference (features.init_conv, features.denseblock_1 …, classifier)"
+_FAMILY = "a CondenseNet, CondenseNet V2 or DenseNet of the references (features.init_conv, features.denseblock_1 …, classifier)"
 
 
 def infer_form(tensors: Tensors) -> Form:
@@ -63,6 +63,12 @@ def pruning_layers(tensors: Tensors) -> list[LayerPruning]:
     return [read_layer(name, tensors) for name in names if f"{name}._mask" in tensors]
 
 
+def updates(tensors: Tensors) -> list[LayerPruning]:
+    """The pruning state of every update of CondenseNet V2 that has a mask, in the order in which they run."""
+    names = [f"features.denseblock_{b}.denselayer_{n + 1}.sfr" for b, count in enumerate(infer_stages(tensors), 1) for n in range(count)]
+    return [read_update(name, tensors) for name in names if f"{name}._mask" in tensors]
+
+
 def infer_architecture(
     tensors: Tensors,
     *,
@@ -71,13 +77,15 @@ def infer_architecture(
     input_size: tuple[int, int] | None = None,
     stem_stride: int | None = None,
     final_pool: FinalPool | None = None,
+    hs_from: int | None = None,
     pruning: list[LayerPruning] | None = None,
 ) -> Architecture:
     """The Architecture of a state dict of the family (any form), checked against every tensor's shape.
 
     ``groups`` and ``condense_factor`` are needed if pruning has not begun or the counters are missing; they must agree with the tensors.
     ``input_size`` (height, width) and ``stem_stride`` override what stages and classes suggest; no tensor tells ``final_pool`` (None:
-    "whole"). ``pruning`` is what ``pruning_layers`` returns for the tensors, if that is known already. Raises InputRefused for another
+    "whole") and ``hs_from``, the block of CondenseNet V2 from which activations are hard swish (None: 3 of five blocks, as in all published
+    ones). ``pruning`` is what ``pruning_layers`` returns for the tensors, if that is known already. Raises InputRefused for another
     network, missing or extra tensors, wrong shapes, and if something can't be inferred.
     """
     stages = infer_stages(tensors)
@@ -106,12 +114,15 @@ def infer_architecture(
                 raise InputRefused(f"{what} {given} was given, but the tensors have {inferred}; leave it out")
     classes = _dim(tensors, "classifier.linear.weight" if "classifier.index" in tensors else "classifier.weight", 0)
     size, stride = _infer_input(stages, classes, input_size, stem_stride)
+    v2 = _infer_v2(tensors, stages, growth, form, hs_from, group_1x1) if kind == "condensenet_v2" else {}
+    if hs_from is not None and not v2:
+        raise InputRefused(f"hard swish from block {hs_from} was given, but a {kind} has ReLU everywhere; leave --hs-from out")
     arch = Architecture(
         stages, growth, kind, middle // growth[0], group_1x1, middle // group_inputs, factor, classes, stride, size,
         classifier_keep=1.0,
         transition_channels=tuple(_dim(tensors, f"features.transition_{b}.conv.conv.weight", 0) for b in blocks[:-1])
-        if kind != "condensenet" else (),
-        final_pool=final_pool or "whole", image_channels=_image_channels(tensors),
+        if kind in ("densenet", "densenet_lgc") else (),
+        final_pool=final_pool or "whole", image_channels=_image_channels(tensors), **v2,
     )  # fmt: skip
     if "classifier.index" in tensors:
         arch = _with_keep(arch, _dim(tensors, "classifier.index", 0))
@@ -140,12 +151,28 @@ def expected_shapes(arch: Architecture, form: Form) -> dict[str, tuple[int, ...]
             middle = layer.pointwise.out_channels
             norm(f"{layer.name}.conv_2.norm", middle)
             shapes[f"{layer.name}.conv_2.conv.weight"] = (layer.growth, middle // arch.group_3x3, 3, 3)
+            if update := layer.update:
+                groups = 1 if form == "training" else arch.update_groups or 1
+                norm(f"{update.name}.norm", layer.growth)
+                shapes[f"{update.name}.conv.weight"] = (update.out_channels, layer.growth // groups, 1, 1)
+                if form == "training":
+                    shapes[f"{update.name}._mask"] = shapes[f"{update.name}.conv.weight"]
+                else:
+                    shapes[f"{update.name}.index"] = (update.out_channels,)
+            if layer.excited:
+                shapes.update({f"{layer.name}.se.fc.{n}.weight": (layer.growth, layer.growth) for n in (0, 2)})
     norm("features.norm_last", arch.features)
+    inputs = arch.kept_features if form == "group-conv" else arch.features
+    if arch.excitation_channels is not None and arch.hidden_channels is not None:
+        shapes["features.se_last.fc.0.weight"] = (arch.excitation_channels, arch.features)
+        shapes["features.se_last.fc.2.weight"] = (arch.features, arch.excitation_channels)
+        shapes["fc.weight"], shapes["fc.bias"] = (arch.hidden_channels, arch.features), (arch.hidden_channels,)
+        inputs = arch.hidden_channels
     prefix = "classifier"
-    if form == "group-conv" and arch.learned:
+    if form == "group-conv" and arch.condenses_classifier:
         shapes["classifier.index"] = (arch.kept_features,)
         prefix = "classifier.linear"
-    shapes[f"{prefix}.weight"] = (arch.classes, arch.kept_features if form == "group-conv" else arch.features)
+    shapes[f"{prefix}.weight"] = (arch.classes, inputs)
     shapes[f"{prefix}.bias"] = (arch.classes,)
     return shapes
 
@@ -175,7 +202,10 @@ def check_tensors(tensors: Tensors, arch: Architecture, form: Form) -> None:
     if form == "group-conv" and arch.learned:
         for conv in arch.pointwise_convs():
             _check_index(tensors, f"{conv.name}.index", conv.in_channels, arch.group_1x1)
-        _check_index(tensors, "classifier.index", arch.features, 1)
+        for conv in arch.updating_convs():
+            _check_index(tensors, f"{conv.name}.index", conv.out_channels, arch.update_groups or 1)
+        if arch.condenses_classifier:
+            _check_index(tensors, "classifier.index", arch.features, 1)
 
 
 def _check_index(tensors: Tensors, name: str, channels: int, groups: int) -> None:
@@ -193,6 +223,8 @@ def _check_index(tensors: Tensors, name: str, channels: int, groups: int) -> Non
 
 def _infer_kind(tensors: Tensors, stages: Sequence[int]) -> Kind:
     learned = any(key.endswith(("conv_1._mask", "conv_1.index")) for key in tensors)
+    if foreign := next((key for key in tensors if ".sfr." in key or key.startswith(("features.se_last.", "fc."))), None):
+        return _require_v2(tensors, foreign)
     if any(key.startswith("features.transition_") for key in tensors):
         return "densenet_lgc" if learned else "densenet"
     if not learned and len(stages) > 1:
@@ -200,6 +232,69 @@ def _infer_kind(tensors: Tensors, stages: Sequence[int]) -> Kind:
             "it has neither masks (…conv_1._mask) nor indices (…conv_1.index): a CondenseNet's buffers were dropped when it was saved"
         )
     return "condensenet" if learned else "densenet"
+
+
+def _require_v2(tensors: Tensors, foreign: str) -> Kind:
+    """Refuse a mixture of CondenseNet V2, some of whose tensors are there, with another network."""
+    stages = infer_stages(tensors)
+    layers = [f"features.denseblock_{b}.denselayer_{n + 1}" for b, count in enumerate(stages, 1) for n in range(count)]
+    if without := [name for name in layers if f"{name}.sfr.norm.weight" not in tensors]:
+        raise InputRefused(
+            f"has {printable(foreign, 120)}, as CondenseNet V2 has, but misses {_some(f'{name}.sfr.norm.weight' for name in without)}; "
+            "expected the whole state dict of one network"
+        )
+    if other := next((key for key in tensors if key.startswith("features.transition_") or key == "classifier.index"), None):
+        raise InputRefused(
+            f"has {printable(foreign, 120)}, as CondenseNet V2 has, and {printable(other, 120)}, which it has not; "
+            "expected the whole state dict of one network"
+        )
+    return "condensenet_v2"
+
+
+def _infer_v2(
+    tensors: Tensors, stages: Sequence[int], growth: Sequence[int], form: Form, hs_from: int | None, group_1x1: int
+) -> dict[str, Any]:
+    """The fields of an Architecture that CondenseNet V2 alone has."""
+    first = "features.denseblock_1.denselayer_1.sfr"
+    excited = [f"features.denseblock_{b}.denselayer_1.se.fc.0.weight" in tensors for b in range(1, len(stages) + 1)]
+    excitation_from = excited.index(True) + 1 if any(excited) else len(stages) + 1
+    if not all(excited[excitation_from - 1 :]):
+        missing = excited.index(False, excitation_from - 1) + 1
+        raise InputRefused(
+            f"dense block {excitation_from} has excitation (…se.fc), but block {missing} after it has none; expected it in every layer "
+            "from some block on, as in CondenseNet V2"
+        )
+    if form == "training":
+        layers = updates(tensors)
+        factor = infer_condense_factor(layers)
+        groups = infer_groups(layers) or factor or group_1x1
+        if factor is not None and factor != groups:
+            raise InputRefused(
+                f"its updates (…sfr) are in {groups} groups, but each loses outputs until 1/{factor} are left; expected the two to be "
+                "equal: the authors' code can't convert such a network either, or its maps get another width"
+            )
+    else:
+        inputs, rows = _dim(tensors, f"{first}.conv.weight", 1), _dim(tensors, f"{first}.conv.weight", 0)
+        channels = _dim(tensors, "features.init_conv.weight", 0)
+        if growth[0] % inputs:
+            raise InputRefused(f"{first}.conv reads {inputs} of {growth[0]} channels per group; expected a part of them")
+        groups = growth[0] // inputs
+        if rows != channels:
+            raise InputRefused(
+                f"{first}.conv has {rows} outputs in {groups} groups, for {channels} channels; expected as many outputs as channels, which "
+                "is so where groups and condense factor of the updates are equal (--group-trans and --trans-factor in the authors' code)"
+            )
+    if hs_from is None:
+        if len(stages) != 5:
+            raise InputRefused(
+                f"no tensor tells from which of the {len(stages)} dense blocks on activations are hard swish (3 in the published networks, "
+                f"which have 5); give --hs-from BLOCK, from 1 to {len(stages)}, or {len(stages) + 1} for ReLU everywhere"
+            )
+        hs_from = 3
+    return {
+        "update_groups": groups, "hard_swish_from": hs_from, "excitation_from": excitation_from,
+        "excitation_channels": _dim(tensors, "features.se_last.fc.0.weight", 0), "hidden_channels": _dim(tensors, "fc.weight", 0),
+    }  # fmt: skip
 
 
 def _trained_groups(layers: Sequence[LayerPruning], groups: int | None, factor: int | None) -> tuple[int, int]:
@@ -295,6 +390,7 @@ def architecture_of(
     input_size: tuple[int, int] | None = None,
     stem_stride: int | None = None,
     final_pool: FinalPool | None = None,
+    hs_from: int | None = None,
     pruning: list[LayerPruning] | None = None,
 ) -> Architecture:
     """The Architecture of a file's tensors, checked against each: from this package's metadata if the file has it, else inferred.
@@ -309,14 +405,14 @@ def architecture_of(
         )
     if stored:
         input_size, stem_stride = input_size or stored.input_size, stem_stride or stored.stem_stride
-        final_pool = final_pool or stored.final_pool
+        final_pool, hs_from = final_pool or stored.final_pool, hs_from or stored.hard_swish_from
     if stored and infer_form(read.tensors) == "training":
         groups, condense_factor = groups or stored.group_1x1, condense_factor or stored.condense_factor
     arch = infer_architecture(
         read.tensors, groups=groups, condense_factor=condense_factor, input_size=input_size, stem_stride=stem_stride,
-        final_pool=final_pool, pruning=pruning,
+        final_pool=final_pool, hs_from=hs_from, pruning=pruning,
     )  # fmt: skip
-    may_differ = {name: getattr(arch, name) for name in ("input_size", "stem_stride", "classifier_keep", "final_pool")}
+    may_differ = {name: getattr(arch, name) for name in ("input_size", "stem_stride", "classifier_keep", "final_pool", "hard_swish_from")}
     if stored and replace(stored, **may_differ) != arch:
         raise InputRefused(
             f"the metadata describes {stored.summary()}, but the tensors are those of {arch.summary()}; convert the checkpoint again"

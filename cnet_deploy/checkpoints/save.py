@@ -11,6 +11,7 @@ import torch
 
 from cnet_deploy.checkpoints.metadata import METADATA_KEY, own_metadata
 from cnet_deploy.checkpoints.read import read_tensors
+from cnet_deploy.checkpoints.update_tables import one_hot
 from cnet_deploy.errors import OutputRefused
 from cnet_deploy.files import atomic_output
 from cnet_deploy.images.preprocessing import CHANNELS
@@ -33,9 +34,14 @@ def save(model: DenselyConnected, path: Path | str, *, source: Path | str | None
 
 
 def reference_cannot_read(model: DenselyConnected) -> list[str]:
-    """The reasons why the reference's ``condensenet_converted`` can't hold this model; empty if it can (reference: models/, main.py)."""
+    """The reasons why the reference's ``condensenet_converted`` can't hold this model; empty if it can (reference: models/, main.py).
+
+    For CondenseNet V2 that is its authors' ``converted_condensenetv2``, which reads networks for ImageNet alone.
+    """
     arch = model.architecture
     reasons = []
+    if arch.updates:
+        return _v2_cannot_read(model)
     if arch.kind != "condensenet" or model.form != "group-conv":
         reasons.append(f"a {arch.kind} in {model.form} form (only CondenseNet in group-conv form)")
     if arch.condense_factor != arch.group_1x1:
@@ -55,6 +61,28 @@ def reference_cannot_read(model: DenselyConnected) -> list[str]:
     return reasons
 
 
+def _v2_cannot_read(model: DenselyConnected) -> list[str]:
+    arch = model.architecture
+    reasons = []
+    if model.form != "group-conv":
+        reasons.append(f"a {arch.kind} in {model.form} form (only in group-conv form)")
+    if arch.condense_factor != arch.group_1x1:
+        reasons.append(f"C={arch.condense_factor} with G={arch.group_1x1} (only C = G)")
+    if arch.image_channels != 3:
+        reasons.append(f"{CHANNELS[arch.image_channels]} images (only RGB)")
+    if arch.stem_stride not in (1, 2) or not arch.pools_as_original:
+        window = arch.original_window
+        height, width = arch.final_size
+        reasons.append(f"a last map of {height}x{width} with stem stride {arch.stem_stride} (only {window}x{window}, or 8x8 and stride 1)")
+    return reasons
+
+
+def _their_index(name: str, value: torch.Tensor) -> torch.Tensor:
+    if not name.endswith(".sfr.index"):
+        return value.clone()
+    return torch.from_numpy(one_hot(value.numpy()))
+
+
 def _safetensors_bytes(model: DenselyConnected) -> bytes:
     # A single metadata entry: the library writes several in random order, and the file would differ from run to run.
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
@@ -62,7 +90,10 @@ def _safetensors_bytes(model: DenselyConnected) -> bytes:
 
 
 def _reference_bytes(model: DenselyConnected) -> bytes:
-    state = OrderedDict((f"module.{name}", value.clone()) for name, value in model.state_dict().items())
+    if model.architecture.updates:  # their converter unwraps the network, and writes the channels that are updated as a matrix
+        state = OrderedDict((name, _their_index(name, value)) for name, value in model.state_dict().items())
+    else:
+        state = OrderedDict((f"module.{name}", value.clone()) for name, value in model.state_dict().items())
     buffer = io.BytesIO()
     # The legacy container, the only one that the reference's torch (1.1) reads.
     torch.save({"state_dict": state}, buffer, _use_new_zipfile_serialization=False)

@@ -120,7 +120,9 @@ def choose(sets: Sequence[WeightSet], wanted: str | None) -> tuple[WeightSet, st
         return other, "no weights of the family are there"
     if len(fitting) == 1:
         return fitting[0], "the only weights in the file" if len(sets) == 1 else "the only weights of a network of the family"
-    for key, why in (("", "the file is a state dict"), ("state_dict", "the file's state_dict")):
+    preferred = [one.key for one in fitting if one.dialect and one.dialect.preferred == one.key != "state_dict"]
+    wanted_first = [(key, "as its authors' converter does") for key in preferred]
+    for key, why in (*wanted_first, ("", "the file is a state dict"), ("state_dict", "the file's state_dict")):
         if len(usual := [one for one in fitting if one.key == key]) == 1:
             return usual[0], why
     raise InputRefused(f"holds {len(fitting)} sets of weights that fit equally: {_listed(fitting)}; choose one with --weights KEY")

@@ -62,6 +62,12 @@ def model_options(command: F) -> F:
     """Options for what a checkpoint doesn't record."""
     for option in (
         click.option(
+            "--hs-from",
+            type=click.IntRange(1),
+            metavar="BLOCK",
+            help="CondenseNet V2: the dense block from which activations are hard swish. [default: 3, where there are 5]",
+        ),
+        click.option(
             "--final-pool",
             type=click.Choice(["whole", "original"]),
             help="What the last pooling averages: the whole map, or the reference's window at its top left. [default: whole]",
@@ -199,7 +205,7 @@ def take(options: dict[str, Any], *names: str) -> dict[str, Any]:
 
 def take_overrides(options: dict[str, Any]) -> dict[str, Any]:
     """Remove the options of ``model_options`` and return them."""
-    return take(options, "weights", "groups", "condense_factor", "input_size", "stem_stride", "final_pool")
+    return take(options, "weights", "groups", "condense_factor", "input_size", "stem_stride", "final_pool", "hs_from")
 
 
 def take_steps(options: dict[str, Any]) -> Overrides:

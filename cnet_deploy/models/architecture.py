@@ -88,10 +88,10 @@ class Architecture:
     window of 7x7 (stem stride 2) or 8x8 at its top left (reference: models/condensenet.py, AvgPool2d and view). The two are the same where
     the map has just that size, as for 224 and 32 pixels. ``image_channels`` is 1 for grey images, 3 for RGB, 4 for RGBA.
 
-    CondenseNet V2 alone has these, and no others have them: ``update_groups`` (T) of the 1x1 that updates the channels before a layer, of
-    which each writes 1/T; the block (from 1) from which activations are hard swish, ``hard_swish_from``, and from which layers have
-    excitation, ``excitation_from`` (one more than there are blocks: nowhere); the width of the last excitation, ``excitation_channels``, and
-    of the layer before the classifier, ``hidden_channels``. Its classifier is never condensed.
+    CondenseNet V2 alone has five more: ``update_groups`` (T) of the 1x1 that updates the channels before a layer, of which each writes 1/T;
+    the block (from 1) from which activations are hard swish, ``hard_swish_from``, and from which layers have excitation,
+    ``excitation_from`` (one more than there are blocks: nowhere); the width of the last excitation, ``excitation_channels``, and of the
+    layer before the classifier, ``hidden_channels``. Its classifier is never condensed.
 
     Raises InputRefused where a number can't be: not positive, channels that groups don't divide, or a map that the original window does
     not fit just once.
@@ -197,6 +197,11 @@ class Architecture:
     def condenses_classifier(self) -> bool:
         """Whether the classifier of its group-conv form has an index, and may keep a part of the features."""
         return self.kind in ("condensenet", "densenet_lgc")
+
+    @property
+    def usual_keep(self) -> float:
+        """The share of features that the classifier keeps at conversion, if nothing else is asked for."""
+        return DEFAULT_KEEP if self.condenses_classifier else 1.0
 
     def layers(self) -> Iterator[DenseLayerShape | TransitionShape]:
         """Dense layers and transitions in the order in which they run."""
@@ -356,7 +361,8 @@ class Architecture:
             f"from block {first}" if first is not None and first <= len(self.stages) else "nowhere"
             for first in (self.hard_swish_from, self.excitation_from)
         )
-        return f"hard swish {swish}, excitation {excitation} and {self.excitation_channels} wide at the end, hidden layer {self.hidden_channels}"
+        last = f"excitation {excitation} and {self.excitation_channels} wide at the end"
+        return f"hard swish {swish}, {last}, hidden layer {self.hidden_channels}"
 
     def _pool_summary(self) -> str:
         """What the last pooling averages, where that is not what the original averages or not the whole map."""
@@ -442,12 +448,13 @@ def _named() -> Mapping[str, Architecture]:
         models[f"condensenet-{depth}"] = Architecture(
             (layers,) * 3, growth, classes=10, stem_stride=1, input_size=(32, 32), classifier_keep=1.0
         )
-    for letter, stages, growth, groups, hidden in (
+    v2: tuple[tuple[str, tuple[int, ...], tuple[int, ...], int, int], ...] = (
         ("a", (1, 1, 4, 6, 8), (8, 8, 16, 32, 64), 8, 828),
         ("b", (2, 4, 6, 8, 6), (6, 12, 24, 48, 96), 6, 1024),
         ("c", (4, 6, 8, 10, 8), (8, 16, 32, 64, 128), 8, 1024),
-    ):
-        models[f"condensenet-v2-{letter}"] = Architecture.v2(stages, growth, groups=groups, hidden_channels=hidden)
+    )
+    for letter, blocks, widths, groups, hidden in v2:
+        models[f"condensenet-v2-{letter}"] = Architecture.v2(blocks, widths, groups=groups, hidden_channels=hidden)
     return models
 
 

@@ -10,12 +10,14 @@ from cnet_deploy.errors import InputRefused
 from cnet_deploy.models.architecture import NAMED, Architecture, Form
 from cnet_deploy.models.baselines import BASELINES
 from cnet_deploy.models.condensenet import CondenseNet, DenselyConnected, Source, initialise
+from cnet_deploy.models.condensenet_v2 import CondenseNetV2
 from cnet_deploy.models.densenet import DenseNet, DenseNetLGC
-from cnet_deploy.models.layers import IndexedGroupConv, IndexedLinear
+from cnet_deploy.models.layers import IndexedGroupConv, IndexedLinear, IndexedUpdate
 
 __all__ = [
     "NAMES",
     "CondenseNet",
+    "CondenseNetV2",
     "DenseNet",
     "DenseNetLGC",
     "DenselyConnected",
@@ -27,7 +29,7 @@ __all__ = [
 
 NAMES = (*NAMED, *BASELINES)
 
-_KINDS: dict[str, type[DenselyConnected]] = {model.kind: model for model in (CondenseNet, DenseNet, DenseNetLGC)}
+_KINDS: dict[str, type[DenselyConnected]] = {model.kind: model for model in (CondenseNet, CondenseNetV2, DenseNet, DenseNetLGC)}
 
 
 def build(architecture: Architecture, form: Form = "group-conv") -> DenselyConnected:
@@ -49,6 +51,11 @@ def build_random(architecture: Architecture, seed: int = 0) -> DenselyConnected:
             for values in (module.norm.weight.data, module.norm.bias.data, module.norm.running_mean, module.norm.running_var):
                 if values is not None:
                     values.copy_(values[module.index % values.numel()])
+    for module in (model.get_submodule(conv.name) for conv in architecture.updating_convs()):
+        assert isinstance(module, IndexedUpdate)
+        outputs = module.index.numel()
+        picks = [np.sort(random.permutation(outputs)[: outputs // module.groups]) for _ in range(module.groups)]
+        module.index.copy_(torch.from_numpy(np.concatenate(picks)))
     if isinstance(model.classifier, IndexedLinear):
         kept = model.classifier.index.numel()
         model.classifier.index.copy_(torch.from_numpy(np.sort(random.permutation(architecture.features)[:kept])))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.models.architecture import Architecture, DenseLayerShape, Form, Kind, PointwiseShape
-from cnet_deploy.models.layers import IndexedGroupConv, IndexedLinear, LearnedGroupConv, NormReluConv
+from cnet_deploy.models.layers import Activation, IndexedGroupConv, IndexedLinear, LearnedGroupConv, NormActConv
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class DenselyConnected(nn.Module):
                 if parent not in self.features._modules:
                     block = nn.Sequential()
                     self.features.add_module(parent, block)
-                block.add_module(name, DenseLayer(architecture, layer, form))
+                block.add_module(name, self._dense_layer(layer))
             else:
                 conv = None if layer.pointwise is None else pointwise(architecture, layer.pointwise, form)
                 self.features.add_module(parent, Transition(conv))
@@ -60,10 +60,18 @@ class DenselyConnected(nn.Module):
         self.features.add_module("relu_last", nn.ReLU(inplace=False))
         whole = architecture.final_pool == "whole"
         self.features.add_module("pool_last", nn.AdaptiveAvgPool2d(1) if whole else nn.AvgPool2d(architecture.pool_window))
-        if form == "group-conv" and architecture.learned:
+        self._add_head()
+
+    def _add_head(self) -> None:
+        """What follows the pooling."""
+        architecture = self.architecture
+        if self.form == "group-conv" and architecture.condenses_classifier:
             self.classifier: nn.Module = IndexedLinear(architecture.kept_features, architecture.classes)
         else:
             self.classifier = nn.Linear(architecture.features, architecture.classes)
+
+    def _dense_layer(self, layer: DenseLayerShape) -> nn.Module:
+        return DenseLayer(self.architecture, layer, self.form)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, channels, H, W] -> logits [N, classes]."""
@@ -77,7 +85,7 @@ class DenseLayer(nn.Module):
     def __init__(self, architecture: Architecture, layer: DenseLayerShape, form: Form) -> None:
         super().__init__()
         self.conv_1 = pointwise(architecture, layer.pointwise, form)
-        self.conv_2 = NormReluConv(layer.pointwise.out_channels, layer.growth, 3, architecture.group_3x3, padding=1)
+        self.conv_2 = NormActConv(layer.pointwise.out_channels, layer.growth, 3, architecture.group_3x3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x, self.conv_2(self.conv_1(x))], 1)
@@ -102,13 +110,13 @@ class CondenseNet(DenselyConnected):
     kind = "condensenet"
 
 
-def pointwise(architecture: Architecture, conv: PointwiseShape, form: Form) -> nn.Module:
+def pointwise(architecture: Architecture, conv: PointwiseShape, form: Form, activation: Activation = nn.ReLU) -> nn.Module:
     """The module of a 1x1 convolution in the given form."""
     if not architecture.learned:
-        return NormReluConv(conv.in_channels, conv.out_channels, 1, architecture.group_1x1)
+        return NormActConv(conv.in_channels, conv.out_channels, 1, architecture.group_1x1)
     if form == "training":
-        return LearnedGroupConv(conv.in_channels, conv.out_channels)
-    return IndexedGroupConv(architecture.gathered(conv), conv.out_channels, architecture.group_1x1)
+        return LearnedGroupConv(conv.in_channels, conv.out_channels, activation)
+    return IndexedGroupConv(architecture.gathered(conv), conv.out_channels, architecture.group_1x1, activation)
 
 
 def initialise(model: nn.Module, seed: int) -> None:
@@ -126,7 +134,8 @@ def initialise(model: nn.Module, seed: int) -> None:
                     module.bias.normal_(0, 0.1, generator=random)
             elif isinstance(module, nn.Linear):
                 module.weight.normal_(0, 1 / math.sqrt(module.in_features), generator=random)
-                module.bias.normal_(0, 0.1, generator=random)
+                if module.bias is not None:
+                    module.bias.normal_(0, 0.1, generator=random)
             elif isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
                 module.weight.uniform_(0.5, 1.5, generator=random)
                 module.bias.normal_(0, 0.2, generator=random)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 class Count:
     """Operations for one image by kind (conventions differ in which they add up), and learned parameters.
 
-    Multiply-adds of convolutions and of linear layers, elements of ReLUs, kernel area times outputs of poolings, biases of linear layers.
+    Multiply-adds of convolutions and of linear layers, elements of ReLUs and hard swishes, kernel area times outputs of poolings, biases of
+    linear layers, two for each element of a sigmoid.
     """
 
     conv_macs: int = 0
@@ -21,6 +22,7 @@ class Count:
     relu_elements: int = 0
     pool_ops: int = 0
     linear_biases: int = 0
+    sigmoid_ops: int = 0
     params: int = 0
 
     @property
@@ -31,7 +33,7 @@ class Count:
     @property
     def flops(self) -> int:
         """FLOPs as the reference counts them (utils.py, measure_model)."""
-        return self.macs + self.relu_elements + self.pool_ops + self.linear_biases
+        return self.macs + self.relu_elements + self.pool_ops + self.linear_biases + self.sigmoid_ops
 
 
 def count(model: nn.Module, input_size: tuple[int, int]) -> Count:
@@ -57,11 +59,13 @@ class _Hook:
             total.conv_macs += output.numel() * math.prod(module.weight.shape[1:])
         elif isinstance(module, nn.Linear):
             total.linear_macs += module.weight.numel() * len(x)
-            total.linear_biases += output.numel()
-        elif isinstance(module, nn.ReLU):
+            total.linear_biases += output.numel() if module.bias is not None else 0
+        elif isinstance(module, (nn.ReLU, nn.Hardswish)):
             total.relu_elements += output.numel()
         elif isinstance(module, (nn.AvgPool2d, nn.MaxPool2d)):
             kernel = module.kernel_size if isinstance(module.kernel_size, int) else module.kernel_size[0]
             total.pool_ops += output.numel() * kernel * kernel
         elif isinstance(module, nn.AdaptiveAvgPool2d):
             total.pool_ops += x.numel()
+        elif isinstance(module, nn.Sigmoid):
+            total.sigmoid_ops += 2 * x.numel()

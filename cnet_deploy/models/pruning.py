@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,15 +26,20 @@ class LayerPruning:
     """One learned group convolution: its mask [out, in], and the reference's counters (None if the file lacks them).
 
     ``stage`` is the condensation stage that training reached, ``count`` the number of inputs that each group has lost.
+
+    The 1x1 that updates channels in CondenseNet V2 is the same transposed: its mask here is [in, out], and what is called inputs everywhere
+    are the outputs, which is what its groups lose (``lost``).
     """
 
     name: str
     mask: Mask
     stage: int | None
     count: int | None
+    lost: Literal["input", "output"] = "input"
 
     @property
     def in_channels(self) -> int:
+        """The channels that a group can lose: inputs, or in an update outputs."""
         return int(self.mask.shape[1])
 
     @property
@@ -91,7 +96,7 @@ class LayerPruning:
         """A clause for messages: how many channels survive, and the stage that training reached."""
         low, high = self.survivors
         kept = f"{low}" if low == high else f"{low} to {high}"
-        text = f"{kept} of {self.in_channels} input channels survive per group"
+        text = f"{kept} of {self.in_channels} {self.lost} channels survive per group"
         if condense_factor:
             text += f" where C={condense_factor} keeps {self.in_channels / condense_factor:g}"
         if self.stage is None:
@@ -117,6 +122,12 @@ def read_layer(name: str, tensors: Mapping[str, Any]) -> LayerPruning:
             raise InputRefused(f"{name}.{counter} is {number.tolist()[:4]}; expected one whole number")
         counters.append(None if number is None else int(number[0]))
     return LayerPruning(name, raw[:, :, 0, 0] == 1, counters[0], counters[1])
+
+
+def read_update(name: str, tensors: Mapping[str, Any]) -> LayerPruning:
+    """The state of the update ``name`` of CondenseNet V2, transposed. Raises InputRefused as ``read_layer`` does."""
+    layer = read_layer(name, tensors)
+    return replace(layer, mask=layer.mask.T, lost="output")
 
 
 def infer_groups(layers: Sequence[LayerPruning]) -> int | None:
@@ -151,9 +162,13 @@ def require_finished(layers: Sequence[LayerPruning], groups: int, condense_facto
     If counters are missing or at stage 0, the mask alone decides. Raises PruningUnfinished with the layer, the number of channels that
     survive and the stage that training reached; InputRefused for a mask that differs within a group.
     """
+    mixed = {
+        "input": "outputs of one group read different inputs; expected one mask per group with G",
+        "output": "inputs of one group write different outputs; expected one mask per group with T",
+    }
     for layer in layers:
         if not layer.groups_agree(groups):
-            raise InputRefused(f"{layer.name}: outputs of one group read different inputs; expected one mask per group with G={groups}")
+            raise InputRefused(f"{layer.name}: {mixed[layer.lost]}={groups}")
         unfinished = bool(layer.stage) and layer.stage != condense_factor - 1
         kept = layer.mask.sum(1) * condense_factor
         if unfinished or not (kept == layer.in_channels).all():

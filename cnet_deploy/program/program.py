@@ -35,8 +35,9 @@ class Pointwise:
     """Gather, scale and shift, activation, grouped 1x1 convolution, reorder.
 
     ``index`` [width] has the input channel (of ``in_channels``) of each gathered channel, group after group. ``scale`` and ``shift``
-    [width] are the first batch norm; because of the activation it can't be folded into the convolution. ``weight`` [out, width / groups] and
-    ``bias`` [out] include the batch norm that follows, if any. Channel j of the result is row ``order[j]`` of the convolution.
+    [width] are the first batch norm; because of the activation it can't be folded into the convolution. ``weight``
+    [out, width / groups] and ``bias`` [out] include the batch norm that follows, if any. Channel j of the result is row ``order[j]`` of the
+    convolution. ``activation`` is the one before the convolution.
     """
 
     name: str

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
 # Options that only backends for models take: see checkpoints/load.py.
-LOADING_OPTIONS = ("groups", "condense_factor", "input_size", "stem_stride", "final_pool", "weights")
+LOADING_OPTIONS = ("groups", "condense_factor", "input_size", "stem_stride", "final_pool", "hs_from", "weights")
 PIXELS_FROM = 32  # values above it are no normalised pixels of common statistics
 _KEPT = 4  # number of batch sizes whose device buffers are kept
 

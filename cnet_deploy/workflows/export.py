@@ -92,6 +92,7 @@ def export(
     stem_stride: int | None = None,
     weights: str | None = None,
     final_pool: FinalPool | None = None,
+    hs_from: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     preprocessing: Overrides = NO_OVERRIDES,
     calibrate: Data | None = None,
@@ -120,7 +121,7 @@ def export(
 
     Of the target are ``precision`` ("fp32", "fp16", "bf16", "tf32", "int8"), ``batch`` (images per inference; None: any; engines: least,
     best and most), ``opset`` (onnx), ``cpu`` (native: "host", "x86-64-v3" …), ``workspace`` in bytes, ``timing_cache`` and ``flavour``
-    (tensorrt), and further ``options`` (see ``write`` in its module). ``groups`` to ``final_pool`` say what the model's file does not
+    (tensorrt), and further ``options`` (see ``write`` in its module). ``groups`` to ``hs_from`` say what the model's file does not
     (see ``checkpoints.load``); ``overrides`` is the same as a mapping. ``out`` None puts the artifact beside the model's file, with a
     smaller precision than fp32 in its name: m.fp16.onnx. Raises CheckFailed if the outputs differ beyond ``tolerance`` (relative to the
     largest logit; see ``Comparison`` for int8) or the budget can't be held: then no file is written and an existing one is kept;
@@ -135,7 +136,7 @@ def export(
     options |= {name: value for name, value in own.items() if value is not None}
     loading = {
         "groups": groups, "condense_factor": condense_factor, "input_size": input_size, "stem_stride": stem_stride, "weights": weights,
-        "final_pool": final_pool,
+        "final_pool": final_pool, "hs_from": hs_from,
     }  # fmt: skip
     overrides = {**(overrides or {}), **{name: value for name, value in loading.items() if value is not None}}
     write = exporter(target)

@@ -17,7 +17,7 @@ from cnet_deploy.exporters.base import Inside
 from cnet_deploy.files import digest
 from cnet_deploy.files.kinds import EXPECTED, describe, kind_of_file
 from cnet_deploy.images.preprocessing import Preprocessing
-from cnet_deploy.models.architecture import DEFAULT_KEEP, Architecture
+from cnet_deploy.models.architecture import Architecture
 
 SHOWN = 10  # sets of weights and inert objects that the text names; the JSON has all
 
@@ -120,9 +120,9 @@ def _costs(arch: Architecture, form: str | None) -> list[str]:
         counts = f"{cost.flops / 1e6:,.2f} M FLOPs, {cost.macs / 1e6:,.2f} M multiply-adds, {cost.params:,} params"
         return f"{what}: {counts} (classifier {read})"
 
-    if form != "training" or not arch.learned:
+    if form != "training" or not arch.condenses_classifier:
         return [line("as group-conv form", arch.classifier_keep)]
-    return [line("as group-conv form", 1.0), line("as `convert` makes it by default", DEFAULT_KEEP)]
+    return [line("as group-conv form", 1.0), line("as `convert` makes it by default", arch.usual_keep)]
 
 
 def _preparation(value: Any) -> str:
@@ -215,7 +215,7 @@ def inspect(path: Path | str, *, sha256: str | None = None, plot: Path | str | N
 def _inspect_checkpoint(path: Path, overrides: dict[str, Any], plot: Path | str | None) -> Inspection:
     from cnet_deploy.checkpoints.metadata import METADATA_KEY, class_names_of, preprocessing_of
     from cnet_deploy.checkpoints.read import read_tensors
-    from cnet_deploy.checkpoints.recognise import architecture_of, infer_form, pruning_layers
+    from cnet_deploy.checkpoints.recognise import architecture_of, infer_form, pruning_layers, updates
     from cnet_deploy.models.pruning import require_finished
 
     read = read_tensors(path, overrides.pop("sha256"), weights=overrides.pop("weights", None))
@@ -225,21 +225,27 @@ def _inspect_checkpoint(path: Path, overrides: dict[str, Any], plot: Path | str 
     architecture, problem = None, None
     try:
         pruning, form = pruning_layers(read.tensors), infer_form(read.tensors)
+        updating = updates(read.tensors)
         architecture = architecture_of(read, **overrides, pruning=pruning)
         details["preprocessing"] = preprocessing_of(read, architecture).to_dict()
         details["class_names"] = list(class_names_of(read, architecture.classes)) or None
         if pruning:
             require_finished(pruning, architecture.group_1x1, architecture.condense_factor)
+        if updating and (groups := architecture.update_groups):
+            require_finished(updating, groups, groups)
     except PruningUnfinished as error:
         problem = str(error)
     except InputRefused as error:
         raise InputRefused(f"{path}: {error}") from None
     layers = []
-    for layer in pruning:
+    for layer in (*pruning, *updating):
         finished = None
         if architecture:
+            groups, factor = architecture.group_1x1, architecture.condense_factor
+            if layer.lost == "output":
+                groups = factor = architecture.update_groups or 1
             try:
-                require_finished([layer], architecture.group_1x1, architecture.condense_factor)
+                require_finished([layer], groups, factor)
                 finished = True
             except InputRefused:
                 finished = False

@@ -18,11 +18,11 @@ from cnet_deploy.files import exists
 from cnet_deploy.images.class_names import read_labels
 from cnet_deploy.images.decode import Images, read_images
 from cnet_deploy.images.preprocessing import NO_OVERRIDES, Overrides
-from cnet_deploy.models.architecture import CLASSES, DEFAULT_KEEP, INPUT_SIZE
+from cnet_deploy.models.architecture import CLASSES, INPUT_SIZE
 from cnet_deploy.models.baselines import BASELINES
 from cnet_deploy.models.build import NAMES, build_named
 from cnet_deploy.models.condensenet import DenselyConnected
-from cnet_deploy.models.convert import convert, require_classifier_keep
+from cnet_deploy.models.convert import convert, require_classifier_keep, require_cut
 from cnet_deploy.sessions import PRECISIONS
 
 log = logging.getLogger(__name__)
@@ -100,8 +100,10 @@ def group_conv_form(model: DenselyConnected, keep: float | None, notify: Notify)
     Raises InputRefused as ``convert`` does, and for a converted model whose classifier has another share.
     """
     if model.form == "training":
-        keep = DEFAULT_KEEP if keep is None else keep
-        notify(f"the model is in training form: converting it first, keeping {keep:g} of the classifier's inputs")
+        keep = model.architecture.usual_keep if keep is None else keep
+        require_cut(model, keep)
+        kept = "" if model.architecture.updates else f", keeping {keep:g} of the classifier's inputs"
+        notify(f"the model is in training form: converting it first{kept}")
         return convert(model, classifier_keep=keep)
     if keep is not None:
         require_classifier_keep(model, keep)

@@ -18,7 +18,7 @@ from cnet_deploy.errors import InputRefused, naming
 from cnet_deploy.images.decode import read_images
 from cnet_deploy.images.preprocessing import CHANNELS, Floats, Preprocessing
 from cnet_deploy.images.probabilities import Rows, are_probabilities, softmax
-from cnet_deploy.models.architecture import DEFAULT_KEEP, Architecture
+from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.demands import require_runnable
 from cnet_deploy.sessions import backend_of, backends, open_session
@@ -322,12 +322,13 @@ def _open_reference(model: Path | str, session: Session, overrides: dict[str, An
 
     if own := session.architecture:
         known = {"input_size": own.input_size, "stem_stride": own.stem_stride, "final_pool": own.final_pool}
+        known |= {"hs_from": own.hard_swish_from} if own.updates else {}
         overrides = {**known, **{key: value for key, value in overrides.items() if value is not None}}
     loaded = _load_as(model, own, overrides)
     if session.form == "training" and loaded.form != "training":
         raise InputRefused(f"{model}: {SWAPPED}")
     if loaded.form == "training" and session.form != "training":
-        loaded = convert(loaded, classifier_keep=own.classifier_keep if own else DEFAULT_KEEP)
+        loaded = convert(loaded, classifier_keep=own.classifier_keep if own else None)
         arch = loaded.architecture
         kept = f"keeping {arch.kept_features} of {arch.features} inputs of its classifier"
         how = f"converted to group-conv form, {kept if arch.classifier_keep < 1 else 'with its whole classifier'}"

@@ -212,7 +212,7 @@ def test_dropped_buffers_are_told_from_a_densenet() -> None:
 
 @pytest.mark.parametrize("state", [{}, {"conv1.weight": torch.ones(1)}, {"features.init_conv.weight": torch.ones(16, 3, 3, 3)}])
 def test_another_network(state: State) -> None:
-    with pytest.raises(InputRefused, match="another network: expected a CondenseNet or DenseNet"):
+    with pytest.raises(InputRefused, match="another network: expected a CondenseNet, CondenseNet V2 or DenseNet"):
         infer_architecture(state)
 
 

@@ -335,7 +335,6 @@ def _outline(report: Report) -> dict[str, object]:
 def counted_file(path: str, opening: Mapping[str, Any], *, exported: bool = False) -> tuple[int | None, int | None]:
     """FLOPs and parameters of a file by its architecture, in the form that it has, or in the form in which it is ``exported``; None for
     one that is not of the family."""
-    from cnet_deploy.models.architecture import DEFAULT_KEEP
     from cnet_deploy.workflows.inspect import inspect
 
     try:
@@ -348,5 +347,7 @@ def counted_file(path: str, opening: Mapping[str, Any], *, exported: bool = Fals
     if inspection.form == "training" and not exported:
         cost = architecture.cost("training")
     else:
-        cost = (replace(architecture, classifier_keep=DEFAULT_KEEP) if inspection.form == "training" else architecture).cost("group-conv")
+        cost = (replace(architecture, classifier_keep=architecture.usual_keep) if inspection.form == "training" else architecture).cost(
+            "group-conv"
+        )
     return cost.flops, cost.params

@@ -24,7 +24,7 @@ class Dialect:
     ``anchor`` is a name that every one of its files has and that no other dialect uses. ``needs`` is the end of a name that must be there
     too, if the anchor alone does not tell it from another dialect. ``table`` has pairs of a pattern for a whole name and its replacement
     in the original's names; a name that no pattern matches stays as it is. ``origin`` is the repository. ``data`` is the only one that
-    its code trains on, if that is so.
+    its code trains on, if that is so. ``preferred`` is the key of the set of weights to take where a file has several.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Dialect:
     needs: str = ""
     table: tuple[tuple[str, str], ...] = ()
     data: Data | None = None
+    preferred: str = "state_dict"
 
     def recognises(self, names: Iterable[str]) -> bool:
         """Whether these are its names, without the prefix before the anchor."""
