@@ -92,7 +92,8 @@ def calibrate(
     each plane's range to the part of which a byte loses least: where the divergence of Kullback and Leibler between its histogram and
     that of the bytes is smallest (Migacz, "8-bit inference with TensorRT", 2017). The last two look at the images twice. ``progress`` is
     given a line of text and the share that is done. ``run`` computes the Program as its own ``run`` does, only sooner. Raises InputRefused
-    for a CondenseNet V2, for another method, for images of another shape, for none, and where the network computes values that are not finite.
+    for a CondenseNet V2, for another method, for images of another shape, for none, and where the network computes values that are not
+    finite.
     """
     require_integers(program)
     if method not in METHODS:
