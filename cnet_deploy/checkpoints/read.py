@@ -64,7 +64,7 @@ def read_tensors(path: Path | str, sha256: str | None = None, data: bytes | None
         stored, companions = tensors_of(chosen)
         tensors = _arrays(stored, opened.size)
         if dialect := chosen.dialect:
-            tensors = {name: value.T if dialect.transposes(name) else value for name, value in tensors.items()}
+            tensors = {name: np.ascontiguousarray(value.T) if dialect.transposes(name) else value for name, value in tensors.items()}
         tensors = with_update_tables(with_plain_classifier(tensors))
     except InputRefused as error:
         raise InputRefused(f"{path}: {error}") from None
