@@ -135,8 +135,8 @@ def training_options(command: F) -> F:
     """The reference's options (main.py) with its names and defaults, and some that it does not have."""
     number, least = click.IntRange, Finite(0)
     for option in reversed((
-        click.option("--model", type=click.Choice(["condensenet", "densenet", "densenet_LGC"], case_sensitive=False), default="condensenet",
-                     show_default=True, help="densenet_LGC: DenseNet with learned group convolutions."),
+        click.option("--model", type=click.Choice(["condensenet", "condensenet_v2", "densenet", "densenet_LGC"], case_sensitive=False),
+                     default="condensenet", show_default=True, help="densenet_LGC: DenseNet with learned group convolutions."),
         click.option("--stages", type=Depths(), required=True, help="Layers of each dense block, as 14-14-14."),
         click.option("--growth", type=Depths(), required=True, help="Channels that each of a block's layers adds, as 8-16-32."),
         click.option("--bottleneck", type=number(1), default=4, show_default=True, help="Outputs of the 1x1 for each channel of growth."),
@@ -144,6 +144,11 @@ def training_options(command: F) -> F:
         click.option("--group-3x3", type=number(1), default=4, show_default=True, help="Groups of the 3x3 convolutions."),
         click.option("--condense-factor", type=number(1), default=4, show_default=True, help="1/C of the inputs is kept (C)."),
         click.option("--reduction", type=Finite(0, 1, min_open=True), default=0.5, show_default=True, help="DenseNets: compression."),
+        click.option("--hs-from", type=number(1), metavar="BLOCK", help="condensenet_v2: the block, from 1, from which activations are "
+                     "hard swish. [default: the last three, but not the first]"),
+        click.option("--se-from", type=number(1), metavar="BLOCK", help="condensenet_v2: the block, from 1, from which layers have "
+                     "squeeze and excitation. [default: the last two, but not the first]"),
+        click.option("--hidden-channels", type=number(1), help="condensenet_v2: width of the layer before the classifier. [default: 1024]"),
         click.option("--input-size", type=Size(), help="Input size in pixels. [default: 32 for small images, else 224]"),
         click.option("--stem-stride", type=number(1, 16), help="Stride of the first convolution. [default: 1 for small images, else 2]"),
         click.option("--epochs", type=number(1), default=120, show_default=True, help="Epochs of the whole run."),
@@ -154,6 +159,7 @@ def training_options(command: F) -> F:
         click.option("--weight-decay", "--wd", type=least, default=1e-4, show_default=True, help="Weight decay of all weights."),
         click.option("--group-lasso-lambda", "--group-lasso", type=least, default=0.0, show_default=True, help="Paper, ImageNet: 1e-5."),
         click.option("--dropout-rate", type=least, default=0.0, show_default=True, help="Dropout before the 1x1 convolutions."),
+        click.option("--label-smoothing", type=least, default=0.0, show_default=True, help="Share of a label spread over all classes."),
         click.option("--manual-seed", "seed", type=number(0), default=0, show_default=True, help="Of weights, order, augmentation."),
         click.option("-j", "--workers", type=number(1), help="Threads that read images. [default: one per core, at most 8]"),
         click.option("-p", "--print-freq", type=number(1), default=10, show_default=True, help="Steps between updates of the bar."),

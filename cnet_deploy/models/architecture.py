@@ -145,17 +145,17 @@ class Architecture:
         hidden_channels: int = 1024,
         **more: Any,
     ) -> Architecture:
-        """A CondenseNet V2 with the same number of ``groups`` everywhere, as all published ones have.
+        """A CondenseNet V2 with the same number of ``groups`` everywhere, as all published ones have, where ``more`` has no other.
 
         The last excitation is a sixteenth of the features wide, at least 1 (their repository: model/condensenetv2.py). ``more`` are other
         fields. Raises InputRefused as the class does.
         """
         features = 2 * growth[0] + sum(count * each for count, each in zip(stages, growth, strict=False))
-        fields = {"excitation_channels": max(1, features // 16), **more}
+        everywhere = dict.fromkeys(("group_1x1", "group_3x3", "condense_factor", "update_groups"), groups)
+        fields = {**everywhere, "excitation_channels": max(1, features // 16), **more}
         return cls(
-            stages, growth, "condensenet_v2", group_1x1=groups, group_3x3=groups, condense_factor=groups, classifier_keep=1.0,
-            update_groups=groups, hard_swish_from=hard_swish_from, excitation_from=excitation_from, hidden_channels=hidden_channels,
-            **fields,
+            stages, growth, "condensenet_v2", classifier_keep=1.0, hard_swish_from=hard_swish_from, excitation_from=excitation_from,
+            hidden_channels=hidden_channels, **fields,
         )  # fmt: skip
 
     @classmethod

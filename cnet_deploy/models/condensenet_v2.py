@@ -43,11 +43,11 @@ class ReactivatingLayer(nn.Module):
         activation = nn.Hardswish if layer.block >= architecture.hard_swish_from else nn.ReLU
         self.conv_1 = pointwise(architecture, conv, form, activation)
         self.conv_2 = NormActConv(conv.out_channels, layer.growth, 3, architecture.group_3x3, padding=1, activation=activation)
-        self.se = SqueezeExcite(layer.growth, layer.growth) if layer.excited else None
         if form == "training":
             self.sfr: nn.Module = LearnedUpdate(update.in_channels, update.out_channels, activation)
         else:
             self.sfr = IndexedUpdate(update.in_channels, update.out_channels, architecture.update_groups, activation)
+        self.se = SqueezeExcite(layer.growth, layer.growth) if layer.excited else None  # last, as there: optimisers number parameters
 
     def forward(self, x: Tensor) -> Tensor:
         new = self.conv_2(self.conv_1(x))

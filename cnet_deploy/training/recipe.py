@@ -17,8 +17,10 @@ from cnet_deploy.errors import InputRefused
 from cnet_deploy.files.strict_json import Positive, coerce_fields, convert
 from cnet_deploy.models.architecture import Architecture, Kind
 
-MODELS: dict[str, Kind] = {"condensenet": "condensenet", "densenet": "densenet", "densenet_LGC": "densenet_lgc"}
-"""The reference's names of its models, as its checkpoints have them."""
+MODELS: dict[str, Kind] = {
+    "condensenet": "condensenet", "condensenet_v2": "condensenet_v2", "densenet": "densenet", "densenet_LGC": "densenet_lgc",
+}  # fmt: skip
+"""The reference's names of its models, as its checkpoints have them, and CondenseNet V2."""
 _MOST = (1 << 31) - 1
 Number = Annotated[int, Meta(ge=1, le=_MOST, description=f"a whole number from 1 to {_MOST}")]
 Weight = Annotated[float, Meta(ge=0, le=sys.float_info.max, description="a finite number from 0")]
@@ -30,6 +32,7 @@ class Recipe:
     """How a network is trained. Defaults are the reference's. ``batch_size`` counts the images of one step on all processes together.
 
     ``lr`` is the learning rate at the start; ``group_lasso_lambda`` weighs the group lasso (the paper's ImageNet models: 1e-5);
+    ``label_smoothing`` is the share of each label that is spread over all classes (Szegedy et al., 2016; CondenseNet V2: 0.1);
     ``precision`` is that of the convolutions: "bf16" is autocast, with weights, sums and batch norms in float32.
     ``channels_last`` is the memory format of images and maps. Raises InputRefused for a number out of its bounds.
     """
@@ -42,6 +45,7 @@ class Recipe:
     weight_decay: Weight = 1e-4
     group_lasso_lambda: Weight = 0.0
     dropout_rate: Share = 0.0
+    label_smoothing: Share = 0.0
     seed: Annotated[int, Meta(ge=0, le=_MOST, description=f"a whole number from 0 to {_MOST}")] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = True
@@ -85,18 +89,36 @@ def stage_at(done: int, total: int, condense_factor: int) -> int:
 def architecture_of(
     model: str, stages: tuple[int, ...], growth: tuple[int, ...], *, classes: int, input_size: tuple[int, int],
     stem_stride: int | None = None, bottleneck: int = 4, group_1x1: int = 4, group_3x3: int = 4, condense_factor: int = 4,
-    reduction: float = 0.5,
+    reduction: float = 0.5, hs_from: int | None = None, se_from: int | None = None, hidden_channels: int | None = None,
 ) -> Architecture:  # fmt: skip
     """The Architecture that the reference's options describe; ``reduction`` is the share of channels that a DenseNet's transition keeps,
     rounded up to a multiple of ``group_1x1`` (reference: models/densenet.py, add_block).
 
-    ``stem_stride`` None is 1 for images up to 64 pixels, else 2. Raises InputRefused for another model, and for numbers that don't fit.
+    ``hs_from``, ``se_from`` and ``hidden_channels`` are CondenseNet V2's alone: the blocks (from 1) from which activations are hard swish
+    and layers have excitation, and the width of the layer before the classifier. None is as published: the last three and the last two
+    blocks, but never the first, and 1024. The groups of its updates are as many as the condense factor.
+
+    ``stem_stride`` None is 1 for images up to 64 pixels, else 2. Raises InputRefused for another model, for numbers that don't fit, and for
+    CondenseNet V2's where the model is another.
     """
     if model not in MODELS:
         raise InputRefused(f"no model is called {model!r}; expected one of {', '.join(MODELS)}")
     kind = MODELS[model]
     if not 0 < reduction <= 1:
         raise InputRefused(f"reduction is {reduction}; expected more than 0 and at most 1")
+    factor = condense_factor if kind != "densenet" else 1
+    stride = stem_stride or (1 if max(input_size) <= 64 else 2)
+    own = {"--hs-from": hs_from, "--se-from": se_from, "--hidden-channels": hidden_channels}
+    if kind == "condensenet_v2":
+        second = min(2, len(stages))
+        hs_from, se_from = hs_from or max(second, len(stages) - 2), se_from or max(second, len(stages) - 1)
+        return Architecture.v2(
+            stages, growth, hard_swish_from=hs_from, excitation_from=se_from, hidden_channels=hidden_channels or 1024,
+            bottleneck=bottleneck, group_1x1=group_1x1, group_3x3=group_3x3, condense_factor=factor, update_groups=factor, classes=classes,
+            stem_stride=stride, input_size=input_size,
+        )  # fmt: skip
+    if given := [flag for flag, value in own.items() if value is not None]:
+        raise InputRefused(f"{given[0]} is an option of condensenet_v2 alone, and the model is {model}; leave it out")
     widths: list[int] = []
     if kind != "condensenet" and len(stages) == len(growth):
         channels = 2 * growth[0]
@@ -105,6 +127,6 @@ def architecture_of(
             channels = -(-wanted // group_1x1) * group_1x1
             widths.append(channels)
     return Architecture(
-        stages, growth, kind, bottleneck, group_1x1, group_3x3, condense_factor if kind != "densenet" else 1, classes,
-        stem_stride or (1 if max(input_size) <= 64 else 2), input_size, classifier_keep=1.0, transition_channels=tuple(widths),
+        stages, growth, kind, bottleneck, group_1x1, group_3x3, factor, classes, stride, input_size, classifier_keep=1.0,
+        transition_channels=tuple(widths),
     )  # fmt: skip

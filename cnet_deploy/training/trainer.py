@@ -105,7 +105,7 @@ class Trainer:
         truth = torch.from_numpy(labels).to(self.peers.device, non_blocking=True)
         with self._autocast():
             logits = self.running(self.normalised(pixels))
-            loss = cross_entropy(logits.float(), truth)
+            loss = cross_entropy(logits.float(), truth, label_smoothing=self.recipe.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.recipe.group_lasso_lambda and not self.condensation.finished:

@@ -20,7 +20,7 @@ from cnet_deploy.models.build import build
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.training.checkpoints import Checkpoints, read
 from cnet_deploy.training.condensation import initialise
-from tests.builders import TINY, TINY_DENSENET, TINY_LGC
+from tests.builders import TINY, TINY_DENSENET, TINY_LGC, TINY_V2
 
 TOLD: dict[str, Any] = {"recipe": {}, "conditions": {}}
 
@@ -45,7 +45,10 @@ def saved(folder: Path, epochs: int, **options: Any) -> Checkpoints:
     return checkpoints
 
 
-@pytest.mark.parametrize(("arch", "name"), [(TINY, "condensenet"), (TINY_LGC, "densenet_LGC"), (TINY_DENSENET, "densenet")])
+@pytest.mark.parametrize(
+    ("arch", "name"),
+    [(TINY, "condensenet"), (TINY_LGC, "densenet_LGC"), (TINY_DENSENET, "densenet"), (TINY_V2, "condensenet_v2")],
+)
 def test_what_the_reference_reads_is_there(tmp_path: Path, arch: Any, name: str) -> None:
     model, optimizer = stepped(arch)
     checkpoints = Checkpoints(tmp_path)
@@ -59,6 +62,8 @@ def test_what_the_reference_reads_is_there(tmp_path: Path, arch: Any, name: str)
     assert (loaded["epoch"], loaded["model"], loaded["best_prec1"]) == (7, name, 12.5)
     assert list(loaded["state_dict"]) == [f"module.{key}" for key in model.state_dict()]
     torch.optim.SGD(model.parameters(), 0.1).load_state_dict(loaded["optimizer"])
+    # The code of CondenseNet V2 goes on after ``epoch`` where there is a version over 1, else with it (timm/models/helpers.py).
+    assert loaded.get("version") == (2 if arch.updates else None)
 
 
 def test_an_untrained_checkpoint_tells_its_groups(tmp_path: Path) -> None:
@@ -69,6 +74,12 @@ def test_an_untrained_checkpoint_tells_its_groups(tmp_path: Path) -> None:
     assert model.source is not None and model.source.form == "training" and len(model.source.digest) == 64
     with pytest.raises(InputRefused, match="pruning is unfinished"):
         cd.convert(model)
+
+
+def test_tensors_of_condensenet_v2_lie_in_its_authors_order() -> None:
+    """An optimiser numbers the weights, so that momenta are taken for those of other weights where the order is another."""
+    names = [name for name in stepped(TINY_V2)[0].state_dict() if name.startswith("features.denseblock_3.denselayer_1.")]
+    assert list(dict.fromkeys(name.split(".")[3] for name in names)) == ["conv_1", "conv_2", "sfr", "se"]
 
 
 def test_what_is_kept(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from cnet_deploy.errors import InputRefused
+from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.training.recipe import Recipe, architecture_of, stage_at
 
 
@@ -50,6 +51,7 @@ def test_a_recipe_survives_json_and_refuses_what_can_not_be() -> None:
         {"lr": 0.0},
         {"momentum": 1.0},
         {"dropout_rate": 1.0},
+        {"label_smoothing": 1.0},
         {"weight_decay": math.inf},
     ):
         with pytest.raises(InputRefused, match="expected"):
@@ -65,6 +67,14 @@ def test_architectures_of_the_reference_s_options() -> None:
     arch = architecture_of("densenet_LGC", (2, 2, 2), (8, 8, 8), reduction=0.4, **common)  # type: ignore[arg-type]
     assert arch.transition_channels == (16, 16)  # 12.8 and 12.8, rounded up to a multiple of the groups
     assert architecture_of("condensenet", (1,), (8,), classes=1000, input_size=(224, 224)).stem_stride == 2
+    arch = architecture_of("condensenet_v2", (1, 1, 4, 6, 8), (8, 8, 16, 32, 64), hidden_channels=828, group_1x1=8, group_3x3=8,
+                           condense_factor=8, classes=1000, input_size=(224, 224))  # fmt: skip
+    assert arch == Architecture.from_name("condensenet-v2-a")  # the defaults of the rest are as published
+    for blocks, swish, excitation in ((1, 1, 1), (2, 2, 2), (3, 2, 2), (4, 2, 3)):
+        arch = architecture_of("condensenet_v2", (1,) * blocks, (8,) * blocks, **common)  # type: ignore[arg-type]
+        assert (arch.hard_swish_from, arch.excitation_from, arch.hidden_channels, arch.update_groups) == (swish, excitation, 1024, 4)
+    with pytest.raises(InputRefused, match="--se-from is an option of condensenet_v2 alone, and the model is condensenet"):
+        architecture_of("condensenet", (1,), (8,), se_from=1, **common)  # type: ignore[arg-type]
     for wrong, message in ((("vgg", (1,), (8,)), "no model is called 'vgg'"), (("densenet", (1, 2), (8,)), "2 stages and 1 growth")):
         with pytest.raises(InputRefused, match=message):
             architecture_of(*wrong, **common)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,26 @@ def test_a_resumed_run_ends_bit_for_bit_where_it_would_have(whole: Path, tmp_pat
     assert any(f"going on after epoch {kept - 1}" in text for text in lines) and not any("differ from" in text for text in lines)
 
 
+def test_a_run_of_condensenet_v2(tmp_path: Path, small_dataset: Path) -> None:
+    """Resumed halfway it ends where it would have, its pruning is finished, and the group-conv form computes the same."""
+    recipe = Recipe(epochs=2, batch_size=32, group_lasso_lambda=1e-4, label_smoothing=0.1)
+    shape: dict[str, Any] = {"model": "condensenet_v2", "stages": (1, 1), "growth": (8, 8), "hidden_channels": 16}
+    lines: list[str] = []
+    done = train(small_dataset, tmp_path / "a", recipe, notify=lines.append, **shape)
+    assert done is not None and done.converted is not None and done.converted == replace(done.score, loss=done.converted.loss)
+    assert done.converted.loss == pytest.approx(done.score.loss, rel=1e-5)
+    (tmp_path / "b" / "save_models").mkdir(parents=True)
+    name = "save_models/checkpoint_000.pth.tar"
+    (tmp_path / "b" / name).write_bytes((tmp_path / "a" / name).read_bytes())
+    train(small_dataset, tmp_path / "b", recipe, resume=True, notify=lines.append, **shape)
+    assert same(tensors(tmp_path / "a", 1), tensors(tmp_path / "b", 1)) and not any("differ from" in text for text in lines)
+    model = cd.load(done.checkpoint)
+    assert (model.architecture.kind, model.architecture.hard_swish_from, model.architecture.hidden_channels) == ("condensenet_v2", 2, 16)
+    images = torch.randn(2, *model.architecture.image_shape)
+    with torch.inference_mode():
+        assert torch.allclose(cd.convert(model)(images), model(images), rtol=1e-4, atol=1e-5)
+
+
 def test_a_damaged_last_checkpoint_costs_an_epoch_and_no_more(whole: Path, tmp_path: Path, small_dataset: Path) -> None:
     train(small_dataset, tmp_path, RECIPE, **SHAPE)
     last = tmp_path / "save_models" / "checkpoint_003.pth.tar"
@@ -144,7 +165,7 @@ def test_a_plain_densenet_has_no_groups_to_learn(tmp_path: Path, small_dataset: 
         train(small_dataset, tmp_path, RECIPE, model="densenet", **SHAPE)
 
 
-@pytest.mark.parametrize("model", few(["condensenet", "densenet", "densenet_LGC"]))
+@pytest.mark.parametrize("model", few(["condensenet", "densenet", "densenet_LGC", "condensenet_v2"]))
 def test_the_whole_road(tmp_path: Path, small_dataset: Path, model: str) -> None:
     """Train, inspect, convert, export, verify, evaluate, measure: each kind, by the commands that its users have."""
 
