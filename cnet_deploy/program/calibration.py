@@ -59,6 +59,12 @@ class Calibration:
             raise InputRefused("the calibration is of another network, or of this one in another form; calibrate this one: give images")
 
 
+def require_integers(program: Program) -> None:
+    """Raise InputRefused for a Program that has no form in integers: that of CondenseNet V2."""
+    if program.architecture.updates:
+        raise InputRefused("a CondenseNet V2 has no form in integers yet, so no precision int8; expected fp32 or bf16 (ONNX: fp16 too)")
+
+
 def digest_of(program: Program) -> str:
     """The SHA-256 of a Program's arrays, which differ between its forms too."""
     hashed = hashlib.sha256()
@@ -86,8 +92,10 @@ def calibrate(
     each plane's range to the part of which a byte loses least: where the divergence of Kullback and Leibler between its histogram and
     that of the bytes is smallest (Migacz, "8-bit inference with TensorRT", 2017). The last two look at the images twice. ``progress`` is
     given a line of text and the share that is done. ``run`` computes the Program as its own ``run`` does, only sooner. Raises InputRefused
-    for another method, for images of another shape, for none, and where the network computes values that are not finite.
+    for a CondenseNet V2, for another method, for images of another shape, for none, and where the network computes values that are not
+    finite.
     """
+    require_integers(program)
     if method not in METHODS:
         raise InputRefused(f"calibration {method!r}; expected one of {', '.join(METHODS)}")
     shape = program.architecture.image_shape
