@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 
 from cnet_deploy.errors import InputRefused
+from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.program.program import Array, Floats, Program
 
 Progress = Callable[[str, float], None]
@@ -59,9 +60,16 @@ class Calibration:
             raise InputRefused("the calibration is of another network, or of this one in another form; calibrate this one: give images")
 
 
-def require_integers(program: Program) -> None:
-    """Raise InputRefused for a Program that has no form in integers: that of CondenseNet V2."""
-    if program.architecture.updates:
+class _OfTheFamily(Protocol):
+    """A Program, or the model that it is lowered from."""
+
+    @property
+    def architecture(self) -> Architecture: ...
+
+
+def require_integers(network: _OfTheFamily) -> None:
+    """Raise InputRefused for a network that has no form in integers: a CondenseNet V2."""
+    if network.architecture.updates:
         raise InputRefused("a CondenseNet V2 has no form in integers yet, so no precision int8; expected fp32 or bf16 (ONNX: fp16 too)")
 
 
@@ -79,7 +87,7 @@ def digest_of(program: Program) -> str:
             for field in fields(part):
                 add(getattr(part, field.name))
 
-    add((program.stem, program.body, program.pool, program.head))
+    add((program.stem, program.body, program.pool, program.hidden, program.head))
     return hashed.hexdigest()
 
 
