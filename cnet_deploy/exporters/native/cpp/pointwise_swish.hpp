@@ -71,6 +71,31 @@ void swish_run(SwishTile t, int64_t vectors) {
     }
 }
 
+// Activate V vectors of pixels of a group's inputs, and fetch those that come next.
+template <int V>
+__attribute__((noinline)) void swish_columns(const float *map, const int32_t *planes, const float *scale, const float *shift, int inputs,
+                                             float *columns) {
+    auto active = [&](int i, int v) {
+        const float *p = map + planes[i] + lanes * v;
+        if (lanes * v % line == 0) __builtin_prefetch(p + lanes * V, 0, 2);
+        return hard_swish(load(p) * broadcast(scale[i]) + broadcast(shift[i]));
+    };
+    for (int i = 0; i < inputs; i += per_word, columns += swish_column) {
+        CNET_UNROLL for (int v = 0; v < V; v++) {
+            vec r = active(i, v);
+            if (paired) r = pair(r, active(i + per_word - 1, v));
+            store(columns + lanes * v, r);
+        }
+    }
+}
+
+template <int V = swish_column / lanes>
+void swish_columns_of(int64_t vectors, const float *map, const int32_t *planes, const float *scale, const float *shift, int inputs,
+                      float *columns) {
+    if (vectors == V) swish_columns<V>(map, planes, scale, shift, inputs, columns);
+    else if constexpr (V > 1) swish_columns_of<V - 1>(vectors, map, planes, scale, shift, inputs, columns);
+}
+
 // As pointwise_wide; `columns` is room for swish_floats.
 template <bool PAIRS>
 void pointwise_swish(const float *data, const Pointwise &p, const float *map, int64_t from, int64_t vectors, float *out, int64_t plane,
@@ -79,24 +104,12 @@ void pointwise_swish(const float *data, const Pointwise &p, const float *map, in
     const float *scale = data + p.scale, *shift = data + p.shift;
     const int words = p.inputs / per_word;
     constexpr int pair_of = PAIRS ? 2 : 1;
-    auto active = [&](int64_t i, int64_t pixel) {
-        return hard_swish(load(map + planes[i] + pixel) * broadcast(scale[i]) + broadcast(shift[i]));
-    };
     const int64_t step = p.outputs >= 8 ? wide_vectors(8) : wide_vectors(4);
     for (int64_t v = 0; v < vectors; v += step) {
         const int64_t pixel = v * lanes, count = lesser(step, vectors - v);
         for (int g = 0; g < p.groups; g++) {
-            for (int64_t i = 0; i < words; i++) {
-                const int64_t input = (int64_t)g * p.inputs + i * per_word;
-                for (int n = 0; n < per_word; n++)  // the next pixels, while these are computed
-                    for (int64_t x = 0; x < count * lanes; x += line)
-                        __builtin_prefetch(map + planes[input + n] + from + pixel + count * lanes + x, 0, 2);
-                for (int64_t x = 0; x < count * lanes; x += lanes) {
-                    vec r = active(input, from + pixel + x);
-                    if (paired) r = pair(r, active(input + per_word - 1, from + pixel + x));
-                    store(columns + i * swish_column + x, r);
-                }
-            }
+            const int64_t input = (int64_t)g * p.inputs;
+            swish_columns_of(count, map + from + pixel, planes + input, scale + input, shift + input, p.inputs, columns);
             SwishTile t;
             t.columns = columns;
             t.inputs = words;
