@@ -11,7 +11,7 @@ from cnet_deploy.checkpoints.metadata import METADATA_KEY, OwnMetadata, class_na
 from cnet_deploy.checkpoints.read import read_tensors
 from cnet_deploy.checkpoints.recognise import architecture_of, infer_form
 from cnet_deploy.errors import naming
-from cnet_deploy.models.architecture import FinalPool
+from cnet_deploy.models.architecture import Architecture, FinalPool
 from cnet_deploy.models.build import build
 from cnet_deploy.models.condensenet import DenselyConnected, Source
 
@@ -30,11 +30,13 @@ def load(
     hs_from: int | None = None,
     sha256: str | None = None,
     data: bytes | None = None,
+    like: Architecture | None = None,
 ) -> DenselyConnected:
     """Load a model from a checkpoint of the family, in the form in which it is stored and in evaluation mode.
 
     ``groups``, ``condense_factor``, ``input_size`` (height, width), ``stem_stride``, ``final_pool`` and ``hs_from``: see
-    ``infer_architecture``; ``weights`` (the key of a set of weights in the file), ``sha256`` and ``data``: see ``read_tensors``.
+    ``infer_architecture``; ``weights`` (the key of a set of weights in the file), ``sha256`` and ``data``: see ``read_tensors``;
+    ``like``: see ``architecture_of``.
     Raises InputRefused as both do; the message begins with the file's name.
     """
     read = read_tensors(path, sha256, data, weights=weights)
@@ -42,7 +44,7 @@ def load(
         form = infer_form(read.tensors)
         arch = architecture_of(
             read, groups=groups, condense_factor=condense_factor, input_size=input_size, stem_stride=stem_stride, final_pool=final_pool,
-            hs_from=hs_from,
+            hs_from=hs_from, like=like,
         )  # fmt: skip
         model = build(arch, form)
         own: OwnMetadata | None = read.metadata.get(METADATA_KEY)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "cnet_deploy"
 METADATA_VERSION = 1
+# Stages and growth of CondenseNet V2-A and V2-B, for which its authors resize so, not for V2-C (test.py there: by the model's name).
+_BICUBIC = (((1, 1, 4, 6, 8), (8, 8, 16, 32, 64)), ((2, 4, 6, 8, 6), (6, 12, 24, 48, 96)))
 _MAX_LENGTH = 4 << 20  # characters: a thousand class names have some 30,000
 
 
@@ -75,9 +77,12 @@ def preprocessing_of(read: Contents, arch: Architecture) -> Preprocessing:
         return own.preprocessing.of_size(arch.input_size)
     data = read.dialect.data if read.dialect else None
     if data is None or data.classes != arch.classes or arch.image_channels != 3:
-        return Preprocessing.of(arch.input_size, arch.classes, channels=arch.image_channels)
-    known = replace(Preprocessing.of(data.input_size, data.classes, data.statistics), guessed=())
-    return known.of_size(arch.input_size)
+        steps = Preprocessing.of(arch.input_size, arch.classes, channels=arch.image_channels)
+    else:
+        steps = replace(Preprocessing.of(data.input_size, data.classes, data.statistics), guessed=()).of_size(arch.input_size)
+    if (arch.stages, arch.growth) in _BICUBIC and arch.updates:
+        steps = replace(steps, interpolation="bicubic")
+    return steps
 
 
 def with_own(metadata: dict[str, Any]) -> dict[str, Any]:

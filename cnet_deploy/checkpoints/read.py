@@ -62,7 +62,10 @@ def read_tensors(path: Path | str, sha256: str | None = None, data: bytes | None
             raise InputRefused(_without_weights(opened))
         chosen, why = choose(sets, weights)
         stored, companions = tensors_of(chosen)
-        tensors = with_update_tables(with_plain_classifier(_arrays(stored, opened.size)))
+        tensors = _arrays(stored, opened.size)
+        if dialect := chosen.dialect:
+            tensors = {name: np.ascontiguousarray(value.T) if dialect.transposes(name) else value for name, value in tensors.items()}
+        tensors = with_update_tables(with_plain_classifier(tensors))
     except InputRefused as error:
         raise InputRefused(f"{path}: {error}") from None
     except Exception as error:  # a damaged or hostile file can make its reader raise anything

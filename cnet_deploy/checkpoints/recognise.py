@@ -221,6 +221,10 @@ def _check_index(tensors: Tensors, name: str, channels: int, groups: int) -> Non
         )
 
 
+def _kind_of(tensors: Tensors) -> Kind:
+    return _infer_kind(tensors, infer_stages(tensors))
+
+
 def _infer_kind(tensors: Tensors, stages: Sequence[int]) -> Kind:
     learned = any(key.endswith(("conv_1._mask", "conv_1.index")) for key in tensors)
     if foreign := next((key for key in tensors if ".sfr." in key or key.startswith(("features.se_last.", "fc."))), None):
@@ -392,9 +396,11 @@ def architecture_of(
     final_pool: FinalPool | None = None,
     hs_from: int | None = None,
     pruning: list[LayerPruning] | None = None,
+    like: Architecture | None = None,
 ) -> Architecture:
     """The Architecture of a file's tensors, checked against each: from this package's metadata if the file has it, else inferred.
 
+    What neither a parameter nor the metadata says and no tensor tells is as in ``like``, the Architecture of an artifact made of the file.
     Raises InputRefused as ``infer_architecture`` does, and for metadata that disagrees with the tensors.
     """
     own: OwnMetadata | None = read.metadata.get(METADATA_KEY)
@@ -403,9 +409,11 @@ def architecture_of(
         raise InputRefused(
             f"the metadata has {own.form} form, but the tensors are in {infer_form(read.tensors)} form; convert the checkpoint again"
         )
-    if stored:
-        input_size, stem_stride = input_size or stored.input_size, stem_stride or stored.stem_stride
-        final_pool, hs_from = final_pool or stored.final_pool, hs_from or stored.hard_swish_from
+    if known := stored or like:
+        input_size, stem_stride = input_size or known.input_size, stem_stride or known.stem_stride
+        final_pool = final_pool or known.final_pool
+        if known.kind == _kind_of(read.tensors):
+            hs_from = hs_from or known.hard_swish_from
     if stored and infer_form(read.tensors) == "training":
         groups, condense_factor = groups or stored.group_1x1, condense_factor or stored.condense_factor
     arch = infer_architecture(

@@ -97,11 +97,13 @@ class Written:
 
 
 def require_quantization(network: Program | nn.Module, quantization: Quantization | None) -> tuple[Program, Quantization]:
-    """What int8 needs. Raises InputRefused for a network that is not of the family, and without ranges."""
+    """What int8 needs. Raises InputRefused for a network that is not of the family, for a CondenseNet V2, and without ranges."""
+    from cnet_deploy.program.calibration import require_integers
     from cnet_deploy.program.program import Program
 
     if not isinstance(network, Program):
         raise InputRefused("precision int8 is for networks of the CondenseNet family; expected fp32 or fp16 for this one")
+    require_integers(network)
     if quantization is None:
         raise InputRefused("precision int8 needs images that the ranges of its values are taken from; give some: --calibrate DATA")
     return network, quantization

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.models.architecture import Architecture, DenseLayerShape, Form, Kind, PointwiseShape
-from cnet_deploy.models.layers import Activation, IndexedGroupConv, IndexedLinear, LearnedGroupConv, NormActConv
+from cnet_deploy.models.layers import (
+    Activation,
+    IndexedGroupConv,
+    IndexedLinear,
+    IndexedUpdate,
+    LearnedGroupConv,
+    LearnedUpdate,
+    NormActConv,
+)
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,9 @@ def pointwise(architecture: Architecture, conv: PointwiseShape, form: Form, acti
 def initialise(model: nn.Module, seed: int) -> None:
     """Random weights that preserve the scale of activations (He et al., 2015), and non-trivial batch-norm statistics; no subnormals.
 
-    For measuring and testing: the network does the same computation as a trained one.
+    For measuring and testing: the network does the same computation as a trained one. What updates add to earlier channels is divided by
+    the root of their number, as with other residual branches (Radford et al., "Language models are unsupervised multitask learners",
+    2019): the map of a deep CondenseNet V2 would else grow by half at each layer, beyond what fp16 holds.
     """
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -141,3 +151,6 @@ def initialise(model: nn.Module, seed: int) -> None:
                 module.bias.normal_(0, 0.2, generator=random)
                 module.running_mean.normal_(0, 0.2, generator=random)
                 module.running_var.uniform_(0.5, 1.5, generator=random)
+        updates = [module for module in model.modules() if isinstance(module, (IndexedUpdate, LearnedUpdate))]
+        for update in updates:
+            update.conv.weight.div_(math.sqrt(len(updates)))

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 
 from cnet_deploy.errors import InputRefused
+from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.program.program import Array, Floats, Program
 
 Progress = Callable[[str, float], None]
@@ -59,6 +60,19 @@ class Calibration:
             raise InputRefused("the calibration is of another network, or of this one in another form; calibrate this one: give images")
 
 
+class _OfTheFamily(Protocol):
+    """A Program, or the model that it is lowered from."""
+
+    @property
+    def architecture(self) -> Architecture: ...
+
+
+def require_integers(network: _OfTheFamily) -> None:
+    """Raise InputRefused for a network that has no form in integers: a CondenseNet V2."""
+    if network.architecture.updates:
+        raise InputRefused("a CondenseNet V2 has no form in integers yet, so no precision int8; expected fp32 or bf16 (ONNX: fp16 too)")
+
+
 def digest_of(program: Program) -> str:
     """The SHA-256 of a Program's arrays, which differ between its forms too."""
     hashed = hashlib.sha256()
@@ -73,7 +87,7 @@ def digest_of(program: Program) -> str:
             for field in fields(part):
                 add(getattr(part, field.name))
 
-    add((program.stem, program.body, program.pool, program.head))
+    add((program.stem, program.body, program.pool, program.hidden, program.head))
     return hashed.hexdigest()
 
 
@@ -86,8 +100,10 @@ def calibrate(
     each plane's range to the part of which a byte loses least: where the divergence of Kullback and Leibler between its histogram and
     that of the bytes is smallest (Migacz, "8-bit inference with TensorRT", 2017). The last two look at the images twice. ``progress`` is
     given a line of text and the share that is done. ``run`` computes the Program as its own ``run`` does, only sooner. Raises InputRefused
-    for another method, for images of another shape, for none, and where the network computes values that are not finite.
+    for a CondenseNet V2, for another method, for images of another shape, for none, and where the network computes values that are not
+    finite.
     """
+    require_integers(program)
     if method not in METHODS:
         raise InputRefused(f"calibration {method!r}; expected one of {', '.join(METHODS)}")
     shape = program.architecture.image_shape

@@ -9,7 +9,9 @@ Three forms, chosen for each dense block:
 
 A transition has the form of the block before it, and the classifier that of the last block. In ``dense`` and ``absorbed`` form the
 classifier reads all features, with zero weights for those that the gather left out; nothing else in ``absorbed`` adds multiply-adds. An
-absorbed reorder of a transition permutes the channels of its output, so the tables of the next block change, in any form.
+absorbed reorder of a transition permutes the channels of its output, so the tables of the next block change, in any form. CondenseNet V2
+has no convolutions in its transitions, so nothing there moves: excitation, updates and the hidden layer are the same in every form, and so
+is the classifier, which reads all that the hidden layer makes.
 """
 
 from __future__ import annotations
@@ -55,13 +57,15 @@ def rewrite(program: Program, forms: str | Mapping[str, str]) -> Program:
                 conv = _dense(conv)
             elif form == "absorbed":
                 conv = _rows_in_order(_without_gather(conv))
-                if _may_move(conv.order, program.body[number + 1 :]):
+                # Updates and a hidden layer name channels too, and no network has them behind a transition that convolves.
+                if program.hidden is None and _may_move(conv.order, program.body[number + 1 :]):
                     moved, conv = conv.order, replace(conv, order=np.arange(conv.order.size))
             body.append(replace(layer, pointwise=conv))
     if all(chosen == "gather" for chosen in wanted.values()):
         return program
-    place = _places(moved, program.head.features)
-    head = replace(program.head, index=place[program.head.index])
+    place, head = _places(moved, program.pool.scale.size), program.head
+    if program.hidden is None:  # else nothing moved, and the classifier does not read the pooled features
+        head = replace(head, index=place[head.index])
     if form != "gather" or _is_all(program.head.index, head.features):  # a classifier that reads all features gathers none
         head = _dense_head(head)
     return replace(program, body=tuple(body), pool=_relabelled(program.pool, place), head=head)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.program.calibration import Calibration, Method, Progress, calibrate
+from cnet_deploy.program.calibration import Calibration, Method, Progress, calibrate, require_integers
 from cnet_deploy.program.program import Array, DenseLayer, Floats, Indices, Pointwise, Program
 from cnet_deploy.program.quantized import (
     BYTE,
@@ -62,8 +62,9 @@ def quantize(
 def quantized(program: Program, calibration: Calibration, *, int16: Collection[str] = ()) -> QuantizedProgram:
     """``quantize`` from ranges that are known.
 
-    Raises InputRefused for a layer that there is not, and for a calibration of another Program.
+    Raises InputRefused for a CondenseNet V2, for a layer that there is not, and for a calibration of another Program.
     """
+    require_integers(program)
     calibration.require_of(program)
     names = [layer.name for layer in program.body if isinstance(layer, DenseLayer)]
     if unknown := sorted(set(int16) - set(names)):

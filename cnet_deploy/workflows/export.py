@@ -25,7 +25,7 @@ from cnet_deploy.images.preprocessing import NO_OVERRIDES, Overrides
 from cnet_deploy.models.architecture import FinalPool
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.demands import require_runnable
-from cnet_deploy.program.calibration import Calibration, Method, Progress
+from cnet_deploy.program.calibration import Calibration, Method, Progress, require_integers
 from cnet_deploy.program.forms import rewrite
 from cnet_deploy.program.lower import lower
 from cnet_deploy.program.program import Program
@@ -153,6 +153,7 @@ def export(
     if not isinstance(model, nn.Module):
         model = open_model(model, {**overrides, "sha256": sha256}, notify)
     with naming(source):
+        _require_precision(model, options.get("precision"))  # before any image is read
         model = stated_by(model, preprocessing)
     tell_of_pool(model, overrides)
     size, classes, data = input_of(model, images)
@@ -193,6 +194,12 @@ def check_artifact(out: Path, target: str, source: Path | str | None) -> None:
     """Raise OutputRefused where an artifact of ``target`` and its manifest can't be written, before any work is done."""
     check_output(out, source=source, like=target_of(target).kind)
     check_output(manifest_path(out), source=source, like=key_of(FORMAT))
+
+
+def _require_precision(model: nn.Module, precision: str | None) -> None:
+    """Raise InputRefused for a network that is not written in this precision."""
+    if precision == INT8 and isinstance(model, DenselyConnected):
+        require_integers(model)
 
 
 def _there(path: Path) -> str | None:

@@ -253,7 +253,7 @@ def _inspect_checkpoint(path: Path, overrides: dict[str, Any], plot: Path | str 
     if plot is not None:
         from cnet_deploy.workflows.plot_groups import connections_of, write
 
-        write(path, list(connections_of(read, architecture, pruning)), plot)
+        write(path, list(connections_of(read, architecture, [*pruning, *updating])), plot)
     return Inspection(
         str(path), read.container, read.size, read.digest, form, architecture, tuple(layers), details=details, problem=problem,
         weights=read.weights, why=read.why, dialect=read.dialect.name if read.dialect else None,

@@ -1,4 +1,4 @@
-"""Draw which inputs each learned group reads, layer by layer, as SVG."""
+"""Draw which inputs each learned group reads, layer by layer, as SVG; of CondenseNet V2 also which channels each group updates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from cnet_deploy import svg as drawing
 from cnet_deploy.checkpoints.read import read_tensors
-from cnet_deploy.checkpoints.recognise import architecture_of, infer_form, pruning_layers
+from cnet_deploy.checkpoints.recognise import architecture_of, infer_form, pruning_layers, updates
 from cnet_deploy.checkpoints.tensors import Contents
 from cnet_deploy.errors import InputRefused, PruningUnfinished, naming
 from cnet_deploy.files import atomic_output
@@ -28,10 +28,11 @@ MAX_DASHES = 400_000  # CondenseNet-182 has some 100,000
 
 @dataclass(frozen=True)
 class Connections:
-    """The inputs that each group of a 1x1 convolution reads: ``reads`` [G, in]."""
+    """The inputs that each group of a 1x1 convolution reads: ``reads`` [G, in]; or, where it ``updates``, the outputs that it writes."""
 
     name: str
     reads: npt.NDArray[np.bool_]
+    updates: bool = False
 
     @property
     def dashes(self) -> int:
@@ -43,8 +44,9 @@ class Connections:
         """One line of text: what the layer keeps."""
         kept = int(self.reads.sum())
         unread = int((~self.reads.any(axis=0)).sum())
-        words = f"{self.name}: {kept:,} of {self.reads.size:,} inputs of groups kept ({kept / self.reads.size:.0%})"
-        return words + (f", {unread} channels that no group reads" if unread else "")
+        what, does = ("outputs", "writes") if self.updates else ("inputs", "reads")
+        words = f"{self.name}: {kept:,} of {self.reads.size:,} {what} of groups kept ({kept / self.reads.size:.0%})"
+        return words + (f", {unread} channels that no group {does}" if unread else "")
 
 
 def plot(path: Path | str, output: Path | str, *, sha256: str | None = None, **overrides: Any) -> None:
@@ -79,19 +81,28 @@ def connections(read: Contents, overrides: dict[str, Any]) -> Iterator[Connectio
     except PruningUnfinished:  # the masks can still be drawn
         if infer_form(read.tensors) != "training":
             raise
-    return connections_of(read, arch, pruning_layers(read.tensors))
+    return connections_of(read, arch, [*pruning_layers(read.tensors), *updates(read.tensors)])
 
 
 def connections_of(read: Contents, arch: Architecture | None, pruning: list[LayerPruning]) -> Iterator[Connections]:
     """``connections`` of a file whose architecture and pruning are known; the architecture is None if pruning has not begun."""
     for layer in pruning:
-        yield Connections(layer.name, layer.mask[: arch.group_1x1 if arch else layer.period])
+        writes = layer.lost == "output"
+        groups = layer.period if arch is None else arch.update_groups if writes else arch.group_1x1
+        yield Connections(layer.name, layer.mask[:groups], writes)
     if not pruning and arch is not None and arch.learned:
         for conv in arch.pointwise_convs():
-            reads = np.zeros((arch.group_1x1, conv.in_channels), np.bool_)
-            index = np.asarray(read.tensors[f"{conv.name}.index"]).reshape(arch.group_1x1, -1)
-            np.put_along_axis(reads, index.astype(np.int64), True, axis=1)
-            yield Connections(conv.name, reads)
+            yield Connections(conv.name, _named(read, conv.name, arch.group_1x1, conv.in_channels))
+        for conv in arch.updating_convs():
+            yield Connections(conv.name, _named(read, conv.name, arch.update_groups or 1, conv.out_channels), True)
+
+
+def _named(read: Contents, name: str, groups: int, channels: int) -> npt.NDArray[np.bool_]:
+    """[groups, channels]: those that the index of a converted layer names."""
+    named = np.zeros((groups, channels), np.bool_)
+    index = np.asarray(read.tensors[f"{name}.index"]).reshape(groups, -1)
+    np.put_along_axis(named, index.astype(np.int64), True, axis=1)
+    return named
 
 
 def steps(layers: list[Connections]) -> list[float]:
@@ -110,7 +121,8 @@ def draw(title: str, layers: list[Connections]) -> str:
     with drawing.canvas("groups", WIDTH, 0) as canvas:
         top = canvas.legend(names)
         canvas.resize(top + 2 * HEADING + 12 + sum(len(layer.reads) * ROW + HEADING + GAP for layer in layers))
-        canvas.text(LEFT, top + HEADING, f"{title}: inputs that each group reads")
+        what = "inputs that each group reads" + (", outputs that it updates" if any(layer.updates for layer in layers) else "")
+        canvas.text(LEFT, top + HEADING, f"{title}: {what}")
         more = f" Colours begin anew after group {groups_shown}." if most > groups_shown else ""
         stretched = f" Layers that would be shorter than {LEAST} pixels are stretched." if len(set(scales)) > 1 else ""
         legend = f"A line for each group, from the layer's first input channel to its last. Coloured: read.{more}{stretched}"

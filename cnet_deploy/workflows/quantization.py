@@ -17,7 +17,7 @@ from cnet_deploy.images.datasets import Labels
 from cnet_deploy.images.decode import Images
 from cnet_deploy.images.inputs import type_in_words
 from cnet_deploy.images.preprocessing import Floats, Preprocessing
-from cnet_deploy.program.calibration import METHODS, Calibration, Method, Progress
+from cnet_deploy.program.calibration import METHODS, Calibration, Method, Progress, require_integers
 from cnet_deploy.program.program import DenseLayer, Program
 from cnet_deploy.program.quantize import Quantization
 from cnet_deploy.workflows import budget as budgets
@@ -119,10 +119,12 @@ def quantization_for(
     """Calibrate a Program for a target, and choose the layers that an accuracy budget keeps in higher precision.
 
     ``images`` are those of --images, ``reference`` gives the logits of fp32. Raises InputRefused for images that can't be used, for a
-    budget without labelled images and for a network that is not of the family, CheckFailed for a budget that can't be held.
+    budget without labelled images, for a CondenseNet V2 and for a network that is not of the family, CheckFailed for a budget that can't
+    be held.
     """
     if not isinstance(network, Program):
         raise InputRefused("only networks of the CondenseNet family are written in int8; expected one of them, or another precision")
+    require_integers(network)
     preprocessing, classes, names = network.preprocessing, network.architecture.classes, network.class_names
     chosen = None
     if wanted.calibrate is not None:

@@ -320,11 +320,8 @@ def _open_reference(model: Path | str, session: Session, overrides: dict[str, An
     from cnet_deploy.models.convert import convert
     from cnet_deploy.sessions.torch import from_module
 
-    if own := session.architecture:
-        known = {"input_size": own.input_size, "stem_stride": own.stem_stride, "final_pool": own.final_pool}
-        known |= {"hs_from": own.hard_swish_from} if own.updates else {}
-        overrides = {**known, **{key: value for key, value in overrides.items() if value is not None}}
-    loaded = _load_as(model, own, overrides)
+    own = session.architecture
+    loaded = _load_as(model, own, {key: value for key, value in overrides.items() if value is not None})
     if session.form == "training" and loaded.form != "training":
         raise InputRefused(f"{model}: {SWAPPED}")
     if loaded.form == "training" and session.form != "training":
@@ -344,10 +341,10 @@ def _load_as(model: Path | str, own: Architecture | None, overrides: dict[str, A
     from cnet_deploy.checkpoints.load import load
 
     try:
-        return load(model, **overrides)
+        return load(model, like=own, **overrides)
     except InputRefused:
         if own is None or not own.learned:
             raise
         with contextlib.suppress(InputRefused):
-            return load(model, **{**overrides, "groups": own.group_1x1, "condense_factor": own.condense_factor})
+            return load(model, like=own, **{**overrides, "groups": own.group_1x1, "condense_factor": own.condense_factor})
         raise

@@ -23,7 +23,7 @@ from cnet_deploy.errors import InputRefused, OutputRefused
 from cnet_deploy.files import digest
 from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.models.architecture import NAMED, Architecture
-from tests.builders import TINY, TINY_DENSENET, TINY_LGC
+from tests.builders import TINY, TINY_DENSENET, TINY_LGC, TINY_V2
 
 
 def test_round_trip(onnx_path: Path) -> None:
@@ -128,7 +128,7 @@ _VALUES = st.recursive(
     max_leaves=10,
 )
 _ENTRIES = st.dictionaries(st.text(max_size=10), _VALUES, max_size=4)
-_ARCHITECTURES = st.none() | st.sampled_from([*NAMED.values(), TINY, TINY_LGC, TINY_DENSENET])
+_ARCHITECTURES = st.none() | st.sampled_from([*NAMED.values(), TINY, TINY_LGC, TINY_DENSENET, TINY_V2])
 
 
 @settings(deadline=None)

@@ -21,7 +21,9 @@ from cnet_deploy.artifacts.manifest import Manifest
 from cnet_deploy.benchmarks.measure.rounds import Settings
 from cnet_deploy.benchmarks.sweep.results import Report, Row
 from cnet_deploy.benchmarks.tuning.choice import Choice
+from cnet_deploy.checkpoints.dialects import ppim
 from cnet_deploy.checkpoints.metadata import METADATA_KEY, own_metadata
+from cnet_deploy.checkpoints.update_tables import one_hot
 from cnet_deploy.files import digest
 from cnet_deploy.files.strict_json import to_json
 from cnet_deploy.images.preprocessing import Preprocessing
@@ -29,8 +31,13 @@ from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.models.build import build, build_random
 from cnet_deploy.models.condensenet import initialise
 from tests.benchmarks.helpers import on_cuda, report, result
+from tests.builders import training_model
 from tests.fuzz.targets import ARTIFACT, MACHINE, NETWORK
 
+SMALL_V2 = Architecture.v2(
+    (1, 1), (2, 2), groups=2, hard_swish_from=2, excitation_from=2, hidden_channels=3, bottleneck=2, classes=10, stem_stride=1,
+    input_size=(8, 8),
+)  # fmt: skip
 SMALL = Architecture((1,), (2,), bottleneck=2, group_1x1=2, group_3x3=2, condense_factor=2, classes=10, stem_stride=1, input_size=(8, 8))
 
 
@@ -72,8 +79,31 @@ def checkpoints() -> list[bytes]:
                 torch.save(value, buffer, pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy)
                 made.append(buffer.getvalue())
     made += others(whole, training)
+    made += second_version()
     made.append(safetensors.torch.save(training, {METADATA_KEY: own_metadata(trained)}))
     made.append(safetensors.torch.save({name: value.contiguous() for name, value in converted.state_dict().items()}))
+    return made
+
+
+def second_version() -> list[bytes]:
+    """CondenseNet V2: as trained, in a container of ours, as its authors' converter writes it, and as a file for Paddle."""
+    trained, converted = training_model(SMALL_V2), build_random(SMALL_V2)
+    made = [safetensors.torch.save(dict(converted.state_dict()), {METADATA_KEY: own_metadata(converted)})]
+    for model in (trained, converted):
+        state = {
+            name: torch.from_numpy(one_hot(value.numpy())) if name.endswith(".sfr.index") else value
+            for name, value in model.state_dict().items()
+        }
+        buffer = io.BytesIO()
+        torch.save({"state_dict": state, METADATA_KEY: own_metadata(model), "args": argparse.Namespace(lr=0.1)}, buffer)
+        made.append(buffer.getvalue())
+    paddle: dict[str, Any] = {
+        name.replace("running_mean", "_mean").replace("running_var", "_variance"): value.numpy().T
+        if ppim.DIALECT.transposes(name)
+        else value.numpy()
+        for name, value in state.items()
+    }
+    made.append(pickle.dumps(paddle | {METADATA_KEY: own_metadata(converted), "StructuredToParameterName@@": {"a": "b"}}))
     return made
 
 

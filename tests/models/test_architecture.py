@@ -82,6 +82,12 @@ def test_dict_round_trip() -> None:
         assert Architecture.from_dict(arch.to_dict()) == arch == Architecture(**arch.to_dict())
 
 
+V2 = {
+    "kind": "condensenet_v2", "update_groups": 4, "hard_swish_from": 2, "excitation_from": 3, "excitation_channels": 4,
+    "hidden_channels": 20,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -100,6 +106,13 @@ def test_dict_round_trip() -> None:
         ({"classifier_keep": float("nan")}, "at most 1"),
         ({"kind": "resnet"}, "expected one of condensenet"),
         ({"input_size": (3, 32)}, "too small"),
+        ({"hidden_channels": 8}, "a condensenet has no hidden_channels"),
+        ({"kind": "condensenet_v2"}, "a condensenet_v2 needs update_groups, hard_swish_from"),
+        (dict(V2, classifier_keep=0.5), "the classifier of CondenseNet V2 is not condensed"),
+        (dict(V2, hard_swish_from=5), "hard_swish_from 5; expected a block from 1 to 3, or 4 for none"),
+        (dict(V2, excitation_from=9), "excitation_from 9; expected a block from 1 to 3"),
+        (dict(V2, update_groups=16), "growth 8; expected a multiple of update_groups 16"),
+        (dict(V2, hidden_channels=0), "hidden_channels is 0; expected a whole number from 1"),
         ({"input_size": (32,)}, "input_size is a list of 1; expected height and width, each 1 to 4096 pixels"),
         ({"input_size": (32, 4097)}, "input_size[1] is 4097; expected pixels, 1 to 4096"),
         ({"transition_channels": (8, 8)}, "expected 0"),

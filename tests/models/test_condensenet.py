@@ -13,7 +13,7 @@ from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.models.build import NAMES, build, build_named, build_random
 from cnet_deploy.models.condensenet import CondenseNet
 from cnet_deploy.models.layers import shuffle
-from tests.builders import TINY, TINY_DENSENET, TINY_LGC, logits, noise, training_model
+from tests.builders import TINY, TINY_DENSENET, TINY_LGC, TINY_V2, logits, noise, training_model
 from tests.cases import few
 
 
@@ -30,8 +30,9 @@ def test_shuffle_interleaves_the_groups() -> None:
     assert shuffle(x, 3).flatten().tolist() == [0, 2, 4, 1, 3, 5]
 
 
-def test_the_mask_decides_what_is_computed() -> None:
-    model = training_model(TINY)
+@pytest.mark.parametrize("arch", [TINY, TINY_V2], ids=lambda arch: arch.kind)
+def test_the_mask_decides_what_is_computed(arch: Architecture) -> None:
+    model = training_model(arch)
     before = logits(model, noise(model))
     with torch.no_grad():
         for module in model.modules():
@@ -40,7 +41,7 @@ def test_the_mask_decides_what_is_computed() -> None:
     assert np.array_equal(logits(model, noise(model)), before)
 
 
-@pytest.mark.parametrize("arch", [TINY, TINY_LGC, TINY_DENSENET], ids=lambda arch: arch.kind)
+@pytest.mark.parametrize("arch", [TINY, TINY_LGC, TINY_DENSENET, TINY_V2], ids=lambda arch: arch.kind)
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (37, 50)])
 def test_any_input_size(arch: Architecture, size: tuple[int, int]) -> None:
     model = build_random(replace(arch, input_size=size))

@@ -12,13 +12,14 @@ import cnet_deploy as cd
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.models.convert import require_classifier_keep
-from tests.builders import TINY, TINY_DENSENET, TINY_LGC, logits, noise, tiny, training_model
+from tests.builders import TINY, TINY_DENSENET, TINY_LGC, VARIETIES_V2, logits, noise, tiny, training_model
 
 VARIED = [tiny(g, c) for g in (1, 2, 4, 8) for c in (2, 4, 8)] + [
     TINY_LGC,
     replace(TINY_LGC, group_1x1=2),
     replace(TINY, bottleneck=3, group_3x3=2),
     replace(TINY, input_size=(33, 47), stem_stride=2),
+    *VARIETIES_V2,
 ]
 
 
@@ -62,6 +63,19 @@ def slowly(model: DenselyConnected, name: str, groups: int) -> tuple[list[int], 
     return index, np.array(rows, np.float32), norm
 
 
+def slowly_updated(model: DenselyConnected, name: str, groups: int) -> tuple[list[int], list[list[float]]]:
+    """The channels that a converted update writes, and its rows, element by element: column k belongs to group k mod T."""
+    layer = model.get_submodule(name)
+    weight, mask = layer.conv.weight.detach().numpy()[:, :, 0, 0], layer._mask.numpy()[:, :, 0, 0]
+    targets, rows = [], []
+    for group in range(groups):
+        for channel in range(len(weight)):
+            if mask[channel, group] == 1:
+                targets.append(channel)
+                rows.append([float(weight[channel, k]) for k in range(weight.shape[1]) if k % groups == group])
+    return targets, rows
+
+
 @pytest.mark.parametrize("arch", [*VARIED, "real"], ids=str)
 def test_every_kept_weight_is_the_same_number(arch: cd.Architecture | str, trained: DenselyConnected) -> None:
     model = trained if isinstance(arch, str) else training_model(arch)
@@ -73,7 +87,11 @@ def test_every_kept_weight_is_the_same_number(arch: cd.Architecture | str, train
         assert np.array_equal(layer.conv.weight.detach().numpy()[:, :, 0, 0], weight)
         for part, values in norm.items():
             assert getattr(layer.norm, part).tolist() == values, part
-    for name in ("features.init_conv.weight", "features.norm_last.bias", "features.denseblock_3.denselayer_2.conv_2.conv.weight"):
+    for conv in model.architecture.updating_convs():
+        targets, rows = slowly_updated(model, conv.name, model.architecture.update_groups or 1)
+        layer = converted.get_submodule(conv.name)
+        assert layer.index.tolist() == targets and layer.conv.weight.detach().numpy()[:, :, 0, 0].tolist() == rows
+    for name in ("features.init_conv.weight", "features.norm_last.bias", "features.denseblock_2.denselayer_1.conv_2.conv.weight"):
         assert torch.equal(converted.state_dict()[name], model.state_dict()[name])
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.models.pruning import LayerPruning, infer_condense_factor, infer_groups, read_layer, require_finished
+from cnet_deploy.models.pruning import LayerPruning, infer_condense_factor, infer_groups, read_layer, read_update, require_finished
 
 
 def layer(groups: int, factor: int, stage: int | None = None, *, channels: int = 48, rows: int = 32, seed: int = 0) -> LayerPruning:
@@ -140,3 +140,20 @@ def test_counters_may_be_missing() -> None:
 def test_masks_and_counters_that_are_none(parts: dict[str, object], message: str) -> None:
     with pytest.raises(InputRefused, match=message):
         read_layer("l", tensors(**parts))
+
+
+def test_an_update_is_a_layer_transposed() -> None:
+    """Its groups are of columns, and they lose outputs; see CondenseNet V2, section 3.2."""
+    found = layer(4, 4)
+    mask = found.mask.T.astype(np.float32)[:, :, None, None]
+    tensors = {"a._mask": mask, "a._stage": np.float32([found.stage]), "a._count": np.float32([found.count])}
+    update = read_update("a", tensors)
+    assert np.array_equal(update.mask, found.mask) and (infer_groups([update]), infer_condense_factor([update])) == (4, 4)
+    require_finished([update], 4, 4)
+    mask[0, 0] = 1 - mask[0, 0]
+    with pytest.raises(InputRefused, match="a: inputs of one group write different outputs; expected one mask per group with T=4"):
+        require_finished([read_update("a", tensors)], 4, 4)
+    stopped = layer(4, 4, stage=2)
+    tensors = {"a._mask": stopped.mask.T.astype(np.float32)[:, :, None, None], "a._stage": np.float32([2]), "a._count": np.float32([24])}
+    with pytest.raises(InputRefused, match=r"24 of 48 output channels survive per group where C=4 keeps 12; training reached stage 2 of 3"):
+        require_finished([read_update("a", tensors)], 4, 4)

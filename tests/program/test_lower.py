@@ -12,10 +12,10 @@ from cnet_deploy.models.build import build_random
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.program.lower import lower
 from cnet_deploy.program.program import DenseLayer, Transition
-from tests.builders import TINY, TINY_LGC, VARIETIES, logits, noise, training_model
+from tests.builders import TINY, TINY_LGC, TINY_V2, VARIETIES, VARIETIES_V2, logits, noise, training_model
 
 
-@pytest.mark.parametrize("arch", VARIETIES, ids=lambda arch: arch.summary())
+@pytest.mark.parametrize("arch", [*VARIETIES, *VARIETIES_V2], ids=lambda arch: arch.summary())
 def test_program_computes_what_torch_does(arch: cd.Architecture) -> None:
     model = build_random(arch)
     batch = noise(model, 3)
@@ -27,8 +27,9 @@ def test_program_computes_what_torch_does(arch: cd.Architecture) -> None:
     assert np.abs(program.run(batch) - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
-def test_negative_and_zero_gains() -> None:
-    model = build_random(TINY)
+@pytest.mark.parametrize("arch", [TINY, TINY_V2], ids=lambda arch: arch.kind)
+def test_negative_and_zero_gains(arch: cd.Architecture) -> None:
+    model = build_random(arch)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
@@ -74,3 +75,24 @@ def test_layers_keep_their_names_and_order() -> None:
 def test_training_form_is_refused() -> None:
     with pytest.raises(InputRefused, match=r"call convert\(model\) first"):
         lower(training_model(TINY))
+
+
+@pytest.mark.parametrize("arch", VARIETIES_V2, ids=lambda arch: arch.summary())
+def test_an_update_as_one_dense_convolution(arch: cd.Architecture) -> None:
+    """Each weight where the training form has it (reference: utils/layers.py of CondenseNet V2, SFR)."""
+    model = training_model(arch)
+    for layer in lower(cd.convert(model)).body:
+        if isinstance(layer, DenseLayer):
+            assert layer.update is not None
+            origin = model.get_submodule(layer.update.name)
+            assert np.array_equal(layer.update.dense(), (origin.conv.weight * origin._mask).detach().numpy()[:, :, 0, 0])
+
+
+def test_what_is_observed_of_condensenet_v2() -> None:
+    program = lower(build_random(TINY_V2))
+    seen: dict[str, np.ndarray] = {}
+    program.run(np.zeros((1, *TINY_V2.image_shape), np.float32), seen.__setitem__)
+    for layer in program.body:
+        if isinstance(layer, DenseLayer):
+            assert layer.update is not None
+            assert seen[layer.update.name].shape[1] == layer.update.channels and seen[layer.name].shape[1] == len(layer.weight)

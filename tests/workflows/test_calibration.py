@@ -20,7 +20,7 @@ from cnet_deploy.models.build import build_random
 from cnet_deploy.program.calibration import calibrate
 from cnet_deploy.program.lower import lower
 from cnet_deploy.workflows.calibration import calibrated, calibration_images, evenly, labelled_images
-from tests.builders import TINY, TINY_DENSENET, VARIETIES
+from tests.builders import TINY, TINY_DENSENET, TINY_V2, VARIETIES
 from tests.cases import examples, few
 
 STEPS = Preprocessing.of((32, 32), 10)
@@ -184,3 +184,8 @@ def test_torch_computes_what_the_program_does(arch: Any) -> None:
     assert (own.digest, own.images, own.constant) == (expected.digest, 9, False) and set(own.ranges) == set(expected.ranges)
     for name, ranges in expected.ranges.items():
         np.testing.assert_allclose(own.ranges[name], ranges, rtol=1e-4, atol=1e-5 * np.abs(ranges).max())
+
+
+def test_condensenet_v2_has_no_ranges() -> None:
+    with pytest.raises(InputRefused, match="a CondenseNet V2 has no form in integers yet"):
+        calibrated(lower(build_random(TINY_V2)), np.zeros((2, *TINY_V2.image_shape), np.float32))

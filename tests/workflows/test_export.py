@@ -25,7 +25,7 @@ from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.program.calibration import calibrate, digest_of
 from cnet_deploy.program.lower import lower
 from cnet_deploy.workflows import export as deployment
-from tests.builders import TINY, save_checkpoint, state_dict, training_model
+from tests.builders import TINY, TINY_V2, save_checkpoint, state_dict, training_model
 from tests.cases import few, long
 from tests.old_outputs import old_output
 from tests.once import Once
@@ -182,7 +182,7 @@ def test_options_are_named_in_the_signature(checkpoint_path: Path, tmp_path: Pat
     """Those of a target, and what a file does not say, which `load` and the other functions take in the same way."""
     taken = inspect.signature(cd.export).parameters
     targets_own = {option.name for target in targets().values() for option in target.options}
-    loading = set(inspect.signature(cd.load).parameters) - {"path", "sha256", "data"}
+    loading = set(inspect.signature(cd.load).parameters) - {"path", "sha256", "data", "like"}
     assert targets_own | loading <= set(taken)
     assert all(taken[name].annotation not in (inspect.Parameter.empty, "Any") for name in targets_own | loading)
     one = cd.export(checkpoint_path, "onnx", tmp_path / "a.onnx", batch=2, opset=19, input_size=(40, 40))
@@ -330,6 +330,17 @@ def test_options_of_int8_that_do_not_go_together(
     monkeypatch.setattr("cnet_deploy.workflows.export.open_model", lambda *_: pytest.fail("the model was read"))
     with pytest.raises(InputRefused, match=message):
         cd.export(tmp_path / "m.safetensors", "native", **options)
+
+
+@pytest.mark.parametrize("target", ["onnx", "native", "tensorrt"])
+def test_condensenet_v2_has_no_integers(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused by every target, and before any image is read: neither file is there."""
+    monkeypatch.setattr(deployment, "input_of", lambda *_: pytest.fail("images were read"))
+    cd.save(build_random(TINY_V2), tmp_path / "m.safetensors")
+    images = {"calibrate": tmp_path / "images.bin", "images": tmp_path / "others.bin"}
+    with pytest.raises(InputRefused, match=r"m\.safetensors: a CondenseNet V2 has no form in integers yet"):
+        cd.export(tmp_path / "m.safetensors", target, precision="int8", **images)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
 
 
 @long

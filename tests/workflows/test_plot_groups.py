@@ -16,7 +16,7 @@ from cnet_deploy.errors import InputRefused, OutputRefused
 from cnet_deploy.models.architecture import NAMED
 from cnet_deploy.svg import COLOURS
 from cnet_deploy.workflows.plot_groups import LEAST, LEFT, MAX_DASHES, RIGHT, ROW, Connections, connections, draw, plot, steps
-from tests.builders import TINY, TINY_DENSENET, TINY_LGC, save_checkpoint, state_dict, training_model
+from tests.builders import TINY, TINY_DENSENET, TINY_LGC, TINY_V2, save_checkpoint, state_dict, training_model
 from tests.pictures import Picture
 
 
@@ -103,3 +103,22 @@ def test_what_can_not_be_drawn(tmp_path: Path) -> None:
     with pytest.raises(OutputRefused, match="is the input itself"):
         plot(path, path)
     assert not (tmp_path / "g.svg").exists()
+
+
+def test_updates_are_drawn_too(tmp_path: Path) -> None:
+    """Of CondenseNet V2: a line for each group of an update, in both forms the same."""
+    model = training_model(TINY_V2)
+    path = save_checkpoint(tmp_path / "c.pth.tar", state_dict(model))
+    converted = tmp_path / "m.safetensors"
+    cd.save(cd.convert(cd.load(path, hs_from=2)), converted)
+    drawn = {}
+    for file, given in ((path, {"hs_from": 2}), (converted, {})):
+        layers = list(connections(read_tensors(file), given))
+        assert [layer.updates for layer in layers] == [False] * 5 + [True] * 5
+        drawn[file] = {layer.name: layer.reads for layer in layers}
+        plot(file, tmp_path / "groups.svg", **given)
+        text = (tmp_path / "groups.svg").read_text(encoding="utf-8")
+        assert "features.denseblock_1.denselayer_1.sfr: 16 of 64 outputs of groups kept (25%)" in text
+    assert all(np.array_equal(drawn[path][name], drawn[converted][name]) for name in drawn[path])
+    first = model.state_dict()["features.denseblock_1.denselayer_1.sfr._mask"][:, :, 0, 0].numpy()
+    assert np.array_equal(drawn[path]["features.denseblock_1.denselayer_1.sfr"], first[:, :4].T == 1)

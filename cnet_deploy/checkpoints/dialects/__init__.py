@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from cnet_deploy.checkpoints.dialects import condensenet_v2, condensenet_v2_converted, hagerrady13, original, original_converted, pytorchcv
+from cnet_deploy.checkpoints.dialects import (
+    condensenet_v2,
+    condensenet_v2_converted,
+    hagerrady13,
+    original,
+    original_converted,
+    ppim,
+    pytorchcv,
+)
 from cnet_deploy.checkpoints.dialects.base import Dialect
 
 # In the order in which they are tried.
 DIALECTS: tuple[Dialect, ...] = (
-    condensenet_v2_converted.DIALECT, condensenet_v2.DIALECT, original_converted.DIALECT, original.DIALECT, pytorchcv.DIALECT,
+    ppim.DIALECT, condensenet_v2_converted.DIALECT, condensenet_v2.DIALECT, original_converted.DIALECT, original.DIALECT, pytorchcv.DIALECT,
     hagerrady13.DIALECT,
 )  # fmt: skip

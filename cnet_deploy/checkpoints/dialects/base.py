@@ -25,6 +25,7 @@ class Dialect:
     too, if the anchor alone does not tell it from another dialect. ``table`` has pairs of a pattern for a whole name and its replacement
     in the original's names; a name that no pattern matches stays as it is. ``origin`` is the repository. ``data`` is the only one that
     its code trains on, if that is so. ``preferred`` is the key of the set of weights to take where a file has several.
+    ``transposed`` is a pattern for the whole names, in the original's words, of matrices that are [inputs, outputs] there.
     """
 
     name: str
@@ -34,11 +35,16 @@ class Dialect:
     table: tuple[tuple[str, str], ...] = ()
     data: Data | None = None
     preferred: str = "state_dict"
+    transposed: str = ""
 
     def recognises(self, names: Iterable[str]) -> bool:
         """Whether these are its names, without the prefix before the anchor."""
         names = set(names)
         return self.anchor in names and any(name.endswith(self.needs) for name in names)
+
+    def transposes(self, name: str) -> bool:
+        """Whether the matrix with this name, in the original's words, is the other way round."""
+        return bool(self.transposed and re.fullmatch(self.transposed, name))
 
     def renamed(self, name: str) -> str:
         """The original's name for one of its own."""

@@ -78,9 +78,10 @@ def write(
     )
     build(compiler, target.isas, precision=precision, source=plan.source, weights=plan.weights, out=path, defines=plan.defines,
           soname=soname)  # fmt: skip
+    parts = [network.stem, *network.body, network.pool, *filter(None, [network.hidden]), network.head]
     details = {
         "machine": target.machine, "isas": list(target.isas), "layouts": list(plan.layouts), "compiler": compiler.version,
-        "operators": dict(Counter(type(layer).__name__ for layer in (network.stem, *network.body, network.pool, network.head))),
+        "operators": dict(Counter(type(layer).__name__ for layer in parts)),
     }  # fmt: skip
     exact = None if integers is None else integers.run
     return Written(precision, details, unverifiable=_why_not_here(target), notes=(NOTE,), exact=exact)

@@ -6,7 +6,7 @@ Every plan.cpp asserts that they are equal, so that a change on one side alone s
 from __future__ import annotations
 
 WIDE_TILES, WIDE_TILES_PAIRED = (8, 4, 2, 1), (8, 4, 2)
-NARROW_TILES, ROW_TILES = (32, 16), (32, 16, 8)
+NARROW_TILES, ROW_TILES, LINEAR_TILES = (32, 16), (32, 16, 8), (64, 16)
 LINE, CHUNK, CLASSES_TOGETHER, ROW_LEAST = 16, 16, 64, 4
 PLANE_SLACK, MAP_SLACK, WHOLE_SLACK, CHUNK_SLACK = LINE, 4 * LINE, 8 * LINE, 16
 

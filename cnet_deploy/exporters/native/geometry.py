@@ -53,6 +53,16 @@ class Block:
     def middle_channels(self) -> int:
         return 0 if self.transition is None or self.transition.pointwise is None else self.transition.pointwise.order.size
 
+    @property
+    def updates(self) -> bool:
+        """Whether its layers change the planes before them."""
+        return any(layer.update is not None for layer in self.layers)
+
+    @property
+    def excited(self) -> int:
+        """The most planes of a layer with excitation; 0 if no layer has any."""
+        return max((len(layer.weight) for layer in self.layers if layer.excite is not None), default=0)
+
 
 def _odd_lines(floats: int) -> int:
     """Rounded up to an odd number of cache lines: with an even one, planes would compete for the same places in the caches."""
@@ -129,4 +139,6 @@ def place(blocks: list[Block]) -> int:
     for number, (block, size) in enumerate(zip(blocks, sizes, strict=True)):
         block.map = 0 if number % 2 == 0 else total - size
         block.middle = total
-    return total + max(block.plane * block.middle_channels for block in blocks) + MAP_SLACK
+    # Planes that wait for their excitation lie where the middle of a transition would: no network has both.
+    waiting = max(block.plane * max(block.middle_channels, block.excited) for block in blocks)
+    return total + waiting + MAP_SLACK

@@ -84,11 +84,12 @@ def padded(count: int, to: int) -> int:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a group of a 1x1 reads: positions among its gathered channels (-1: padding), how many of them take a maximum, and the shifts
-    and weights [rows, positions] that go with them."""
+    """What a group of a 1x1 reads: positions among its gathered channels (-1: padding), how many of them take a maximum, and the scales,
+    shifts and weights [rows, positions] that go with them."""
 
     positions: list[int]
     maxima: int
+    scale: Doubles
     shift: Doubles
     weight: Doubles
     bias: Doubles
@@ -112,7 +113,18 @@ def fold_first_norm(layer: Pointwise, group: int, *, paired: bool) -> Inputs:
         maxima, minima = maxima + [-1] * (len(maxima) % 2), minima + [-1] * (len(minima) % 2)
     positions = maxima + minima
     weight = weight * scale
-    return Inputs(positions, len(maxima), _pick(shift, positions), _pick(weight, positions), bias)
+    return Inputs(positions, len(maxima), np.ones(len(positions)), _pick(shift, positions), _pick(weight, positions), bias)
+
+
+def keep_first_norm(layer: Pointwise, group: int, *, paired: bool) -> Inputs:
+    """The same where the activation is none that a gain can be taken out of: hard swish."""
+    width, rows = layer.index.size // layer.groups, len(layer.weight) // layer.groups
+    part, lines = slice(group * width, (group + 1) * width), slice(group * rows, (group + 1) * rows)
+    positions = list(range(width)) + [-1] * (width % 2 if paired else 0)
+    scale, shift, weight, bias = (
+        values.astype(np.float64) for values in (layer.scale[part], layer.shift[part], layer.weight[lines], layer.bias[lines])
+    )
+    return Inputs(positions, 0, _pick(scale, positions), _pick(shift, positions), _pick(weight, positions), bias)
 
 
 def _pick(values: Doubles, positions: list[int]) -> Doubles:

@@ -18,16 +18,17 @@ from cnet_deploy.exporters.native.constants import (
     CHUNK_SLACK,
     CLASSES_TOGETHER,
     LINE,
+    LINEAR_TILES,
     NARROW_TILES,
     ROW_TILES,
     WIDE_TILES,
     WIDE_TILES_PAIRED,
 )
 from cnet_deploy.exporters.native.geometry import Block, blocks_of, place
-from cnet_deploy.exporters.native.packing import Data, conv_weights, fold_first_norm, padded, route, tiled, to_words
+from cnet_deploy.exporters.native.packing import Data, conv_weights, fold_first_norm, keep_first_norm, padded, route, tiled, to_words
 from cnet_deploy.files import digest
 from cnet_deploy.images.preprocessing import Preprocessing
-from cnet_deploy.program.program import DenseLayer, Head, Pointwise, Pool, Program, Stem
+from cnet_deploy.program.program import DenseLayer, Excite, Floats, Head, Hidden, Pointwise, Pool, Program, Stem, Update
 
 
 @dataclass(frozen=True)
@@ -72,21 +73,24 @@ def make_plan(program: Program, *, precision: str, description: str, isas: Seque
                 transition="{}" if conv is None else _transition(conv, block, data, paired),
             )
         )  # fmt: skip
-    head = _head(program.head, program.pool, blocks[-1], data)
+    head = _head(program.head, program.pool, blocks[-1], data, program.hidden)
+    hidden = None if program.hidden is None else _hidden(program.hidden, data)
     height, width = program.architecture.input_size
     weights = data.tobytes()
     channels, window = program.stem.weight.shape[1], _window(program.pool)
     defines = [f"-DCNET_CHANNELS={channels}"] * (channels != 3) + ["-DCNET_WINDOWED=1"] * (window != 0)
+    defines += ["-DCNET_V2=1"] * (hidden is not None)
     top = struct(
         height=height, width=width, stem=stem, head=head, blocks=len(blocks), block="blocks", layer="layers", activations=activations,
         between=between, data="cnet_data", description="description", preparation=preparation(program.preprocessing),
         class_name="class_names" if program.class_names else "nullptr",
         **({"window": window} if window else {}),
+        **({"hidden": hidden, "fresh": blocks[0].middle} if hidden is not None else {}),
     )  # fmt: skip
     texts = as_text("description[]", [description])
     if program.class_names:
         texts += "\n\n" + as_text("*const class_names[]", program.class_names)
-    source = _source(lines, layers, top, texts, isas, weights_name(weights), paired, channels, window != 0)
+    source = _source(lines, layers, top, texts, isas, weights_name(weights), paired, channels, window != 0, hidden is not None)
     return Plan(source, weights, tuple(block.layout for block in blocks), tuple(defines))
 
 
@@ -111,7 +115,7 @@ def _wide_layer(layer: DenseLayer, block: Block, data: Data, paired: bool) -> tu
         groups=layer.groups, inputs=len(path.sources[0]), outputs=outputs, stored=outputs, sources=0,
         weight=data.add(np.concatenate(weights)),
     )  # fmt: skip
-    text = struct(first=first, second=second, channels=conv.in_channels)
+    text = struct(first=first, second=second, channels=conv.in_channels, **_updates(layer, block, data))
     return text, (layer.groups * len(path.sources[0]) + 1) * block.whole
 
 
@@ -123,11 +127,13 @@ def _transition(conv: Pointwise, block: Block, data: Data, paired: bool) -> str:
 def _wide_pointwise(conv: Pointwise, block: Block, data: Data, paired: bool, rows: list[list[int]], slots: list[list[int]],
                     sizes: Sequence[int]) -> str:  # fmt: skip
     groups, stored = conv.groups, len(rows[0])
-    parts = [fold_first_norm(conv, g, paired=paired) for g in range(groups)]
+    swish = conv.activation == "hard_swish"
+    parts = [(keep_first_norm if swish else fold_first_norm)(conv, g, paired=paired) for g in range(groups)]
     inputs = max(len(part.positions) for part in parts)
     width = conv.index.size // groups
     counts, planes = np.zeros((groups, 2), np.int32), np.zeros((groups, inputs), np.int32)
     shift, bias = np.zeros((groups, inputs), np.float32), np.zeros((groups, stored), np.float32)
+    scale = np.zeros((groups, inputs), np.float32)
     weights: list[npt.NDArray[Any]] = []
     for g, part in enumerate(parts):
         used = len(part.positions)
@@ -136,6 +142,7 @@ def _wide_pointwise(conv: Pointwise, block: Block, data: Data, paired: bool, row
         index = [conv.index[g * width + (p if p >= 0 else part.positions[i - 1])] for i, p in enumerate(part.positions)]
         planes[g, :used] = np.array(index) * block.plane
         shift[g, :used] = part.shift
+        scale[g, :used] = part.scale
         matrix = np.zeros((stored, inputs))
         matrix[:, :used] = _rows(part.weight, rows[g])
         bias[g] = _rows(part.bias, rows[g])
@@ -144,8 +151,9 @@ def _wide_pointwise(conv: Pointwise, block: Block, data: Data, paired: bool, row
     target = np.array(slots, np.int32)
     target[target < 0] = target.max() + 1
     return struct(
-        groups=groups, inputs=inputs, outputs=stored, counts=data.add(counts), planes=data.add(planes), scale=0, shift=data.add(shift),
-        weight=data.add(np.concatenate(weights)), bias=data.add(bias), target=data.add(target),
+        groups=groups, inputs=inputs, outputs=stored, counts=0 if swish else data.add(counts), planes=data.add(planes),
+        scale=data.add(scale) if swish else 0, shift=data.add(shift), weight=data.add(np.concatenate(weights)), bias=data.add(bias),
+        target=data.add(target), **_swish(conv, block),
     )  # fmt: skip
 
 
@@ -169,10 +177,10 @@ def _narrow_layer(layer: DenseLayer, block: Block, data: Data, paired: bool) -> 
         weights.append(tiled(to_words(matrix, paired=paired), NARROW_TILES))
     first = struct(
         groups=groups, inputs=inputs, outputs=stored, counts=0, planes=data.add(planes), scale=data.add(scale), shift=data.add(shift),
-        weight=data.add(np.concatenate(weights)), bias=data.add(bias), target=0,
+        weight=data.add(np.concatenate(weights)), bias=data.add(bias), target=0, **_swish(conv, block),
     )  # fmt: skip
     second, floats = _narrow_conv(layer, block, data, paired, path.slots, path.sources, stored)
-    return struct(first=first, second=second, channels=conv.in_channels), floats
+    return struct(first=first, second=second, channels=conv.in_channels, **_updates(layer, block, data)), floats
 
 
 def _narrow_conv(layer: DenseLayer, block: Block, data: Data, paired: bool, slots: list[list[int]],
@@ -201,14 +209,67 @@ def _narrow_conv(layer: DenseLayer, block: Block, data: Data, paired: bool, slot
     return text, len(slots) * stored // CHUNK * chunk
 
 
-def _head(head: Head, pool: Pool, block: Block, data: Data) -> str:
+def _swish(conv: Pointwise, block: Block) -> dict[str, object]:
+    """What a Pointwise of plan.h has in CondenseNet V2."""
+    return {"swish": int(conv.activation == "hard_swish")} if block.updates else {}
+
+
+def _updates(layer: DenseLayer, block: Block, data: Data) -> dict[str, object]:
+    """What a Layer of plan.h has in CondenseNet V2."""
+    if layer.update is None:
+        return {}
+    excite = struct(channels=0, hidden=0, squeeze=0, expand=0) if layer.excite is None else _excite(layer.excite, data)
+    return {"excite": excite, "update": _update(layer.update, block, data)}
+
+
+def _excite(excite: Excite, data: Data) -> str:
+    hidden, channels = excite.squeeze.shape
+    return struct(channels=channels, hidden=hidden, squeeze=_linear(excite.squeeze, data), expand=_linear(excite.expand, data))
+
+
+def _update(update: Update, block: Block, data: Data) -> str:
+    """An Update of plan.h: the terms of each channel that some group writes, in the order of the groups."""
+    growth = update.index.size
+    assert np.array_equal(np.sort(update.index), np.arange(growth)), "an update reads each new channel once"
+    rows, width = len(update.weight) // update.groups, update.weight.shape[1]
+    order = np.argsort(update.target, kind="stable")
+    target, first = np.unique(update.target[order], return_index=True)
+    source = order[:, None] // rows * width + np.arange(width)
+    return struct(
+        inputs=growth, targets=len(target), swish=int(update.activation == "hard_swish"), channel=data.add(update.index.astype(np.int32)),
+        scale=data.add(update.scale), shift=data.add(update.shift), target=data.add((target * block.plane).astype(np.int32)),
+        first=data.add(np.append(first * width, source.size).astype(np.int32)), source=data.add(source.astype(np.int32)),
+        weight=data.add(update.weight[order]),
+    )  # fmt: skip
+
+
+def _linear(weight: Floats, data: Data) -> int:
+    """A matrix [outputs, inputs] in linear_tiles."""
+    outputs = padded(len(weight), LINEAR_TILES[-1])
+    return data.add(tiled(np.pad(weight, ((0, outputs - len(weight)), (0, 0))), LINEAR_TILES))
+
+
+def _hidden(hidden: Hidden, data: Data) -> str:
+    excited, features = hidden.excite.squeeze.shape
+    outputs = len(hidden.weight)
+    return struct(
+        features=features, excited=excited, outputs=outputs, squeeze=_linear(hidden.excite.squeeze, data),
+        expand=_linear(hidden.excite.expand, data), weight=_linear(hidden.weight, data),
+        bias=data.add(np.pad(hidden.bias, (0, -outputs % LINEAR_TILES[-1]))),
+    )  # fmt: skip
+
+
+def _head(head: Head, pool: Pool, block: Block, data: Data, hidden: Hidden | None) -> str:
+    """A Head of plan.h. Behind a hidden layer ``head.index`` is of its outputs, and all planes are pooled."""
     kept, classes = head.index.size, len(head.bias)
+    pooled = head.index if hidden is None else np.arange(len(pool.scale))
+    assert hidden is None or np.array_equal(head.index, np.arange(len(hidden.weight))), "the classifier reads the hidden layer as it is"
     groups = -(-classes // CLASSES_TOGETHER)
     weight, bias = np.zeros((groups * CLASSES_TOGETHER, kept), np.float32), np.zeros(groups * CLASSES_TOGETHER, np.float32)
     weight[:classes], bias[:classes] = head.weight, head.bias
     return struct(
-        features=kept, classes=classes, planes=data.add((head.index * block.plane).astype(np.int32)),
-        scale=data.add(pool.scale[head.index]), shift=data.add(pool.shift[head.index]),
+        features=kept, classes=classes, planes=data.add((pooled * block.plane).astype(np.int32)),
+        scale=data.add(pool.scale[pooled]), shift=data.add(pool.shift[pooled]),
         weight=data.add(tiled(weight, (CLASSES_TOGETHER,))), bias=data.add(bias),
     )  # fmt: skip
 
@@ -261,15 +322,19 @@ def as_text(declared: str, texts: Sequence[str]) -> str:
 
 
 def _source(blocks: list[str], layers: list[str], top: str, texts: str, isas: Sequence[str], weights: str, paired: bool,
-            channels: int, windowed: bool) -> str:  # fmt: skip
+            channels: int, windowed: bool, updates: bool) -> str:  # fmt: skip
     before = f"""{constants.assertions()}
 static_assert(CNET_BF16 == {int(paired)}, "the plan and the kernels are for different precisions; build both for one");
 static_assert(CNET_CHANNELS == {channels}, "the plan and the kernels are for images of different channels; build both for one");
-static_assert(CNET_WINDOWED == {int(windowed)}, "the plan has a window and the kernels read none, or the other way; build both for one");"""
+static_assert(CNET_WINDOWED == {int(windowed)}, "the plan has a window and the kernels read none, or the other way; build both for one");
+static_assert(CNET_V2 == {int(updates)}, "the plan and the kernels are for different families of networks; build both for one");"""
     after = """static_assert(laid_out(plan), "geometry.py lays a map out as the kernels don't expect it; see laid_out in plan_check.h");
 static_assert(pooled_within(plan), "the last pooling reads beyond the map; see pooled_within in plan_check.h");
 static_assert(between_of(plan, CNET_BF16 ? 2 : 1) == plan.between,
               "planning.py and the kernels differ on the buffer between two convolutions; see between_of in plan_check.h");"""
+    if updates:
+        after += """
+static_assert(updates(plan), "planning.py describes no layers that update the planes before them; see updates in plan_check.h");"""
     title = "Generated by `cnet-deploy export --native`: the plan that plan.h describes."
     includes = ("constants.h", "kernels.h", "plan.h", "plan_check.h")
     return source(title, includes, before, texts, layers, blocks, top, after, isas=isas, weights=weights)

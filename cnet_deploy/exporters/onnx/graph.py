@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cnet_deploy.artifacts.onnx_metadata import INPUT, OUTPUT, OnnxMetadata, entries_of
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.program.program import DenseLayer, Head, Pointwise, Pool, Program, Transition
+from cnet_deploy.program.program import Activation, DenseLayer, Excite, Head, Hidden, Pointwise, Pool, Program, Transition, Update
 from cnet_deploy.version import __version__
 
 OPSETS = range(17, 23)
@@ -60,7 +60,10 @@ def model_of(program: Program, graph: Graph, *, opset: int | None, batch: int | 
     )  # fmt: skip
     for layer in program.body:
         x = _dense_layer(graph, x, layer) if isinstance(layer, DenseLayer) else _transition(graph, x, layer)
-    _head(graph, _pool(graph, x, program.pool), program.head)
+    x = _pool(graph, x, program.pool)
+    if program.hidden is not None:
+        x = _hidden(graph, x, program.hidden)
+    _head(graph, x, program.head)
     size: Any = "batch" if batch is None else batch
     model = helper.make_model(
         helper.make_graph(
@@ -125,6 +128,15 @@ class Graph:
         """The weights [rows, …] of the convolution or classifier ``name``."""
         return self.constant(f"{name}.weight", values)
 
+    def gemm(
+        self, name: str, x: str, weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32] | None = None, output: str | None = None
+    ) -> str:  # fmt: skip
+        """``x`` [N, inputs] times ``weight`` [outputs, inputs], plus ``bias`` [outputs]."""
+        inputs = [x, self.weight(name, weight)]
+        if bias is not None:
+            inputs.append(self.constant(f"{name}.bias", bias))
+        return self.node("Gemm", name, inputs, output, transB=1)
+
     def node(self, operator: str, name: str, inputs: Sequence[str], output: str | None = None, **attributes: Any) -> str:
         output = output or f"{name}.{operator.lower()}"
         self.nodes.append(helper.make_node(operator, inputs, [output], name=f"{name}.{operator.lower()}", **attributes))
@@ -138,14 +150,45 @@ def second(layer: DenseLayer) -> str:
 
 def _dense_layer(graph: Graph, x: str, layer: DenseLayer) -> str:
     rows = _rows(graph, x, layer.pointwise)
-    rows = graph.node("Relu", f"{second(layer)}.relu", [rows])  # before the reorder, so that runtimes fuse it into the 1x1
+    rows = _activated(graph, second(layer), rows, layer.activation)  # before the reorder, so that runtimes fuse it into the 1x1
     name = second(layer)
     rows = graph.reads(name, rows, "input")
     middle = _reorder(graph, rows, layer.pointwise)
     if middle != rows:
         middle = graph.reads(name, middle, "ordered")
     new = graph.node("Conv", name, [middle, graph.weight(name, layer.weight)], group=layer.groups, kernel_shape=[3, 3], pads=[1] * 4)
+    if layer.excite is not None:
+        new = _excited(graph, new, layer.excite)
+    if layer.update is not None:
+        x = _updated(graph, x, new, layer.update)
     return graph.node("Concat", layer.name, [x, new], axis=1)
+
+
+def _excited(graph: Graph, x: str, excite: Excite) -> str:
+    """Squeeze and excitation. Matrices are 1x1 convolutions of the means, which need no shapes but those of channels."""
+    name = excite.name
+    mean = graph.node("GlobalAveragePool", name, [x])
+    squeezed = _matrix(graph, f"{name}.squeeze", mean, excite.squeeze)
+    expanded = _matrix(graph, f"{name}.expand", graph.node("Relu", name, [squeezed]), excite.expand)
+    return graph.node("Mul", name, [x, graph.node("Sigmoid", name, [expanded])])
+
+
+def _matrix(graph: Graph, name: str, x: str, weight: npt.NDArray[np.float32]) -> str:
+    """``weight`` [outputs, inputs] times a map of one pixel."""
+    return graph.node("Conv", name, [x, graph.weight(name, weight[:, :, None, None])], kernel_shape=[1, 1])
+
+
+def _updated(graph: Graph, x: str, new: str, update: Update) -> str:
+    """What a layer adds to the map before it: one dense 1x1, since several of its groups may write one channel."""
+    scale, shift = np.empty_like(update.scale), np.empty_like(update.shift)
+    scale[update.index], shift[update.index] = update.scale, update.shift
+    active = _activated(graph, update.name, _affine(graph, new, f"{update.name}.norm", scale, shift), update.activation)
+    weight = graph.weight(update.name, update.dense()[:, :, None, None])
+    return graph.node("Add", update.name, [x, graph.node("Conv", update.name, [active, weight], kernel_shape=[1, 1])])
+
+
+def _activated(graph: Graph, name: str, x: str, activation: Activation) -> str:
+    return graph.node("Relu" if activation == "relu" else "HardSwish", name, [x])
 
 
 def _transition(graph: Graph, x: str, layer: Transition) -> str:
@@ -155,9 +198,9 @@ def _transition(graph: Graph, x: str, layer: Transition) -> str:
 
 
 def _rows(graph: Graph, x: str, layer: Pointwise) -> str:
-    """Gather, batch norm, ReLU, 1x1: the convolution's rows, not yet reordered."""
+    """Gather, batch norm, activation, 1x1: the convolution's rows, not yet reordered."""
     x = _gather(graph, x, f"{layer.name}.index", layer.index, layer.in_channels)
-    x = graph.node("Relu", layer.name, [_affine(graph, x, f"{layer.name}.norm", layer.scale, layer.shift)])
+    x = _activated(graph, layer.name, _affine(graph, x, f"{layer.name}.norm", layer.scale, layer.shift), layer.activation)
     inputs = [graph.reads(layer.name, x, "input"), graph.weight(layer.name, layer.weight[:, :, None, None])]
     if layer.bias.any():
         inputs.append(graph.constant(f"{layer.name}.bias", layer.bias))
@@ -196,9 +239,17 @@ def _pool(graph: Graph, x: str, pool: Pool) -> str:
     return graph.node("Flatten", pool.name, [x])
 
 
+def _hidden(graph: Graph, features: str, hidden: Hidden) -> str:
+    """The layer before the classifier, on pooled features [N, features]."""
+    excite = hidden.excite
+    squeezed = graph.node("Relu", excite.name, [graph.gemm(f"{excite.name}.squeeze", features, excite.squeeze)])
+    factors = graph.node("Sigmoid", excite.name, [graph.gemm(f"{excite.name}.expand", squeezed, excite.expand)])
+    excited = graph.node("Mul", excite.name, [features, factors])
+    return _activated(graph, hidden.name, graph.gemm(hidden.name, excited, hidden.weight, hidden.bias), "hard_swish")
+
+
 def _head(graph: Graph, features: str, head: Head) -> str:
     kept = _gather(graph, features, f"{head.name}.index", head.index, head.features)
-    parts = [graph.weight(head.name, head.weight), graph.constant(f"{head.name}.bias", head.bias)]
     if graph.precision == "fp32":
-        return graph.node("Gemm", head.name, [kept, *parts], OUTPUT, transB=1)
-    return graph.cast(graph.node("Gemm", head.name, [kept, *parts], transB=1), "logits", "fp32", OUTPUT)
+        return graph.gemm(head.name, kept, head.weight, head.bias, OUTPUT)
+    return graph.cast(graph.gemm(head.name, kept, head.weight, head.bias), "logits", "fp32", OUTPUT)

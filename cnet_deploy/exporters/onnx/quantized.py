@@ -22,6 +22,7 @@ import onnx
 
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.exporters.onnx.graph import Graph, model_of, second
+from cnet_deploy.program.calibration import require_integers
 from cnet_deploy.program.equalized import equalized
 from cnet_deploy.program.program import DenseLayer, Program
 from cnet_deploy.program.quantize import Quantization
@@ -33,8 +34,9 @@ def build_quantized(program: Program, quantization: Quantization, *, opset: int 
     """``build_graph`` in int8. The calibration is one of this Program, with its blocks in this form.
 
     Layers that ``quantization`` keeps are as in fp32. The same Program and Quantization give the same bytes. Raises InputRefused as
-    ``build_graph`` does, for a layer that there is not, and for a calibration of another Program.
+    ``build_graph`` does, for a CondenseNet V2, for a layer that there is not, and for a calibration of another Program.
     """
+    require_integers(program)
     quantization.calibration.require_of(program)
     layers = {layer.name: layer for layer in program.body if isinstance(layer, DenseLayer)}
     if unknown := sorted(quantization.kept - layers.keys()):

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from cnet_deploy.exporters.native import describe, int8
+from cnet_deploy.exporters.native import describe, int8, toolchain
 from cnet_deploy.exporters.native.planning import Plan, make_plan
-from cnet_deploy.exporters.native.toolchain import SOURCES, build, find_compiler, resolve
+from cnet_deploy.exporters.native.toolchain import SOURCES, Compiler, build, find_compiler, resolve
 from cnet_deploy.hardware.cpu import host_isas, host_machine
 from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.models.build import build_random
@@ -121,6 +121,11 @@ def library(model: DenselyConnected, out: Path, names: Sequence[str], precision:
         defines=plan.defines, extra=extra,
     )  # fmt: skip
     return out
+
+
+def of(name: str) -> Compiler:
+    """The C++ compiler that a command runs."""
+    return toolchain._asked((name,), host_machine())
 
 
 def driver(out: Path, made: Path, compiler: Sequence[str] = ("gcc",), flags: Sequence[str] = ()) -> Path:

@@ -19,7 +19,7 @@ from cnet_deploy.hardware.cpu import host_isas, host_machine
 from cnet_deploy.models.condensenet import DenselyConnected
 from tests.builders import TINY, TINY_LGC
 from tests.cases import few, long
-from tests.exporters.native.helpers import drive, driver, every_kernel, images_for, in_integers, isas, library, network, plan_of
+from tests.exporters.native.helpers import drive, driver, every_kernel, images_for, in_integers, isas, library, network, of, plan_of
 
 WINDOWED = replace(TINY, input_size=(48, 48), final_pool="original")
 x86_only = pytest.mark.skipif(host_machine() != "x86_64", reason="instruction sets of x86")
@@ -45,17 +45,6 @@ def complaints(text: str, folder: Path, compiler: Compiler, precision: str = "fp
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert bool(done.returncode) == ("error: " in done.stderr), done.stderr
     return done.stderr
-
-
-def of(name: str) -> Compiler:
-    compiler = toolchain._asked((name,), host_machine())
-    assert compiler is not None
-    return compiler
-
-
-@pytest.fixture
-def gcc(system_tool: Callable[[str], str]) -> Compiler:
-    return of(system_tool("g++"))
 
 
 @pytest.fixture

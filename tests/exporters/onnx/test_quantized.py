@@ -29,7 +29,7 @@ from cnet_deploy.program.lower import lower
 from cnet_deploy.program.program import DenseLayer, Program
 from cnet_deploy.program.quantize import Quantization
 from cnet_deploy.sessions import open_session
-from tests.builders import TINY, VARIETIES, noise
+from tests.builders import TINY, TINY_V2, VARIETIES, noise
 from tests.cases import few, long
 
 Array = np.ndarray[Any, Any]
@@ -245,3 +245,10 @@ def test_nearer_than_onnxruntime_s_own(converted: DenselyConnected, tmp_path: Pa
     assert weights_precision(theirs.read_bytes()) == "int8"
     assert np.abs(ours - exact).mean() < np.abs(own - exact).mean()
     assert (ours.argmax(1) == exact.argmax(1)).mean() >= (own.argmax(1) == exact.argmax(1)).mean()
+
+
+def test_condensenet_v2_has_no_integers() -> None:
+    program = lower(build_random(TINY))
+    images = np.zeros((1, *TINY.image_shape), np.float32)
+    with pytest.raises(InputRefused, match="a CondenseNet V2 has no form in integers yet"):
+        build_quantized(lower(build_random(TINY_V2)), Quantization(calibrate(program, images)))

@@ -14,6 +14,7 @@ constexpr Tiles<8, 4, 2, 1> wide_tiles{};      // wide maps: 1x1, 3x3 and the fi
 constexpr Tiles<8, 4, 2> wide_tiles_paired{};  // wide maps: a 1x1 whose outputs are stored in pairs (bf16)
 constexpr Tiles<32, 16> narrow_tiles{};        // narrow maps: 1x1
 constexpr Tiles<32, 16, 8> row_tiles{};        // narrow maps: 3x3
+constexpr Tiles<64, 16> linear_tiles{};        // matrices of excitation and of the layer before the classifier (V2)
 
 constexpr int line = 16;              // words in a cache line, 64 bytes: tables and planes begin on one
 constexpr int chunk = 16;             // channels that stand side by side in the buffer between the convolutions of a narrow layer

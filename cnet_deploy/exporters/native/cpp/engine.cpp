@@ -53,6 +53,15 @@ struct Start {
 
 size_t rounded(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
+// What the head keeps between its phases.
+size_t feature_floats() {
+#if CNET_V2
+    return rounded((size_t)plan.hidden.features, line) + rounded((size_t)plan.hidden.excited, line) + (size_t)plan.hidden.outputs + line;
+#else
+    return (size_t)plan.head.features;
+#endif
+}
+
 // Bytes of a piece of memory: whole cache lines, and one between it and the next.
 size_t piece_bytes(size_t floats) { return rounded(floats, line) * 4 + line_bytes; }
 
@@ -61,7 +70,7 @@ size_t piece_bytes(size_t floats) { return rounded(floats, line) * 4 + line_byte
 bool allocate(cnet_model &m, int threads) {
     Memory &memory = m.memory;
     memory.scratch_floats = m.kernels->scratch_floats(plan);
-    const size_t floats[] = {(size_t)plan.activations, (size_t)plan.between, (size_t)plan.head.features,
+    const size_t floats[] = {(size_t)plan.activations, (size_t)plan.between, (size_t)feature_floats(),
                              (size_t)memory.scratch_floats * (size_t)threads};
     float **const pieces[] = {&memory.activations, &memory.between, &memory.features, &memory.scratch};
 #ifdef CNET_DEBUG

@@ -7,13 +7,26 @@
 #include "constants.h"
 #include "plan.h"
 #include "vectors.hpp"
+#if CNET_V2
+#include "activation.hpp"
+#include "linear.hpp"
+#endif
 
 namespace cnet {
 namespace CNET_ISA {
 
+// Channels that are averaged.
+CNET_INLINE int pooled_features(const Plan &p) {
+#if CNET_V2
+    return p.hidden.features;
+#else
+    return p.head.features;
+#endif
+}
+
 static void average(const Plan &p, const Block &b, const float *map, float *features, int share, int shares) {
     const int32_t *planes = integers(p.data, p.head.planes);
-    const Range range = share_of(p.head.features, share, shares);
+    const Range range = share_of(pooled_features(p), share, shares);
     const float area = (float)((int64_t)b.height * b.width);
     for (int64_t i = range.begin; i < range.end; i++) {
         const float *plane = map + planes[i];
@@ -34,6 +47,31 @@ static void average(const Plan &p, const Block &b, const float *map, float *feat
         features[i] = sum / area;
     }
 }
+
+#if CNET_V2
+// What lies in the memory of the head: the features, the excitation's narrow layer, the layer before the classifier.
+CNET_INLINE float *excited_of(const Plan &p, float *features) { return features + linear_room(p.hidden.features); }
+CNET_INLINE float *hidden_of(const Plan &p, float *features) { return excited_of(p, features) + linear_room(p.hidden.excited); }
+
+static void squeeze_features(const Plan &p, float *features, int share, int shares) {
+    const Hidden &h = p.hidden;
+    float *to = excited_of(p, features);
+    linear(p.data + h.squeeze, features, h.features, h.excited, share, shares, [&](int64_t i, vec sum) { store(to + i, relu(sum)); });
+}
+
+static void excite_features(const Plan &p, float *features, int share, int shares) {
+    const Hidden &h = p.hidden;
+    linear(p.data + h.expand, excited_of(p, features), h.excited, h.features, share, shares,
+           [&](int64_t i, vec sum) { store(features + i, load(features + i) * sigmoid(sum)); });
+}
+
+static void hidden_layer(const Plan &p, float *features, int share, int shares) {
+    const Hidden &h = p.hidden;
+    float *to = hidden_of(p, features);
+    linear(p.data + h.weight, features, h.features, h.outputs, share, shares,
+           [&](int64_t i, vec sum) { store(to + i, hard_swish(sum + load(p.data + h.bias + i))); });
+}
+#endif
 
 static void classify(const Plan &p, const float *features, float *logits, int share, int shares) {
     constexpr int vectors = classes_together / lanes;

@@ -13,6 +13,9 @@
 #include "pointwise_wide.hpp"
 #include "pool.hpp"
 #include "stem.hpp"
+#if CNET_V2
+#include "update.hpp"
+#endif
 
 namespace cnet {
 namespace CNET_ISA {
@@ -24,6 +27,10 @@ static int64_t scratch_floats(const Plan &plan) {
         for (int j = b.first_layer; j < b.last_layer; j++) {
             const Layer &l = plan.layer[j];
             most = greater(most, b.layout == Layout::wide ? wide_scratch(b, l.second) : narrow_scratch(b, l.first));
+#if CNET_V2
+            const int64_t room = greater(swish_floats(l.first), update_floats(b, l));
+            most = greater(most, b.layout == Layout::wide ? wide_scratch(b, l.second) + room : room);
+#endif
         }
     }
     return round_up(most, line) + line;
@@ -43,6 +50,43 @@ static void transition_pointwise(const Plan &plan, const Block &b, const float *
                           middle + range.begin * lanes, b.plane);
 }
 
+#if CNET_V2
+// The layers of a block, each of which updates the planes before it. A layer that follows begins when that is done: where its 1x1 needs the
+// same pixels only, in the same phase.
+static void dense_layers(const Plan &plan, const Memory &memory, Member &m, const Block &b, float *map, float *scratch, int shares) {
+    const float *fresh = memory.activations + plan.fresh, *data = plan.data;
+    const int64_t vectors = (pixels_of(b) + lanes - 1) / lanes;
+    auto update_share = [&](const Layer &l, int share) {
+        const Range strip = share_of(vectors, share, shares);
+        update_pixels(data, b, l, map, fresh, strip.begin * lanes, strip.end * lanes, scratch);
+    };
+    const bool wide = b.layout == Layout::wide, whole = wide && goes_whole(b, shares);
+    for (int j = b.first_layer; j < b.last_layer; j++) {
+        const Layer &l = plan.layer[j];
+        float *out = planes_of(plan, b, l, memory.activations);
+        if (whole) {
+            phase(m, [&](int share) {
+                if (j > b.first_layer) update_share(plan.layer[j - 1], share);
+                whole_pointwise(data, b, l, map, memory.between, scratch, share, shares);
+            });
+            phase(m, [&](int share) { whole_conv3x3(data, b, l, out, memory.between, share, shares); });
+            if (j + 1 == b.last_layer) phase(m, [&](int share) { update_share(l, share); });
+        } else if (wide) {
+            phase(m, [&](int share) { layer_wide(data, b, l, map, out, scratch, share, shares); });
+            if (l.excite.channels) phase(m, [&](int share) { update_share(l, share); });
+            else if (shares > 1) phase(m, [&](int share) { update_seam(data, b, l, map, scratch, share, shares); });
+        } else {
+            phase(m, [&](int share) { pointwise_narrow(data, b, l.first, map, scratch, memory.between, share, shares); });
+            phase(m, [&](int share) { conv3x3_narrow(data, b, l.second, memory.between, out, share, shares); });
+            phase(m, [&](int share) {
+                const Range targets = share_of(l.update.targets, share, shares), excited = share_of(l.update.inputs, share, shares);
+                update(data, b, l, map, fresh, 0, vectors * lanes, targets, excited, scratch);
+            });
+        }
+    }
+}
+#endif
+
 static void run(const Plan &plan, const Memory &memory, Member &m, const float *image, float *logits) {
     float *scratch = memory.scratch + m.thread * memory.scratch_floats;
     const int shares = shares_of(*m.team);
@@ -50,20 +94,23 @@ static void run(const Plan &plan, const Memory &memory, Member &m, const float *
     for (int i = 0; i < plan.blocks; i++) {
         const Block &b = plan.block[i];
         float *map = memory.activations + b.map;
+#if CNET_V2
+        dense_layers(plan, memory, m, b, map, scratch, shares);
+#else
         for (int j = b.first_layer; j < b.last_layer; j++) {
             const Layer &l = plan.layer[j];
+            float *out = map + l.channels * b.plane;
             if (b.layout == Layout::wide && goes_whole(b, shares)) {
-                phase(m, [&](int share) { whole_pointwise(plan.data, b, l, map, memory.between, share, shares); });
-                phase(m, [&](int share) { whole_conv3x3(plan.data, b, l, map, memory.between, share, shares); });
+                phase(m, [&](int share) { whole_pointwise(plan.data, b, l, map, memory.between, scratch, share, shares); });
+                phase(m, [&](int share) { whole_conv3x3(plan.data, b, l, out, memory.between, share, shares); });
             } else if (b.layout == Layout::wide) {
-                phase(m, [&](int share) { layer_wide(plan.data, b, l, map, scratch, share, shares); });
+                phase(m, [&](int share) { layer_wide(plan.data, b, l, map, out, scratch, share, shares); });
             } else {
                 phase(m, [&](int share) { pointwise_narrow(plan.data, b, l.first, map, scratch, memory.between, share, shares); });
-                phase(m, [&](int share) {
-                    conv3x3_narrow(plan.data, b, l.second, memory.between, map + l.channels * b.plane, share, shares);
-                });
+                phase(m, [&](int share) { conv3x3_narrow(plan.data, b, l.second, memory.between, out, share, shares); });
             }
         }
+#endif
         if (i + 1 < plan.blocks) {
             const Block &next = plan.block[i + 1];
             float *middle = memory.activations + b.middle, *to = memory.activations + next.map;
@@ -82,7 +129,14 @@ static void run(const Plan &plan, const Memory &memory, Member &m, const float *
     const Block &last = plan.block[plan.blocks - 1];
 #endif
     phase(m, [&](int share) { average(plan, last, memory.activations + last.map, memory.features, share, shares); });
+#if CNET_V2
+    phase(m, [&](int share) { squeeze_features(plan, memory.features, share, shares); });
+    phase(m, [&](int share) { excite_features(plan, memory.features, share, shares); });
+    phase(m, [&](int share) { hidden_layer(plan, memory.features, share, shares); });
+    phase(m, [&](int share) { classify(plan, hidden_of(plan, memory.features), logits, share, shares); });
+#else
     phase(m, [&](int share) { classify(plan, memory.features, logits, share, shares); });
+#endif
 }
 
 extern __attribute__((visibility("hidden"))) const Kernels kernels;

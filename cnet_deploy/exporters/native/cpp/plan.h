@@ -18,6 +18,9 @@
 #ifndef CNET_WINDOWED
 #define CNET_WINDOWED 0  // 1: the plan has a window of the last map
 #endif
+#ifndef CNET_V2
+#define CNET_V2 0  // 1: a CondenseNet V2, whose layers update the planes before them
+#endif
 
 #if CNET_INT8
 #include "int8/plan.h"
@@ -42,6 +45,9 @@ struct Pointwise {
     Words weight;     // [groups][tiles][inputs][tile]: wide_tiles, wide_tiles_paired or narrow_tiles
     Words bias;       // [groups][outputs]
     Words target;     // [groups][outputs]: where a row goes (wide; in bf16 one entry a pair)
+#if CNET_V2
+    int32_t swish;    // 1: hard swish, not ReLU, before and after it; then wide layers have a scale too, and no counts
+#endif
 };
 
 // A grouped 3x3 convolution, padding 1, no bias.
@@ -54,10 +60,48 @@ struct Conv3x3 {
     Words weight;     // wide_tiles [groups][tiles][inputs][3][3][tile]; row_tiles [groups][tiles][3][inputs][3][tile]
 };
 
+#if CNET_V2
+// Excitation without biases: planes times sigmoid(expand relu(squeeze mean)).
+struct Excite {
+    int32_t channels, hidden;  // 0, 0: the layer has none
+    Words squeeze;             // linear_tiles [tiles][channels][tile]
+    Words expand;              // linear_tiles [tiles][hidden][tile]
+};
+
+// What a layer adds to the planes before it: sums of its own, with batch norm and activation applied.
+struct Update {
+    int32_t inputs;   // the layer's planes
+    int32_t targets;  // planes that change
+    int32_t swish;    // 1: hard swish, 0: ReLU
+    Words channel;    // [inputs]: the input's place among the layer's planes
+    Words scale;      // [inputs]
+    Words shift;      // [inputs]
+    Words target;     // [targets]: the plane that changes
+    Words first;      // [targets + 1]: where its terms begin
+    Words source;     // [terms]: an input
+    Words weight;     // [terms]: and what it is multiplied by
+};
+
+// Excitation of the pooled features, a layer with hard swish, both before the classifier.
+struct Hidden {
+    int32_t features;  // pooled
+    int32_t excited;   // outputs of squeeze
+    int32_t outputs;
+    Words squeeze;     // linear_tiles [tiles][features][tile]
+    Words expand;      // linear_tiles [tiles][excited][tile]
+    Words weight;      // linear_tiles [tiles][features][tile]
+    Words bias;        // [outputs], padded to a tile
+};
+#endif
+
 struct Layer {
     Pointwise first;
     Conv3x3 second;
     int32_t channels;  // planes before it, after which it puts its own
+#if CNET_V2
+    Excite excite;
+    Update update;
+#endif
 };
 
 // A dense block: one map to which every layer appends its planes.
@@ -83,7 +127,7 @@ struct Stem {
 struct Head {
     int32_t features;  // kept by the classifier
     int32_t classes;
-    Words planes, scale, shift;  // [features]
+    Words planes, scale, shift;  // [features]; in V2 [features of the hidden layer]
     Words weight;                // [ceil(classes / classes_together)][features][classes_together]
     Words bias;                  // [ceil(classes / classes_together)][classes_together]
 };
@@ -110,6 +154,10 @@ struct Plan {
     const char *const *class_name;  // [classes]; null: no names are known
 #if CNET_WINDOWED
     int32_t window;  // rows and columns of the last map that are averaged, from its top left; 0: all
+#endif
+#if CNET_V2
+    Hidden hidden;
+    int64_t fresh;  // where the planes of an excited layer lie among the activations until they are excited, in floats
 #endif
 };
 

@@ -33,6 +33,26 @@ constexpr bool pooled_within(const Plan &plan) {
 #endif
 }
 
+#if CNET_V2
+constexpr bool updates(const Plan &plan, const Block &b, const Layer &l) {
+    const int inputs = l.second.groups * l.second.outputs;
+    if (l.update.inputs != inputs || l.update.targets < 0 || l.update.targets > l.channels) return false;
+    if (l.first.swish != l.update.swish || l.first.swish < 0 || l.first.swish > 1) return false;
+    if (l.excite.channels == 0) return l.excite.hidden == 0;
+    if (l.excite.channels != inputs || l.excite.hidden < 1 || plan.fresh % line) return false;
+    // The planes of an excited layer lie beside the map that they will be put in.
+    return plan.fresh >= b.map + b.channels * b.plane && plan.fresh + inputs * b.plane + map_slack <= plan.activations;
+}
+
+// Whether every layer of a CondenseNet V2 updates the planes before it with those that it makes, and the head reads all planes.
+constexpr bool updates(const Plan &plan) {
+    for (int i = 0; i < plan.blocks; i++)
+        for (int j = plan.block[i].first_layer; j < plan.block[i].last_layer; j++)
+            if (!updates(plan, plan.block[i], plan.layer[j])) return false;
+    return plan.hidden.features == plan.block[plan.blocks - 1].channels && plan.hidden.excited > 0 && plan.hidden.outputs == plan.head.features;
+}
+#endif
+
 // Words that lie between the two convolutions of a layer, where threads share them.
 constexpr int64_t between_of(const Block &b, const Layer &l, int per_word) {
     if (b.layout == Layout::wide) return ((int64_t)l.second.groups * l.second.inputs + 1) * b.whole;

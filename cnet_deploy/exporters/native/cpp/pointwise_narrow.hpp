@@ -9,6 +9,9 @@
 #include "constants.h"
 #include "plan.h"
 #include "vectors.hpp"
+#if CNET_V2
+#include "activation.hpp"
+#endif
 
 namespace cnet {
 namespace CNET_ISA {
@@ -38,6 +41,9 @@ struct ColumnTile {
     float *out;            // the tile's first pixel, in the chunk of the first output
     int64_t out_chunk;     // words from chunk to chunk
     int offset;            // of the first output in its chunk
+#if CNET_V2
+    bool swish;            // hard swish after it, not ReLU
+#endif
 };
 
 template <int TILE, int PIXELS, int V>
@@ -64,6 +70,12 @@ __attribute__((noinline)) void column_tile(const ColumnTile &t) {
     CNET_UNROLL for (int v = 0; v < V; v++) {
         const int first = t.offset + lanes * v;
         float *out = t.out + first / chunk * t.out_chunk + first % chunk / per_word;
+#if CNET_V2
+        if (t.swish) {
+            CNET_UNROLL for (int p = 0; p < PIXELS; p++) store_pairs(out + p * chunk_words, hard_swish(sum[v][p]));
+            continue;
+        }
+#endif
         CNET_UNROLL for (int p = 0; p < PIXELS; p++) store_pairs(out + p * chunk_words, relu(sum[v][p]));
     }
 }
@@ -74,8 +86,10 @@ void column_tile_of(int pixels, const ColumnTile &t) {
     else if constexpr (PIXELS > narrow_least) column_tile_of<TILE, V, PIXELS - 1>(pixels, t);
 }
 
-// Gather the inputs of group g into columns: [tiles][inputs][column].
-static void gather_columns(const float *data, const Pointwise &p, int g, const float *map, int64_t tiles, int pixels, float *columns) {
+// Gather the inputs of group g into columns: [tiles][inputs][column]. `active` is the activation.
+template <class Active>
+CNET_INLINE void gather_active(const float *data, const Pointwise &p, int g, const float *map, int64_t tiles, int pixels, float *columns,
+                               const Active &active) {
     const int32_t *planes = integers(data, p.planes) + (int64_t)g * p.inputs;
     const float *scale = data + p.scale + (int64_t)g * p.inputs, *shift = data + p.shift + (int64_t)g * p.inputs;
     const int words = p.inputs / per_word;
@@ -86,12 +100,19 @@ static void gather_columns(const float *data, const Pointwise &p, int g, const f
         float *to = columns + (int64_t)i * column;
         for (int64_t j = 0; j < tiles; j++) {
             CNET_UNROLL for (int v = 0; v < column; v += lanes) {
-                vec r = relu(load_unaligned(a + j * pixels + v) * scale_a + shift_a);
-                if (paired) r = pair(r, relu(load_unaligned(b + j * pixels + v) * scale_b + shift_b));
+                vec r = active(load_unaligned(a + j * pixels + v) * scale_a + shift_a);
+                if (paired) r = pair(r, active(load_unaligned(b + j * pixels + v) * scale_b + shift_b));
                 store(to + j * words * column + v, r);
             }
         }
     }
+}
+
+static void gather_columns(const float *data, const Pointwise &p, int g, const float *map, int64_t tiles, int pixels, float *columns) {
+#if CNET_V2
+    if (p.swish) return gather_active(data, p, g, map, tiles, pixels, columns, [](vec x) { return hard_swish(x); });
+#endif
+    gather_active(data, p, g, map, tiles, pixels, columns, [](vec x) { return relu(x); });
 }
 
 CNET_INLINE int64_t narrow_scratch(const Block &b, const Pointwise &p) {
@@ -116,6 +137,9 @@ static void pointwise_narrow(const float *data, const Block &b, const Pointwise 
         ColumnTile t;
         t.columns = columns + j * words * column;
         t.inputs = words;
+#if CNET_V2
+        t.swish = p.swish;
+#endif
         t.out = transposed + row / chunk * out_chunk + j * pixels * chunk_words;
         t.out_chunk = out_chunk;
         for (int o = 0; o < stored; o += lanes * narrow_vectors) {
