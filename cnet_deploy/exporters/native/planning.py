@@ -30,6 +30,8 @@ from cnet_deploy.files import digest
 from cnet_deploy.images.preprocessing import Preprocessing
 from cnet_deploy.program.program import DenseLayer, Excite, Floats, Head, Hidden, Pointwise, Pool, Program, Stem, Update
 
+GROUPED = 4  # inputs of a group of an update from which it is computed by groups, not plane by plane
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -228,18 +230,25 @@ def _excite(excite: Excite, data: Data) -> str:
 
 
 def _update(update: Update, block: Block, data: Data) -> str:
-    """An Update of plan.h: the terms of each channel that some group writes, in the order of the groups."""
-    growth = update.index.size
+    """An Update of plan.h: group by group, or the terms of each channel that some group writes, in the order of the groups."""
+    growth, rows, width = update.index.size, len(update.weight) // update.groups, update.weight.shape[1]
     assert np.array_equal(np.sort(update.index), np.arange(growth)), "an update reads each new channel once"
-    rows, width = len(update.weight) // update.groups, update.weight.shape[1]
-    order = np.argsort(update.target, kind="stable")
-    target, first = np.unique(update.target[order], return_index=True)
-    source = order[:, None] // rows * width + np.arange(width)
+    none = np.zeros(0, np.int32)
+    if width >= GROUPED:
+        groups, target, first, source = update.groups, update.target, none, none
+        ahead = [0] * WIDE_TILES[0]  # a tile reads where the one after it begins
+        weight = np.concatenate([tiled(part, WIDE_TILES) for part in np.split(update.weight, groups)])
+    else:
+        groups, ahead = 0, []
+        order = np.argsort(update.target, kind="stable")
+        target, begin = np.unique(update.target[order], return_index=True)
+        source = order[:, None] // rows * width + np.arange(width)
+        first, weight = np.append(begin * width, source.size), update.weight[order]
     return struct(
-        inputs=growth, targets=len(target), swish=int(update.activation == "hard_swish"), channel=data.add(update.index.astype(np.int32)),
-        scale=data.add(update.scale), shift=data.add(update.shift), target=data.add((target * block.plane).astype(np.int32)),
-        first=data.add(np.append(first * width, source.size).astype(np.int32)), source=data.add(source.astype(np.int32)),
-        weight=data.add(update.weight[order]),
+        inputs=growth, groups=groups, targets=len(target), swish=int(update.activation == "hard_swish"),
+        channel=data.add(update.index.astype(np.int32)), scale=data.add(update.scale), shift=data.add(update.shift),
+        target=data.add(np.append(target * block.plane, ahead).astype(np.int32)), first=data.add(first.astype(np.int32)),
+        source=data.add(source.astype(np.int32)), weight=data.add(weight),
     )  # fmt: skip
 
 

@@ -17,8 +17,9 @@ import cnet_deploy as cd
 from cnet_deploy.artifacts.pair import read_pair
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.exporters.base import require_quantization
+from cnet_deploy.exporters.native.constants import WIDE_TILES
 from cnet_deploy.exporters.native.geometry import blocks_of, place
-from cnet_deploy.exporters.native.packing import Data, keep_first_norm
+from cnet_deploy.exporters.native.packing import Data, keep_first_norm, tiles
 from cnet_deploy.exporters.native.planning import _update
 from cnet_deploy.exporters.native.toolchain import Compiler
 from cnet_deploy.hardware.cpu import host_machine
@@ -45,7 +46,8 @@ from tests.exporters.native.helpers import (
 from tests.exporters.native.test_agreement import complaints
 from tests.exporters.native.test_native import check
 
-# Blocks of 48, 24 and 12 pixels a row: 3x3 by rows, flat, narrow. ReLU in the first only, excitation in the last; one with it in all.
+# Blocks of 48, 24 and 12 pixels a row: 3x3 by rows, flat, narrow; updates plane by plane, then by groups. ReLU in the first, excitation in
+# the last; the other has hard swish and excitation in all.
 EVERY_KERNEL = replace(TINY_V2, stages=(2, 2, 2), growth=(8, 32, 64), input_size=(48, 48), classes=70)
 EXCITED = replace(EVERY_KERNEL, excitation_from=1, hard_swish_from=1)
 
@@ -198,7 +200,7 @@ def test_a_plan_and_kernels_for_different_families(tmp_path: Path, gcc: Compiler
 @pytest.mark.parametrize(
     ("part", "field", "by"),
     [
-        ("update", "inputs", 1), ("update", "targets", 1000), ("update", "swish", 1), ("excite", "channels", 1),
+        ("update", "inputs", 1), ("update", "targets", 1000), ("update", "groups", 3), ("update", "swish", 1), ("excite", "channels", 1),
         ("excite", "hidden", -16), ("hidden", "features", 1), ("hidden", "outputs", -1), ("hidden", "excited", -99),
         ("hidden", "fresh", -(1 << 24)), ("hidden", "fresh", 8), ("hidden", "fresh", 1 << 24),
     ],
@@ -222,10 +224,12 @@ def test_planes_that_wait_for_their_excitation_lie_beside_their_map(arch: Archit
     assert sum(block.excited > 0 for block in blocks) == len(blocks) + 1 - (arch.excitation_from or 0)
 
 
-@pytest.mark.parametrize("arch", few([VARIETIES_V2[3], *VARIETIES_V2]), ids=str)
-def test_the_terms_of_an_update_are_its_dense_form(arch: Architecture) -> None:
-    program = lower(network(arch))
-    for block in blocks_of(program):
+@pytest.mark.parametrize("growth", [(8, 8, 16), (16, 32, 64)], ids=["by_plane", "by_group"])
+@pytest.mark.parametrize("groups", few([8, 2, 1]))
+def test_the_tables_of_an_update_are_its_dense_form(groups: int, growth: tuple[int, ...]) -> None:
+    """Few inputs a group: the terms of each channel, from all groups. Many: tiles of each group's rows."""
+    seen = set()
+    for block in blocks_of(lower(network(replace(TINY_V2, growth=growth, update_groups=groups)))):
         for layer in block.layers:
             assert layer.update is not None
             data = Data()
@@ -236,14 +240,28 @@ def test_the_terms_of_an_update_are_its_dense_form(arch: Architecture) -> None:
             def table(name: str, count: int, words: Any = words, number: Any = number) -> Any:
                 return words[number[name] : number[name] + count]
 
-            first, channel = table("first", number["targets"] + 1), table("channel", number["inputs"])
-            source, weight = table("source", int(first[-1])), table("weight", int(first[-1])).view(np.float32)
+            targets, inputs, by = number["targets"], number["inputs"], number["groups"]
+            channel, target = table("channel", inputs), table("target", targets)
+            assert not (target % block.plane).any()
+            seen.add(by > 0)
             dense = np.zeros_like(layer.update.dense())
-            for i, plane in enumerate(table("target", number["targets"])):
-                terms = slice(first[i], first[i + 1])
-                assert first[i] < first[i + 1] and plane % block.plane == 0
-                dense[plane // block.plane, channel[source[terms]]] += weight[terms]
+            if by:
+                assert not table("target", targets + WIDE_TILES[0])[targets:].any()  # what a tile reads ahead of the last
+                weight = table("weight", targets * inputs // by).view(np.float32)
+                for g, part in enumerate(np.split(weight, by)):
+                    for begin, size in tiles(targets // by, WIDE_TILES):
+                        tile, part = np.split(part, [size * inputs // by])
+                        rows = target[g * targets // by + begin :][:size] // block.plane
+                        dense[np.ix_(rows, channel[g * inputs // by :][: inputs // by])] += tile.reshape(-1, size).T
+            else:
+                first = table("first", targets + 1)
+                source, weight = table("source", int(first[-1])), table("weight", int(first[-1])).view(np.float32)
+                assert len(set(target)) == targets
+                for i, plane in enumerate(target // block.plane):
+                    assert first[i] < first[i + 1]
+                    dense[plane, channel[source[first[i] : first[i + 1]]]] += weight[first[i] : first[i + 1]]
             assert np.array_equal(dense, layer.update.dense())
+    assert (growth[0] > 8 or groups < 8) in seen
 
 
 @pytest.mark.parametrize("paired", [False, True])

@@ -28,7 +28,7 @@ static int64_t scratch_floats(const Plan &plan) {
             const Layer &l = plan.layer[j];
             most = greater(most, b.layout == Layout::wide ? wide_scratch(b, l.second) : narrow_scratch(b, l.first));
 #if CNET_V2
-            const int64_t room = greater(swish_floats(l.first), update_floats(b, l));
+            const int64_t room = swish_floats(l.first) + update_floats(b, l);
             most = greater(most, b.layout == Layout::wide ? wide_scratch(b, l.second) + room : room);
 #endif
         }
@@ -55,19 +55,28 @@ static void transition_pointwise(const Plan &plan, const Block &b, const float *
 // same pixels only, in the same phase.
 static void dense_layers(const Plan &plan, const Memory &memory, Member &m, const Block &b, float *map, float *scratch, int shares) {
     const float *fresh = memory.activations + plan.fresh, *data = plan.data;
-    const int64_t vectors = (pixels_of(b) + lanes - 1) / lanes;
-    auto update_share = [&](const Layer &l, int share) {
-        const Range strip = share_of(vectors, share, shares);
-        update_pixels(data, b, l, map, fresh, strip.begin * lanes, strip.end * lanes, scratch);
+    // Every share computes all factors.
+    auto factors_of = [&](const Layer &l) -> const float * {
+        if (!l.excite.channels) return nullptr;
+        excitation(data, b, l.excite, fresh, scratch);
+        return scratch;
     };
-    const bool wide = b.layout == Layout::wide, whole = wide && goes_whole(b, shares);
+    auto update_share = [&](const Layer &l, int share) {
+        const Range strip = share_of((pixels_of(b) + lanes - 1) / lanes, share, shares);
+        const float *factors = factors_of(l);
+        update(data, b, l, map, fresh, factors, strip.begin * lanes, strip.end * lanes, scratch + excite_floats(l.excite));
+    };
+    const bool excited = b.first_layer < b.last_layer && plan.layer[b.first_layer].excite.channels;
+    const bool wide = b.layout == Layout::wide, whole = wide && b.whole && (shares > 1 || excited);
     for (int j = b.first_layer; j < b.last_layer; j++) {
         const Layer &l = plan.layer[j];
         float *out = planes_of(plan, b, l, memory.activations);
         if (whole) {
             phase(m, [&](int share) {
-                if (j > b.first_layer) update_share(plan.layer[j - 1], share);
-                whole_pointwise(data, b, l, map, memory.between, scratch, share, shares);
+                const Layer *before = j > b.first_layer ? &l - 1 : nullptr;
+                const float *factors = before ? factors_of(*before) : nullptr;
+                float *room = scratch + (before ? excite_floats(before->excite) : 0);
+                update_and_pointwise(data, b, before, l, map, fresh, factors, memory.between, room, share, shares);
             });
             phase(m, [&](int share) { whole_conv3x3(data, b, l, out, memory.between, share, shares); });
             if (j + 1 == b.last_layer) phase(m, [&](int share) { update_share(l, share); });
@@ -78,10 +87,7 @@ static void dense_layers(const Plan &plan, const Memory &memory, Member &m, cons
         } else {
             phase(m, [&](int share) { pointwise_narrow(data, b, l.first, map, scratch, memory.between, share, shares); });
             phase(m, [&](int share) { conv3x3_narrow(data, b, l.second, memory.between, out, share, shares); });
-            phase(m, [&](int share) {
-                const Range targets = share_of(l.update.targets, share, shares), excited = share_of(l.update.inputs, share, shares);
-                update(data, b, l, map, fresh, 0, vectors * lanes, targets, excited, scratch);
-            });
+            phase(m, [&](int share) { update_share(l, share); });
         }
     }
 }

@@ -83,7 +83,7 @@ CNET_INLINE Range inner_of(const Block &b, const Steps &s, int share, int shares
 static void update_seam(const float *data, const Block &b, const Layer &l, float *map, float *room, int share, int shares) {
     const Steps s = steps_of(b, l.second);
     if (share + 1 == shares) return;
-    update_pixels(data, b, l, map, nullptr, inner_of(b, s, share, shares).end, inner_of(b, s, share + 1, shares).begin, room);
+    update(data, b, l, map, nullptr, nullptr, inner_of(b, s, share, shares).end, inner_of(b, s, share + 1, shares).begin, room);
 }
 #endif
 
@@ -119,7 +119,7 @@ static void layer_wide(const float *data, const Block &b, const Layer &l, float 
         // The 1x1 is ahead of these pixels.
         const int64_t until = lesser(to == end ? inner.end : round_down(to, line), inner.end);
         if (!l.excite.channels && until > updated) {
-            update_pixels(data, b, l, map, nullptr, updated, until, room);
+            update(data, b, l, map, nullptr, nullptr, updated, until, room);
             updated = until;
         }
 #endif
@@ -141,18 +141,47 @@ CNET_INLINE bool goes_whole(const Block &b, int shares) { return shares > 1 && b
 CNET_INLINE int64_t whole_origin(const Block &b) { return -round_up(b.pitch + 1, line); }
 static_assert(line + 1 + 2 * lanes <= whole_slack, "the zeros around a map end within its plane of the shared buffer");
 
-static void whole_pointwise(const float *data, const Block &b, const Layer &l, const float *map, float *between, float *room, int share,
-                            int shares) {
+// The pixels of a share's 1x1.
+CNET_INLINE Range whole_strip(const Block &b, int share, int shares) {
+    const Range strip = share_of(round_up((int64_t)b.height * b.pitch, lanes) / lanes, share, shares);
+    return {strip.begin * lanes, strip.end * lanes};
+}
+
+// Zeros around the pixels of a share's 1x1, once it is done.
+CNET_INLINE void whole_zeros(const Block &b, const Layer &l, float *between, int share, int shares) {
     const int64_t all = (int64_t)b.height * b.pitch, origin = whole_origin(b), planes = (int64_t)l.second.groups * l.second.inputs;
-    const Range strip = share_of(round_up(all, lanes) / lanes, share, shares), mine = share_of(planes, share, shares);
-    const int64_t from = strip.begin * lanes, to = strip.end * lanes;
-    first_pointwise(data, l.first, map, from, strip.end - strip.begin, between + (from - origin), b.whole, room);
+    const Range strip = whole_strip(b, share, shares), mine = share_of(planes, share, shares);
+    const int64_t from = strip.begin, to = strip.end;
     for (int64_t gap = greater(from - b.width + b.pitch - 1, 0) / b.pitch * b.pitch + b.width; gap < to; gap += b.pitch)
         for (int64_t i = 0; i < planes; i++) between[i * b.whole + gap - origin] = 0;
     // Zeros above the map. Those below it are left to the last strip's share, since its 1x1 writes there too.
     zero_planes(between + mine.begin * b.whole, mine.end - mine.begin, b.whole, 0, -origin);
     if (share + 1 == shares) zero_planes(between, planes, b.whole, all - origin, all + b.pitch + 1 + 2 * lanes - origin);
 }
+
+static void whole_pointwise(const float *data, const Block &b, const Layer &l, const float *map, float *between, float *room, int share,
+                            int shares) {
+    const Range strip = whole_strip(b, share, shares);
+    float *out = between + (strip.begin - whole_origin(b));
+    first_pointwise(data, l.first, map, strip.begin, (strip.end - strip.begin) / lanes, out, b.whole, room);
+    whole_zeros(b, l, between, share, shares);
+}
+
+#if CNET_V2
+constexpr int64_t fused_pixels = 2 * active_pixels;  // whose planes stay in the second-level cache between an update and a 1x1
+
+// The update of the layer before (if there is one) and the 1x1 of this one read the same pixels: in turn, a few at a time.
+static void update_and_pointwise(const float *data, const Block &b, const Layer *before, const Layer &l, float *map, const float *fresh,
+                                 const float *factors, float *between, float *room, int share, int shares) {
+    const Range strip = whole_strip(b, share, shares);
+    for (int64_t from = strip.begin; from < strip.end; from += fused_pixels) {
+        const int64_t to = lesser(from + fused_pixels, strip.end);
+        if (before) update(data, b, *before, map, fresh, factors, from, to, room);
+        first_pointwise(data, l.first, map, from, (to - from) / lanes, between + (from - whole_origin(b)), b.whole, room);
+    }
+    whole_zeros(b, l, between, share, shares);
+}
+#endif
 
 static void whole_conv3x3(const float *data, const Block &b, const Layer &l, float *out, const float *between, int share, int shares) {
     const Steps s = steps_of(b, l.second);

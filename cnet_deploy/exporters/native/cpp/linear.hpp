@@ -11,12 +11,15 @@ namespace CNET_ISA {
 
 CNET_INLINE int64_t linear_room(int64_t outputs) { return round_up(outputs, line); }  // floats of a vector that linear() writes
 
+constexpr int linear_ahead = 1024;  // floats: weights come from far, and the processor's own prefetching ends with each page
+
 template <int TILE, class Take>
 CNET_INLINE void linear_tile(const float *weight, const float *x, int inputs, const Take &take) {
     constexpr int vectors = TILE / lanes;
     vec sum[vectors];
     CNET_UNROLL for (int v = 0; v < vectors; v++) sum[v] = vec{};
     for (int i = 0; i < inputs; i++, weight += TILE) {
+        CNET_UNROLL for (int at = 0; at < TILE; at += line) __builtin_prefetch(weight + linear_ahead + at);
         const vec b = broadcast(x[i]);
         CNET_UNROLL for (int v = 0; v < vectors; v++) sum[v] = sum[v] + b * load(weight + v * lanes);
     }

@@ -71,15 +71,16 @@ struct Excite {
 // What a layer adds to the planes before it: sums of its own, with batch norm and activation applied.
 struct Update {
     int32_t inputs;   // the layer's planes
-    int32_t targets;  // planes that change
+    int32_t groups;   // that it is computed by; 0: plane by plane
+    int32_t targets;  // planes that change; by groups, the sum over them
     int32_t swish;    // 1: hard swish, 0: ReLU
     Words channel;    // [inputs]: the input's place among the layer's planes
     Words scale;      // [inputs]
     Words shift;      // [inputs]
-    Words target;     // [targets]: the plane that changes
-    Words first;      // [targets + 1]: where its terms begin
-    Words source;     // [terms]: an input
-    Words weight;     // [terms]: and what it is multiplied by
+    Words target;     // [targets]: the plane that changes; by groups, with as many more as a tile has
+    Words first;      // [targets + 1]: where its terms begin (plane by plane)
+    Words source;     // [terms]: an input (plane by plane)
+    Words weight;     // [terms]: what it is multiplied by; by groups, wide_tiles [groups][tiles][inputs][tile]
 };
 
 // Excitation of the pooled features, a layer with hard swish, both before the classifier.

@@ -36,7 +36,8 @@ constexpr bool pooled_within(const Plan &plan) {
 #if CNET_V2
 constexpr bool updates(const Plan &plan, const Block &b, const Layer &l) {
     const int inputs = l.second.groups * l.second.outputs;
-    if (l.update.inputs != inputs || l.update.targets < 0 || l.update.targets > l.channels) return false;
+    if (l.update.inputs != inputs || l.update.targets < 0 || l.update.targets > l.channels || l.update.groups < 0) return false;
+    if (l.update.groups && (inputs % l.update.groups || l.update.targets % l.update.groups)) return false;
     if (l.first.swish != l.update.swish || l.first.swish < 0 || l.first.swish > 1) return false;
     if (l.excite.channels == 0) return l.excite.hidden == 0;
     if (l.excite.channels != inputs || l.excite.hidden < 1 || plan.fresh % line) return false;

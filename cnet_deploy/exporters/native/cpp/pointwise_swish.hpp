@@ -88,6 +88,9 @@ void pointwise_swish(const float *data, const Pointwise &p, const float *map, in
         for (int g = 0; g < p.groups; g++) {
             for (int64_t i = 0; i < words; i++) {
                 const int64_t input = (int64_t)g * p.inputs + i * per_word;
+                for (int n = 0; n < per_word; n++)  // the next pixels, while these are computed
+                    for (int64_t x = 0; x < count * lanes; x += line)
+                        __builtin_prefetch(map + planes[input + n] + from + pixel + count * lanes + x, 0, 2);
                 for (int64_t x = 0; x < count * lanes; x += lanes) {
                     vec r = active(input, from + pixel + x);
                     if (paired) r = pair(r, active(input + per_word - 1, from + pixel + x));
