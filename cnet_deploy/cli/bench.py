@@ -8,14 +8,16 @@ import click
 
 from cnet_deploy.cli.console import Command, note, quiet
 from cnet_deploy.cli.options import calibration_option, force_option, timeout_option, weights_option
-from cnet_deploy.cli.types import Finite, Numbers, OutputPath, Size, Words, complete_backends, complete_models
+from cnet_deploy.cli.types import Choices, Finite, Numbers, OutputPath, Size, Words, complete_backends, complete_models
 from cnet_deploy.sessions import names
 
+FAMILIES = ("paper", "v2")  # the keys of benchmarks/sweep/paper.py, which imports torch
 _HELP = f"""Measure the paper's inference-time table on this machine, or any MODELS.
 
 A model is a file or the name of a network. A checkpoint or a model is exported for every runtime, and an artifact is measured in every
 runtime that opens it. Names, which run with random weights in every runtime:
-condensenet-74-g4, condensenet-74-g8, condensenet-50 to condensenet-182, vgg-16, resnet-18, mobilenet-1.0-224.
+condensenet-74-g4, condensenet-74-g8, condensenet-50 to condensenet-182, condensenet-v2-a to condensenet-v2-c, vgg-16, resnet-18,
+mobilenet-1.0-224.
 
 Backends: {", ".join(names())}. Parts after dots select a variant of a backend: its precision, or how it runs. For an unknown part the
 error message lists those of the backend.
@@ -29,6 +31,13 @@ error message lists those of the backend.
     examples=["cnet-deploy bench --json results.json --html report.html", "cnet-deploy bench model.onnx model.so model.safetensors"],
 )
 @click.argument("models", nargs=-1, shell_complete=complete_models)
+@click.option(
+    "--family",
+    "families",
+    type=Choices(FAMILIES),
+    default=(),
+    help="Measure all networks of a table, or of both: the paper's, that of CondenseNet V2. [default: paper, where no MODELS are given]",
+)
 @click.option(
     "--backend",
     "backends",
@@ -61,9 +70,9 @@ error message lists those of the backend.
 @force_option
 @click.option("--svg", type=OutputPath(), help="Write a plot of latency against top-1 error.")
 def bench(
-    models: tuple[str, ...], backends: tuple[str, ...], device: str, threads: tuple[int, ...], batches: tuple[int, ...],
-    input_size: tuple[int, int] | None, weights: str | None, calibrate: Path | None, rounds: int, seconds: float, warmup: float,
-    resume: bool, baseline: Path | None, **outputs: Path | None,
+    models: tuple[str, ...], families: tuple[str, ...], backends: tuple[str, ...], device: str, threads: tuple[int, ...],
+    batches: tuple[int, ...], input_size: tuple[int, int] | None, weights: str | None, calibrate: Path | None, rounds: int,
+    seconds: float, warmup: float, resume: bool, baseline: Path | None, **outputs: Path | None,
 ) -> None:  # fmt: skip
     """Plan the sweep, run it, print its tables."""
     if baseline is not None and rounds < 8:
@@ -71,9 +80,11 @@ def bench(
     from cnet_deploy.benchmarks.measure.rounds import Settings
     from cnet_deploy.benchmarks.report.terminal import Outputs
     from cnet_deploy.benchmarks.report.terminal import run as measure
+    from cnet_deploy.benchmarks.sweep import paper
 
     measure(
-        models, backends=backends, threads=threads, batches=batches, device=device, resume=resume,
+        (*models, *(row.model for family in families for row in paper.FAMILIES[family])),
+        backends=backends, threads=threads, batches=batches, device=device, resume=resume,
         settings=Settings(rounds=rounds, seconds=seconds, warmup=warmup, fresh=baseline is not None),
         outputs=Outputs(baseline=baseline, **outputs), quiet=quiet(), input_size=input_size, weights=weights,
         calibrate=calibrate, notify=note,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from cnet_deploy.benchmarks.measure.rounds import Result
 from cnet_deploy.benchmarks.measure.samples import milliseconds
-from cnet_deploy.benchmarks.sweep.paper import paper_ratio
+from cnet_deploy.benchmarks.sweep.paper import ratio_text
 from cnet_deploy.benchmarks.sweep.results import Group, Report, Row
 from cnet_deploy.sessions import backends
 from cnet_deploy.text import Where, shown
@@ -20,7 +20,7 @@ NOTE = (
 
 def headings(report: Report, group: Group) -> list[str]:
     """Of ``lines``: the model's columns, its backend, figures."""
-    paper = ["Paper: top-1 err.", "Paper: ratio"] if any(row.paper for row in report.rows) else []
+    paper = ["Paper: top-1 err.", *(["Paper: ratio"] if report.timed_in_paper else [])] if any(row.paper for row in report.rows) else []
     figures = ["ms (p90)"] if group[1] == 1 else ["images/s", "ms a batch"]
     transfers = [] if report.device == "cpu" else ["device ms", "with transfers ms"]
     return ["Model", "M FLOPs", "M params", *paper, "backend", *figures, *transfers, "ratio"]
@@ -28,9 +28,9 @@ def headings(report: Report, group: Group) -> list[str]:
 
 def lines(report: Report, group: Group, where: Where) -> Iterator[tuple[Row, Result, list[str]]]:
     """Each cell of a group with its words as they are shown there; what is the model's stands in its first line alone."""
-    has_paper = any(row.paper for row in report.rows)
+    columns = sum(heading.startswith("Paper") for heading in headings(report, group))
     for row in report.rows:
-        paper = [f"{row.paper.top1_error:.1f} %", f"{paper_ratio(row.paper):.2f}"] if row.paper else ["", ""]
+        paper = [f"{row.paper.top1_error:.1f} %" if row.paper else "", ratio_text(row.paper)][:columns]
         name, counted = shown(row.title, where), None
         for backend in report.backends:
             if (result := row.find(backend, group)) is not None:
@@ -40,8 +40,8 @@ def lines(report: Report, group: Group, where: Where) -> Iterator[tuple[Row, Res
                     counts.append("" if params is None else f"{params / 1e6:.2f}")
                 else:
                     counts = ["", ""]
-                yield row, result, [name, *counts, *(paper if has_paper else []), backend, *_figures(report, result)]
-                name, paper = "", ["", ""]
+                yield row, result, [name, *counts, *paper, backend, *_figures(report, result)]
+                name, paper = "", [""] * columns
 
 
 def notes(report: Report) -> list[str]:

@@ -13,7 +13,7 @@ from cnet_deploy.benchmarks.report import device_lines as on_device
 from cnet_deploy.benchmarks.report import plots
 from cnet_deploy.benchmarks.report.advice import warnings_of
 from cnet_deploy.benchmarks.report.text import group_title, ratio_of, result_of
-from cnet_deploy.benchmarks.sweep.paper import CONVENTIONS, paper_ratio
+from cnet_deploy.benchmarks.sweep.paper import CONVENTIONS, ratio_text
 from cnet_deploy.benchmarks.sweep.results import Group, Report
 from cnet_deploy.text import LINE_LENGTH, Where, printable, shown
 
@@ -45,7 +45,7 @@ def page(report: Report) -> str:
         ],
         device_notes=[*on_device.notes(report), *report.notes],
         has_paper=any(row.paper for row in report.rows),
-        paper_ratio=paper_ratio,
+        ratio_text=ratio_text,
     )
 
 

@@ -20,7 +20,7 @@ from cnet_deploy.benchmarks.report import device_lines as on_device
 from cnet_deploy.benchmarks.report.advice import warnings_of
 from cnet_deploy.benchmarks.report.page import page, picture
 from cnet_deploy.benchmarks.report.text import CSV_COLUMNS, comma_separated, group_title, markdown, ratio_of
-from cnet_deploy.benchmarks.sweep.paper import CONVENTIONS, paper_ratio
+from cnet_deploy.benchmarks.sweep.paper import CONVENTIONS, ratio_text
 from cnet_deploy.benchmarks.sweep.plan import bench
 from cnet_deploy.benchmarks.sweep.results import FORMAT, Journal, Keep, Report, part_of, read_report
 from cnet_deploy.benchmarks.sweep.results import Group as Cells
@@ -253,7 +253,8 @@ def render(report: Report, width: int = LOG_WIDTH) -> RenderableType:
 def _empty_table(report: Report, group: Cells, *, fold: bool) -> Table:
     looks = {"box": box.SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True} if fold else {}
     what = "Inference time" if group[1] == 1 else "Throughput"
-    title = f"{what}, {group_title(report, group)}" + (", beside the paper's table" if any(row.paper for row in report.rows) else "")
+    beside = "the paper's table" if report.timed_in_paper else "the published errors"
+    title = f"{what}, {group_title(report, group)}" + (f", beside {beside}" if any(row.paper for row in report.rows) else "")
     return Table(title=title, title_justify="left", **looks)  # type: ignore[arg-type]
 
 
@@ -274,11 +275,10 @@ def _cell_table(report: Report, group: Cells, width: int) -> Table:
 
 
 def _table(report: Report, group: Cells, width: int) -> Table:
-    in_paper = any(row.paper for row in report.rows)
     fold, stack = width < WIDE, width < NARROW
     table = _empty_table(report, group, fold=fold)
     table.add_column("Model", overflow="fold")
-    paper = ("Paper:\ntop-1 err.", "Paper:\nARM s", "Paper:\nratio") if in_paper else ()
+    paper = ("Paper:\ntop-1 err.", *(("Paper:\nARM s", "Paper:\nratio") if report.timed_in_paper else ()))
     for column in ("M FLOPs", "M params", *paper):
         table.add_column(column.replace(" ", "\n") if fold else column, justify="right")
     figure = "ms (p90)" if group[1] == 1 else "images/s"
@@ -288,9 +288,9 @@ def _table(report: Report, group: Cells, width: int) -> Table:
     for row in report.rows:
         cells = [shown(row.title, Where.RICH), "" if row.flops is None else f"{row.flops / 1e6:,.0f}"]
         cells.append("" if row.params is None else f"{row.params / 1e6:.2f}")
-        if in_paper:
-            known = row.paper
-            cells += [f"{known.top1_error:.1f} %", f"{known.arm_seconds:g}", f"{paper_ratio(known):.2f}"] if known else [""] * 3
+        error, seconds = (row.paper.top1_error, row.paper.arm_seconds) if row.paper else (None, None)
+        known = ["" if error is None else f"{error:.1f} %", "" if seconds is None else f"{seconds:g}", ratio_text(row.paper)]
+        cells += known[: len(paper)]
         for backend in report.backends:
             time, times = _figures(report, row.find(backend, group))
             cells += [f"{time}\n{times}".strip()] if stack else [time, times]

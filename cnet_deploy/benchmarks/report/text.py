@@ -11,7 +11,7 @@ from cnet_deploy.benchmarks.measure.rounds import Result, ratio
 from cnet_deploy.benchmarks.measure.samples import milliseconds
 from cnet_deploy.benchmarks.report import device_lines as on_device
 from cnet_deploy.benchmarks.report.advice import warnings_of
-from cnet_deploy.benchmarks.sweep.paper import BASE, paper_ratio
+from cnet_deploy.benchmarks.sweep.paper import BASE, ratio_text
 from cnet_deploy.benchmarks.sweep.results import Group, Report, Row
 from cnet_deploy.text import Where, shown
 
@@ -84,14 +84,14 @@ def markdown(report: Report) -> str:
             lines += [_line(head), _line(["---" if heading in ("Model", "backend") else "---:" for heading in head])]
             lines += [*(_line(words) for _, _, words in on_device.lines(report, group, Where.MARKDOWN)), ""]
             continue
-        paper = any(row.paper for row in report.rows)
+        paper = report.timed_in_paper
         measured = [backend for backend in report.backends if any(row.find(backend, group) for row in report.rows)]
         head = ["Model", "M FLOPs", *(["Paper: ratio"] if paper else [])]
         head += [text for backend in measured for text in (f"{backend}, ms" if group[1] == 1 else f"{backend}, images/s", "ratio")]
         lines += [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
         for row in report.rows:
             words = [shown(row.title, Where.MARKDOWN), "" if row.flops is None else f"{row.flops / 1e6:,.0f}"]
-            words += [f"{paper_ratio(row.paper):.2f}" if row.paper else ""] if paper else []
+            words += [ratio_text(row.paper)] if paper else []
             for backend in measured:
                 words += _figures(report, row.find(backend, group))
             lines.append(_line(words))

@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/measuring.md, and the picture docs/latency.svg, from recorded runs.
+"""The tables of README.md and of pages in docs/, and the picture docs/latency.svg, from recorded runs.
 
 ``python -m cnet_deploy.benchmarks.studies.pages RESULTS ROOT``: RESULTS is a folder as ``make bench`` fills it; in ROOT are README.md and
 docs/. A table stands between the comments ``<!-- recorded: NAME -->`` and ``<!-- end -->``. What a run does not have is
@@ -8,7 +8,7 @@ left out.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from cnet_deploy.benchmarks.compare.show import headings, words_of
 from cnet_deploy.benchmarks.measure.samples import milliseconds
 from cnet_deploy.benchmarks.report.page import picture
 from cnet_deploy.benchmarks.studies.script import run
-from cnet_deploy.benchmarks.sweep.paper import paper_ratio, paper_row
+from cnet_deploy.benchmarks.sweep.paper import V2, paper_row, ratio_text
 from cnet_deploy.benchmarks.sweep.results import Report, Row, read_report
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.files import exists, read_bytes, write_text
@@ -35,7 +35,8 @@ Table = list[list[str]]
 
 @dataclass(frozen=True)
 class Recorded:
-    """A folder of recorded runs: the paper's table with two threads, the study of runtimes, and the example in all precisions."""
+    """A folder of recorded runs: the paper's table with two threads, the study of runtimes with that of CondenseNet V2, and the example in
+    all precisions."""
 
     table: Report
     study: list[dict[str, Any]]
@@ -44,12 +45,12 @@ class Recorded:
     @classmethod
     def read(cls, folder: Path) -> Recorded:
         """Raises InputRefused for a folder that lacks the first two."""
-        study = parse_json(read_bytes(folder / "native-and-peers.json"))
-        if not isinstance(study, dict) or not isinstance(study.get("results"), list):
-            raise InputRefused(f"{folder / 'native-and-peers.json'}: has no results; measure again with `make bench`")
+        study = _results(folder / "native-and-peers.json")
+        if exists(folder / "v2-and-peers.json"):
+            study = study + _results(folder / "v2-and-peers.json")
         example = folder / "compare-example.json"
         table = read_report(folder / "table-2-threads.json")
-        return cls(table, study["results"], read_comparison(example) if exists(example) else None)
+        return cls(table, study, read_comparison(example) if exists(example) else None)
 
     def row(self, name: str) -> Row:
         """A network's row of the paper's table. Raises InputRefused where it was not measured."""
@@ -60,6 +61,15 @@ class Recorded:
     def find(self, **facts: Any) -> dict[str, Any] | None:
         """The study's entry with these facts; None without one."""
         return next((entry for entry in self.study if facts.items() <= entry.items()), None)
+
+
+def _results(path: Path) -> list[dict[str, Any]]:
+    """The results of a study. Raises InputRefused for a file that has none."""
+    study = parse_json(read_bytes(path))
+    if not isinstance(study, dict) or not isinstance(study.get("results"), list):
+        raise InputRefused(f"{path}: has no results; measure again with `make bench`")
+    results: list[dict[str, Any]] = study["results"]
+    return results
 
 
 def first(recorded: Recorded) -> Table:
@@ -90,7 +100,7 @@ def peers(recorded: Recorded) -> Table:
             lines.append([
                 title if precision == "fp32" else f"{title}, {precision}", f"{milliseconds(times[ours])} ms",
                 f"{milliseconds(times[entry['best_peer']])} ms", f"{entry['times_as_fast']:.1f} times as fast",
-                "-" if relative is None else f"{relative:.2f}", f"{paper_ratio(paper):.2f}" if paper and precision == "fp32" else "",
+                "-" if relative is None else f"{relative:.2f}", ratio_text(paper) if precision == "fp32" else "",
             ])  # fmt: skip
     return lines
 
@@ -134,8 +144,42 @@ def accuracy(recorded: Recorded) -> Table:
     return [headings(recorded.example), *(words_of(recorded.example, v) for v in recorded.example.variants if v.result.error is None)]
 
 
+def v2(recorded: Recorded) -> Table:
+    """CondenseNet V2: the native library, the other runtimes on our graph, and onnxruntime on the authors' converted form."""
+    lines = [["", "threads", "native library", "onnxruntime", "OpenVINO", "authors' form in onnxruntime", "native against the faster",
+              "native against the authors' form"]]  # fmt: skip
+    for row in V2:
+        for threads in (1, 2):
+            entry = recorded.find(network=row.model, precision="fp32", threads=threads, batch=1)
+            if entry is None:
+                continue
+            times = _times(entry)
+            best = [
+                min((t for label, t in times.items() if label.startswith(name)), default=None) for name in ("onnxruntime,", "openvino,")
+            ]
+            shown = [times.get("native"), *best, times.get("authors' form in onnxruntime")]
+            ratios = [bar["measured"] for bar in entry["bars"]]
+            lines.append([
+                f"{row.title.removeprefix('CondenseNet ')} ({row.top1_error} %)", str(threads),
+                *("-" if time is None else f"{milliseconds(time)} ms" for time in shown),
+                *("-" if value is None else f"{value:.1f} times as fast" for value in ratios),
+            ])  # fmt: skip
+    return lines if len(lines) > 1 else []
+
+
+def v2_files(recorded: Recorded) -> Table:
+    """Sizes of CondenseNet V2's files."""
+    titles = {"native": "native library", "onnx": "our ONNX file", "authors": "authors' form as an ONNX file"}
+    lines = [["size of", *titles.values()]]
+    for row in V2:
+        entry = recorded.find(network=row.model, precision="fp32", threads=1, batch=1)
+        if entry is not None and (sizes := entry.get("bytes")):
+            lines.append([row.title, *(f"{sizes[key] / 1e6:.1f} MB" if key in sizes else "-" for key in titles)])
+    return lines if len(lines) > 1 else []
+
+
 TABLES: dict[str, Callable[[Recorded], Table]] = {
-    "first": first, "peers": peers, "speed": speed, "others": others, "accuracy": accuracy,
+    "first": first, "peers": peers, "speed": speed, "others": others, "accuracy": accuracy, "v2": v2, "v2_files": v2_files,
 }  # fmt: skip
 
 
@@ -216,10 +260,13 @@ def _tail(entry: Mapping[str, Any]) -> str:
     return f"{entry['p99'] / entry['median']:.1f}"
 
 
-def main(results: Path, root: Path, pages: Sequence[str] = ("README.md", "docs/measuring.md", "docs/int8.md")) -> None:
-    """Write the pages and the picture."""
+PAGES = ("README.md", "docs/measuring.md", "docs/int8.md", "docs/v2.md")
+
+
+def main(results: Path, root: Path) -> None:
+    """Write the picture, and those of PAGES that are in ROOT."""
     recorded = Recorded.read(results)
-    for name in pages:
+    for name in filter(lambda page: exists(root / page), PAGES):
         write_text(root / name, renewed(read_bytes(root / name).decode(), recorded))
     write_text(root / "docs" / "latency.svg", picture(recorded.table))
 

@@ -118,7 +118,7 @@ class Suite:
             f"{label}: {p10 * 1e3:.3f} ms" if (p10 := _p10(result)) else f"{label}: {result.error}" for label, result in results.items()
         ]
         rivals = {label: p10 for label, result in results.items() if not label.startswith((OURS, "torch")) and (p10 := _p10(result))}
-        if (own := _p10(results[ours])) and rivals:
+        if ours in results and (own := _p10(results[ours])) and rivals:
             best = min(rivals, key=lambda label: rivals[label])
             entry |= {"best_peer": best, "times_as_fast": rivals[best] / own}
             lines.append(f"native is {rivals[best] / own:.2f} times as fast as {best}")
@@ -152,8 +152,8 @@ class Suite:
         facts = {"network": name, "threads": threads, "precision": "bf16", "batch": 1}
         entry = self.run(f"{name}, bf16, {threads} thread(s)", cells, ours="native bf16", **facts)
         least = FASTER_THAN_OPENVINO["bf16"].get(name)
-        entry["bars"] = [_bar("times as fast as OpenVINO's bf16", entry.get("times_as_fast"), least=least)]
-        self._tell(entry["bars"])
+        entry["bars"] = [bar("times as fast as OpenVINO's bf16", entry.get("times_as_fast"), least=least)]
+        self.tell(entry["bars"])
 
     def int8(self, name: str, threads: int) -> None:
         """Native int8, native fp32, and int8 in OpenVINO and onnxruntime; and whether the bars were reached.
@@ -179,17 +179,18 @@ class Suite:
         openvino = min((time for label, time in times.items() if label.startswith("openvino") and time), default=None)
         if own := times.get(INT8):
             entry["bars"] = [
-                _bar("times as fast as OpenVINO's int8", openvino and openvino / own, least=FASTER_THAN_OPENVINO["int8"].get(name)),
-                _bar("times as fast as native fp32", times[OURS] and times[OURS] / own, least=FASTER_THAN_FP32),
+                bar("times as fast as OpenVINO's int8", openvino and openvino / own, least=FASTER_THAN_OPENVINO["int8"].get(name)),
+                bar("times as fast as native fp32", times[OURS] and times[OURS] / own, least=FASTER_THAN_FP32),
             ]
-            self._tell(entry["bars"])
+            self.tell(entry["bars"])
 
-    def _tell(self, bars: Sequence[Mapping[str, Any]]) -> None:
-        for bar in bars:
-            limit = next((f"{word} {bar[word]:g}" for word in ("least", "most") if bar.get(word)), "no bar")
-            result = "not measured" if bar["measured"] is None else f"{bar['measured']:.2f}"
-            state = "" if bar["passed"] is None else ", reached" if bar["passed"] else ", MISSED"
-            self.notify(f"  {bar['what']}: {result} ({limit}{state})")
+    def tell(self, bars: Sequence[Mapping[str, Any]]) -> None:
+        """Report figures beside their limits."""
+        for each in bars:
+            limit = next((f"{word} {each[word]:g}" for word in ("least", "most") if each.get(word)), "no bar")
+            result = "not measured" if each["measured"] is None else f"{each['measured']:.2f}"
+            state = "" if each["passed"] is None else ", reached" if each["passed"] else ", MISSED"
+            self.notify(f"  {each['what']}: {result} ({limit}{state})")
 
     # ---- against the processor -------------------------------------------------------------------------------------
 
@@ -264,9 +265,9 @@ class Suite:
             )
         if "int8" in entries:
             ratios = [float(np.median(values["int8"]) / np.median(values["fp32"])) for values in (seconds, kilobytes)]
-            bars = [_bar(f"{what} of int8 by that of fp32", value, most=1.0) for what, value in zip(_OF_A_PROCESS, ratios, strict=True)]
+            bars = [bar(f"{what} of int8 by that of fp32", value, most=1.0) for what, value in zip(_OF_A_PROCESS, ratios, strict=True)]
             entries["int8"]["bars"] = bars
-            self._tell(bars)
+            self.tell(bars)
 
 
 _FORMS = {"native": ".so", "native-bf16": ".so", "onnx": ".onnx", "onnx-dense": ".onnx"}
@@ -290,12 +291,12 @@ def _by_nncf(source: str, path: Path, images: npt.NDArray[np.float32]) -> None:
     path.write_bytes(made.SerializeToString())
 
 
-def _bar(what: str, measured: float | None, *, least: float | None = None, most: float | None = None) -> dict[str, Any]:
+def bar(what: str, measured: float | None, *, least: float | None = None, most: float | None = None) -> dict[str, Any]:
     """A figure with the limit that was set for it; ``passed`` is None where there is none, or nothing was measured."""
-    bar = {"what": what, "measured": measured, **({} if least is None else {"least": least}), **({} if most is None else {"most": most})}
+    made = {"what": what, "measured": measured, **({} if least is None else {"least": least}), **({} if most is None else {"most": most})}
     if measured is None or (least is None and most is None):
-        return {**bar, "passed": None}
-    return {**bar, "passed": (least is None or measured >= least) and (most is None or measured <= most)}
+        return {**made, "passed": None}
+    return {**made, "passed": (least is None or measured >= least) and (most is None or measured <= most)}
 
 
 def _finished(command: Sequence[str]) -> str:
@@ -352,8 +353,8 @@ def main(output: Path, program: Path, notify: Notify = print) -> None:
             suite.busy_core(name)
             suite.process(name, program)
             suite.fp32(name, cores, compiled=False, batch=8)
-        for name in NAMED:
-            if name not in IMAGENET:
+        for name, arch in NAMED.items():
+            if name not in IMAGENET and not arch.updates:  # CondenseNet V2: condensenet_v2.py
                 suite.fp32(name, cores, compiled=False)
     report = {"cnet_deploy_peers": FORMAT_VERSION, "environment": environment(), "settings": asdict(SETTINGS), "results": suite.results}
     write_text(output, json.dumps(report, indent=1) + "\n")

@@ -11,8 +11,13 @@ from cnet_deploy.text import write_lines
 
 
 def run(main: Callable[..., None], usage: str) -> None:
-    """Call ``main`` with one path for each word of ``usage`` after the module's name; exit as the command line would."""
-    if len(sys.argv) != len(usage.split()):
+    """Call ``main`` with one path for each word of ``usage`` after the module's name; exit as the command line would.
+
+    A word in brackets, as [FOLDER], may be left out.
+    """
+    words = usage.split()
+    least = sum(not word.startswith("[") for word in words)
+    if not least <= len(sys.argv) <= len(words):
         write_lines(f"usage: python -m {usage}", error=True)
         sys.exit(2)
     try:

@@ -23,6 +23,7 @@ from cnet_deploy.errors import CnetDeployError, InputRefused, Unavailable, print
 from cnet_deploy.exporters import target_by_suffix, targets
 from cnet_deploy.files import check_input, digest, exists, read_bytes, temporary_folder
 from cnet_deploy.hardware.cuda import why_no_device
+from cnet_deploy.models.architecture import NAMED as ARCHITECTURES
 from cnet_deploy.models.baselines import BASELINES
 from cnet_deploy.models.build import NAMES
 from cnet_deploy.sessions import DEVICES, backend_of, backends, holds_weights, names, opens, resolve_backend
@@ -125,7 +126,10 @@ def backends_of(name: str, wanted: Sequence[str], device: str = "cpu") -> tuple[
     if is_named(name):
         known = tuple(wanted) or default_backends(device)
         # If no backend runs it, all the same: for the reason to be shown.
-        return tuple(b for b in known if name not in BASELINES or not (_family_only(b) or is_calibrated(b, name))) or known
+        return (
+            tuple(b for b in known if not (name in BASELINES and _family_only(b)) and (_has_int8(name) or not is_calibrated(b, name)))
+            or known
+        )
     if not exists(name):
         raise InputRefused(f"{name}: no such file, and no network of that name; expected a file or one of {', '.join(NAMES)}")
     check_input(name)
@@ -192,6 +196,11 @@ def _family_only(backend: str) -> bool:
     """Whether what a backend runs is made from a Program alone."""
     target = _target_of(backend)
     return target is not None and targets()[target].family_only
+
+
+def _has_int8(name: str) -> bool:
+    """Whether a named network can be exported in int8: not those of other families, and not CondenseNet V2."""
+    return name not in BASELINES and not ARCHITECTURES[name].updates
 
 
 def _parts(report: Report) -> list[list[Result]]:

@@ -46,7 +46,7 @@ class Row:
 
     @property
     def paper(self) -> PaperRow | None:
-        """What the paper prints; None outside its table."""
+        """What the paper prints, or that of CondenseNet V2; None outside their tables."""
         return paper_row(self.label)
 
     @property
@@ -100,8 +100,13 @@ class Report:
 
     @property
     def by_cell(self) -> bool:
-        """Whether tables have a line for each cell: on a device, and where nothing is compared with the paper's table."""
+        """Whether tables have a line for each cell: on a device, and where nothing is compared with a paper's table."""
         return self.device != "cpu" or not any(row.paper for row in self.rows)
+
+    @property
+    def timed_in_paper(self) -> bool:
+        """Whether any row has a time in its paper."""
+        return any(row.paper is not None and row.paper.arm_seconds is not None for row in self.rows)
 
     @property
     def base(self) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.console import Console
 from cnet_deploy.benchmarks.report.page import page
 from cnet_deploy.benchmarks.report.terminal import render
 from cnet_deploy.benchmarks.report.text import CSV_COLUMNS, comma_separated, group_title, markdown
+from cnet_deploy.benchmarks.sweep.results import Report, Row
 from tests.benchmarks.helpers import on_cuda, report, result
 
 
@@ -39,6 +41,40 @@ def test_markdown() -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt;\\|.onnx" in text  # a bar would have split the cell
     assert "condensenet" in text.lower() and "failed" in text and "no compiler" in text
     assert "| MobileNet 1.0-224 | 569 | 1.00 |" in text
+
+
+def with_v2(*, alone: bool) -> Report:
+    """Two networks of CondenseNet V2, beside MobileNet or by themselves, on two backends."""
+    rows = [] if alone else [Row("mobilenet-1.0-224", 569_000_000, 4_230_000, None, 29.4, [])]
+    rows += [
+        Row("condensenet-v2-a", 45_874_000, 2_038_000, None, 35.6, []),
+        Row("condensenet-v2-c", 309_741_000, 6_178_000, None, 24.1, []),
+    ]
+    for number, row in enumerate(rows, 1):
+        row.results = [result([0.01 * number] * 20, [0.01 * number] * 20, label=row.label, backend=name) for name in ("torch", "native")]
+    return report(rows=rows)
+
+
+def test_condensenet_v2_has_published_errors_and_no_published_times() -> None:
+    terminal = {}
+    for alone in (False, True):
+        out = io.StringIO()
+        Console(file=out, width=180).print(render(with_v2(alone=alone), 180))
+        terminal[alone] = out.getvalue()
+        assert "CondenseNet V2-C" in terminal[alone] and "24.1 %" in terminal[alone] and "310 " in terminal[alone]
+        assert "FLOPs of CondenseNet V2-A, CondenseNet V2-C: CondenseNet V2's own count" in terminal[alone]
+        drawn = page(with_v2(alone=alone))
+        assert ("Paper: ARM" in drawn) is not alone and "35.6 %" in drawn and "CondenseNet V2-A on native" in drawn
+    assert "beside the paper's table" in terminal[False] and "ARM s" in terminal[False]
+    assert "beside the published errors" in terminal[True] and "ARM s" not in terminal[True]
+    assert "| Model | M FLOPs | Paper: ratio | torch, ms |" in markdown(with_v2(alone=False))
+    assert "| CondenseNet V2-A | 46 |  | 20.00 | 2.00 |" in markdown(with_v2(alone=False))
+    assert "| Model | M FLOPs | torch, ms |" in markdown(with_v2(alone=True))
+    on_device = with_v2(alone=True)
+    for found in on_device.results:
+        found.cell = replace(found.cell, device="cuda")
+    on_device.environment |= {"gpu": "a GPU", "driver": "1"}
+    assert "| Model | M FLOPs | M params | Paper: top-1 err. | backend |" in markdown(on_device)
 
 
 def test_a_devices_figures() -> None:

@@ -83,6 +83,32 @@ def test_the_example_in_all_precisions(recorded: Recorded) -> None:
     assert "| native | int8 | " in page and "| 10.3 (8.6 to 12.3) | +0.3 (" in page and "98.5% | 4 |" in page
 
 
+def test_condensenet_v2(older: Recorded) -> None:
+    page = "<!-- recorded: v2 -->\n<!-- end -->\n<!-- recorded: v2_files -->\n<!-- end -->\n"
+    assert renewed(page, older) == page  # nothing of it was recorded
+    times = {"native": 0.006, "onnxruntime, gather": 0.020, "onnxruntime, dense": 0.019, "openvino, gather": 0.018, "openvino, dense": None}
+    cells = [{"cell": {"label": label}, "p10_seconds_an_image": time} for label, time in times.items()]
+    theirs = {"cell": {"label": "authors' form in onnxruntime"}, "p10_seconds_an_image": 0.060}
+    facts = {"network": "condensenet-v2-c", "precision": "fp32", "batch": 1}
+    sizes = {"native": 25_000_000, "onnx": 26_000_000}
+    study: list[dict[str, Any]] = [
+        *older.study,
+        {**facts, "threads": 1, "cells": [*cells, theirs], "bars": [{"measured": 3.0}, {"measured": 10.0}], "bytes": sizes},
+        {**facts, "threads": 2, "cells": cells, "bars": [{"measured": 3.0}, {"measured": None}], "bytes": sizes},
+    ]
+    text = renewed(page, replace(older, study=study))
+    assert "| V2-C (24.1 %) | 1 | 6.00 ms | 19.00 ms | 18.00 ms | 60.00 ms | 3.0 times as fast | 10.0 times as fast |\n" in text
+    assert "| V2-C (24.1 %) | 2 | 6.00 ms | 19.00 ms | 18.00 ms | - | 3.0 times as fast | - |\n" in text
+    assert "| CondenseNet V2-C | 25.0 MB | 26.0 MB | - |\n" in text
+
+
+def test_the_study_of_condensenet_v2_is_read_where_it_was_recorded(tmp_path: Path) -> None:
+    for name in ("table-2-threads.json", "native-and-peers.json"):
+        shutil.copy(OLDER / name, tmp_path)
+    (tmp_path / "v2-and-peers.json").write_text(json.dumps({"results": [{"network": "condensenet-v2-a"}]}))
+    assert Recorded.read(tmp_path).find(network="condensenet-v2-a") == {"network": "condensenet-v2-a"}
+
+
 def test_pages_are_written(recorded: Recorded, tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     for name in ("README.md", "docs/measuring.md", "docs/int8.md"):

@@ -26,3 +26,20 @@ def test_paths_and_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setattr("sys.argv", ["b", "r.json", "folder"])
     run(main, "a.b RESULTS.json ORIGINAL")
     assert given == [Path("r.json"), Path("none"), Path("r.json"), Path("folder")]
+
+
+def test_a_path_that_may_be_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    given: list[tuple[Path, Path | None]] = []
+
+    def main(output: Path, folder: Path | None = None) -> None:
+        given.append((output, folder))
+
+    for words in (["r.json"], ["r.json", "f"]):
+        monkeypatch.setattr("sys.argv", ["b", *words])
+        run(main, "a.b RESULTS.json [FOLDER]")
+    assert given == [(Path("r.json"), None), (Path("r.json"), Path("f"))]
+    for words in ([], ["r.json", "f", "g"]):
+        monkeypatch.setattr("sys.argv", ["b", *words])
+        with pytest.raises(SystemExit) as caught:
+            run(main, "a.b RESULTS.json [FOLDER]")
+        assert caught.value.code == 2 and "usage: python -m a.b RESULTS.json [FOLDER]" in capsys.readouterr().err

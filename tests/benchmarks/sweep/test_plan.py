@@ -276,3 +276,26 @@ def test_a_file_on_another_backend_than_its_own(onnx_path: Path) -> None:
 def test_top_1_error_comes_from_the_manifest(converted, few_images, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     path = cd.export(converted, "onnx", tmp_path / "m.onnx", images=few_images).path
     assert bench([str(path)], threads=[1], settings=QUICK).rows[0].top1_error == pytest.approx(9.0)
+
+
+def test_condensenet_v2_by_name_and_by_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its three networks, or those beside the paper's; in int8 only where that is asked for, to be told why not."""
+    assert backends_of("condensenet-v2-a", ()) == ("torch", "onnxruntime", "native")
+    assert backends_of("condensenet-v2-a", ("native", "native.int8")) == ("native",)
+    assert backends_of("condensenet-v2-a", ("native.int8",)) == ("native.int8",)
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr("cnet_deploy.benchmarks.report.terminal.run", lambda models, **_: asked.append(models))
+    for words in (["--family", "v2"], ["condensenet-50", "--family", "paper,v2"], []):
+        done = CliRunner().invoke(main, ["bench", *words])
+        assert done.exit_code == 0, done.output
+    v2 = tuple(f"condensenet-v2-{letter}" for letter in "abc")
+    assert asked[0] == v2 and asked[1][0] == "condensenet-50" and asked[1][-3:] == v2 and len(asked[1]) == 9 and asked[2] == ()
+    refused = CliRunner().invoke(main, ["bench", "--family", "v3"])
+    assert refused.exit_code == 2 and "'v3' is not one of 'paper', 'v2'" in refused.output
+
+
+def test_condensenet_v2_is_measured() -> None:
+    report = bench(["condensenet-v2-a"], backends=["torch"], threads=[1], settings=QUICK)
+    (row,) = report.rows
+    assert (row.flops, row.top1_error, row.title) == (NAMED["condensenet-v2-a"].flops, 35.6, "CondenseNet V2-A")
+    assert row.results[0].error is None and row.results[0].median
