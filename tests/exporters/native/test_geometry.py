@@ -18,7 +18,8 @@ from tests.exporters.native.helpers import network
 
 LAYOUTS = {
     "condensenet-74-g4": "wide wide wide narrow narrow", "condensenet-74-g8": "wide wide wide wide narrow",
-    "condensenet-86": "wide wide narrow", "condensenet-182": "wide wide narrow",
+    "condensenet-86": "wide wide narrow", "condensenet-182": "wide wide narrow", "condensenet-v2-a": "wide wide wide wide wide",
+    "condensenet-v2-b": "wide wide wide wide narrow", "condensenet-v2-c": "wide wide wide wide narrow",
 }  # fmt: skip
 
 

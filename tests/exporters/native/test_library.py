@@ -13,11 +13,13 @@ import pytest
 import cnet_deploy as cd
 from cnet_deploy.exporters.native.toolchain import SOURCES
 from cnet_deploy.hardware.cpu import host_machine
-from tests.builders import TINY
+from cnet_deploy.models.architecture import Architecture
+from tests.builders import TINY, TINY_V2
 from tests.cases import exhaustive, few, long
 from tests.exporters.native.helpers import (
     BF16_ERROR,
     ERROR,
+    EVERY_KERNEL,
     drive,
     driver,
     every_kernel,
@@ -45,9 +47,10 @@ def test_shows_nothing_but_its_interface(portable: Path, system_tool: Callable[[
 
 @x86_only
 @exhaustive("test_shows_nothing_but_its_interface")
-def test_no_instruction_set_shares_code_with_another(tmp_path: Path, system_tool: Callable[[str], str]) -> None:
+@pytest.mark.parametrize("arch", [EVERY_KERNEL, TINY_V2], ids=["v1", "v2"])
+def test_no_instruction_set_shares_code_with_another(arch: Architecture, tmp_path: Path, system_tool: Callable[[str], str]) -> None:
     """Weak symbols are what a linker merges: those of the kernels must all be in the namespace of one instruction set."""
-    path = library(every_kernel(), tmp_path / "m.so", ("avx512", "avx2", "baseline"), extra=["-DUNSTRIPPED"])
+    path = library(network(arch), tmp_path / "m.so", ("avx512", "avx2", "baseline"), extra=["-DUNSTRIPPED"])
     listed = subprocess.run([system_tool("nm"), "-C", path], capture_output=True, text=True, check=True).stdout
     symbols = [line.split(maxsplit=2)[1:] for line in listed.splitlines() if re.match(r"[0-9a-f]+ [tTwWvVu] ", line)]
     weak = [name for kind, name in symbols if kind in "wWvVu"]

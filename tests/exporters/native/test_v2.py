@@ -22,14 +22,13 @@ from cnet_deploy.exporters.native.geometry import blocks_of, place
 from cnet_deploy.exporters.native.packing import Data, keep_first_norm, tiles
 from cnet_deploy.exporters.native.planning import _update
 from cnet_deploy.exporters.native.toolchain import Compiler
-from cnet_deploy.hardware.cpu import host_machine
 from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.program.calibration import calibrate
 from cnet_deploy.program.lower import lower
 from cnet_deploy.program.program import DenseLayer
 from cnet_deploy.sessions.native import open_file
 from tests.builders import TINY_V2, VARIETIES_V2
-from tests.cases import examples, exhaustive, few, long
+from tests.cases import examples, few, long
 from tests.exporters.native.helpers import (
     BF16_ERROR,
     ERROR,
@@ -281,12 +280,3 @@ def test_integers_are_refused(tmp_path: Path) -> None:
     for ask in (lambda: calibrate(program, images), lambda: require_quantization(program, None)):
         with pytest.raises(InputRefused, match="a CondenseNet V2 has no form in integers yet, so no precision int8; expected fp32 or bf16"):
             ask()
-
-
-@pytest.mark.skipif(host_machine() != "x86_64", reason="instruction sets of x86")
-@exhaustive("test_every_kernel")
-def test_layouts_of_the_papers_models() -> None:
-    from cnet_deploy.models.build import build_named
-
-    layouts = {letter: [block.layout for block in blocks_of(lower(build_named(f"condensenet-v2-{letter}")))] for letter in "abc"}
-    assert all(found[:4] == ["wide"] * 4 for found in layouts.values())
