@@ -3,7 +3,7 @@
 ``python -m cnet_deploy.benchmarks.studies.condensenet_v2 RESULTS.json [AUTHORS]``: AUTHORS is a folder with condensenet-v2-a.onnx, -b and
 -c, the authors' converted networks exported as they are; without it there is nothing of theirs in the results. Weights are random.
 
-Each network with each number of threads is one interleaved run, as in runtimes.py. onnxruntime and OpenVINO run our graph in two forms
+Each network with each number of threads is one interleaved run, as in runtimes.py. onnxruntime and OpenVINO run our graph in all forms
 (program/forms.py), and the faster of all counts. The limits are those of LEAST.
 """
 
@@ -32,7 +32,7 @@ from cnet_deploy.workflows.export import export
 SETTINGS = Settings(rounds=20, seconds=0.2)
 AUTHORS = "authors' form in onnxruntime"
 LEAST = {"condensenet-v2-c": (3.0, 8.0)}  # times as fast as the faster of the other runtimes on our graph, as onnxruntime on theirs
-FORMS = {"onnx": "gather", "onnx-dense": "dense"}  # of our graph
+FORMS = {"onnx": "gather", "onnx-dense": "dense", "onnx-absorbed": "absorbed"}  # of our graph
 
 
 class Networks(Suite):
