@@ -36,7 +36,7 @@ def run(*arguments: object) -> Result:
 def test_the_road_from_end_to_end(road: Road, tmp_path: Path) -> None:
     assert not any(done.returncode for done in road.ran.values())
     printed = "".join(done.stdout for done in road.ran.values())
-    for words in ("11.50 M in group-conv form", "wrote model.safetensors", "wrote model.onnx (375,547 bytes) and model.onnx.json",
+    for words in ("11.50 M in group-conv form", "wrote model.safetensors", "wrote model.onnx (375,367 bytes) and model.onnx.json",
                   "wrote model.so (", "top-1 accuracy 89.40% -> 90.00%", "top-1 accuracy 90.00% (model: 90.00%)"):  # fmt: skip
         assert words in printed, words
     inspected = run("inspect", road.folder / "model.onnx", "--json")
