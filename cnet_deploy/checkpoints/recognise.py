@@ -400,7 +400,8 @@ def architecture_of(
 ) -> Architecture:
     """The Architecture of a file's tensors, checked against each: from this package's metadata if the file has it, else inferred.
 
-    What neither a parameter nor the metadata says and no tensor tells is as in ``like``, the Architecture of an artifact made of the file.
+    ``like`` is the Architecture of an artifact made of the file: how it reads images and pools counts more than the file's metadata, since
+    an export may change it; its hard swish counts where the metadata has none, since another one is another network. Parameters come first.
     Raises InputRefused as ``infer_architecture`` does, and for metadata that disagrees with the tensors.
     """
     own: OwnMetadata | None = read.metadata.get(METADATA_KEY)
@@ -409,11 +410,11 @@ def architecture_of(
         raise InputRefused(
             f"the metadata has {own.form} form, but the tensors are in {infer_form(read.tensors)} form; convert the checkpoint again"
         )
-    if known := stored or like:
+    if known := like or stored:
         input_size, stem_stride = input_size or known.input_size, stem_stride or known.stem_stride
         final_pool = final_pool or known.final_pool
-        if known.kind == _kind_of(read.tensors):
-            hs_from = hs_from or known.hard_swish_from
+    if (known := stored or like) and known.kind == _kind_of(read.tensors):
+        hs_from = hs_from or known.hard_swish_from
     if stored and infer_form(read.tensors) == "training":
         groups, condense_factor = groups or stored.group_1x1, condense_factor or stored.condense_factor
     arch = infer_architecture(

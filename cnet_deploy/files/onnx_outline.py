@@ -257,6 +257,14 @@ def _sum(node: _Node, shapes: Mapping[str, Shape], _: Mapping[str, Shape]) -> tu
     return shapes[node.inputs[0]], 1
 
 
+def _multiplied(node: _Node, shapes: Mapping[str, Shape], _: Mapping[str, Shape]) -> tuple[Shape, int]:
+    """Each element by one of the same place, or of its channel."""
+    shape, *others = (_known(name, shapes) for name in node.inputs)
+    if len(others) != 1 or others[0] not in (shape, (*shape[:2], *(1 for _ in shape[2:]))):
+        raise NotPlain("a product is not of two tensors of one shape, or of images and their channels")
+    return shape, 1
+
+
 def _scaled(node: _Node, shapes: Mapping[str, Shape], weights: Mapping[str, Shape]) -> tuple[Shape, int]:
     """Quantised, or back: one scale and zero point, or one of each for each channel."""
     whole = node.operator == "DequantizeLinear" and node.inputs[0] in weights
@@ -274,8 +282,8 @@ def _scaled(node: _Node, shapes: Mapping[str, Shape], weights: Mapping[str, Shap
 _RULES = {
     "Add": _sum, "AveragePool": _pooling, "BatchNormalization": _norm, "Cast": _same, "Concat": _concat, "Conv": _convolution,
     "DequantizeLinear": _scaled, "Flatten": _flatten, "Gather": _gather, "Gemm": _product,
-    "GlobalAveragePool": _whole_pooling, "Identity": _same,
-    "MaxPool": _pooling, "QuantizeLinear": _scaled, "Relu": _same,
+    "GlobalAveragePool": _whole_pooling, "HardSwish": _same, "Identity": _same,
+    "MaxPool": _pooling, "Mul": _multiplied, "QuantizeLinear": _scaled, "Relu": _same, "Sigmoid": _same,
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from cnet_deploy.files.onnx_outline import NotPlain, outline, require_plain
 from cnet_deploy.models.build import build_random
 from cnet_deploy.program.forms import dense_pointwise, rewrite
 from cnet_deploy.program.lower import lower
-from tests.builders import TINY
+from tests.builders import TINY, TINY_V2
 from tests.cases import examples, few
 from tests.sessions.test_trial import functions, loop
 
@@ -28,8 +28,9 @@ def graph() -> onnx.ModelProto:
 
 @pytest.mark.parametrize("precision", few(["fp32", "fp16", "bf16"]))
 @pytest.mark.parametrize("form", few([lambda program: program, dense_pointwise, lambda program: rewrite(program, "absorbed")]))
-def test_whatever_export_writes_is_plain(form, precision: str) -> None:  # type: ignore[no-untyped-def]
-    made = build_graph(form(lower(build_random(TINY))), precision=precision)
+@pytest.mark.parametrize("arch", [TINY, TINY_V2], ids=lambda arch: arch.kind)
+def test_whatever_export_writes_is_plain(arch, form, precision: str) -> None:  # type: ignore[no-untyped-def]
+    made = build_graph(form(lower(build_random(arch))), precision=precision)
     require_plain(made.SerializeToString())
     found = outline(made.SerializeToString())
     assert found.remarks() == [] and sum(found.operators.values()) == len(made.graph.node)
@@ -56,6 +57,21 @@ def altered(graph: onnx.ModelProto, operator: str, **attributes: object) -> byte
 def test_attributes_that_do_not_fit(graph: onnx.ModelProto, operator: str, attributes: dict[str, object]) -> None:
     with pytest.raises(NotPlain):
         require_plain(altered(graph, operator, **attributes))
+
+
+@pytest.mark.parametrize("second", [(1, 3, 8, 8), (1, 3, 1, 1), (1, 1, 8, 8), (1, 3, 8, 1), (4, 3, 8, 8)], ids=str)
+def test_what_products_are_plain(second: tuple[int, ...]) -> None:
+    """Of images with their channels, as excitation has; no others, whose result could be larger than either."""
+    inputs = [helper.make_tensor_value_info(*given) for given in (("a", TensorProto.FLOAT, [1, 3, 8, 8]), ("b", TensorProto.FLOAT, second))]
+    made = helper.make_graph(
+        [helper.make_node("Mul", ["a", "b"], ["c"])], "g", inputs, [helper.make_tensor_value_info("c", TensorProto.FLOAT, None)]
+    )  # fmt: skip
+    data = helper.make_model(made).SerializeToString()
+    if second in ((1, 3, 8, 8), (1, 3, 1, 1)):
+        require_plain(data)
+    else:
+        with pytest.raises(NotPlain, match="a product is not of two tensors of one shape"):
+            require_plain(data)
 
 
 def doubling(turns: int) -> bytes:

@@ -15,6 +15,7 @@ import cnet_deploy as cd
 from cnet_deploy.cli import main
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.images.probabilities import are_probabilities
+from cnet_deploy.models.build import build_random
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.workflows.verify import Comparison, compare, compare_all
 from tests.builders import TINY, ending_in_softmax, save_checkpoint, state_dict, training_model
@@ -184,6 +185,13 @@ def test_what_tensors_do_not_tell_is_taken_from_the_artifact(tmp_path: Path) -> 
     assert cd.verify(artifact, path)[0].passed
     with pytest.raises(InputRefused, match="reads images of 40x36 pixels, fixed in its graph; expected no other input size"):
         cd.verify(artifact, path, input_size=(32, 32))
+
+
+def test_how_an_artifact_reads_images_counts_more_than_the_model_s_metadata(tmp_path: Path) -> None:
+    """An export may read images of another size than the file that it is made of says."""
+    cd.save(build_random(TINY), tmp_path / "m.safetensors")
+    artifact = cd.export(tmp_path / "m.safetensors", "onnx", tmp_path / "m.onnx", input_size=(48, 40), final_pool="original").path
+    assert cd.verify(artifact, tmp_path / "m.safetensors")[0].passed
 
 
 def test_probabilities_are_compared_with_the_softmax_of_logits(
