@@ -242,6 +242,11 @@ def _require_v2(tensors: Tensors, foreign: str) -> Kind:
     """Refuse a mixture of CondenseNet V2, some of whose tensors are there, with another network."""
     stages = infer_stages(tensors)
     layers = [f"features.denseblock_{b}.denselayer_{n + 1}" for b, count in enumerate(stages, 1) for n in range(count)]
+    if not any(".sfr." in key for key in tensors):
+        raise InputRefused(
+            f"has no tensors {printable(foreign, 120)} unless it is CondenseNet V2, of which no update (…sfr) is there; "
+            "expected the whole state dict of one network"
+        )
     if without := [name for name in layers if f"{name}.sfr.norm.weight" not in tensors]:
         raise InputRefused(
             f"has {printable(foreign, 120)}, as CondenseNet V2 has, but misses {_some(f'{name}.sfr.norm.weight' for name in without)}; "

@@ -36,7 +36,7 @@ def save(model: DenselyConnected, path: Path | str, *, source: Path | str | None
 def reference_cannot_read(model: DenselyConnected) -> list[str]:
     """The reasons why the reference's ``condensenet_converted`` can't hold this model; empty if it can (reference: models/, main.py).
 
-    For CondenseNet V2 that is its authors' ``converted_condensenetv2``, which reads networks for ImageNet alone.
+    For CondenseNet V2 that is its authors' class (model/converted_condensenetv2.py), whose scripts read networks for ImageNet alone.
     """
     arch = model.architecture
     reasons = []
@@ -70,6 +70,9 @@ def _v2_cannot_read(model: DenselyConnected) -> list[str]:
         reasons.append(f"C={arch.condense_factor} with G={arch.group_1x1} (only C = G)")
     if arch.image_channels != 3:
         reasons.append(f"{CHANNELS[arch.image_channels]} images (only RGB)")
+    hidden = arch.excitation_channels or 0
+    if arch.features // hidden < 1 or arch.features // (arch.features // hidden) != hidden:
+        reasons.append(f"a last excitation of {hidden} for {arch.features} channels (only whole parts of them)")
     if arch.stem_stride not in (1, 2) or not arch.pools_as_original:
         window = arch.original_window
         height, width = arch.final_size

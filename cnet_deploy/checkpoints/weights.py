@@ -101,7 +101,8 @@ def find(loaded: Any) -> list[WeightSet]:
 
 
 def choose(sets: Sequence[WeightSet], wanted: str | None) -> tuple[WeightSet, str]:
-    """The set to take, and why: the one with the key ``wanted``, or the only one of the family, or the file's ``state_dict``.
+    """The set to take, and why: the one with the key ``wanted``, or the only one of the family, or the one that its
+    dialect prefers, or the file's ``state_dict``.
 
     Raises InputRefused for a key that the file does not have, and where several sets fit equally.
     """

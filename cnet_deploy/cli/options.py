@@ -333,5 +333,5 @@ tolerance_option = click.option(
 keep_option = click.option(
     "--classifier-keep",
     type=Finite(0, 1, min_open=True),
-    help="Share of the classifier's inputs to keep. [default: 0.5, as the reference]",
+    help="Share of the classifier's inputs to keep; CondenseNet V2 keeps all. [default: 0.5, as the reference]",
 )

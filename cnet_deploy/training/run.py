@@ -302,11 +302,14 @@ def _type(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
+_BEFORE = {"label_smoothing": 0.0}  # what runs did that recorded no such entry yet
+
+
 def _changes(training: Mapping[str, Any], recipe: Recipe, conditions: Mapping[str, Any]) -> list[str]:
     """Differences to the run that wrote a checkpoint (``training``: its metadata, missing in the reference's checkpoints)."""
     if "recipe" not in training or "conditions" not in training:
         return ["the checkpoint does not record its recipe, and another program chose the order of the images"]
-    before = {**training["recipe"], **training["conditions"]}
+    before = {**_BEFORE, **training["recipe"], **training["conditions"]}
     after = {**recipe.to_dict(), **conditions}
     changes = [
         f"{name} was {_word(before[name]) if name in before else 'not recorded'} and is {_word(value)}"

@@ -106,7 +106,8 @@ def export(
 ) -> Exported:
     """Export a model, a file or a named network to ``target`` ("onnx", "native", "tensorrt" …), and verify the artifact.
 
-    A model in training form is converted first, keeping ``classifier_keep`` of the classifier's inputs (None: half, as the reference).
+    A model in training form is converted first, keeping ``classifier_keep`` of the classifier's inputs (None: half, as the reference; of
+    CondenseNet V2 all).
     ``notify`` gets lines of text about such steps. The artifact is compared with the model on fresh random inputs and on ``images``. If it
     can't be run here, the manifest says so and carries a self-check that runs when the artifact is first opened. ``form`` is one of
     program.forms.FORMS for all dense blocks, a mapping from block to form, or a function that chooses for the Program. ``labels`` is a

@@ -95,7 +95,8 @@ def tell_of_pool(model: nn.Module, overrides: Mapping[str, Any] | None) -> None:
 
 
 def group_conv_form(model: DenselyConnected, keep: float | None, notify: Notify) -> DenselyConnected:
-    """The model in group-conv form. ``keep`` is the share of the classifier's inputs to keep (None: half, or what a converted model has).
+    """The model in group-conv form. ``keep`` is the share of the classifier's inputs to keep (None: what is usual,
+    half or all, or what a converted model has).
 
     Raises InputRefused as ``convert`` does, and for a converted model whose classifier has another share.
     """
@@ -137,6 +138,8 @@ def open_model(model: Path | str, overrides: dict[str, Any], notify: Notify) -> 
     if str(model) in NAMES and not exists(model):
         if overrides.get("sha256"):
             raise InputRefused(f"{model}: is the name of a network, which has no digest; expected no --sha256")
+        if given := [f"--{name.replace('_', '-')}" for name, value in overrides.items() if value is not None]:
+            raise InputRefused(f"{model}: is the name of a network, whose shape is known; leave out {', '.join(given)}, or give a file")
         notify(f"{model} is the name of a network: its weights are random, so it is useful only for measuring")
         return build_named(str(model))
     if not exists(model) and not Path(model).suffix:

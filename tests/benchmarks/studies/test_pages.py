@@ -31,7 +31,7 @@ def older() -> Recorded:
     return Recorded.read(OLDER)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/measuring.md", "docs/int8.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/measuring.md", "docs/int8.md", "docs/v2.md"])
 def test_tables_are_the_recorded_runs(page: str, recorded: Recorded) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert "<!-- recorded: " in text and renewed(text, recorded) == text
@@ -111,7 +111,7 @@ def test_the_study_of_condensenet_v2_is_read_where_it_was_recorded(tmp_path: Pat
 
 def test_pages_are_written(recorded: Recorded, tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
-    for name in ("README.md", "docs/measuring.md", "docs/int8.md"):
+    for name in ("README.md", "docs/measuring.md", "docs/int8.md", "docs/v2.md"):
         text = (ROOT / name).read_text(encoding="utf-8").replace(" ms |", " s |")
         (tmp_path / name).write_text(text, encoding="utf-8")
     main(RECORDED, tmp_path)
