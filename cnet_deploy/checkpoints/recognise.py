@@ -265,7 +265,8 @@ def _infer_v2(
 ) -> dict[str, Any]:
     """The fields of an Architecture that CondenseNet V2 alone has."""
     first = "features.denseblock_1.denselayer_1.sfr"
-    excited = [f"features.denseblock_{b}.denselayer_1.se.fc.0.weight" in tensors for b in range(1, len(stages) + 1)]
+    # By any of its layers: check_tensors then names those that miss it.
+    excited = [any(key.startswith(f"features.denseblock_{b}.") and ".se.fc." in key for key in tensors) for b in range(1, len(stages) + 1)]
     excitation_from = excited.index(True) + 1 if any(excited) else len(stages) + 1
     if not all(excited[excitation_from - 1 :]):
         missing = excited.index(False, excitation_from - 1) + 1

@@ -12,7 +12,7 @@ from cnet_deploy.checkpoints.recognise import expected_shapes, infer_architectur
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.models.architecture import NAMED, Architecture
 from cnet_deploy.models.build import build, build_random
-from tests.builders import TINY, TINY_DENSENET, TINY_LGC, state_dict, tiny, training_model
+from tests.builders import TINY, TINY_DENSENET, TINY_LGC, TINY_V2, state_dict, tiny, training_model
 
 State = dict[str, torch.Tensor]
 
@@ -222,3 +222,14 @@ def test_masks_of_nothing_that_is_pruned() -> None:
     state["features.denseblock_1.denselayer_1.conv_2._mask"] = torch.ones(1)
     with pytest.raises(InputRefused, match=r"has masks, but none of a 1x1 convolution"):
         infer_architecture(state)
+
+
+@pytest.mark.parametrize("form", ["training", "group-conv"])
+@pytest.mark.parametrize("layer", [1, 2])
+def test_excitation_that_one_layer_misses(form: str, layer: int) -> None:
+    # The first layer too: what is missing is named, not what the other layers have.
+    state = state_of(TINY_V2, form)
+    name = f"features.denseblock_3.denselayer_{layer}.se.fc."
+    without = {key: value for key, value in state.items() if not key.startswith(name)}
+    with pytest.raises(InputRefused, match=f"tensors are missing: {name}0.weight, {name}2.weight"):
+        infer_architecture(without, hs_from=2)
