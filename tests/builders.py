@@ -75,7 +75,8 @@ def training_model(arch: Architecture, seed: int = 0, stage: int | None = None) 
             groups, factor = (arch.update_groups or 1,) * 2 if updates else (arch.group_1x1, arch.condense_factor)
             mask = module._mask.transpose(0, 1) if updates else module._mask
             channels = mask.shape[1]
-            reached = stage * (factor - 1) // max(1, arch.condense_factor - 1)
+            last = max(1, arch.condense_factor - 1)
+            reached = (factor - 1) * min(stage, last) // last if arch.condense_factor > 1 else factor - 1
             dropped = reached * channels // factor
             for group in range(groups):
                 mask[group::groups, random.permutation(channels)[:dropped]] = 0

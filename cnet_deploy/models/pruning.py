@@ -98,7 +98,7 @@ class LayerPruning:
         kept = f"{low}" if low == high else f"{low} to {high}"
         text = f"{kept} of {self.in_channels} {self.lost} channels survive per group"
         if condense_factor:
-            text += f" where C={condense_factor} keeps {self.in_channels / condense_factor:g}"
+            text += f" where {'C' if self.lost == 'input' else 'T'}={condense_factor} keeps {self.in_channels / condense_factor:g}"
         if self.stage is None:
             return text + "; the stage of training is not recorded"
         return text + f"; training reached stage {self.stage}" + (f" of {condense_factor - 1}" if condense_factor else "")

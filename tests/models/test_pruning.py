@@ -155,5 +155,5 @@ def test_an_update_is_a_layer_transposed() -> None:
         require_finished([read_update("a", tensors)], 4, 4)
     stopped = layer(4, 4, stage=2)
     tensors = {"a._mask": stopped.mask.T.astype(np.float32)[:, :, None, None], "a._stage": np.float32([2]), "a._count": np.float32([24])}
-    with pytest.raises(InputRefused, match=r"24 of 48 output channels survive per group where C=4 keeps 12; training reached stage 2 of 3"):
+    with pytest.raises(InputRefused, match=r"24 of 48 output channels survive per group where T=4 keeps 12; training reached stage 2 of 3"):
         require_finished([read_update("a", tensors)], 4, 4)
