@@ -25,11 +25,12 @@ from cnet_deploy.exporters.onnx.graph import build_graph
 from cnet_deploy.exporters.onnx.quantized import build_quantized
 from cnet_deploy.hardware import tensorrt as tensorrt_flavours
 from cnet_deploy.hardware.cuda import why_no_device
-from cnet_deploy.models.build import build_named
+from cnet_deploy.models.build import build_named, build_random
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.program.calibration import calibrate
 from cnet_deploy.program.lower import lower
 from cnet_deploy.program.quantize import Quantization
+from tests.builders import TINY_V2
 from tests.cases import few, long
 from tests.old_outputs import old_output
 
@@ -54,6 +55,13 @@ def test_the_real_checkpoint_in_every_precision(converted: DenselyConnected, tmp
         assert found.details["precision_source"] == "network" and found.unverified and done.unverified
         assert found.proof is not None and len(found.proof["logits"]) == 2
     assert found.source_sha256
+
+
+@pytest.mark.parametrize("precision", few(["bf16", "fp32", "fp16"]))
+def test_condensenet_v2(tmp_path: Path, precision: str) -> None:
+    done = tensorrt.write(lower(build_random(TINY_V2)), tmp_path / "m.engine", precision=precision, batch=1, **RTX)
+    # 5 layers of a 1x1, a 3x3 and an update, two with the 2 matrices of an excitation, the first convolution, 3 matrices, the classifier.
+    assert done.details["multiplying_layers"] == {precision: 24} and list(done.details["layers"]) == [precision]
 
 
 def test_int8_with_a_layer_that_is_kept(converted: DenselyConnected, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from cnet_deploy.models.build import build_random
 from cnet_deploy.program.lower import lower
 from cnet_deploy.sessions import open_session
 
-IMAGES = 1  # their code takes the batch as a constant when it is traced
+IMAGES = 2
 OPSET = 17
 TOLERANCE = 1e-6  # of the largest logit, of what torch computes
 TOLERANCE_ONNX = 1e-5  # of what onnxruntime computes
@@ -112,13 +112,13 @@ def compare(code: ModuleType, name: str, folder: Path) -> Compared:
             save(model, paths[key])
         theirs = their_model(code, name, paths["their .pth.tar"])
         paths["our .onnx"].write_bytes(build_graph(lower(model)).SerializeToString())
-        _export(theirs, torch.from_numpy(images), out)
+        _export(theirs, torch.from_numpy(images[:1]), out)
         with torch.inference_mode():
             expected, ours = (network(torch.from_numpy(images)).numpy() for network in (theirs, model))
         outputs = [ours]
         for path in (paths["our .onnx"], out):
             with open_session(path, backend="onnxruntime", timeout=None) as session:
-                outputs.append(session.run(images))
+                outputs.append(np.concatenate([session.run(images[number : number + 1]) for number in range(IMAGES)]))
         sizes = {key: path.stat().st_size for key, path in paths.items()}
     scale = float(np.abs(expected).max())
     differences = (float(np.abs(found - expected).max()) / scale for found in outputs)
@@ -126,12 +126,13 @@ def compare(code: ModuleType, name: str, folder: Path) -> Compared:
 
 
 def _export(model: nn.Module, images: torch.Tensor, out: Path) -> None:
-    """With torch's older exporter: it needs a sixth of the time of the newer one here, and onnxruntime runs both files as fast."""
+    """With torch's older exporter: it needs a sixth of the time of the newer one here, and onnxruntime runs both files as fast.
+
+    The number of ``images`` is fixed: their shuffle takes it as a constant.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model, (images,), str(out), input_names=[INPUT], output_names=[OUTPUT], opset_version=OPSET, dynamo=False
-        )  # fmt: skip
+        torch.onnx.export(model, (images,), str(out), input_names=[INPUT], output_names=[OUTPUT], opset_version=OPSET, dynamo=False)
 
 
 def main(clone: Path, folder: Path, notify: Notify = print) -> None:

@@ -188,7 +188,12 @@ def _updated(graph: Graph, x: str, new: str, update: Update) -> str:
 
 
 def _activated(graph: Graph, name: str, x: str, activation: Activation) -> str:
-    return graph.node("Relu" if activation == "relu" else "HardSwish", name, [x])
+    if activation == "relu":
+        return graph.node("Relu", name, [x])
+    if graph.precision != "bf16":
+        return graph.node("HardSwish", name, [x])
+    gate = graph.node("HardSigmoid", name, [x], alpha=1 / 6, beta=0.5)  # tensorrt-rtx 1.7 has no HardSwish in bf16
+    return graph.node("Mul", f"{name}.hardswish", [x, gate])
 
 
 def _transition(graph: Graph, x: str, layer: Transition) -> str:
