@@ -12,7 +12,7 @@ import safetensors.torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.cases import examples, few
+from tests.cases import examples, few, long
 
 from .helpers import REFERENCE, group_conv_state, loads_or_refused, refused_checkpoint, saved, training_state, written
 
@@ -59,6 +59,7 @@ def test_bit_flips_in_the_example(tmp_path: Path, flips: int) -> None:
         _flip_and_load(tmp_path, data, chance.randrange(low, high), chance.randrange(8), "checkpoint.pth.tar")
 
 
+@long
 @pytest.mark.parametrize("container", few(CONTAINERS))
 def test_bit_flips_in_a_small_file(tmp_path: Path, container: str) -> None:
     data, chance = small(container), random.Random(1)

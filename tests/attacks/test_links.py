@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cases import few
+from tests.cases import few, long
 from tests.forks import IN_PLACE, Forks
 
 from .fixtures import Models
@@ -98,6 +98,7 @@ def test_the_input_by_another_name(command: Command, kind: str, models: Models, 
 RUN_FILES = ["log.jsonl", "curves.svg", "save_models/latest.txt", "save_models/model_best.pth.tar"]
 
 
+@long
 @pytest.mark.parametrize("to", few(["file", "nothing"]))
 def test_the_files_of_a_training_run(to: str, forks: Forks, place: Path, outside: Path, small_dataset: Path) -> None:
     """A checkpoint's name too, where a run goes on that had not come so far."""

@@ -131,6 +131,7 @@ def test_several_in_int8_are_calibrated_once(
     assert done.stderr.count("calibrating on 40 images of 10 classes") == 1
 
 
+@long
 def test_a_budget_on_the_command_line(model: Path, few_images: Path, compiled: None, tmp_path: Path) -> None:
     """Random weights: the answers in int8 are as right as any."""
     asked = ["--native", "--target", "host", "--precision", "int8", "--calibrate", few_images, "--accuracy-budget", "50%"]

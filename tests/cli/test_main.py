@@ -20,7 +20,7 @@ import cnet_deploy as cd
 from cnet_deploy.cli import main
 from cnet_deploy.errors import raise_if_interrupted
 from tests.builders import TINY, save_checkpoint, state_dict, training_model
-from tests.cases import few
+from tests.cases import few, long
 from tests.conftest import Road
 from tests.old_outputs import old_output
 
@@ -164,6 +164,7 @@ def test_native_from_checkpoint_to_table(road: Road, few_images: Path, tmp_path:
     assert measured.exit_code == 0 and "native" in measured.stdout
 
 
+@long
 @pytest.mark.parametrize("precision", few(["fp32", "bf16"]))
 def test_native_for_another_machine(precision: str, checkpoint_path: Path, tmp_path: Path, system_tool: Callable[[str], str]) -> None:
     system_tool("aarch64-linux-gnu-g++")

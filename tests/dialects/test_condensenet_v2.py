@@ -24,7 +24,7 @@ from cnet_deploy.models.architecture import Architecture
 from cnet_deploy.models.build import build_random
 from cnet_deploy.program.lower import lower
 from tests.builders import TINY_V2, VARIETIES_V2, logits, state_dict, training_model
-from tests.cases import few
+from tests.cases import few, long
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TRAINING, CONVERTED = (GOLDEN / f"condensenet-v2-small_{form}.pth.tar" for form in ("training", "converted"))
@@ -124,6 +124,7 @@ def test_images_are_resized_as_their_script_does(letter: str, interpolation: str
     assert model.architecture == arch and model.preprocessing.interpolation == interpolation and "resize" in model.preprocessing.guessed
 
 
+@long
 def test_the_example_in_every_artifact(tmp_path: Path) -> None:
     """A network that was trained: 83.4 % of 500 test images, as of its own checkpoint."""
     examples = Path(__file__).parents[2] / "examples"
@@ -211,7 +212,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("make", "change", "message"), CASES)
+@pytest.mark.parametrize(("make", "change", "message"), few(CASES, 9))
 def test_damaged_files(make: Callable[[], dict[str, Any]], change: Callable[[dict[str, Any]], None], message: str, tmp_path: Path) -> None:
     state = make()
     change(state)

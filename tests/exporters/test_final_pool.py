@@ -23,7 +23,7 @@ from cnet_deploy.program.forms import FORMS, rewrite
 from cnet_deploy.program.lower import lower
 from cnet_deploy.sessions.native import open_file
 from tests.builders import TINY, TINY_LGC
-from tests.cases import exhaustive, few
+from tests.cases import exhaustive, few, long
 from tests.exporters.native.helpers import BF16_ERROR, ERROR, drive, driver, images_for, isas, library, network, plan_of
 
 # Last maps: wide 12x12 and narrow 12x12 of windows of 8x8, 8x8 of one of 7x7, 8x12 of 8x8, and 9x11 after a stride of 3.
@@ -99,6 +99,7 @@ def test_onnx_of_every_opset_and_form(opset: int) -> None:
         assert differ(session.run(None, {"input": images})[0], expected) <= ERROR
 
 
+@long
 @pytest.mark.parametrize(("cpu", "precision"), few([("host", "fp32"), (None, "fp32"), ("host", "bf16"), (None, "bf16")]))
 def test_native(cpu: str | None, precision: str, tmp_path: Path) -> None:
     for arch in CASES:

@@ -26,6 +26,7 @@ from cnet_deploy.sessions.torch import from_module, open_named
 from cnet_deploy.sessions.torch.session import TorchSession
 from cnet_deploy.sessions.torch.tf32 import set_tf32, tf32, tf32_settings
 from tests.builders import TINY, logits, noise
+from tests.cases import long
 
 needs_no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 
@@ -156,6 +157,7 @@ def test_tf32_is_as_asked_and_the_process_gets_its_own_back() -> None:
         set_tf32(*first)
 
 
+@long
 def test_tf32_where_the_process_set_it_by_the_new_names() -> None:
     """The old names raise then, and switching by them alone would leave TF32 on in convolutions."""
     script = (

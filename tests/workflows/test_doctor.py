@@ -53,6 +53,7 @@ def everything_works(found: dict[str, Any]) -> None:
         assert "CUDA" in found["torch on cuda"]["reason"] and not found["CUDA device"]["works"]
 
 
+@long
 def test_a_library_that_crashes_is_a_line(tmp_path: Path) -> None:
     (tmp_path / "openvino").mkdir()
     (tmp_path / "openvino" / "__init__.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")

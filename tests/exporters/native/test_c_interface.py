@@ -69,6 +69,7 @@ def test_a_handle_does_not_outlive_a_fork(program: tuple[Path, Path]) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@long
 @pytest.mark.parametrize(("sanitizer", "times"), few([("thread", 4), ("thread", 20), ("address,undefined", 20)]))
 @pytest.mark.parametrize("precision", few(["fp32", "bf16", "int8"]))
 def test_sanitizers_find_nothing(sanitizer: str, times: int, precision: str, tmp_path: Path) -> None:
@@ -93,6 +94,7 @@ def test_sanitizers_find_nothing(sanitizer: str, times: int, precision: str, tmp
     assert np.abs(logits - expected).max() <= {"fp32": ERROR, "bf16": BF16_ERROR, "int8": 0}[precision] * np.abs(expected).max()
 
 
+@long
 def test_nothing_leaks(tmp_path: Path) -> None:
     flags = ("-fsanitize=address", "-O0", "-g")
     path = library(network(TINY), tmp_path / "m.so", ("baseline",) if host_machine() == "x86_64" else isas()[-1:], extra=flags)

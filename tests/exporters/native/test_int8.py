@@ -165,6 +165,7 @@ def architectures(draw: st.DrawFn) -> Architecture:
 ANY = {"suppress_health_check": list(hypothesis.HealthCheck)}
 
 
+@long
 @hypothesis.settings(examples(25), **ANY)
 @hypothesis.given(architectures(), st.integers(0, 9), st.sampled_from(METHODS), st.sets(st.integers(0, 5)), st.integers(2, 5))
 def test_any_architecture(

@@ -53,6 +53,7 @@ def test_cxx_comes_first(monkeypatch: pytest.MonkeyPatch, system_tool: Callable[
     assert compiler.command[1:] == ("-pipe",) and "clang" in compiler.version
 
 
+@long
 @pytest.mark.parametrize(("precision", "cpu"), few([("fp32", "host"), ("fp32", None), ("bf16", None)]))
 def test_clang_compiles_the_same_network(
     precision: str, cpu: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system_tool: Callable[[str], str]
@@ -147,6 +148,7 @@ def test_a_limit_is_named(limit: str, amount: int, tmp_path: Path) -> None:
     assert done.stdout.strip().endswith("; raise the limit (ulimit)"), done
 
 
+@long
 @pytest.mark.parametrize("quickly", few([True, False]))
 def test_the_same_network_gives_the_same_bytes(
     quickly: bool, quick_compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
