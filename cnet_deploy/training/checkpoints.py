@@ -112,9 +112,8 @@ class Checkpoints:
             "optimizer": _on_cpu(optimizer.state_dict()),
         }
         if model.architecture.updates:
-            state["version"] = (
-                2  # to the code of CondenseNet V2: ``epoch`` is the last one done (timm/models/helpers.py, resume_checkpoint)
-            )
+            # To the code of CondenseNet V2: ``epoch`` is the last one done (timm/models/helpers.py there, resume_checkpoint).
+            state["version"] = 2
         for group in state["optimizer"]["param_groups"]:
             group["fused"] = None  # the reader of the checkpoint chooses for itself
         own = json.loads(own_metadata(model, training=dict(training), tensors_sha256=_digest(tensors, state["optimizer"])))
