@@ -113,7 +113,7 @@ def _written(model: Path, triton: Path | None, output: Path | None, artifact: Ar
             chosen: Any = chooser(path, source=model, target=target, options=options, notify=note, progress=progress)
         else:
             chosen = form or "gather"
-        options["progress"] = progress
+        options = {**options, "progress": progress}  # the chooser keeps its own
         if triton is not None:
             done, repository = workflow.export_repository(model, target, triton, form=chosen, **common, **options)
             return [*done.lines()[:-1], *repository.lines()], done.calibration

@@ -8,6 +8,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cnet_deploy.artifacts.pair import read_manifest
+from cnet_deploy.benchmarks.measure.rounds import Settings
+from cnet_deploy.benchmarks.tuning import tune
 from cnet_deploy.cli import main
 from cnet_deploy.cli import options as parameters
 from cnet_deploy.cli.options import Artifact
@@ -129,6 +131,14 @@ def test_several_in_int8_are_calibrated_once(
     assert done.exit_code == 0, done.output
     assert len(times) == 2 and written(tmp_path / "out") == {"m.int8.so": "int8"}
     assert done.stderr.count("calibrating on 40 images of 10 classes") == 1
+
+
+@long
+def test_the_form_is_chosen_by_measuring(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "SETTINGS", Settings(rounds=1, seconds=0.001))
+    done = export(model, "--onnx", "--form", "auto")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "m.onnx.forms.json").exists() and written(tmp_path) == {"m.onnx": "fp32"}
 
 
 @long
