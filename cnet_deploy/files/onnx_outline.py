@@ -282,7 +282,7 @@ def _scaled(node: _Node, shapes: Mapping[str, Shape], weights: Mapping[str, Shap
 _RULES = {
     "Add": _sum, "AveragePool": _pooling, "BatchNormalization": _norm, "Cast": _same, "Concat": _concat, "Conv": _convolution,
     "DequantizeLinear": _scaled, "Flatten": _flatten, "Gather": _gather, "Gemm": _product,
-    "GlobalAveragePool": _whole_pooling, "HardSwish": _same, "Identity": _same,
+    "GlobalAveragePool": _whole_pooling, "HardSigmoid": _same, "HardSwish": _same, "Identity": _same,
     "MaxPool": _pooling, "Mul": _multiplied, "QuantizeLinear": _scaled, "Relu": _same, "Sigmoid": _same,
 }  # fmt: skip
 
