@@ -23,7 +23,7 @@ from cnet_deploy.program.forms import FORMS, rewrite
 from cnet_deploy.program.lower import lower
 from cnet_deploy.sessions.native import open_file
 from tests.builders import TINY, TINY_LGC
-from tests.cases import exhaustive, few, long
+from tests.cases import few, long
 from tests.exporters.native.helpers import BF16_ERROR, ERROR, drive, driver, images_for, isas, library, network, plan_of
 
 # Last maps: wide 12x12 and narrow 12x12 of windows of 8x8, 8x8 of one of 7x7, 8x12 of 8x8, and 9x11 after a stride of 3.
@@ -116,7 +116,7 @@ def test_native(cpu: str | None, precision: str, tmp_path: Path) -> None:
     assert plan_of(network(SMALL), ("baseline",)).layouts[-1] == "wide" != plan_of(network(NARROW), ("baseline",)).layouts[-1]
 
 
-@exhaustive("test_native")
+@long
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_neon(precision: str, tmp_path: Path, system_tool: Callable[[str], str]) -> None:
     system_tool("aarch64-linux-gnu-g++")

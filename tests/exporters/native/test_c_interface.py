@@ -24,7 +24,7 @@ from cnet_deploy.images.decode import read_images
 from cnet_deploy.images.inputs import pixels_of
 from cnet_deploy.images.preprocessing import Preprocessing
 from tests.builders import TINY
-from tests.cases import exhaustive, few, long
+from tests.cases import few, long
 from tests.exporters.native.helpers import (
     BF16_ERROR,
     ERROR,
@@ -185,7 +185,7 @@ def test_images_are_prepared_as_in_python(steps: str, tmp_path: Path) -> None:
             preprocessing.read(long)
 
 
-@exhaustive("test_sanitizers_find_nothing")
+@long
 def test_preparing_under_a_sanitizer(tmp_path: Path) -> None:
     values = next(json.loads(steps) for steps in BY_STEPS if len(json.loads(steps)["mean"]) == 4)
     steps, program = _as_c(values, tmp_path, SANITIZERS["address,undefined"])
