@@ -244,7 +244,7 @@ def _require_v2(tensors: Tensors, foreign: str) -> Kind:
     layers = [f"features.denseblock_{b}.denselayer_{n + 1}" for b, count in enumerate(stages, 1) for n in range(count)]
     if not any(".sfr." in key for key in tensors):
         raise InputRefused(
-            f"has no tensors {printable(foreign, 120)} unless it is CondenseNet V2, of which no update (…sfr) is there; "
+            f"has {printable(foreign, 120)}, as CondenseNet V2 has, but none of its updates (…sfr); "
             "expected the whole state dict of one network"
         )
     if without := [name for name in layers if f"{name}.sfr.norm.weight" not in tensors]:

@@ -208,7 +208,7 @@ CASES = [
     (converted_state, without("fc.bias"), "tensors are missing: fc.bias"),
     (converted_state, with_v1, "classifier.index, which it has not"),
     (converted_state, with_transition, "features.transition_1.conv.conv.weight, which it has not"),
-    (trained_state, without(".sfr."), "of which no update (…sfr) is there"),
+    (trained_state, without(".sfr."), "as CondenseNet V2 has, but none of its updates (…sfr)"),
 ]
 
 
