@@ -262,7 +262,8 @@ def check_headers(compiler: Compiler, suffix: str, isa: str, folder: Path, preci
     assert len(headers) > 2
     before = '#include "plan.h"\n' if precision == "int8" else ""  # which says how many channels an image has
     for header in headers:
-        (folder / f"{header}.cpp").write_text(f'{before}#include "{place / header}"\n')
+        family = "#define CNET_V2 1\n" if header == "update.hpp" else ""  # what only a CondenseNet V2 has
+        (folder / f"{header}.cpp").write_text(f'{family}{before}#include "{place / header}"\n')
     defines = (*toolchain._isa_defines(isa, precision), *(INTEGERS if precision == "int8" else ()))
     flags = (*toolchain._COMMON, *compiler.flags(isa), *defines, "-Werror", "-Wno-unused-function", "-fsyntax-only", "-I", str(SOURCES))
     command = [*compiler.command, *flags, *(f"{header}.cpp" for header in headers)]
