@@ -47,6 +47,7 @@ def test_the_same_bytes_in_every_process(tmp_path: Path) -> None:
     assert first.startswith("<svg ") and "DejaVu" not in first and "matplotlib" not in first.lower()
 
 
+@long
 def test_a_home_that_can_not_be_written_is_no_matter(tmp_path: Path) -> None:
     first = drawn_by_a_process()
     assert drawn_by_a_process(HOME="/dev/null/home", TMPDIR=str(tmp_path)) == first

@@ -166,6 +166,7 @@ def restless(request: pytest.FixtureRequest, models: Models, tmp_path: Path) -> 
     thread.join()
 
 
+@long
 def test_an_input_that_changes(restless: tuple[Path, str], models: Models, forks: Forks, place: Path) -> None:
     """What is read is one or the other, read once. One that is written over in place may be refused, or be a mixture that says so."""
     path, how = restless

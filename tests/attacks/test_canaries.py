@@ -84,13 +84,14 @@ LINES = {
     "include": "include",
     "completion": "completion bash",
 }
+LONG = ("doctor", "export")  # that take long: in `make test-all`
 
 
 def test_every_command_is_tried() -> None:
     assert set(LINES) == set(COMMANDS)
 
 
-@pytest.mark.parametrize("name", few([name for name in LINES if name != "doctor"] + ["doctor"]))
+@pytest.mark.parametrize("name", few(sorted(LINES, key=lambda name: name in LONG), len(LINES) - len(LONG)))
 def test_a_command_runs_nothing_of_the_current_folder(name: str, trap: Trap, models: Path, tmp_path: Path, quick_compiler: Path) -> None:
     places = {"models": models, "out": tmp_path, "root": ROOT}
     words = [word.format(**places) for word in LINES[name].split()]

@@ -120,6 +120,7 @@ def test_the_files_of_a_training_run(to: str, forks: Forks, place: Path, outside
 
 @pytest.mark.parametrize("name", RUN_FILES)
 @pytest.mark.parametrize("to", ["directory", "device"])
+@long
 def test_a_training_run_is_refused_before_its_first_epoch(
     name: str, to: str, forks: Forks, place: Path, outside: Path, small_dataset: Path
 ) -> None:

@@ -14,7 +14,7 @@ from cnet_deploy.artifacts.pair import read_manifest
 from cnet_deploy.benchmarks.sweep.results import read_report
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.files import digest
-from tests.cases import few
+from tests.cases import few, long
 from tests.forks import IN_PLACE, Forks
 
 from .fixtures import Models
@@ -102,6 +102,7 @@ def test_one_repository(writers: int, models: Models, forks: Forks, tmp_path: Pa
 
 
 @pytest.mark.parametrize("writers", MANY)
+@long
 def test_results_of_two_sweeps(writers: int, models: Models, forks: Forks, tmp_path: Path) -> None:
     assert forks.run(*ONNX.line(models, True, tmp_path)).code == 0
     place = tmp_path / "place"

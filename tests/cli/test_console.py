@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cnet_deploy.cli import main
+from tests.cases import long
 from tests.forks import Forks
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +62,7 @@ def test_an_error_is_red_on_a_terminal_and_plain_elsewhere(tmp_path: Path, forks
     assert done.returncode == 4 and ESCAPE not in done.stderr
 
 
+@long
 def test_a_bar_on_a_terminal_leaves_nothing_in_a_log(onnx_path: Path, few_images: Path, forks: Forks) -> None:
     command = ("evaluate", onnx_path, "--data", few_images, "--batch", 1, "--statistics", "cifar10")
     bar = re.compile(r"[━╸]")
@@ -72,6 +74,7 @@ def test_a_bar_on_a_terminal_leaves_nothing_in_a_log(onnx_path: Path, few_images
     assert done.exit_code == 0 and done.stderr == "" and not bar.search(done.output)
 
 
+@long
 def test_tables_have_no_colours_that_nobody_wanted(onnx_path: Path, forks: Forks, warm: None) -> None:
     command = ("bench", onnx_path, "--rounds", 1, "--seconds", 0, "--warmup", 0)
     assert not re.search(rf"{ESCAPE}\[([0-9]+;)*([34][0-8]|9[0-7]|10[0-7])[;m]", on_a_terminal(forks.command, *command, NO_COLOR="1"))

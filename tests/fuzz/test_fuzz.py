@@ -46,7 +46,7 @@ def test_seeds_are_read_and_their_changes_are_files(folder: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("inputs", few([100, 10_000]))
-@pytest.mark.parametrize("target", few(TARGETS, 2))
+@pytest.mark.parametrize("target", few(TARGETS))
 def test_inputs_that_a_fuzzer_makes(folder: Path, target: str, inputs: int) -> None:
     if importlib.util.find_spec("atheris") is None:
         message = "needs atheris, which has no wheel for this Python or machine"

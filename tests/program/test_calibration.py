@@ -15,6 +15,7 @@ from cnet_deploy.program.calibration import BINS, METHODS, _least_divergent, _wi
 from cnet_deploy.program.lower import lower
 from cnet_deploy.program.program import Program
 from tests.builders import TINY
+from tests.cases import long
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,7 @@ def test_what_lies_far_outside_is_left_out() -> None:
     assert (low <= 100).all() and (high >= 200).all()
 
 
+@long
 def test_progress_reaches_the_end(program: Program) -> None:
     for method in METHODS:
         shares: list[float] = []
@@ -71,6 +73,7 @@ def test_progress_reaches_the_end(program: Program) -> None:
         assert shares == sorted(shares) and shares[-1] == 1
 
 
+@long
 def test_progress_ends_when_entropy_has_chosen(program: Program) -> None:
     lines: list[tuple[str, float]] = []
     found = calibrate(program, images_for(program), "entropy", progress=lambda *line: lines.append(line))

@@ -24,6 +24,7 @@ from cnet_deploy.training.journal import Journal
 from cnet_deploy.training.journal import read as read_log
 from cnet_deploy.training.run import _load_momenta
 from cnet_deploy.training.trainer import Score, Trainer, tally
+from tests.cases import long
 from tests.training.test_checkpoints import saved, stepped
 
 SHAPE: dict[str, Any] = {"stages": (1, 1), "growth": (8, 8)}
@@ -252,6 +253,7 @@ def folders(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@long
 def test_folders_that_were_renamed_or_swapped_are_refused(folders: Path) -> None:
     def go(**more: Any) -> None:
         recipe = Recipe(epochs=more.pop("epochs", 1), batch_size=4)

@@ -69,6 +69,7 @@ def test_the_model_knows_how_its_images_were_prepared(whole: Path) -> None:
     assert model.preprocessing.guessed == ()  # whatever it is trained with is known
 
 
+@long
 def test_a_run_is_reproducible(whole: Path, tmp_path: Path, small_dataset: Path) -> None:
     train(small_dataset, tmp_path, RECIPE, **SHAPE)
     assert same(tensors(tmp_path), tensors(whole))
@@ -106,6 +107,7 @@ def test_a_run_of_condensenet_v2(tmp_path: Path, small_dataset: Path) -> None:
         assert torch.allclose(cd.convert(model)(images), model(images), rtol=1e-4, atol=1e-5)
 
 
+@long
 def test_a_damaged_last_checkpoint_costs_an_epoch_and_no_more(whole: Path, tmp_path: Path, small_dataset: Path) -> None:
     train(small_dataset, tmp_path, RECIPE, **SHAPE)
     last = tmp_path / "save_models" / "checkpoint_003.pth.tar"
@@ -130,6 +132,7 @@ def test_a_resumed_run_says_where_it_is_another(
     assert any("will differ from that of an uninterrupted run" in text and words in text for text in lines)
 
 
+@long
 def test_the_reference_s_checkpoint_is_trained_on(checkpoint_path: Path, tmp_path: Path, images_path: Path, small_dataset: Path) -> None:
     """The real one, an epoch further: its momenta too, and the rate that its schedule would have."""
     (tmp_path / "save_models").mkdir()

@@ -24,7 +24,7 @@ from cnet_deploy.models.build import build_random
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.workflows.classify import classify
 from tests.builders import ending_in_softmax
-from tests.cases import few
+from tests.cases import few, long
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -75,6 +75,7 @@ def test_names_travel_from_the_model_to_every_artifact(named: Path) -> None:
     assert again.read_bytes() == (named / "m.safetensors").read_bytes()
 
 
+@long
 def test_training_checkpoints_tell_the_names_of_their_classes(small_dataset: Path, tmp_path: Path) -> None:
     arguments = ("--stages", "1-1", "--growth", "4-4", "--group-1x1", 2, "--group-3x3", 2, "--condense-factor", 2, "-b", 32, "--epochs", 4)
     assert run("train", small_dataset, *arguments, "--savedir", tmp_path / "run", "--no-save-model").exit_code == 0

@@ -12,7 +12,7 @@ from cnet_deploy.errors import InputRefused, OutputRefused
 from cnet_deploy.workflows.convert import convert_file
 from cnet_deploy.workflows.prepare import default_output
 from tests.builders import TINY, save_checkpoint, state_dict, tiny, training_model
-from tests.cases import few
+from tests.cases import few, long
 
 
 @pytest.mark.parametrize(("count", "before", "after"), few([(100, 0.9, 0.91), (500, 0.894, 0.9)]))
@@ -33,6 +33,7 @@ def test_convert_reports_what_it_changed(
     assert "keeps 120 of 240 inputs" in text and f"{before:.2%} -> {after:.2%}" in text
 
 
+@long
 def test_without_images_the_report_says_that_noise_tells_little(checkpoint_path: Path, tmp_path: Path) -> None:
     done = convert_file(checkpoint_path, tmp_path / "m.safetensors")
     assert done.cut is not None and done.cut.inputs == "64 random inputs"

@@ -22,7 +22,7 @@ from cnet_deploy.images.preprocessing import STATISTICS, Overrides
 from cnet_deploy.models.build import build_random
 from cnet_deploy.workflows.evaluate import difference, evaluate, ranked, wilson
 from tests.builders import TINY, logits, save_checkpoint, state_dict, tiny, training_model
-from tests.cases import few
+from tests.cases import few, long
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +158,7 @@ def test_data_that_does_not_fit_the_network(tmp_path: Path, files: list[Path], f
     assert code == 4 and "no such folder; expected one with" in output
 
 
+@long
 def test_preprocessing_is_the_file_s_unless_overridden(files: list[Path], few_images: Path) -> None:
     own, other = evaluate(files[1], few_images), evaluate(files[1], few_images, preprocessing=Overrides(statistics="imagenet"))
     assert own.files[0].preprocessing.statistics == "cifar10" and own.files[0].right1 != other.files[0].right1
@@ -239,6 +240,7 @@ def write_class_folders(folder: Path, images: Path, names: Sequence[str]) -> Pat
     return folder
 
 
+@long
 def test_classes_are_matched_by_name_whatever_the_order_of_the_folders(
     files: list[Path], named_files: list[Path], few_images: Path, tmp_path: Path
 ) -> None:
@@ -255,6 +257,7 @@ def test_classes_are_matched_by_name_whatever_the_order_of_the_folders(
     assert evaluate(files[1], data).files[0].top1_error > 50  # a file without names can't tell
 
 
+@long
 def test_published_datasets_are_matched_by_name_too(named_files: list[Path], few_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def named(*arguments: object, **options: object) -> ArrayDataset:
         dataset = open_dataset(few_images)
@@ -277,6 +280,7 @@ def test_classes_of_other_names_are_named(named_files: list[Path], few_images: P
     assert values["classes_matched"] == "by the sorted order of the folders" and "lorry" in values["classes_not_by_name"]
 
 
+@long
 def test_what_was_not_taken_and_what_is_tagged_is_told(named_files: list[Path], few_images: Path, tmp_path: Path) -> None:
     data = write_class_folders(tmp_path / "val", few_images, NAMES)
     (data / "cat" / "notes.txt").write_text("no image")

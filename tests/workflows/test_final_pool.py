@@ -38,6 +38,7 @@ def command(*words: object) -> str:
     return done.output
 
 
+@long
 def test_every_command_takes_it_and_every_file_keeps_it(checkpoint: Path, tmp_path: Path) -> None:
     output = command("convert", checkpoint, "--input-size", 48, "--final-pool", "original", "-o", tmp_path / "m.safetensors")
     assert "averages" not in output and ", final pool original (8x8 of 12x12)" in output

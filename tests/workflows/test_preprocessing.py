@@ -117,6 +117,7 @@ def test_other_networks_of_the_table_hold_none(tmp_path: Path) -> None:
         cd.export("mobilenet-1.0-224", "onnx", tmp_path / "m.onnx", preprocessing=OWN)
 
 
+@long
 def test_the_reference_s_format_holds_none_and_that_is_said(
     checkpoint_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -143,6 +144,7 @@ def notes(caplog: pytest.LogCaptureFixture) -> list[str]:
     return result
 
 
+@long
 def test_run_and_evaluate_say_once_what_was_guessed_and_how_to_state_it(
     checkpoint_path: Path, onnx_path: Path, few_images: Path, stated: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -162,6 +164,7 @@ def test_run_and_evaluate_say_once_what_was_guessed_and_how_to_state_it(
     assert len(notes(caplog)) == 1
 
 
+@long
 def test_export_does_not_warn_of_itself(checkpoint_path: Path, few_images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cd.export(checkpoint_path, "onnx", tmp_path / "m.onnx", images=few_images)
     cd.verify(tmp_path / "m.onnx", checkpoint_path, images=few_images)

@@ -19,7 +19,7 @@ from cnet_deploy.models.build import build_random
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.workflows.verify import Comparison, compare, compare_all
 from tests.builders import TINY, ending_in_softmax, save_checkpoint, state_dict, training_model
-from tests.cases import few
+from tests.cases import few, long
 
 LOGITS = np.array([[1.0, -8.0, 3.0], [0.5, 0.25, 4.0]], np.float32)
 
@@ -150,6 +150,7 @@ def test_other_classes_are_another_network() -> None:
         against(np.zeros((2, 4)))
 
 
+@long
 def test_every_run_draws_fresh_inputs(onnx_path: Path, checkpoint_path: Path) -> None:
     names = {cd.verify(onnx_path, checkpoint_path)[0].inputs for _ in range(3)}
     assert len(names) == 3
@@ -194,6 +195,7 @@ def test_how_an_artifact_reads_images_counts_more_than_the_model_s_metadata(tmp_
     assert cd.verify(artifact, tmp_path / "m.safetensors")[0].passed
 
 
+@long
 def test_probabilities_are_compared_with_the_softmax_of_logits(
     onnx_path: Path, checkpoint_path: Path, few_images: Path, tmp_path: Path
 ) -> None:
@@ -229,6 +231,7 @@ def test_which_rows_are_probabilities(rows: list[list[float]], expected: bool) -
     assert are_probabilities(np.asarray(rows, np.float64)) is expected
 
 
+@long
 def test_what_was_compared_is_said(checkpoint_path: Path, tmp_path: Path) -> None:
     """The artifact of a training checkpoint has half of its classifier, and so does what it is compared with."""
     model = cd.convert(cd.load(checkpoint_path))
@@ -246,6 +249,7 @@ def test_what_was_compared_is_said(checkpoint_path: Path, tmp_path: Path) -> Non
     assert "converted" not in cd.verify(tmp_path / "m.safetensors", tmp_path / "m.safetensors")[0].to_dict()
 
 
+@long
 def test_other_classes_and_other_preparation_are_named(
     checkpoint_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:  # fmt: skip

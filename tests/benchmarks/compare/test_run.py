@@ -84,6 +84,7 @@ def test_an_artifact_is_run_as_it_is(onnx_path: Path) -> None:
         compare(onnx_path, backends=["onnxruntime"], groups=4)
 
 
+@long
 def test_weights_in_less_than_fp32_are_named(onnx_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What computes in fp32 with them gives answers, but not those of the model in fp32."""
     pytest.importorskip("openvino", reason="needs the extra: cnet-deploy[openvino]")

@@ -48,6 +48,7 @@ def test_it_says_who_ran(onnx_path: Path) -> None:
     assert opened["cold_seconds"] > opened["open_seconds"]
 
 
+@long
 def test_another_batch_than_the_artifacts_own_is_refused(tmp_path: Path, converted) -> None:  # type: ignore[no-untyped-def]
     import cnet_deploy as cd
 

@@ -13,7 +13,7 @@ import pytest
 from cnet_deploy.benchmarks.measure.cells import Cell
 from cnet_deploy.benchmarks.measure.rounds import Result, measure, proceed, ratio, steps
 from tests.benchmarks.helpers import QUICK, result
-from tests.cases import few
+from tests.cases import few, long
 
 
 def test_statistics_by_hand() -> None:
@@ -61,6 +61,7 @@ def test_fresh_processes_start_anew_each_round(onnx_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fresh", few([True, False]))
+@long
 def test_a_cell_that_fails_does_not_end_the_run(onnx_path: Path, tmp_path: Path, fresh: bool) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"broken")
     cells = [

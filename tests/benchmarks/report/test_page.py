@@ -175,6 +175,7 @@ def test_places_are_where_the_axes_say() -> None:
     assert unknown.y > high and "unknown.onnx" in words and words["unknown.onnx"].bottom < unknown.y
 
 
+@long
 def test_models_of_equal_errors_share_a_name() -> None:
     drawn = Picture(plots.latency_and_error(crowded(), 860))
     assert any(text.startswith("CondenseNet-74 (G=C=8), a-model-of-ours") for text in drawn.texts)
@@ -287,6 +288,7 @@ def test_in_a_browser(width: int, height: int, browser: str, tmp_path: Path) -> 
     assert title is not None and int(title[1]) <= 0 and int(title[2]) == 3  # no sideways scrolling; one drawing of each kind is shown
 
 
+@long
 def test_on_paper(browser: str, tmp_path: Path) -> None:
     html = tmp_path / "r.html"
     html.write_text(page(report()))

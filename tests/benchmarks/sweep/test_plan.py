@@ -161,6 +161,7 @@ def test_an_interrupted_sweep_goes_on(onnx_path: Path, tmp_path: Path, monkeypat
         again(elsewhere)
 
 
+@long
 def test_variants_are_exported_apart(model_path: Path) -> None:
     report = bench([str(model_path)], backends=["onnxruntime", "onnxruntime.fp16", "openvino.bf16"], threads=[1], settings=QUICK)
     assert [result.error for result in report.results] == [None] * 3
@@ -273,6 +274,7 @@ def test_a_file_on_another_backend_than_its_own(onnx_path: Path) -> None:
         bench([str(onnx_path)], backends=["torch"], settings=QUICK)
 
 
+@long
 def test_top_1_error_comes_from_the_manifest(converted, few_images, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     path = cd.export(converted, "onnx", tmp_path / "m.onnx", images=few_images).path
     assert bench([str(path)], threads=[1], settings=QUICK).rows[0].top1_error == pytest.approx(9.0)

@@ -48,6 +48,7 @@ def test_choose_measures_each_block_and_the_whole(tmp_path: Path) -> None:
     assert "write denseblock_1 absorbed" in [text for text, _ in told]
 
 
+@long
 def test_what_is_quicker_alone_is_measured_together(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = {"denseblock_1": "gather", "denseblock_2": "dense"}
     monkeypatch.setattr(tune, "decide_forms", lambda names, rounds: taken)
@@ -102,6 +103,7 @@ def test_where_nothing_can_be_kept_nothing_is_measured(tmp_path: Path) -> None:
         choose_beside(tmp_path / "model.onnx", lower(build_random(SMALL)), **ON_CPU, options={})
 
 
+@long
 def test_forms_for_a_file_that_is_exported_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "SETTINGS", SETTINGS)
     model = build_random(SMALL)

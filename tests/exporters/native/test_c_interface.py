@@ -205,6 +205,7 @@ def test_two_models_in_one_process(portable: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@long
 def test_class_names_and_the_name_of_the_file(tmp_path: Path, system_tool: Callable[[str], str], quick_compiler: Path,
                                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """Names through C and in the description; and a program that is linked to a library looks for it by its file's name."""
