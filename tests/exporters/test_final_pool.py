@@ -24,7 +24,7 @@ from cnet_deploy.program.lower import lower
 from cnet_deploy.sessions.native import open_file
 from tests.builders import TINY, TINY_LGC
 from tests.cases import few, long
-from tests.exporters.native.helpers import BF16_ERROR, ERROR, drive, driver, images_for, isas, library, network, plan_of
+from tests.exporters.native.helpers import BF16_ERROR, ERROR, images_for, isas, logits_on_neon, network, plan_of
 
 # Last maps: wide 12x12 and narrow 12x12 of windows of 8x8, 8x8 of one of 7x7, 8x12 of 8x8, and 9x11 after a stride of 3.
 SMALL = replace(TINY, input_size=(48, 48), final_pool="original")
@@ -119,16 +119,9 @@ def test_native(cpu: str | None, precision: str, tmp_path: Path) -> None:
 @long
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_neon(precision: str, tmp_path: Path, system_tool: Callable[[str], str]) -> None:
-    system_tool("aarch64-linux-gnu-g++")
-    emulator = (system_tool("qemu-aarch64"), "-L", "/usr/aarch64-linux-gnu")
     model = network(NARROW)
-    path = library(model, tmp_path / "m.so", ("neon",), precision, machine="aarch64")
-    program = driver(tmp_path / "driver", path, compiler=("aarch64-linux-gnu-gcc",))
     images = images_for(model, 2)
-    images.tofile(tmp_path / "images")
-    done = drive(program, "run", "best", 2, 2, images[0].size, 10, tmp_path / "images", tmp_path / "logits", under=emulator)
-    assert (done.returncode, done.stdout.strip()) == (0, "neon"), done.stderr[-500:]
-    logits = np.fromfile(tmp_path / "logits", np.float32).reshape(2, 10)
+    logits = logits_on_neon(system_tool, model, images, tmp_path, precision)
     assert differ(logits, as_the_reference(model, images)) <= (ERROR if precision == "fp32" else BF16_ERROR)
 
 

@@ -30,7 +30,7 @@ from cnet_deploy.sessions.native import open_file
 from cnet_deploy.workflows.export import export_repository
 from tests.builders import TINY, TINY_DENSENET, logits, save_checkpoint, state_dict, training_model
 from tests.cases import exhaustive, few, long
-from tests.exporters.native.helpers import BF16_ERROR, ERROR, drive, driver, exact, images_for, isas, library, network
+from tests.exporters.native.helpers import BF16_ERROR, ERROR, exact, images_for, isas, logits_on_neon, network
 
 GREY, RGBA = replace(TINY, image_channels=1), replace(TINY, image_channels=4)
 # Each channel count with each way to split rows: strides of 1, 2 and 3.
@@ -106,17 +106,9 @@ def test_native(channels: int, cpu: str | None, precision: str, tmp_path: Path) 
 @exhaustive("test_native")
 @pytest.mark.parametrize("channels", [1, 4])
 def test_neon(channels: int, tmp_path: Path, system_tool: Callable[[str], str]) -> None:
-    system_tool("aarch64-linux-gnu-g++")
-    emulator = (system_tool("qemu-aarch64"), "-L", "/usr/aarch64-linux-gnu")
     model = network(replace(TINY, image_channels=channels, final_pool="original", input_size=(48, 40)))  # type: ignore[arg-type]
-    path = library(model, tmp_path / "m.so", ("neon",), machine="aarch64")
-    program = driver(tmp_path / "driver", path, compiler=("aarch64-linux-gnu-gcc",))
     images = images_for(model, 2)
-    images.tofile(tmp_path / "images")
-    done = drive(program, "run", "best", 2, 2, images[0].size, 10, tmp_path / "images", tmp_path / "logits", under=emulator)
-    assert (done.returncode, done.stdout.strip()) == (0, "neon"), done.stderr[-500:]
-    assert differ(np.fromfile(tmp_path / "logits", np.float32).reshape(2, 10), exact(model, images)) <= ERROR
-    assert drive(program, "refuse", images[0].size, 10, under=emulator).returncode == 0
+    assert differ(logits_on_neon(system_tool, model, images, tmp_path), exact(model, images)) <= ERROR
 
 
 @both

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cnet_deploy.artifacts.pair import read_pair
 from cnet_deploy.exporters.native import describe, int8, toolchain
 from cnet_deploy.exporters.native.planning import Plan, make_plan
 from cnet_deploy.exporters.native.toolchain import SOURCES, Compiler, build, find_compiler, resolve
@@ -24,6 +25,7 @@ from cnet_deploy.program.lower import lower
 from cnet_deploy.program.program import DenseLayer, Program
 from cnet_deploy.program.quantize import quantize
 from cnet_deploy.program.quantized import QuantizedProgram
+from cnet_deploy.sessions.native import open_file
 from tests.builders import TINY
 
 HERE = Path(__file__).parent
@@ -138,6 +140,36 @@ def driver(out: Path, made: Path, compiler: Sequence[str] = ("gcc",), flags: Seq
 def drive(program: Path, *arguments: Any, under: Sequence[str] = (), **surroundings: str) -> subprocess.CompletedProcess[str]:
     command = [*under, str(program), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin", **surroundings})
+
+
+def logits_on_neon(system_tool: Callable[[str], str], model: DenselyConnected, images: np.ndarray[Any, Any], folder: Path,
+                   precision: str = "fp32", threads: int = 2) -> np.ndarray[Any, np.dtype[np.float32]]:  # fmt: skip
+    """What a library for aarch64 answers, run by the emulator. The library and its driver stay in the folder."""
+    system_tool("aarch64-linux-gnu-g++")
+    emulator = (system_tool("qemu-aarch64"), "-L", "/usr/aarch64-linux-gnu")
+    program, sizes = folder / "driver", (images[0].size, model.architecture.classes)
+    if not program.exists():
+        driver(program, library(model, folder / "m.so", ("neon",), precision, machine="aarch64"), compiler=("aarch64-linux-gnu-gcc",))
+        assert drive(program, "refuse", *sizes, under=emulator).returncode == 0
+    images.tofile(folder / "images")
+    done = drive(program, "run", "best", threads, len(images), *sizes, folder / "images", folder / "logits", under=emulator)
+    assert (done.returncode, done.stdout.strip()) == (0, "neon"), done.stderr[-500:]
+    return np.fromfile(folder / "logits", np.float32).reshape(len(images), -1)
+
+
+def check_nan(path: Path, model: DenselyConnected, precision: str, threads: Sequence[int]) -> None:
+    """NaN of one image reaches the logits that it reaches in torch, and no other image, then or later."""
+    images = images_for(model, 3)
+    clean = images.copy()
+    images[1, 2, 17, 33] = np.nan
+    expected = np.isnan(exact(model, images))
+    assert expected[1].all() and not expected[[0, 2]].any()
+    for isa in isas(precision):
+        for count in threads:
+            with open_file(read_pair(path), device="cpu", threads=count, isa=isa) as session:
+                before = session.run(clean)
+                assert np.array_equal(np.isnan(session.run(images)), expected)
+                assert np.array_equal(session.run(clean), before)
 
 
 @functools.cache

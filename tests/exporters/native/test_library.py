@@ -26,6 +26,7 @@ from tests.exporters.native.helpers import (
     exact,
     images_for,
     library,
+    logits_on_neon,
     network,
 )
 
@@ -99,17 +100,9 @@ def test_a_library_for_a_better_processor_says_so(tmp_path: Path, system_tool: C
 @pytest.mark.parametrize("precision", few(["fp32", "bf16"]))
 @long
 def test_neon(precision: str, tmp_path: Path, system_tool: Callable[[str], str]) -> None:
-    system_tool("aarch64-linux-gnu-g++")
-    emulator = (system_tool("qemu-aarch64"), "-L", "/usr/aarch64-linux-gnu")
     model = cd.convert(cd.load(Path(__file__).parents[3] / "examples" / "reference-cifar10.pth.tar"))
-    path = library(model, tmp_path / "m.so", ("neon",), precision, machine="aarch64")
-    program = driver(tmp_path / "driver", path, compiler=("aarch64-linux-gnu-gcc",))
     images = images_for(model, 2)
-    images.tofile(tmp_path / "images")
     expected = exact(model, images)
     for threads in (1, 2):
-        done = drive(program, "run", "best", threads, 2, 3072, 10, tmp_path / "images", tmp_path / "logits", under=emulator)
-        assert (done.returncode, done.stdout.strip()) == (0, "neon"), done.stderr[-500:]
-        logits = np.fromfile(tmp_path / "logits", np.float32).reshape(2, 10)
+        logits = logits_on_neon(system_tool, model, images, tmp_path, precision, threads)
         assert np.abs(logits - expected).max() <= (ERROR if precision == "fp32" else BF16_ERROR) * np.abs(expected).max()
-    assert drive(program, "refuse", 3072, 10, under=emulator).returncode == 0

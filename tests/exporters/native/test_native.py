@@ -23,6 +23,7 @@ from tests.exporters.native.helpers import (
     BF16_ERROR,
     ERROR,
     EVERY_KERNEL,
+    check_nan,
     every_kernel,
     exact,
     images_for,
@@ -122,16 +123,7 @@ def test_bf16_on_real_images(count: int, accuracy: float, converted: Any, first_
 def test_nan_goes_where_torch_lets_it_go_and_does_not_stay(precision: str, tmp_path: Path) -> None:
     model = every_kernel()
     path = cd.export(model, "native", tmp_path / "m.so", precision=precision, tolerance=1).path
-    images = images_for(model, 3)
-    clean = images.copy()
-    images[1, 2, 17, 33] = np.nan
-    expected = np.isnan(exact(model, images))
-    assert expected[1].all() and not expected[[0, 2]].any()
-    for isa in isas(precision):
-        with open_file(read_pair(path), device="cpu", threads=2, isa=isa) as session:
-            before = session.run(clean)
-            assert np.array_equal(np.isnan(session.run(images)), expected)
-            assert np.array_equal(session.run(clean), before)
+    check_nan(path, model, precision, (2,))
 
 
 def test_extreme_inputs_stay_what_they_are(tmp_path: Path) -> None:

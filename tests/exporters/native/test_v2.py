@@ -33,12 +33,14 @@ from tests.exporters.native.helpers import (
     BF16_ERROR,
     ERROR,
     SANITIZERS,
+    check_nan,
     drive,
     driver,
     exact,
     images_for,
     isas,
     library,
+    logits_on_neon,
     network,
     plan_of,
 )
@@ -115,17 +117,7 @@ def test_any_architecture(tmp_path_factory: pytest.TempPathFactory, precision: s
 def test_nan_goes_where_torch_lets_it_go_and_does_not_stay(precision: str, tmp_path: Path) -> None:
     model = network(EVERY_KERNEL)
     path = cd.export(model, "native", tmp_path / "m.so", precision=precision, tolerance=1).path
-    images = images_for(model, 3)
-    clean = images.copy()
-    images[1, 2, 17, 33] = np.nan
-    expected = np.isnan(exact(model, images))
-    assert expected[1].all() and not expected[[0, 2]].any()
-    for isa in isas(precision):
-        for threads in (1, 2):
-            with open_file(read_pair(path), device="cpu", threads=threads, isa=isa) as session:
-                before = session.run(clean)
-                assert np.array_equal(np.isnan(session.run(images)), expected)
-                assert np.array_equal(session.run(clean), before)
+    check_nan(path, model, precision, (1, 2))
 
 
 @long
@@ -164,19 +156,11 @@ def test_sanitizers_find_nothing(sanitizer: str, arch: Architecture, precision: 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @long
 def test_neon(precision: str, tmp_path: Path, system_tool: Callable[[str], str]) -> None:
-    system_tool("aarch64-linux-gnu-g++")
-    emulator = (system_tool("qemu-aarch64"), "-L", "/usr/aarch64-linux-gnu")
     model = network(EVERY_KERNEL)
-    path = library(model, tmp_path / "m.so", ("neon",), precision, machine="aarch64")
-    program = driver(tmp_path / "driver", path, compiler=("aarch64-linux-gnu-gcc",))
     images = images_for(model, 2)
-    images.tofile(tmp_path / "images")
     expected = exact(model, images)
     for threads in (1, 2):
-        command = ("run", "best", threads, 2, images[0].size, 70, tmp_path / "images", tmp_path / "logits")
-        done = drive(program, *command, under=emulator)
-        assert (done.returncode, done.stdout.strip()) == (0, "neon"), done.stderr[-500:]
-        logits = np.fromfile(tmp_path / "logits", np.float32).reshape(2, 70)
+        logits = logits_on_neon(system_tool, model, images, tmp_path, precision, threads)
         assert np.abs(logits - expected).max() <= (ERROR if precision == "fp32" else BF16_ERROR) * np.abs(expected).max()
 
 
