@@ -221,7 +221,9 @@ def _inspect_checkpoint(path: Path, overrides: dict[str, Any], plot: Path | str 
     read = read_tensors(path, overrides.pop("sha256"), weights=overrides.pop("weights", None))
     details = {key: value for key, value in read.metadata.items() if key != METADATA_KEY}
     if own := read.metadata.get(METADATA_KEY):
-        details.update({"source": asdict(own.source), "preprocessing": own.preprocessing.to_dict(), "tool": own.tool})
+        details.update({"preprocessing": own.preprocessing.to_dict(), "tool": own.tool})
+        if own.source.sha256:  # a network that was trained from nothing has none
+            details["source"] = asdict(own.source)
     architecture, problem = None, None
     try:
         pruning, form = pruning_layers(read.tensors), infer_form(read.tensors)

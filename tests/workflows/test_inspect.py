@@ -11,6 +11,7 @@ import pytest
 import cnet_deploy as cd
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.files import digest
+from cnet_deploy.models.build import build_random
 from cnet_deploy.workflows.convert import convert_file
 from tests.builders import TINY, save_checkpoint, state_dict, training_model
 
@@ -49,6 +50,12 @@ def test_own_format(checkpoint_path: Path, tmp_path: Path) -> None:
     assert (found.container, found.form, found.layers) == ("safetensors", "group-conv", ())
     assert found.details["source"]["sha256"] == digest(checkpoint_path.read_bytes())
     assert str(tmp_path) not in json.dumps(found.details)
+
+
+def test_a_network_without_an_original_file_names_none(tmp_path: Path) -> None:
+    cd.save(build_random(TINY), tmp_path / "m.safetensors")
+    found = cd.inspect(tmp_path / "m.safetensors")
+    assert found.details["tool"] and "source" not in found.details and "source:" not in found.summary()
 
 
 def test_artifact(onnx_path: Path) -> None:
