@@ -173,8 +173,10 @@ def write_block(*texts: str, error: bool = False, command: str = "") -> None:
     ``command`` is a workflow command of GitHub that stands in a line behind them; no other line is taken for one. Raises as
     ``write_lines`` does.
     """
-    lines = [_no_command(line) for text in texts for line in text.split("\n")]
-    _write("".join(f"{line}\n" for line in [*lines, *([command] if command else [])]), sys.stderr if error else sys.stdout, error)
+    written = "".join(f"{text}\n" for text in texts)
+    if "::" in written or "##[" in written:  # seldom, and a text may have half a million lines
+        written = "\n".join(map(_no_command, written.split("\n")))
+    _write(f"{written}{command}\n" if command else written, sys.stderr if error else sys.stdout, error)
 
 
 def _write(text: str, stream: IO[str] | None, error: bool) -> None:

@@ -280,6 +280,8 @@ def serve(name: str, script: str, *modules: str) -> None:
         importlib.import_module(f"cnet_deploy.{module}")
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+    if svg := sys.modules.get("cnet_deploy.svg"):
+        svg.require_matplotlib()  # imported late; a command that runs as another user may not be let into this environment
     cells._SCRIPT = Path(script)
     children: dict[int, _Child] = {}
     calls = _Calls(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,9 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values."""
-        values = asdict(self)
+        values = {own.name: getattr(self, own.name) for own in fields(self)}
+        for name in ("layers", "weights", "inert"):  # what asdict would copy besides is plain, and may be half a million numbers
+            values[name] = [asdict(entry) for entry in values[name]]
         values["architecture"] = self.architecture and self.architecture.to_dict()
         if self.architecture:
             values["cost"] = asdict(self.architecture.cost())
