@@ -19,7 +19,7 @@ from xml.etree import ElementTree as Xml
 import numpy as np
 import numpy.typing as npt
 
-from cnet_deploy.errors import Unavailable, raise_if_interrupted
+from cnet_deploy.errors import Unavailable, deferred_interrupts, raise_if_interrupted
 from cnet_deploy.text import Where, shown
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def canvas(name: str, width: float, height: float) -> Iterator[Canvas]:
     require_matplotlib()
     import matplotlib
 
-    with matplotlib.rc_context(), _quiet():
+    # An interrupt in the callbacks of its C code becomes another error, or is lost.
+    with deferred_interrupts(), matplotlib.rc_context(), _quiet():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({**_LOOKS, "svg.hashsalt": f"{name} {width}"})
         yield Canvas(width, height)

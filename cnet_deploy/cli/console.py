@@ -144,13 +144,13 @@ class Commands(click.Group):
         return command
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        terminated: list[int] = []
+        interrupts = _Interrupts()
         before = _LOG.level
         _LOG.handlers[:] = [_Handler()]
         _LOG.setLevel(logging.WARNING)
         take_any_text(sys.stdout, sys.stderr)
         try:
-            with _termination(terminated), careful_libraries(), _Others() as others:
+            with interrupts, careful_libraries(), _Others(interrupts) as others:
                 done = super().main(*args, **{**kwargs, "standalone_mode": False})
                 if others.error is not None:
                     raise _Unexpected("a thread of the command") from others.error
@@ -161,13 +161,16 @@ class Commands(click.Group):
             fail(f"can't write to standard output: {error}", 4)
         except CnetDeployError as error:
             _LOG.debug("raised here:", exc_info=True)
-            fail(str(error), 128 + terminated[0] if terminated else error.exit_code)
+            fail(str(error), interrupts.exit_code or error.exit_code)
         except click.ClickException as error:
             _usage(error)
         except (click.Abort, KeyboardInterrupt):
             _LOG.debug("interrupted here:", exc_info=True)
-            fail("interrupted; nothing was written", 128 + terminated[0] if terminated else 130)
+            fail("interrupted; nothing was written", interrupts.exit_code or 130)
         except _Unexpected as error:
+            if interrupts.exit_code:  # native code that was interrupted may fail in any way
+                _LOG.debug("interrupted here:", exc_info=True)
+                fail("interrupted", interrupts.exit_code)
             _last_net(str(error), error.__cause__ or error)
         except SystemExit:
             raise
@@ -259,8 +262,9 @@ class _Others:
     """Within the block, what others would print on standard error is printed as lines of ours, with -v: libraries' warnings, and errors
     in places where nobody can catch them. ``error`` is that of a thread that ended by one."""
 
-    def __init__(self) -> None:
+    def __init__(self, interrupts: _Interrupts) -> None:
         self.error: BaseException | None = None
+        self._interrupts = interrupts
 
     def __enter__(self) -> _Others:
         self._before = threading.excepthook, sys.unraisablehook, warnings.showwarning, logging.lastResort
@@ -278,30 +282,49 @@ class _Others:
 
     def _unraisable(self, args: Any) -> None:
         _LOG.debug("an error that nobody could catch (%s)", type(args.exc_value).__name__, exc_info=args.exc_value)
+        if isinstance(args.exc_value, KeyboardInterrupt):
+            self._interrupts.again()
 
     def _warning(self, message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
         _LOG.info("a library warns: %s (%s)", message, category.__name__)
 
 
-@contextlib.contextmanager
-def _termination(terminated: list[int]) -> Iterator[None]:
-    """Make SIGTERM and SIGHUP interrupt as Ctrl-C does, so that temporary files are removed and processes ended.
+class _Interrupts:
+    """Within the block SIGTERM and SIGHUP interrupt as Ctrl-C does, so that temporary files are removed and processes ended.
 
-    The signal is noted in ``terminated``; one that is ignored, as SIGHUP is under nohup, stays so.
+    A signal that is ignored, as SIGHUP is under nohup, stays so. ``exit_code`` is what the first signal asks for; 0 if none has come.
     """
 
-    def interrupt(number: int, _: object) -> None:
-        terminated.append(number)
+    def __init__(self) -> None:
+        self.exit_code = 0
+        self._before: dict[int, Any] = {}
+        self._last = 0
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            usual = signal.default_int_handler if number == signal.SIGINT else signal.getsignal(number)
+            if signal.getsignal(number) == usual and usual is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._interrupt)
+
+    def __exit__(self, *_: object) -> None:
+        if signal.SIGALRM in self._before:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _interrupt(self, number: int, _: object) -> None:
+        self.exit_code = self.exit_code or 128 + number
+        self._last = number
         raise KeyboardInterrupt
 
-    ours = threading.current_thread() is threading.main_thread()
-    caught = [number for number in (signal.SIGTERM, signal.SIGHUP) if ours and signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in caught}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def again(self) -> None:
+        """Interrupt once more, a moment later: the last time was in a place where nobody could catch it, as a weak reference's callback."""
+        if self._last:
+            if signal.SIGALRM not in self._before:
+                self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(self._last))
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
 
 
 def _be_quiet(ctx: click.Context, _: click.Parameter, value: bool) -> None:

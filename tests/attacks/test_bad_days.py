@@ -82,6 +82,38 @@ def test_training_is_stopped(number: signal.Signals, forks: Forks, place: Path, 
         assert "--resume continues from" in one_line(done.stderr.splitlines(keepends=True)[-1])
 
 
+# Where an interrupt is lost: in a callback of a library, whose errors nobody can catch, or in code that makes another error of it.
+LOST = {
+    "a callback": """
+        class Thing: pass
+        thing = Thing()
+        kept = weakref.ref(thing, lambda _: [os.kill(os.getpid(), signal.SIGINT), *range(1000)])
+        del thing""",
+    "another error": """
+        try: os.kill(os.getpid(), signal.SIGINT); time.sleep(10)
+        except KeyboardInterrupt: failed = True
+        if failed: raise ValueError("Invalid affine transformation matrix")""",
+}
+AT_AN_EPOCH = """
+import os, signal, time, weakref
+from cnet_deploy.training.journal import Journal
+write = Journal.write
+def interrupted(journal, event, **entries):
+    write(journal, event, **entries)
+    if event == "epoch":{}
+Journal.write = interrupted
+"""
+
+
+@long
+@pytest.mark.parametrize("how", LOST)
+def test_an_interrupt_that_is_lost(how: str, forks: Forks, place: Path, small_dataset: Path) -> None:
+    line = ("train", small_dataset, *SHAPE, "--epochs", "50", "--savedir", place)
+    done = forks.run(*line, setup=AT_AN_EPOCH.format(LOST[how]))
+    assert done.code == 130 and done.stderr.splitlines()[-1].startswith("Error: interrupted"), done
+    assert 1 <= whole_run(place) < 20
+
+
 ENDS = [("stdin", "closed"), ("stdout", "closed"), ("stderr", "closed"), ("stdout", "/dev/full"), ("stderr", "/dev/full")]
 
 
