@@ -223,6 +223,9 @@ def serving(installation: Installation, repository: Path, log: Path, *options: s
         "--allow-metrics=false", "--http-thread-count=4", "--model-load-thread-count=1", "--pinned-memory-pool-byte-size=0",
         f"--exit-timeout-secs={EXIT_SECONDS}", *options,
     ]  # fmt: skip
+    shared = f"cnet-tests-{ports[0]}-"  # memory that a backend in Python shares with the server, and a killed server leaves behind
+    if backends:
+        command += [f"--backend-config={own.name},shm-region-prefix-name={shared}" for own in backends.iterdir()]
     surroundings = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **(_surroundings(installation) if backends else {})}
     with open(log, "wb") as out:
         process = subprocess.Popen(
@@ -242,6 +245,8 @@ def serving(installation: Installation, repository: Path, log: Path, *options: s
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        for left in Path("/dev/shm").glob(f"{shared}*"):
+            left.unlink(missing_ok=True)
 
 
 def _answers(server: Server) -> bool:
