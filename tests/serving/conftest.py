@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.once import Once
 
-from .server import Installation, find_installation, make_standin
+from .server import Array, Installation, find_installation, make_standin
 
 collect_ignore = ["onnxruntime_standin"]  # for the server's Python
 
@@ -25,3 +26,9 @@ def onnxruntime_backend(installation: Installation, once: Once) -> Path:
     if not (installation.packages / "onnxruntime").is_dir():  # as with Python 3.13, which has no numpy that the backend can read
         pytest.skip("the environment of the Triton server has no onnxruntime")
     return once("onnxruntime-backend", lambda place: make_standin(installation, "onnxruntime", place))
+
+
+@pytest.fixture(scope="session")
+def images() -> Array:
+    """One more than the largest batch."""
+    return np.random.default_rng(0).standard_normal((33, 3, 32, 32), np.float32)

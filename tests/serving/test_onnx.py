@@ -20,14 +20,8 @@ from tests.builders import TINY
 from tests.cases import long
 from tests.once import Once
 
+from .helpers import close, equal, logits_of
 from .server import Answer, Array, Installation, Load, Server, serving, wait_until
-
-CLOSE = 1e-5  # of the largest logit: onnxruntime adds in another order when it runs requests together
-
-
-@pytest.fixture(scope="session")
-def images() -> Array:
-    return np.random.default_rng(0).standard_normal((33, 3, 32, 32), np.float32)
 
 
 @pytest.fixture(scope="session")
@@ -40,15 +34,6 @@ def small(once: Once) -> Path:
         cd.export(build_random(TINY), "onnx", place / "eight.onnx", batch=8)
 
     return once("served-onnx", make)
-
-
-def logits_of(path: Path, images: Array) -> Array:
-    with cd.open_session(path, threads=1) as session:
-        return session.run(images)
-
-
-def close(found: Array | None, expected: Array) -> bool:
-    return found is not None and found.shape == expected.shape and bool(np.abs(found - expected).max() <= CLOSE * np.abs(expected).max())
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +70,7 @@ def test_what_export_writes_is_served(
         answer = server.infer("reference-cifar10", images[:4])
         assert server.stop(signal.SIGINT) == 0, server.text()
     expected = logits_of(tmp_path / "models/reference-cifar10/1/model.onnx", images[:4])
-    assert answer.logits is not None and np.array_equal(answer.logits, expected)
+    assert equal(answer.logits, expected)
 
 
 @long
@@ -101,8 +86,8 @@ def test_batches_as_of_the_session(server: Server, repository: Path, images: Arr
     """To the bit: the same runtime runs the same batch."""
     expected = logits_of(repository / "net/1/model.onnx", images[:count])
     binary, json = server.infer("net", images[:count]), server.infer_json("net", images[:count])
-    assert binary.logits is not None and np.array_equal(binary.logits, expected)
-    assert json.logits is not None and np.array_equal(json.logits, expected)
+    assert equal(binary.logits, expected)
+    assert equal(json.logits, expected)
 
 
 @long
@@ -116,14 +101,14 @@ def test_grpc(server: Server, repository: Path, images: Array) -> None:
         for count in (1, 5, 32):
             tensor = grpc.InferInput("input", [count, 3, 32, 32], "FP32").set_data_from_numpy(images[:count])
             found = client.infer("net", [tensor]).as_numpy("logits")
-            assert np.array_equal(found, logits_of(repository / "net/1/model.onnx", images[:count]))
+            assert equal(found, logits_of(repository / "net/1/model.onnx", images[:count]))
 
 
 @long
 def test_a_network_of_fixed_batch(server: Server, repository: Path, images: Array) -> None:
     expected = logits_of(repository / "eight/1/model.onnx", images[:8])
     answer = server.infer("eight", images[:8])
-    assert answer.logits is not None and np.array_equal(answer.logits, expected)
+    assert equal(answer.logits, expected)
     assert server.infer("eight", images[:7]).status == 400
 
 
