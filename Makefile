@@ -56,6 +56,7 @@ bench: .venv/ready
 	$(BIN)/python -m cnet_deploy.benchmarks.studies.overhead $(RESULTS)/overhead.json
 	$(BIN)/cnet-deploy bench --family paper,v2 --backend $(TABLE) --threads 2 --rounds 20 --json $(RESULTS)/table-v2-2-threads.json --html $(RESULTS)/report-v2.html
 	$(BIN)/python -m cnet_deploy.benchmarks.studies.runtimes $(RESULTS)/native-and-peers.json examples/native/classify.c
+	$(BIN)/python -m cnet_deploy.benchmarks.studies.batches $(RESULTS)/batches.json
 	$(BIN)/python -m cnet_deploy.benchmarks.studies.loadgen $(RESULTS)/loadgen.json
 	$(BIN)/python -m cnet_deploy.benchmarks.studies.condensenet_v2 $(RESULTS)/v2-and-peers.json $(if $(AUTHORS_V2),"$(AUTHORS_V2)")
 	if test -d "$(CIFAR10)"; then $(BIN)/cnet-deploy compare examples/reference-cifar10.pth.tar --data "$(CIFAR10)" --statistics cifar10 --backend onnxruntime,openvino,native --precision fp32,int8 --rounds 20 --json $(RESULTS)/compare-example.json --html $(RESULTS)/compare-example.html; fi

@@ -8,7 +8,7 @@ left out.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from cnet_deploy.files.strict_json import parse_json
 
 NETWORKS = {"condensenet-74-g4": "G=C=4", "condensenet-74-g8": "G=C=8"}
 TITLES = {"torch": "torch", "onnxruntime": "onnxruntime", "native": "native library", "native.int8": "native library, int8"}
+TITLES_SERVED = {"the example": "the example", "condensenet-86": "CondenseNet-86", "condensenet-74-g4": "CondenseNet-74 (G=C=4)"}
 _NUMBERS = ("no", "one", "two", "three", "four")
 _PLACE = re.compile(r"(<!-- recorded: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Table = list[list[str]]
@@ -35,12 +36,15 @@ Table = list[list[str]]
 
 @dataclass(frozen=True)
 class Recorded:
-    """A folder of recorded runs: the paper's table with two threads, the study of runtimes with that of CondenseNet V2, and the example in
-    all precisions."""
+    """A folder of recorded runs: the paper's table with two threads, the study of runtimes with that of CondenseNet V2, the example in all
+    precisions, and the results of serving.py, batches.py and loadgen.py; empty, or None, for what was not recorded."""
 
     table: Report
     study: list[dict[str, Any]]
     example: ModelComparison | None = None
+    served: Sequence[dict[str, Any]] = ()
+    batches: Sequence[dict[str, Any]] = ()
+    driven: Sequence[dict[str, Any]] = ()
 
     @classmethod
     def read(cls, folder: Path) -> Recorded:
@@ -50,7 +54,8 @@ class Recorded:
             study = study + _results(folder / "v2-and-peers.json")
         example = folder / "compare-example.json"
         table = read_report(folder / "table-2-threads.json")
-        return cls(table, study, read_comparison(example) if exists(example) else None)
+        more = [_results(path) if exists(path := folder / f"{name}.json") else [] for name in ("serving", "batches", "loadgen")]
+        return cls(table, study, read_comparison(example) if exists(example) else None, *more)
 
     def row(self, name: str) -> Row:
         """A network's row of the paper's table. Raises InputRefused where it was not measured."""
@@ -60,7 +65,11 @@ class Recorded:
 
     def find(self, **facts: Any) -> dict[str, Any] | None:
         """The study's entry with these facts; None without one."""
-        return next((entry for entry in self.study if facts.items() <= entry.items()), None)
+        return _find(self.study, **facts)
+
+
+def _find(entries: Iterable[dict[str, Any]], **facts: Any) -> dict[str, Any] | None:
+    return next((entry for entry in entries if facts.items() <= entry.items()), None)
 
 
 def _results(path: Path) -> list[dict[str, Any]]:
@@ -178,8 +187,58 @@ def v2_files(recorded: Recorded) -> Table:
     return lines if len(lines) > 1 else []
 
 
+def serving(recorded: Recorded) -> Table:
+    """Images per second through a Triton server, by the number of clients, and in the process itself, by the size of the batch."""
+    clients = sorted({entry["concurrency"] for entry in recorded.served if entry["what"] == "served"})
+    lines = [["images/s; median of a request", *(_count(count, "client") for count in clients)]]
+    for network in dict.fromkeys(entry["network"] for entry in recorded.served):
+        own = [entry for entry in recorded.served if entry["network"] == network]
+        title = TITLES_SERVED.get(network, network)
+        for ways in dict.fromkeys((one["instances"], one["threads"], one["transport"]) for one in own if one["what"] == "served"):
+            instances, threads, transport = ways
+            cells = [_find(own, instances=instances, threads=threads, transport=transport, concurrency=count) for count in clients]
+            name = f"{title}: {_count(instances, 'instance')} of {_count(threads, 'thread')}, {transport}"
+            lines.append([name, *(_rate(cell) if cell else "-" for cell in cells)])
+        for threads in sorted({entry["threads"] for entry in own if entry["what"] == "in process"}):
+            cells = [_find(own, what="in process", threads=threads, batch=count) for count in clients]
+            name = f"{title}: in the process, {_count(threads, 'thread')}, a batch of as many"
+            lines.append([name, *(_rate(cell) if cell else "-" for cell in cells)])
+    return lines if len(lines) > 1 else []
+
+
+def batches(recorded: Recorded) -> Table:
+    """Images per second of the native library by the size of the batch and the number of threads, and the memory of a handle."""
+    sizes = sorted({cell["batch"] for entry in recorded.batches for cell in entry["cells"]})
+    lines = [["images/s", *(f"batch {size}" for size in sizes), "memory of a handle"]]
+    for entry in recorded.batches:
+        title = TITLES_SERVED.get(entry["network"], entry["network"])
+        for one in entry["memory"]:
+            threads, sharing = one["threads"], one["sharing"]
+            cells = [_find(entry["cells"], threads=threads, sharing=sharing, batch=size) for size in sizes]
+            how = ", layers shared" if sharing == "layers" else ""
+            rates = ["-" if cell is None or not cell["images_per_second"] else f"{cell['images_per_second']:,.0f}" for cell in cells]
+            name = f"{title}: {_count(threads, 'thread')}{how}"
+            lines.append([name, *rates, f"{one['reserved_bytes'] / 2**20:.1f} MiB"])
+    return lines if len(lines) > 1 else []
+
+
+def loadgen(recorded: Recorded) -> Table:
+    """What MLPerf's LoadGen measures with sessions: SingleStream's 90th percentile, and Offline's images per second."""
+    lines = [["", "threads", "SingleStream, 90th percentile", "Offline"]]
+    for entry in recorded.driven:
+        if entry["scenario"] == "SingleStream":
+            facts = {key: entry[key] for key in ("network", "backend", "threads")}
+            offline = _find(recorded.driven, **facts, scenario="Offline")
+            single = milliseconds(_middle(entry, "p90_seconds"))
+            rate = f"{_middle(offline, 'images_per_second'):,.0f} images/s{_verdict(offline)}" if offline else "-"
+            title = TITLES_SERVED.get(entry["network"], entry["network"])
+            lines.append([f"{title}, {TITLES[entry['backend']]}", str(entry["threads"]), f"{single} ms{_verdict(entry)}", rate])
+    return lines if len(lines) > 1 else []
+
+
 TABLES: dict[str, Callable[[Recorded], Table]] = {
     "first": first, "peers": peers, "speed": speed, "others": others, "accuracy": accuracy, "v2": v2, "v2_files": v2_files,
+    "serving": serving, "batches": batches, "loadgen": loadgen,
 }  # fmt: skip
 
 
@@ -248,6 +307,23 @@ def _ratio(entry: Mapping[str, Any]) -> str:
     return f"{entry['times_as_fast']:.1f}"
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _rate(entry: Mapping[str, Any]) -> str:
+    median = np.median([one["p50_seconds"] for one in entry["rounds"]])
+    return f"{entry['images_per_second']:,.0f}; {milliseconds(float(median))} ms"
+
+
+def _middle(entry: Mapping[str, Any], key: str) -> float:
+    return float(np.median([one[key] for one in entry["runs"]]))
+
+
+def _verdict(entry: Mapping[str, Any]) -> str:
+    return "" if all(one["valid"] for one in entry["runs"]) else ", which LoadGen calls invalid"
+
+
 def _share(entry: Mapping[str, Any]) -> str:
     return f"{100 * entry['share_of_peak']:.0f} %"
 
@@ -260,7 +336,7 @@ def _tail(entry: Mapping[str, Any]) -> str:
     return f"{entry['p99'] / entry['median']:.1f}"
 
 
-PAGES = ("README.md", "docs/measuring.md", "docs/int8.md", "docs/v2.md")
+PAGES = ("README.md", "docs/measuring.md", "docs/int8.md", "docs/v2.md", "docs/serving.md")
 
 
 def main(results: Path, root: Path) -> None:

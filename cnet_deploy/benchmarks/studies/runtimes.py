@@ -187,10 +187,7 @@ class Suite:
     def tell(self, bars: Sequence[Mapping[str, Any]]) -> None:
         """Report figures beside their limits."""
         for each in bars:
-            limit = next((f"{word} {each[word]:g}" for word in ("least", "most") if each.get(word)), "no bar")
-            result = "not measured" if each["measured"] is None else f"{each['measured']:.2f}"
-            state = "" if each["passed"] is None else ", reached" if each["passed"] else ", MISSED"
-            self.notify(f"  {each['what']}: {result} ({limit}{state})")
+            self.notify(f"  {bar_in_words(each)}")
 
     # ---- against the processor -------------------------------------------------------------------------------------
 
@@ -297,6 +294,18 @@ def bar(what: str, measured: float | None, *, least: float | None = None, most: 
     if measured is None or (least is None and most is None):
         return {**made, "passed": None}
     return {**made, "passed": (least is None or measured >= least) and (most is None or measured <= most)}
+
+
+def bar_in_words(made: Mapping[str, Any]) -> str:
+    """A figure beside its limit.
+
+    >>> bar_in_words(bar("times as fast", 1.9, least=1.8)), bar_in_words(bar("share", None))
+    ('times as fast: 1.90 (least 1.8, reached)', 'share: not measured (no bar)')
+    """
+    limit = next((f"{word} {made[word]:g}" for word in ("least", "most") if made.get(word)), "no bar")
+    result = "not measured" if made["measured"] is None else f"{made['measured']:.2f}"
+    state = "" if made["passed"] is None else ", reached" if made["passed"] else ", MISSED"
+    return f"{made['what']}: {result} ({limit}{state})"
 
 
 def _finished(command: Sequence[str]) -> str:

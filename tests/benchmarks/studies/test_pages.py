@@ -102,6 +102,40 @@ def test_condensenet_v2(older: Recorded) -> None:
     assert "| CondenseNet V2-C | 25.0 MB | 26.0 MB | - |\n" in text
 
 
+def test_serving_and_batches(older: Recorded) -> None:
+    page = "".join(f"<!-- recorded: {name} -->\n<!-- end -->\n" for name in ("serving", "batches", "loadgen"))
+    assert renewed(page, older) == page  # nothing of it was recorded
+    served = {"what": "served", "network": "the example", "instances": 1, "threads": 2, "transport": "gRPC"}
+    inside = {"what": "in process", "network": "the example", "threads": 2}
+    turns = [{"images_per_second": 6000.0, "p50_seconds": 0.0012}]
+    cells = [
+        {"threads": 1, "batch": 32, "sharing": "auto", "images_per_second": 5000.0},
+        {"threads": 2, "batch": 32, "sharing": "auto", "images_per_second": 9500.0},
+        {"threads": 2, "batch": 32, "sharing": "layers", "images_per_second": None},
+    ]
+    memory = [{"threads": t, "sharing": s, "reserved_bytes": t << 20} for t, s in ((1, "auto"), (2, "auto"), (2, "layers"))]
+    drives = {"network": "condensenet-74-g4", "backend": "native", "threads": 2}
+    text = renewed(page, replace(
+        older,
+        served=[
+            {**served, "concurrency": 1, "images_per_second": 3000.0, "rounds": turns},
+            {**served, "concurrency": 8, "images_per_second": 6000.0, "rounds": turns},
+            {**inside, "batch": 1, "images_per_second": 7000.0, "rounds": turns},
+        ],
+        batches=[{"network": "condensenet-86", "cells": cells, "memory": memory}],
+        driven=[
+            {**drives, "scenario": "SingleStream", "runs": [{"valid": True, "images_per_second": 1.0, "p90_seconds": 0.0025}]},
+            {**drives, "scenario": "Offline", "runs": [{"valid": False, "images_per_second": 410.0}]},
+        ],
+    ))  # fmt: skip
+    assert "| images/s; median of a request | 1 client | 8 clients |\n" in text
+    assert "| the example: 1 instance of 2 threads, gRPC | 3,000; 1.20 ms | 6,000; 1.20 ms |\n" in text
+    assert "| the example: in the process, 2 threads, a batch of as many | 7,000; 1.20 ms | - |\n" in text
+    assert "| CondenseNet-86: 1 thread | 5,000 | 1.0 MiB |\n| CondenseNet-86: 2 threads | 9,500 | 2.0 MiB |\n" in text
+    assert "| CondenseNet-86: 2 threads, layers shared | - | 2.0 MiB |\n" in text
+    assert "| CondenseNet-74 (G=C=4), native library | 2 | 2.50 ms | 410 images/s, which LoadGen calls invalid |\n" in text
+
+
 def test_the_study_of_condensenet_v2_is_read_where_it_was_recorded(tmp_path: Path) -> None:
     for name in ("table-2-threads.json", "native-and-peers.json"):
         shutil.copy(OLDER / name, tmp_path)
