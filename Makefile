@@ -48,7 +48,7 @@ fuzz: .venv/ready
 # ORIGINAL is a checkout of github.com/ShichenLiu/CondenseNet, to measure a training step beside its own layers; CIFAR10 is the folder
 # cifar-10-batches-bin, for the accuracy of int8; AUTHORS_V2 is a folder with the networks of CondenseNet V2 as its authors' converter makes
 # them, exported as condensenet-v2-a.onnx, -b and -c.
-bench: .venv/ready
+bench: .venv/ready .venv-triton/ready
 	mkdir -p $(RESULTS)
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable ".[nncf,loadgen]"
 	$(BIN)/cnet-deploy bench --backend $(TABLE) --threads 1 --rounds 20 --json $(RESULTS)/table-1-thread.json
@@ -58,6 +58,7 @@ bench: .venv/ready
 	$(BIN)/python -m cnet_deploy.benchmarks.studies.runtimes $(RESULTS)/native-and-peers.json examples/native/classify.c
 	$(BIN)/python -m cnet_deploy.benchmarks.studies.batches $(RESULTS)/batches.json
 	$(BIN)/python -m cnet_deploy.benchmarks.studies.loadgen $(RESULTS)/loadgen.json
+	$(BIN)/python -m cnet_deploy.benchmarks.studies.serving $(RESULTS)/serving.json .venv-triton
 	$(BIN)/python -m cnet_deploy.benchmarks.studies.condensenet_v2 $(RESULTS)/v2-and-peers.json $(if $(AUTHORS_V2),"$(AUTHORS_V2)")
 	if test -d "$(CIFAR10)"; then $(BIN)/cnet-deploy compare examples/reference-cifar10.pth.tar --data "$(CIFAR10)" --statistics cifar10 --backend onnxruntime,openvino,native --precision fp32,int8 --rounds 20 --json $(RESULTS)/compare-example.json --html $(RESULTS)/compare-example.html; fi
 	if test -d "$(ORIGINAL)"; then $(BIN)/python -m cnet_deploy.benchmarks.studies.training_step $(RESULTS)/training.json "$(ORIGINAL)"; fi
