@@ -134,18 +134,18 @@ def _through(
 
 
 def bars(network: str, ways: list[Way]) -> list[dict[str, Any]]:
-    """The rate through the server at MOST_CLIENTS by rates in the process, image by image (which has a limit) and in batches."""
+    """The rate through the server at MOST_CLIENTS by rates in the process: image by image, with a limit, and in batches."""
     found = []
     instances, threads = DEFAULT
     served = {"network": network, "instances": instances, "threads": threads, "concurrency": MOST_CLIENTS}
     for transport in ("gRPC", "gRPC, shared memory"):
         through = _find(ways, **served, transport=transport)
-        for batch in BATCHES:
-            inside = _find(ways, what="in process", network=network, threads=threads, batch=batch)
-            shares = [a / b for a, b in zip(through.rates, inside.rates, strict=True)]
-            what = f"{network}: {MOST_CLIENTS} clients by {transport}, of the rate in the process at batch {batch}"
-            limited = transport == "gRPC" and batch == 1
-            found.append(bar(what, statistics.median(shares), least=LEAST.get(network) if limited else None))
+        for number, batch in ((1, 1), (threads, 1), (threads, MOST_CLIENTS), (threads, BATCHES[-1])):
+            inside = _find(ways, what="in process", network=network, threads=number, batch=batch)
+            share = statistics.median(a / b for a, b in zip(through.rates, inside.rates, strict=True))
+            limited = transport == "gRPC" and (number, batch) == (threads, 1)
+            what = f"{network}: {MOST_CLIENTS} clients by {transport}, of the rate in the process with {number} thread(s), batch {batch}"
+            found.append(bar(what, share, least=LEAST.get(network) if limited else None))
     return found
 
 

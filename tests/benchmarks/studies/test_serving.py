@@ -41,7 +41,7 @@ def test_through_a_server_and_in_the_process(tmp_path: Path, venv: Path, monkeyp
     assert {(entry["threads"], entry["batch"]) for entry in inside} == {(t, b) for t in (1, 2) for b in serving.BATCHES}
     assert all(len(turn["samples"]) >= 3 for entry in inside for turn in entry["rounds"])
     limits = {each["what"]: each.get("least") for each in found["bars"]}
-    assert limits["the example: 8 clients by gRPC, of the rate in the process at batch 1"] == 0.85
+    assert limits["the example: 8 clients by gRPC, of the rate in the process with 2 thread(s), batch 1"] == 0.85
     assert sum(least is not None for least in limits.values()) == 1 and all(each["measured"] > 0 for each in found["bars"])
     assert any(line.startswith("the example, 1 instance(s) of 2 thread(s), gRPC, 8 client(s): ") for line in said)
 
