@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "examples" / "serving"
-IMAGES = sorted(FOLDER.glob("Dockerfile*"))
-OBJECTS = FOLDER / "kubernetes.yaml"
+from tests.release.containers import IMAGES, OBJECTS, command, objects
 
 
-def lint(*command: str | Path) -> tuple[int, str]:
+def lint(*words: str | Path) -> tuple[int, str]:
     """Exit code and output of a linter from the extra dev. Where a system has no wheel of it, the test is skipped by its name."""
-    program = Path(sys.executable).parent / command[0]
+    program = Path(sys.executable).parent / words[0]
     if not program.exists():
-        pytest.skip(f"needs {command[0]}, of the extra dev")
-    done = subprocess.run([program, *command[1:]], capture_output=True, text=True, check=False)
+        pytest.skip(f"needs {words[0]}, of the extra dev")
+    done = subprocess.run([program, *words[1:]], capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr
-
-
-def flags(dockerfile: Path) -> list[str]:
-    """What the container runs."""
-    (command,) = re.findall(r"^CMD (\[.*\])", dockerfile.read_text(encoding="utf-8").replace("\\\n", ""), re.MULTILINE)
-    words: list[str] = json.loads(command)
-    assert words[0] == "tritonserver"
-    return words[1:]
-
-
-def objects() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The Deployment and the Service."""
-    deployment, service = yaml.safe_load_all(OBJECTS.read_text(encoding="utf-8"))
-    assert (deployment["kind"], service["kind"]) == ("Deployment", "Service")
-    return deployment, service
 
 
 @pytest.mark.parametrize("image", IMAGES, ids=lambda path: path.name)
@@ -61,18 +40,19 @@ def test_objects_are_those_of_kubernetes(version: str, tmp_path: Path) -> None:
 
 
 def test_images_differ_in_where_the_server_is_from() -> None:
-    assert len(IMAGES) == 2 and flags(IMAGES[0]) == flags(IMAGES[1])
+    assert len(IMAGES) == 2 and command(IMAGES[0]) == command(IMAGES[1])
     for path in IMAGES:
         text = path.read_text(encoding="utf-8")
         assert "--gpus" not in text and '\nENV CUDA_VISIBLE_DEVICES=""\n' in text
         assert "\nCOPY repository /models\n" in text and "--chown" not in text  # so the files are root's
+        assert "--model-repository=/models" in command(path)
 
 
 def test_there_is_time_to_answer_before_the_end() -> None:
     """Kubernetes kills what has not ended by then."""
     pod = objects()[0]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    (seconds,) = (int(flag.partition("=")[2]) for flag in flags(IMAGES[0]) if flag.startswith("--exit-timeout-secs="))
+    (seconds,) = (int(flag.partition("=")[2]) for flag in command(IMAGES[0]) if flag.startswith("--exit-timeout-secs="))
     program, pause = container["lifecycle"]["preStop"]["exec"]["command"]
     assert program == "sleep" and pod["terminationGracePeriodSeconds"] >= seconds + int(pause) + 5
 
