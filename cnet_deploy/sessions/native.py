@@ -11,6 +11,7 @@ import os
 import tempfile
 import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ BACKEND = Backend(
 )
 
 # Numbers, statuses and signatures of cnet.h; tests/sessions/test_native.py compares all of them with it.
-API_VERSION = 2
+API_VERSION = 3
 MAX_THREADS = 32
+SHARINGS = ("auto", "layers", "images")  # in the order of their numbers
 _UNSUPPORTED_CPU, _UNKNOWN_ISA, _NO_MEMORY, _NO_THREAD, _FORKED = 6, 7, 8, 9, 10
 # What a status raises. One that is not listed can only come from a mistake in this file.
 _FAILURES: dict[int, tuple[type[CnetDeployError], str]] = {
@@ -55,6 +57,7 @@ _FAILURES: dict[int, tuple[type[CnetDeployError], str]] = {
 }
 _SIZE, _POINTER = ctypes.c_size_t, ctypes.c_void_p
 _OLDEST = 1  # the version of libraries that 0.1.0 wrote; later ones only add calls
+_SHARES = 3  # the first with cnet_share and cnet_memory
 _INTERFACE: dict[str, list[Any]] = {
     "cnet_version": [_POINTER],
     "cnet_describe": [_POINTER],
@@ -64,11 +67,13 @@ _INTERFACE: dict[str, list[Any]] = {
     "cnet_run": [_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _SIZE],
     "cnet_destroy": [_POINTER],
 }
-# What version 2 added. A session needs none of it: images are prepared in Python.
+# What versions 2 and 3 added. A session works without: images are prepared in Python, and older libraries share layers.
 _ADDED: dict[str, list[Any]] = {
     "cnet_shape": [_POINTER, _POINTER, _POINTER, _POINTER],
     "cnet_class_name": [_SIZE, _POINTER],
     "cnet_prepare": [_POINTER, _SIZE, _SIZE, _SIZE, _SIZE, _POINTER, _SIZE],
+    "cnet_share": [_POINTER, ctypes.c_int],
+    "cnet_memory": [_POINTER, _POINTER],
 }
 
 
@@ -76,16 +81,20 @@ class NativeSession(Session):
     """A loaded library with one handle. Runs release the interpreter's lock; if several threads run it, they take turns.
 
     Opening a library executes its code. Its manifest must therefore be present and have its SHA-256, and exactly the bytes whose digest
-    was checked are loaded. ``isa`` selects one of the library's instruction sets; None takes the best.
+    was checked are loaded. ``isa`` selects one of the library's instruction sets; None takes the best. ``sharing`` is how threads share a
+    batch: "layers" of one image after the other, "images", of which each thread takes its own, or "auto" (see cnet.h). The logits are the
+    same to the bit.
     """
 
     backend = "native"
 
-    def __init__(self, pair: Pair, *, device: str, threads: int | None, isa: str | None = None) -> None:
+    def __init__(self, pair: Pair, *, device: str, threads: int | None, isa: str | None = None, sharing: str = "auto") -> None:
         if device != "cpu":
             raise Unavailable(f"native on {device!r}: native libraries run on the CPU; expected device 'cpu'")
         if threads is not None and threads > MAX_THREADS:
             raise InputRefused(f"threads is {threads}; expected at most {MAX_THREADS}")
+        if sharing not in SHARINGS:
+            raise InputRefused(f"sharing is {printable(repr(sharing), 100)}; expected one of {', '.join(SHARINGS)}")
         path, manifest = pair.path, pair.require_manifest("a library")
         machine = manifest.details.get("machine")
         if manifest.target != "native" or not isinstance(machine, str):
@@ -96,11 +105,11 @@ class NativeSession(Session):
             )
         self.manifest, self._path, self._pinned = manifest, path, pair.pinned
         try:
-            self._open(pair.data, threads or 0, isa)
+            self._open(pair.data, threads or 0, isa, sharing)
         except CnetDeployError as error:
             raise type(error)(f"{path}: {error}") from None
 
-    def _open(self, data: bytes, threads: int, isa: str | None) -> None:
+    def _open(self, data: bytes, threads: int, isa: str | None, sharing: str) -> None:
         library = _Library(data)
         handle = _POINTER()
         self._close = weakref.finalize(self, library.close, handle)
@@ -115,15 +124,35 @@ class NativeSession(Session):
                 _check(self._calls.cnet_create_for(isa.encode(), threads, ctypes.byref(handle)))
             chosen = ctypes.c_char_p()
             _check(self._calls.cnet_isa(handle, ctypes.byref(chosen)))
+            self._share(sharing)
         except BaseException:
             self._close()
             raise
         self.isa = (chosen.value or b"").decode()
         self.threads = threads or None
 
+    def _share(self, sharing: str) -> None:
+        if self._version >= _SHARES:
+            for name in ("cnet_share", "cnet_memory"):
+                getattr(self._calls, name).argtypes = _ADDED[name]
+            _check(self._calls.cnet_share(self._handle, SHARINGS.index(sharing)))
+        elif sharing == "images":
+            raise InputRefused("its threads share layers only, as in all libraries of older versions; export the model again")
+
+    @property
+    def reserved(self) -> int | None:
+        """Bytes of memory that the handle has reserved for activations. It grows once, when threads first take images of their own. None
+        for libraries of older versions. Raises InputRefused if the session is closed."""
+        if self._version < _SHARES:
+            return None
+        size = ctypes.c_size_t()
+        self._call(lambda: self._calls.cnet_memory(self._handle, ctypes.byref(size)))
+        return size.value
+
     def _describe(self) -> None:
         version, text = ctypes.c_uint32(), ctypes.c_char_p()
         _check(self._calls.cnet_version(ctypes.byref(version)))
+        self._version = version.value
         if not _OLDEST <= version.value <= API_VERSION:
             raise InputRefused(f"has version {version.value} of the interface; expected {_OLDEST} to {API_VERSION}: export the model again")
         _check(self._calls.cnet_describe(ctypes.byref(text)))
@@ -166,12 +195,15 @@ class NativeSession(Session):
 
     def infer(self, arguments: tuple[int, ...]) -> None:
         """Run a checked batch; ``arguments`` are those of cnet_run. Raises InputRefused if the session is closed."""
+        self._call(lambda: self._calls.cnet_run(self._handle, *arguments))
+
+    def _call(self, call: Callable[[], int]) -> None:
         if self._process != os.getpid():  # before the lock, which another thread may have held during the fork
             _check(_FORKED)
         with self._turn:
             if self.closed:
                 raise InputRefused("the session was closed; open it again to run another batch")
-            status = self._calls.cnet_run(self._handle, *arguments)
+            status = call()
         _check(status)
 
     def close(self) -> None:
@@ -196,9 +228,9 @@ class _NativeBinding(Binding):
         return self._logits
 
 
-def open_file(pair: Pair, *, device: str, threads: int | None, isa: str | None = None) -> NativeSession:
+def open_file(pair: Pair, *, device: str, threads: int | None, isa: str | None = None, sharing: str = "auto") -> NativeSession:
     """Open a session on a library of `export --native`."""
-    return NativeSession(pair, device=device, threads=threads, isa=isa)
+    return NativeSession(pair, device=device, threads=threads, isa=isa, sharing=sharing)
 
 
 class _Library:

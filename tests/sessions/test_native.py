@@ -64,7 +64,7 @@ def test_numbers_and_signatures_are_those_of_the_header() -> None:
     listed = re.search(r"enum cnet_status \{(.*?)\}", header, re.DOTALL)
     assert listed is not None
     statuses = {name: int(value) for name, value in re.findall(r"CNET_(\w+) = (\d+)", listed[1])}
-    assert len(statuses) == listed[1].count("CNET_") == 13
+    assert len(statuses) == listed[1].count("CNET_") == 14
     ours = ("UNSUPPORTED_CPU", "UNKNOWN_ISA", "NO_MEMORY", "NO_THREAD", "FORKED")
     assert {name: getattr(native, f"_{name}") for name in ours} == {name: statuses[name] for name in ours}
     assert set(native._FAILURES) == {statuses[name] for name in ours}
@@ -82,7 +82,7 @@ def argument_type(text: str) -> Any:
         return ctypes.c_char_p
     if "*" in text:
         return ctypes.c_void_p
-    return {"int": ctypes.c_int, "size_t": ctypes.c_size_t}[text.rpartition(" ")[0]]
+    return {"int": ctypes.c_int, "size_t": ctypes.c_size_t, "cnet_sharing": ctypes.c_int}[text.rpartition(" ")[0]]
 
 
 def test_what_a_session_tells(made: Path, converted: DenselyConnected) -> None:
@@ -250,6 +250,39 @@ def test_threads(made: Path) -> None:
             assert session.run(images()).shape == (2, 10)
     with pytest.raises(InputRefused, match="threads is 33; expected at most 32"):
         open_file(read_pair(made), device="cpu", threads=33)
+
+
+def test_sharing(made: Path) -> None:
+    with cd.open_session(made, threads=1, sharing="layers") as session:
+        assert isinstance(session, NativeSession) and session.reserved
+    with pytest.raises(InputRefused, match="the session was closed"):
+        _ = session.reserved
+    for wrong in ("image", "", 1, None):
+        with pytest.raises(InputRefused, match="sharing is .*; expected one of auto, layers, images"):
+            cd.open_session(made, sharing=wrong)
+
+
+def test_without_memory_for_images_layers_are_shared(made: Path) -> None:
+    script = (
+        "import resource, sys, numpy as np, cnet_deploy as cd\n"
+        "from pathlib import Path\n"
+        "from cnet_deploy.errors import Unavailable\n"
+        "batch = np.random.default_rng(0).standard_normal((9, 3, 32, 32), np.float32)\n"
+        "with cd.open_session(sys.argv[1], threads=4) as session:\n"
+        "    expected, before = np.concatenate([session.run(image[None]) for image in batch]), session.reserved\n"
+        "    used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 20), -1))\n"
+        "    assert np.array_equal(session.run(batch), expected) and session.reserved == before\n"
+        "    try:\n"
+        "        session._share('images')\n"
+        "    except Unavailable as error:\n"
+        "        print(error)\n"
+        "    assert np.array_equal(session.run(batch), expected)\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))\n"
+        "    assert np.array_equal(session.run(batch), expected) and session.reserved > before\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, made], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("out of memory")
 
 
 @pytest.mark.parametrize(

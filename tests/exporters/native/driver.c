@@ -1,8 +1,9 @@
 /* Drives a native library from C, as its users do: built by the tests with sanitizers, for other processors, in debug form.
  *
- *   driver run ISA THREADS BATCH FLOATS CLASSES IMAGES LOGITS   run a batch; exit with the status
+ *   driver run ISA THREADS BATCH FLOATS CLASSES IMAGES LOGITS   run a batch in each way of sharing it; exit with the status
  *   driver refuse FLOATS CLASSES                                every wrong call; exit 0 if each is refused as cnet.h says
- *   driver many FLOATS CLASSES IMAGES TIMES                     four threads with a handle each, four on one handle; all must agree
+ *   driver many FLOATS CLASSES IMAGES TIMES                     four threads with a handle each, four on one handle, batches of 1 to 7
+ *                                                               shared in all ways; all must agree
  *   driver destroyed                                            use a handle after its end (debug builds)
  *   driver fork FLOATS CLASSES                                  use a handle in a child process
  *   driver prepare HEIGHT WIDTH CHANNELS ROW_BYTES PIXELS OUT   prepare an image; exit with the status
@@ -48,7 +49,14 @@ static int run(char **a) {
     EXPECT(cnet_isa(model, &name), CNET_OK);
     printf("%s\n", name);
     float *images = read_floats(a[5], batch * floats), *logits = calloc(batch * classes, sizeof *logits);
-    for (int i = 0; i < 3; i++) EXPECT(cnet_run(model, images, batch * floats, batch, logits, batch * classes), CNET_OK);
+    float *others = malloc(batch * classes * sizeof *others);
+    for (int i = 0; i < 9; i++) {
+        memset(others, 0, batch * classes * sizeof *others);
+        EXPECT(cnet_run(model, images, batch * floats, batch, i ? others : logits, batch * classes), CNET_OK);
+        if (i) EXPECT(memcmp(logits, others, batch * classes * sizeof *others), 0);
+        EXPECT(cnet_share(model, (cnet_sharing)((i + 1) % 3)), CNET_OK);
+    }
+    free(others);
     FILE *file = fopen(a[6], "wb");
     if (!file || fwrite(logits, sizeof *logits, batch * classes, file) != batch * classes) exit(101);
     fclose(file);
@@ -114,10 +122,29 @@ static int refuse(char **a) {
     EXPECT(cnet_run(model, images, floats, 1, logits, classes + 1), CNET_BAD_SHAPE);
     EXPECT(cnet_run(model, images, floats, (size_t)-1, logits, classes), CNET_BAD_SHAPE);
     EXPECT(cnet_run(model, images, 2 * floats, 2, logits, 2 * classes), CNET_OK);
-    for (int i = CNET_OK; i <= CNET_BAD_CLASS + 1; i++) EXPECT(strlen(cnet_message((cnet_status)i)) > 3, 1);
+    for (int i = CNET_OK; i <= CNET_BAD_SHARING + 1; i++) EXPECT(strlen(cnet_message((cnet_status)i)) > 3, 1);
     char limit[16];
     snprintf(limit, sizeof limit, "0 to %d", CNET_MAX_THREADS);
     EXPECT(strstr(cnet_message(CNET_BAD_THREADS), limit) != 0, 1);
+    EXPECT(cnet_share(0, CNET_SHARE_AUTO), CNET_NULL_POINTER);
+    EXPECT(cnet_share((cnet_model *)images, CNET_SHARE_AUTO), CNET_BAD_HANDLE);
+    EXPECT(cnet_share(model, (cnet_sharing)3), CNET_BAD_SHARING);
+    EXPECT(cnet_share(model, (cnet_sharing)-1), CNET_BAD_SHARING);
+    size_t bytes = 0, more = 0;
+    EXPECT(cnet_memory(0, &bytes), CNET_NULL_POINTER);
+    EXPECT(cnet_memory(model, 0), CNET_NULL_POINTER);
+    EXPECT(cnet_memory((cnet_model *)images, &bytes), CNET_BAD_HANDLE);
+    EXPECT(cnet_memory(model, &bytes), CNET_OK);
+    EXPECT(bytes > 0, 1);
+    EXPECT(cnet_destroy(model), CNET_OK);
+    EXPECT(cnet_create(3, &model), CNET_OK);
+    EXPECT(cnet_memory(model, &bytes), CNET_OK);
+    EXPECT(cnet_run(model, images, 2 * floats, 2, logits, 2 * classes), CNET_OK);
+    EXPECT(cnet_memory(model, &more), CNET_OK);
+    EXPECT(more == bytes, 1);
+    EXPECT(cnet_share(model, CNET_SHARE_IMAGES), CNET_OK);
+    EXPECT(cnet_memory(model, &more), CNET_OK);
+    EXPECT(more > bytes, 1);
     EXPECT(cnet_destroy(0), CNET_NULL_POINTER);
     EXPECT(cnet_destroy((cnet_model *)images), CNET_BAD_HANDLE);
     EXPECT(cnet_destroy(model), CNET_OK);
@@ -125,6 +152,8 @@ static int refuse(char **a) {
     free(logits);
     return 0;
 }
+
+enum { most_images = 7 };
 
 struct task {
     cnet_model *model;
@@ -138,8 +167,11 @@ static void *repeat(void *argument) {
     cnet_model *own = t->model;
     if (!own) EXPECT(cnet_create(2, &own), CNET_OK);
     for (size_t i = 0; i < t->times; i++) {
-        memset(t->logits, 0, t->classes * sizeof *t->logits);
-        EXPECT(cnet_run(own, t->images, t->floats, 1, t->logits, t->classes), CNET_OK);
+        size_t batch = 1 + i % most_images;
+        EXPECT(cnet_share(own, (cnet_sharing)(i % 3)), CNET_OK);
+        memset(t->logits, 0, batch * t->classes * sizeof *t->logits);
+        EXPECT(cnet_run(own, t->images, batch * t->floats, batch, t->logits, batch * t->classes), CNET_OK);
+        for (size_t j = 1; j < batch; j++) EXPECT(memcmp(t->logits, t->logits + j * t->classes, t->classes * sizeof *t->logits), 0);
     }
     if (!t->model) EXPECT(cnet_destroy(own), CNET_OK);
     return 0;
@@ -147,13 +179,15 @@ static void *repeat(void *argument) {
 
 static int many(char **a) {
     size_t floats = strtoul(a[0], 0, 10), classes = strtoul(a[1], 0, 10), times = strtoul(a[3], 0, 10);
-    float *images = read_floats(a[2], floats);
+    float *image = read_floats(a[2], floats), *images = malloc(most_images * floats * sizeof *images);
+    for (int i = 0; i < most_images; i++) memcpy(images + i * floats, image, floats * sizeof *images);
+    free(image);
     cnet_model *shared;
     EXPECT(cnet_create(3, &shared), CNET_OK);
     struct task task[8];
     pthread_t thread[8];
     for (int i = 0; i < 8; i++) {
-        task[i] = (struct task){i < 4 ? 0 : shared, images, floats, classes, times, calloc(classes, sizeof(float))};
+        task[i] = (struct task){i < 4 ? 0 : shared, images, floats, classes, times, calloc(most_images * classes, sizeof(float))};
         if (pthread_create(&thread[i], 0, repeat, &task[i])) exit(101);
     }
     for (int i = 0; i < 8; i++) pthread_join(thread[i], 0);

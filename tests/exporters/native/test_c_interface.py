@@ -23,6 +23,7 @@ from cnet_deploy.hardware.cpu import host_machine
 from cnet_deploy.images.decode import read_images
 from cnet_deploy.images.inputs import pixels_of
 from cnet_deploy.images.preprocessing import Preprocessing
+from cnet_deploy.sessions.native import NativeSession
 from tests.builders import TINY
 from tests.cases import few, long
 from tests.exporters.native.helpers import (
@@ -77,20 +78,20 @@ def test_sanitizers_find_nothing(sanitizer: str, times: int, precision: str, tmp
     names = isas(precision)[-1:] if precision == "bf16" else isas(precision)[:1]
     path = library(every_kernel(), tmp_path / "m.so", names, precision, extra=flags)
     program = driver(tmp_path / "driver", path, flags=flags)
-    images_for(every_kernel(), 2).tofile(tmp_path / "images")
+    images_for(every_kernel(), 5).tofile(tmp_path / "images")
     surroundings = {"ASAN_OPTIONS": "detect_leaks=0"} if "-DCNET_DEBUG" in flags else {"TSAN_OPTIONS": "halt_on_error=1"}
     commands = [
         ("refuse", FLOATS, CLASSES), ("many", FLOATS, CLASSES, tmp_path / "images", times),
-        *(("run", names[0], n, 2, FLOATS, CLASSES, tmp_path / "images", tmp_path / "logits") for n in (1, 2, 3, 4)),
+        *(("run", names[0], n, 5, FLOATS, CLASSES, tmp_path / "images", tmp_path / "logits") for n in (1, 2, 3, 4, 7)),
     ]  # fmt: skip
     if "-DCNET_DEBUG" in flags:
         commands.append(("destroyed",))
     for command in commands:
         done = drive(program, *command, **surroundings)
         assert done.returncode == 0, done.stderr[-3000:]
-    images, model = images_for(every_kernel(), 2), every_kernel()
+    images, model = images_for(every_kernel(), 5), every_kernel()
     expected = in_integers(model).run(images) if precision == "int8" else exact(model, images)
-    logits = np.fromfile(tmp_path / "logits", np.float32).reshape(2, CLASSES)
+    logits = np.fromfile(tmp_path / "logits", np.float32).reshape(5, CLASSES)
     assert np.abs(logits - expected).max() <= {"fp32": ERROR, "bf16": BF16_ERROR, "int8": 0}[precision] * np.abs(expected).max()
 
 
@@ -235,17 +236,20 @@ def test_class_names_and_the_name_of_the_file(tmp_path: Path, system_tool: Calla
 def test_a_library_of_version_1_is_opened_as_before(
     quick_compiler: Path, images_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As 0.1.0 made them: without the calls that version 2 added."""
+    """As 0.1.0 made them: without the calls that later versions added."""
     monkeypatch.setenv("CXX", str(quick_compiler))
     monkeypatch.setattr(toolchain, "SOURCES", Path(shutil.copytree(SOURCES, tmp_path / "cpp")))
     monkeypatch.delitem(toolchain._ENGINE, "prepare.cpp")
     header = tmp_path / "cpp" / "cnet.h"
-    header.write_text(header.read_text().replace("CNET_API_VERSION 2u", "CNET_API_VERSION 1u"))
+    header.write_text(header.read_text().replace("CNET_API_VERSION 3u", "CNET_API_VERSION 1u"))
     model = network(TINY)
     made = cd.export(model, "native", tmp_path / "old.so", cpu="host").path
     assert not hasattr(ctypes.CDLL(str(made)), "cnet_prepare")
     with cd.open_session(made) as session:
+        assert isinstance(session, NativeSession) and session.reserved is None
         assert session.run(images_for(model, 2)).shape == (2, 10)
-    header.write_text(header.read_text().replace("CNET_API_VERSION 1u", "CNET_API_VERSION 3u"))
-    with pytest.raises(InputRefused, match="has version 3 of the interface; expected 1 to 2"):
+    with pytest.raises(InputRefused, match="its threads share layers only.*export the model again"):
+        cd.open_session(made, sharing="images")
+    header.write_text(header.read_text().replace("CNET_API_VERSION 1u", "CNET_API_VERSION 4u"))
+    with pytest.raises(InputRefused, match="has version 4 of the interface; expected 1 to 3"):
         cd.export(model, "native", tmp_path / "new.so", cpu="host")

@@ -16,7 +16,8 @@ from cnet_deploy.artifacts.pair import read_pair
 from cnet_deploy.errors import InputRefused
 from cnet_deploy.models.architecture import NAMED, Architecture
 from cnet_deploy.models.build import build_named
-from cnet_deploy.sessions.native import open_file
+from cnet_deploy.program.lower import lower
+from cnet_deploy.sessions.native import SHARINGS, open_file
 from tests.builders import TINY, VARIETIES
 from tests.cases import examples, few, long
 from tests.exporters.native.helpers import (
@@ -29,6 +30,7 @@ from tests.exporters.native.helpers import (
     images_for,
     isas,
     network,
+    pixels_for,
 )
 
 
@@ -79,6 +81,24 @@ def test_batches_and_threads(tmp_path: Path) -> None:
     path = cd.export(every_kernel(), "native", tmp_path / "m.so").path
     check(path, every_kernel(), ERROR, names=isas()[:1], batches=tuple(range(1, 10)), threads=(1, 2, 3, 4))
     check(path, every_kernel(), ERROR, names=isas(), batches=(1,), threads=(1, 7, 32))  # more threads than there are rows
+
+
+@pytest.mark.parametrize("precision", few(["fp32", "bf16", "int8"]))
+def test_a_batch_is_shared_in_any_way(precision: str, tmp_path: Path) -> None:
+    """By layers or by images, on any number of threads: the bits are those of single images on one thread."""
+    model, images = every_kernel(), images_for(every_kernel(), 9)
+    data: dict[str, Any] = {"calibrate": pixels_for(lower(model), 4)} if precision == "int8" else {}
+    path = cd.export(model, "native", tmp_path / "m.so", precision=precision, tolerance=1, **data).path
+    with open_file(read_pair(path), device="cpu", threads=1) as session:
+        expected = np.concatenate([session.run(image[None]) for image in images])
+    for sharing in SHARINGS:
+        for threads in (1, 2, 3, 4, 7):
+            with open_file(read_pair(path), device="cpu", threads=threads, sharing=sharing) as session:
+                before = session.reserved
+                for batch in (1, threads - 1 or 1, threads, threads + 1, 9, 1):
+                    assert np.array_equal(session.run(images[:batch]), expected[:batch]), (sharing, threads, batch)
+                assert before is not None and session.reserved is not None
+                assert (session.reserved > before) == (sharing == "auto" and threads > 1)
 
 
 @st.composite

@@ -42,7 +42,7 @@ extern "C" {
 #define CNET_API
 #endif
 
-#define CNET_API_VERSION 2u
+#define CNET_API_VERSION 3u
 #define CNET_MAX_THREADS 32
 
 typedef enum cnet_status {
@@ -58,13 +58,22 @@ typedef enum cnet_status {
     CNET_NO_THREAD = 9,       /* the system refused to start a thread */
     CNET_FORKED = 10,         /* the handle was made before fork(): its threads are not in this process; create one here */
     CNET_BAD_IMAGE = 11,      /* no pixels, not 1, 3 or 4 channels, rows shorter than their pixels, or too large when resized */
-    CNET_BAD_CLASS = 12       /* the number is not that of a class */
+    CNET_BAD_CLASS = 12,      /* the number is not that of a class */
+    CNET_BAD_SHARING = 13     /* not one of cnet_sharing */
 } cnet_status;
 
 typedef struct cnet_model cnet_model;
 
+/* How the threads of a handle share a batch. The logits are the same to the bit in each way, and the same as those of single images. */
+typedef enum cnet_sharing {
+    CNET_SHARE_AUTO = 0,   /* images, as many as are the same number for each thread; layers of the rest, or of all where memory is short */
+    CNET_SHARE_LAYERS = 1, /* all threads work on one image after the other */
+    CNET_SHARE_IMAGES = 2  /* each thread takes whole images, also where there are fewer images than threads */
+} cnet_sharing;
+
 /* The version of this interface that the library was built with. A later one only adds calls and statuses: a program runs with a library
- * of at least the version that it was written for. Version 2 added cnet_shape, cnet_class_name and cnet_prepare. */
+ * of at least the version that it was written for. Version 2 added cnet_shape, cnet_class_name and cnet_prepare, version 3 cnet_share and
+ * cnet_memory. */
 CNET_API cnet_status cnet_version(uint32_t *version);
 
 /* What the library holds, as JSON that lives as long as the library: architecture, input [channels, height, width], classes,
@@ -102,6 +111,14 @@ CNET_API cnet_status cnet_isa(const cnet_model *model, const char **isa);
 CNET_API cnet_status cnet_run(cnet_model *model, const float *images, size_t image_floats, size_t batch, float *logits,
                               size_t logit_floats);
 
+/* How the handle's threads share batches from now on; CNET_SHARE_AUTO unless this is called. To take images of its own, each thread but one
+ * needs memory of its own: CNET_SHARE_IMAGES reserves it here, and CNET_NO_MEMORY leaves all as it was; CNET_SHARE_AUTO reserves it
+ * in the first run that needs it. It is kept until the handle is destroyed. */
+CNET_API cnet_status cnet_share(cnet_model *model, cnet_sharing sharing);
+
+/* Bytes of memory that the handle has reserved for activations, without the threads' stacks and the weights, which are the library's. */
+CNET_API cnet_status cnet_memory(cnet_model *model, size_t *bytes);
+
 /* Stop the threads and free the handle. The caller must see to it that no other call uses the handle. */
 CNET_API cnet_status cnet_destroy(cnet_model *model);
 
@@ -124,6 +141,7 @@ static inline const char *cnet_message(cnet_status status) {
         case CNET_FORKED: return "the handle was made before fork(); create one in this process";
         case CNET_BAD_IMAGE: return "the image has no pixels, another number of channels than 1, 3 or 4, or is too long and narrow";
         case CNET_BAD_CLASS: return "there is no class of that number";
+        case CNET_BAD_SHARING: return "threads share a batch automatically, by layers or by images";
     }
     return "unknown status";
 }

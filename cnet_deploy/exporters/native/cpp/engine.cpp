@@ -28,6 +28,19 @@ uint64_t alive() { return 0x636e65742d6f6b21 ^ (uint64_t)(uintptr_t)&plan; }
 constexpr size_t huge_page = 2u << 20;
 constexpr size_t line_bytes = 4 * line;
 
+// Memory for several arrays.
+struct Reserved {
+    void *start = nullptr;
+    size_t bytes = 0;
+};
+
+// Where one thread computes whole images: a team of one, its own maps, and its part of the handle's scratch.
+struct Lane {
+    Memory memory{};
+    Team team;
+    uint32_t phase = 2;
+};
+
 }  // namespace
 
 struct cnet_model {
@@ -36,10 +49,12 @@ struct cnet_model {
     pid_t process = 0;
     pthread_mutex_t turn;
     Team team;
-    uint32_t phase = 2;  // of the next inference
+    uint32_t phase = 2;  // after the last inference
+    cnet_sharing sharing = CNET_SHARE_AUTO;
     Memory memory{};
-    void *mapped = nullptr;
-    size_t mapped_bytes = 0;
+    Reserved reserved;
+    Lane *lane = nullptr;  // of each thread; null until images are shared
+    Reserved lanes;
     int workers = 0;
     pthread_t worker[most_threads];
 };
@@ -50,6 +65,8 @@ struct Start {
     cnet_model *model;
     int thread;
 };
+
+size_t image_floats_of(const Plan &p) { return (size_t)CNET_CHANNELS * (size_t)p.height * (size_t)p.width; }
 
 size_t rounded(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
@@ -65,45 +82,140 @@ size_t feature_floats() {
 // Bytes of a piece of memory: whole cache lines, and one between it and the next.
 size_t piece_bytes(size_t floats) { return rounded(floats, line) * 4 + line_bytes; }
 
-// All memory in one piece, on huge pages where the system has them: planes lie far apart, and with small pages each would miss the TLB.
+struct Piece {
+    float **at;
+    size_t floats;
+};
+
+// All pieces in one, on huge pages where the system has them: planes lie far apart, and with small pages each would miss the TLB.
 // A debug build allocates piece by piece, so that a sanitizer sees where each ends.
-bool allocate(cnet_model &m, int threads) {
-    Memory &memory = m.memory;
-    memory.scratch_floats = m.kernels->scratch_floats(plan);
-    const size_t floats[] = {(size_t)plan.activations, (size_t)plan.between, (size_t)feature_floats(),
-                             (size_t)memory.scratch_floats * (size_t)threads};
-    float **const pieces[] = {&memory.activations, &memory.between, &memory.features, &memory.scratch};
-#ifdef CNET_DEBUG
-    for (int i = 0; i < 4; i++) {
-        void *piece = nullptr;
-        if (posix_memalign(&piece, line_bytes, piece_bytes(floats[i]))) return false;
-        *pieces[i] = (float *)piece;
-    }
-#else
+bool reserve(Reserved &all, const Piece *pieces, int count) {
     size_t bytes = 0;
-    for (const size_t n : floats) bytes += piece_bytes(n);
-    m.mapped_bytes = rounded(bytes, huge_page) + huge_page;
-    m.mapped = mmap(nullptr, m.mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (m.mapped == MAP_FAILED) return false;
-    char *at = (char *)rounded((size_t)m.mapped, huge_page);
-    madvise(at, m.mapped_bytes - huge_page, MADV_HUGEPAGE);  // may fail: it only makes runs faster
-    for (int i = 0; i < 4; i++) {
-        *pieces[i] = (float *)(void *)at;
-        at += piece_bytes(floats[i]);
+    for (int i = 0; i < count; i++) bytes += piece_bytes(pieces[i].floats);
+#ifdef CNET_DEBUG
+    for (int i = 0; i < count; i++) {
+        void *piece = nullptr;
+        if (posix_memalign(&piece, line_bytes, piece_bytes(pieces[i].floats))) return false;
+        *pieces[i].at = (float *)piece;
+    }
+    all.bytes = bytes;
+#else
+    bytes = rounded(bytes, huge_page);
+    char *const start = (char *)mmap(nullptr, bytes + huge_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (start == MAP_FAILED) return false;
+    char *at = (char *)rounded((size_t)start, huge_page);
+    if (at > start) munmap(start, (size_t)(at - start));
+    munmap(at + bytes, huge_page - (size_t)(at - start));
+    all = {at, bytes};
+    madvise(at, bytes, MADV_HUGEPAGE);  // may fail: it only makes runs faster
+    for (int i = 0; i < count; i++) {
+        *pieces[i].at = (float *)(void *)at;
+        at += piece_bytes(pieces[i].floats);
     }
 #endif
     return true;
 }
 
-void free_memory(cnet_model &m) {
+// Of a debug build, whose pieces are in `memory`; of others all at once.
+void unmap(Reserved &all) {
+    if (all.start) munmap(all.start, all.bytes);
+    all = {};
+}
+
+void free_maps(const Memory &memory) {
 #ifdef CNET_DEBUG
-    free(m.memory.activations);
-    free(m.memory.between);
-    free(m.memory.features);
-    free(m.memory.scratch);
+    free(memory.activations);
+    free(memory.between);
+    free(memory.features);
 #else
-    if (m.mapped && m.mapped != MAP_FAILED) munmap(m.mapped, m.mapped_bytes);
+    (void)memory;
 #endif
+}
+
+// The maps of one image, without scratch.
+constexpr int map_pieces = 3;
+void list_maps(Memory &memory, Piece *pieces) {
+    pieces[0] = {&memory.activations, (size_t)plan.activations};
+    pieces[1] = {&memory.between, (size_t)plan.between};
+    pieces[2] = {&memory.features, feature_floats()};
+}
+
+bool allocate(cnet_model &m, int threads) {
+    Piece pieces[map_pieces + 1];
+    list_maps(m.memory, pieces);
+    m.memory.scratch_floats = m.kernels->scratch_floats(plan);
+    pieces[map_pieces] = {&m.memory.scratch, (size_t)m.memory.scratch_floats * (size_t)threads};
+    return reserve(m.reserved, pieces, map_pieces + 1);
+}
+
+void free_lanes(cnet_model &m) {
+    for (int i = 1; m.lane && i < m.team.size; i++) free_maps(m.lane[i].memory);
+    unmap(m.lanes);
+    free(m.lane);
+    m.lane = nullptr;
+}
+
+void free_memory(cnet_model &m) {
+    free_lanes(m);
+    free_maps(m.memory);
+#ifdef CNET_DEBUG
+    free(m.memory.scratch);
+#endif
+    unmap(m.reserved);
+}
+
+// Lanes for all threads; the first computes in the handle's own maps. Within the caller's turn.
+bool reserve_lanes(cnet_model &m) {
+    if (m.lane) return true;
+    const int threads = m.team.size;
+    void *place = nullptr;
+    if (posix_memalign(&place, alignof(Lane), (size_t)threads * sizeof(Lane))) return false;
+    m.lane = (Lane *)place;
+    Piece pieces[most_threads * map_pieces];
+    for (int i = 0; i < threads; i++) {
+        Memory &memory = (new (m.lane + i) Lane)->memory;
+        if (i == 0) memory = m.memory;
+        else list_maps(memory, pieces + (i - 1) * map_pieces);
+        memory.scratch_floats = m.memory.scratch_floats;
+        memory.scratch = m.memory.scratch + i * memory.scratch_floats;
+    }
+    if (threads == 1 || reserve(m.lanes, pieces, (threads - 1) * map_pieces)) return true;
+    free_lanes(m);
+    return false;
+}
+
+// One thread's part of an inference of images; all members of the team call it.
+void run_images(cnet_model &m, Member &member) {
+    Team &team = m.team;
+    for (; claim(member) >= 0; finish(member)) {
+        Lane &lane = m.lane[member.thread];
+        const float *images = team.image.load(std::memory_order_relaxed);
+        float *logits = team.logits.load(std::memory_order_relaxed);
+        const size_t count = team.images.load(std::memory_order_relaxed);
+        for (size_t i; (i = team.taken.fetch_add(1, std::memory_order_relaxed)) < count;) {
+            Member alone{&lane.team, 0, lane.phase};
+            m.kernels->run(plan, lane.memory, alone, images + i * image_floats_of(plan), logits + i * (size_t)plan.head.classes);
+            lane.phase = alone.phase;
+        }
+    }
+    meet(member);
+}
+
+// The caller's part of an inference. `images`: of so many, each by one thread; 0: of one, whose layers are shared.
+void infer(cnet_model &m, const float *image, float *logits, size_t images) {
+    Member member{&m.team, 0, first_phase(m.phase, images > 0)};
+    begin(m.team, member.phase, image, logits, images);
+    if (images) run_images(m, member);
+    else m.kernels->run(plan, m.memory, member, image, logits);
+    m.phase = member.phase;
+}
+
+// How many of a batch's images threads take whole; the layers of the others are shared.
+size_t whole_images(cnet_model &m, size_t batch) {
+    const size_t threads = (size_t)m.team.size;
+    if (m.sharing == CNET_SHARE_IMAGES) return batch;  // cnet_share has reserved the lanes
+    const size_t whole = m.sharing == CNET_SHARE_AUTO && threads > 1 ? batch / threads * threads : 0;
+    return whole && reserve_lanes(m) ? whole : 0;
 }
 
 void *work(void *argument) {
@@ -115,7 +227,8 @@ void *work(void *argument) {
         seen = wait_for_start(team, seen);
         if (team.stop.load(std::memory_order_acquire)) return nullptr;
         Member member{&team, start.thread, seen};
-        m.kernels->run(plan, m.memory, member, team.image.load(std::memory_order_relaxed), team.logits.load(std::memory_order_relaxed));
+        if (of_images(seen)) run_images(m, member);
+        else m.kernels->run(plan, m.memory, member, team.image.load(std::memory_order_relaxed), team.logits.load(std::memory_order_relaxed));
     }
 }
 
@@ -241,22 +354,41 @@ cnet_status cnet_isa(const cnet_model *model, const char **isa) {
     return CNET_OK;
 }
 
+cnet_status cnet_share(cnet_model *model, cnet_sharing sharing) {
+    if (!model) return CNET_NULL_POINTER;
+    if (model->magic != alive()) return CNET_BAD_HANDLE;
+    if (model->process != getpid()) return CNET_FORKED;
+    if (sharing != CNET_SHARE_AUTO && sharing != CNET_SHARE_LAYERS && sharing != CNET_SHARE_IMAGES) return CNET_BAD_SHARING;
+    pthread_mutex_lock(&model->turn);
+    const bool possible = sharing != CNET_SHARE_IMAGES || reserve_lanes(*model);
+    if (possible) model->sharing = sharing;
+    pthread_mutex_unlock(&model->turn);
+    return possible ? CNET_OK : CNET_NO_MEMORY;
+}
+
+cnet_status cnet_memory(cnet_model *model, size_t *bytes) {
+    if (!model || !bytes) return CNET_NULL_POINTER;
+    if (model->magic != alive()) return CNET_BAD_HANDLE;
+    if (model->process != getpid()) return CNET_FORKED;
+    pthread_mutex_lock(&model->turn);
+    *bytes = model->reserved.bytes + model->lanes.bytes;
+    pthread_mutex_unlock(&model->turn);
+    return CNET_OK;
+}
+
 cnet_status cnet_run(cnet_model *model, const float *images, size_t image_floats, size_t batch, float *logits, size_t logit_floats) {
     if (!model || !images || !logits) return CNET_NULL_POINTER;
     if (model->magic != alive()) return CNET_BAD_HANDLE;
     if (model->process != getpid()) return CNET_FORKED;
     if (batch == 0) return CNET_BAD_BATCH;
-    const size_t image = (size_t)CNET_CHANNELS * (size_t)plan.height * (size_t)plan.width, classes = (size_t)plan.head.classes;
+    const size_t image = image_floats_of(plan), classes = (size_t)plan.head.classes;
     if (image_floats / image != batch || image_floats % image || logit_floats / classes != batch || logit_floats % classes)
         return CNET_BAD_SHAPE;
     cnet_model &m = *model;
     pthread_mutex_lock(&m.turn);
-    for (size_t i = 0; i < batch; i++) {
-        Member member{&m.team, 0, m.phase};
-        begin(m.team, m.phase, images + i * image, logits + i * classes);
-        m.kernels->run(plan, m.memory, member, images + i * image, logits + i * classes);
-        m.phase = member.phase;
-    }
+    const size_t whole = whole_images(m, batch);
+    if (whole) infer(m, images, logits, whole);
+    for (size_t i = whole; i < batch; i++) infer(m, images + i * image, logits + i * classes, 0);
     pthread_mutex_unlock(&m.turn);
     return CNET_OK;
 }

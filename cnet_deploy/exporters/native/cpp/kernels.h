@@ -6,7 +6,7 @@
 
 namespace cnet {
 
-// Memory of a handle, all of it allocated at once.
+// What an image is computed in: a handle's, or that of one of its threads.
 struct Memory {
     float *activations;  // the maps of all blocks
     float *between;      // what all threads share between the two convolutions of a layer

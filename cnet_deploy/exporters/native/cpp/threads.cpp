@@ -83,10 +83,12 @@ void meet(Member &m) {
     m.phase++;
 }
 
-void begin(Team &t, uint32_t first, const float *image, float *logits) {
+void begin(Team &t, uint32_t first, const float *image, float *logits, size_t images) {
     // A thread that comes late to an older inference may read these: it will find no share to do.
     t.image.store(image, std::memory_order_relaxed);
     t.logits.store(logits, std::memory_order_relaxed);
+    t.images.store(images, std::memory_order_relaxed);
+    t.taken.store(0, std::memory_order_relaxed);
     t.start.store(first, std::memory_order_seq_cst);
     if (t.idle.load(std::memory_order_seq_cst)) wake_all(t.start);
 }

@@ -5,6 +5,9 @@
 // them: a thread that is suspended between two shares holds nobody up, and on its return it joins the phase that the others have
 // reached. A waiting thread spins for some microseconds and then sleeps, since on a busy machine spinning takes time from the thread
 // that is waited for.
+//
+// A batch whose images are shared is one phase: a share is whatever images its thread can get, one after the other, each of them computed
+// in a lane of the thread's own, by a team of one.
 #pragma once
 
 #include <stdint.h>
