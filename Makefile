@@ -71,9 +71,17 @@ bench-gpu: .venv/ready
 	$(BIN)/cnet-deploy bench --device cuda --batch 1,8,64,256 --rounds 20 --json $(RESULTS)/table-cuda.json --html $(RESULTS)/report-cuda.html
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-triton build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable ".[cpu,dev]"
+	touch $@
+
+# The Triton server that tests/serving starts. Without it those tests are skipped.
+.venv-triton/ready: pyproject.toml tests/serving/constraints.txt | .venv/ready
+	test -x .venv-triton/bin/python || $(PYTHON) -m venv .venv-triton
+	$(BIN)/python tests/serving/requirements.py > .venv-triton/requirements.txt
+	.venv-triton/bin/python -m pip install --quiet --no-compile --no-deps --disable-pip-version-check \
+		--constraint tests/serving/constraints.txt --requirement .venv-triton/requirements.txt
 	touch $@

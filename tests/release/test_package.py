@@ -52,7 +52,7 @@ def test_make_targets(target: str, system_tool: Callable[[str], str]) -> None:
 def test_sdist_to_wheel_to_elsewhere(tmp_path: Path, checkpoint_path: Path) -> None:
     """What is built is left in the folder that CNET_DIST names, for .ci/package to go on with."""
     copy = tmp_path / "checkout"
-    ignored = shutil.ignore_patterns(".git", ".venv", "build", "dist", ".*_cache", "__pycache__")
+    ignored = shutil.ignore_patterns(".git", ".venv*", "build", "dist", ".*_cache", "__pycache__")
     shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
     built = subprocess.run(
         [sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path / "dist", copy], capture_output=True, text=True, check=False
