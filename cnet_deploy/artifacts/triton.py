@@ -1,6 +1,7 @@
 """Write a model repository for NVIDIA Triton Inference Server: ``folder/name/config.pbtxt`` and ``folder/name/version/model.onnx``.
 
-The configuration is Triton's model_config.proto in protobuf's text format.
+The configuration is Triton's model_config.proto in protobuf's text format. Where the names of the classes are known, ``labels.txt`` lies
+beside it.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import re
 import secrets
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from cnet_deploy.artifacts import manifest
 from cnet_deploy.artifacts.manifest import Manifest
@@ -26,31 +27,35 @@ from cnet_deploy.models.architecture import CLASSES, INPUT_SIZE
 from cnet_deploy.version import __version__
 
 LARGEST_BATCH = 32  # for an artifact that takes any batch
-QUEUE_MICROSECONDS = 100  # how long a request may wait to be batched with others
+QUEUE_MICROSECONDS = 100  # how long a request for a GPU may wait to be batched with others; on a CPU that costs more than it gains
+MOST_THREADS = 32  # as of a session
+MOST_INSTANCES = 1024
+LABELS = "labels.txt"
 _MOST = 1 << 16  # largest batch accepted from a manifest
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")  # Triton ignores leading zeros, and fails on numbers beyond int64
-_RUN = "docker run --rm --gpus all -p 8000:8000 -p 8001:8001 -v {}:/models nvcr.io/nvidia/tritonserver:YY.MM-py3 "
+_RUN = "docker run --rm {}-p 8000:8000 -p 8001:8001 -v {}:/models nvcr.io/nvidia/tritonserver:YY.MM-py3 "
 _RUN += "tritonserver --model-repository=/models"
 _TOKEN = re.compile(r"""#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[{}<>]|[^\s{}<>\[\]:,;"'#]+""")
 
 
 @dataclass(frozen=True)
 class Repository:
-    """What was written: the model's name and version in the repository, its file, its configuration."""
+    """What was written: the model's name and version in the repository, its file, its configuration; whether it needs a GPU."""
 
     name: str
     version: int
     model: Path
     config: Path
+    gpu: bool = False
 
     def lines(self) -> list[str]:
         """Lines of text."""
         place = shlex.quote(str(self.config.parent.parent.resolve()))
-        return [f"wrote {self.model} and {self.config}; to serve it:", _RUN.format(place)]
+        return [f"wrote {self.model} and {self.config}; to serve it:", _run(place, self.gpu)]
 
 
 class Serving(Protocol):
-    """How the server runs an artifact: its platform and backend, the file's name in a version's folder, whether it needs a GPU."""
+    """How the server runs an artifact: see exporters/base.py."""
 
     @property
     def platform(self) -> str: ...
@@ -59,19 +64,28 @@ class Serving(Protocol):
     @property
     def file(self) -> str: ...
     @property
-    def gpu_only(self) -> bool: ...
+    def runs_on(self) -> Literal["any", "cpu", "gpu"]: ...
+    @property
+    def threads(self) -> str: ...
+    @property
+    def states_threads(self) -> bool: ...
+    @property
+    def any_batch(self) -> bool: ...
 
 
 def write_repository(
-    folder: Path | str, artifact: Path | str, serving: Serving, *, name: str | None = None, max_batch: int | None = None
+    folder: Path | str, artifact: Path | str, serving: Serving, *, name: str | None = None, max_batch: int | None = None,
+    instances: int = 1, threads: int | None = None, beside: Mapping[str, bytes] = {},
 ) -> Repository:  # fmt: skip
     """Put an artifact and its manifest into a repository as the model's next version; the same bytes again make no new version.
 
     ``folder`` is created if its parent exists; ``serving`` says how such artifacts are run. ``name`` None takes the artifact's name;
     characters that a name can't hold become ``_``. ``max_batch`` is the largest batch that requests are combined to (None: 32, or the
-    engine's largest). A version is written completely or not at all; the server takes the highest. config.pbtxt is rewritten each time.
-    Raises InputRefused for an artifact without a manifest or that takes no single images, and if the name belongs to another network;
-    OutputRefused if the repository can't be written: then nothing in it was changed.
+    engine's largest). ``instances`` run at the same time, each on ``threads`` (None: as the backend chooses; for a native library the
+    processors that this process may use, divided among the instances). ``beside`` are files that the server needs beside the artifact. A
+    version is written completely or not at all; the server takes the highest. config.pbtxt and the names of the classes are rewritten
+    each time. Raises InputRefused for an artifact without a manifest or that takes no single images, for numbers that can't be, and if
+    the name belongs to another network; OutputRefused if the repository can't be written: then nothing in it was changed.
     """
     pair = read_pair(artifact)
     data, stated = pair.data, pair.manifest
@@ -79,7 +93,9 @@ def write_repository(
         raise InputRefused(f"{artifact}: has no manifest beside it; expected the pair that `export` wrote")
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", name or Path(artifact).stem).lstrip(".") or "model"
     with naming(artifact):
-        text = _config(name, stated, serving, max_batch)
+        text = _config(name, stated, serving, max_batch, instances, threads)
+    labels = "".join(f"{_line(label)}\n" for label in stated.class_names).encode() if stated.class_names else None
+    files = {serving.file: data, manifest.manifest_path(serving.file).name: stated.to_json().encode(), **beside}
     place = Path(folder) / name
     config, file = place / "config.pbtxt", serving.file
     try:
@@ -88,19 +104,60 @@ def write_repository(
         with _folders(place.parent, place), locked(place.parent):  # two processes would take the same version
             _require_same_network(config, text)
             latest = max((int(entry.name) for entry in place.iterdir() if _VERSION.fullmatch(entry.name)), default=0)
-            model = place / str(latest) / file
-            if exists(model) and digest(read_bytes(model)) == stated.sha256:
-                with atomic_output(config) as beside:
-                    beside.write_text(text, encoding="utf-8")
+            if _same(place / str(latest), {file: data, **beside}):
+                with _labels(place / LABELS, labels), atomic_output(config) as written:
+                    written.write_text(text, encoding="utf-8")
             else:
                 latest += 1
-                model = place / str(latest) / file
-                with _version(place, file, data, stated) as temporary:
-                    _publish(temporary, model.parent, config, text)
+                with _version(place, files) as temporary, _labels(place / LABELS, labels):
+                    _publish(temporary, place / str(latest), config, text)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputRefused(f"{place}: can't be written: {reason}; nothing in it was changed") from None
-    return Repository(name, latest, model, config)
+    return Repository(name, latest, place / str(latest) / file, config, serving.runs_on == "gpu")
+
+
+def _run(folder: str, gpu: bool) -> str:
+    return _RUN.format("--gpus all " if gpu else "", folder)
+
+
+def _line(label: str) -> str:
+    """A class name on one line, as the server reads it.
+
+    >>> _line("a\\nb")
+    'a b'
+    """
+    return " ".join(label.encode("utf-8", "replace").decode().split())
+
+
+def _same(version: Path, files: Mapping[str, bytes]) -> bool:
+    """Whether a version has these files with these bytes."""
+    paths = {version / name: content for name, content in files.items()}
+    return all(exists(path) for path in paths) and all(digest(read_bytes(path)) == digest(content) for path, content in paths.items())
+
+
+@contextlib.contextmanager
+def _labels(path: Path, content: bytes | None) -> Iterator[None]:
+    """Write the names of the classes, if there are any; put back what was there if the block fails."""
+    if content is None:
+        yield
+        return
+    before = read_bytes(path) if exists(path) else None
+    if before == content:
+        yield
+        return
+    with atomic_output(path) as written:
+        written.write_bytes(content)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError, OutputRefused):
+            if before is None:
+                path.unlink()
+            else:
+                with atomic_output(path) as written:
+                    written.write_bytes(before)
+        raise
 
 
 @contextlib.contextmanager
@@ -121,13 +178,13 @@ def _folders(*paths: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _version(place: Path, file: str, data: bytes, stated: Manifest) -> Iterator[Path]:
+def _version(place: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
     """A complete version's folder under a temporary name, which the server ignores. It is removed afterwards unless it was renamed."""
     temporary = place / f".new.{secrets.token_hex(4)}.tmp"
     try:
         temporary.mkdir()
-        for path, content in ((temporary / file, data), (manifest.manifest_path(temporary / file), stated.to_json().encode())):
-            with open(path, "wb") as written:
+        for name, content in files.items():
+            with open(temporary / name, "wb") as written:
                 written.write(content)
                 written.flush()
                 os.fsync(written.fileno())
@@ -159,8 +216,8 @@ def _require_same_network(config: Path, text: str) -> None:
     if not exists(config):
         return
     old, new = _fields(read_bytes(config, 1 << 20).decode("utf-8", "replace")), _fields(text)
-    for key in ("platform", "backend", "input", "output"):
-        if old.get(key) != new[key] and (key in old or key in ("input", "output")):
+    for key in ("backend", "platform", "input", "output"):
+        if old.get(key) != new.get(key) and (key in old or key in ("input", "output")):
             was, now = (" ".join(fields.get(key, ["nothing"])) for fields in (old, new))
             raise InputRefused(
                 f"{config}: belongs to another network or kind of artifact ({key}: {printable(was, 200)} there, {now} here); "
@@ -184,30 +241,37 @@ def _fields(text: str) -> dict[str, list[str]]:
         elif key is not None:
             fields[key].append(token)
             depth = max(0, depth + (token in "{<") - (token in "}>"))
+    for words in fields.values():  # the names of classes may change, as the weights may
+        while "label_filename" in words:
+            at = words.index("label_filename")
+            del words[at : at + 2]
     return fields
 
 
-def _config(name: str, stated: Manifest, serving: Serving, max_batch: int | None) -> str:
-    largest, preferred, fixed = _batches(stated, max_batch)
+def _config(name: str, stated: Manifest, serving: Serving, max_batch: int | None, instances: int, threads: int | None) -> str:
+    largest, preferred, fixed = _batches(stated, serving, max_batch)
     image, logits = ([*fixed, *shape] for shape in _shapes(stated))
-    kind = "KIND_GPU" if serving.gpu_only else "KIND_AUTO"
+    kind = {"any": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}[serving.runs_on]
+    threads = require_threads(serving, instances, threads)
+    labels = f" label_filename: {_quoted(LABELS)}" if stated.class_names else ""
     lines = [
         f"# Written by cnet-deploy {__version__}; one configuration for all versions of this model. In the repository's folder:",
-        f"# {_RUN.format('$PWD')}",
+        f"# {_run('$PWD', serving.runs_on == 'gpu')}",
         *_advice(stated),
         f"name: {_quoted(name)}",
-        f"platform: {_quoted(serving.platform)}",
+        *([f"platform: {_quoted(serving.platform)}"] if serving.platform else []),
         f"backend: {_quoted(serving.backend)}",
         f"default_model_filename: {_quoted(serving.file)}",
         f"max_batch_size: {largest}",
         f"input [ {{ name: {_quoted(INPUT)} data_type: TYPE_FP32 dims: {image} }} ]",
-        f"output [ {{ name: {_quoted(OUTPUT)} data_type: TYPE_FP32 dims: {logits} }} ]",
-        f"instance_group [ {{ count: 1 kind: {kind} }} ]",
+        f"output [ {{ name: {_quoted(OUTPUT)} data_type: TYPE_FP32 dims: {logits}{labels} }} ]",
+        f"instance_group [ {{ count: {instances} kind: {kind} }} ]",
         "version_policy: { latest: { num_versions: 1 } }",
     ]
     if largest > 1:
         sizes = f"preferred_batch_size: [ {preferred} ] " if preferred > 1 else ""
-        lines.append(f"dynamic_batching {{ {sizes}max_queue_delay_microseconds: {QUEUE_MICROSECONDS} }}")
+        delay = f"max_queue_delay_microseconds: {QUEUE_MICROSECONDS} " if serving.runs_on == "gpu" else ""
+        lines.append(f"dynamic_batching {{ {sizes}{delay}}}")
     warm = f"key: {_quoted(INPUT)} value: {{ data_type: TYPE_FP32 dims: {image} random_data: true }}"
     for batch in sorted({1, preferred or 1, largest or 1}):  # 1 also for a fixed batch: Triton skips a sample of 0
         lines.append(f"model_warmup [ {{ name: {_quoted(f'batch {batch}')} batch_size: {batch} count: 3 inputs: {{ {warm} }} }} ]")
@@ -216,12 +280,27 @@ def _config(name: str, stated: Manifest, serving: Serving, max_batch: int | None
         "source_sha256": stated.source_sha256,
         "precision": stated.precision,
         "tool": f"cnet-deploy {__version__}",
+        **({} if threads is None else {serving.threads: str(threads)}),
     }
     lines += [f"parameters [ {{ key: {_quoted(key)} value: {{ string_value: {_quoted(v)} }} }} ]" for key, v in parameters.items()]
     return "\n".join(lines) + "\n"
 
 
-def _batches(stated: Manifest, max_batch: int | None) -> tuple[int, int, list[int]]:
+def require_threads(serving: Serving, instances: int, threads: int | None) -> int | None:
+    """The threads of an instance that the configuration states; None: it states none. Raises InputRefused for numbers that can't be."""
+    if type(instances) is not int or not 1 <= instances <= MOST_INSTANCES:
+        raise InputRefused(f"the number of instances is {instances!r}; expected a number from 1 to {MOST_INSTANCES}")
+    if threads is None:
+        usable = min(len(os.sched_getaffinity(0)), MOST_THREADS)
+        return max(1, usable // instances) if serving.states_threads else None
+    if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
+        raise InputRefused(f"the number of threads is {threads!r}; expected a number from 1 to {MOST_THREADS}")
+    if not serving.threads:
+        raise InputRefused(f"Triton's backend {serving.backend} is told no number of threads; leave it out")
+    return threads
+
+
+def _batches(stated: Manifest, serving: Serving, max_batch: int | None) -> tuple[int, int, list[int]]:
     """Largest batch (0: fixed by the artifact), preferred batch (0: none), and the dimension of a fixed batch as a list."""
     if max_batch is not None and (type(max_batch) is not int or not 1 <= max_batch <= _MOST):
         raise InputRefused(f"the largest batch is {max_batch!r}; expected a number from 1 to {_MOST}")
@@ -234,7 +313,7 @@ def _batches(stated: Manifest, max_batch: int | None) -> tuple[int, int, list[in
         largest = max_batch or most
         return largest, best if 1 < best <= largest else 0, []
     batch = stated.details.get("batch")
-    if batch == "dynamic":
+    if batch == "dynamic" or (batch is None and serving.any_batch):
         return max_batch or LARGEST_BATCH, 0, []
     if type(batch) is not int or not 1 <= batch <= _MOST:
         stated_batch = "no batch" if batch is None else f"batch {printable(batch, 100)}"

@@ -36,11 +36,7 @@ from cnet_deploy.hardware.cpu import share_the_processor
 )
 @click.argument("model", type=ModelOrName())
 @parameters.target_options
-@click.option(
-    "--triton",
-    type=OutputPath(),
-    help="Write the artifact into this model repository of NVIDIA Triton Inference Server.",
-)
+@parameters.triton_options
 @click.option("-o", "--output", type=OutputPath(), help="The artifact; of several, the folder for them. [default: beside the model]")
 @parameters.form_option
 @parameters.int8_options
@@ -63,11 +59,13 @@ def export(model: Path, triton: Path | None, output: Path | None, form: str | No
     common["preprocessing"] = parameters.take_steps(options)
     common |= parameters.take(options, "classifier_keep", "labels", "images", "tolerance", "sha256")
     form = options.pop("lowering") or form
+    served = parameters.take_triton(options, triton)
     chosen = parameters.take_targets(options, triton, output)
     int8 = parameters.take(options, *parameters.INT8)
     given = {name: value for name, value in options.items() if value is not None}
     artifacts = parameters.artifacts_of(chosen, given, form)
     int8 = parameters.take_int8(int8, artifacts)
+    parameters.require_served(served, artifacts)
     if triton is not None and len(artifacts) > 1:
         raise click.UsageError(f"--triton takes one artifact, and {len(artifacts)} were asked for; expected one target and one precision")
     share_the_processor()
@@ -92,14 +90,16 @@ def export(model: Path, triton: Path | None, output: Path | None, form: str | No
             own |= int8
             if artifact.form in calibrations:
                 own["calibration"] = calibrations[artifact.form]
-        lines, calibration = _written(model, triton, path, artifact, own)
+        lines, calibration = _written(model, (triton, served) if triton else None, path, artifact, own)
         if calibration is not None:
             calibrations[artifact.form] = calibration
         tell(*lines)
 
 
-def _written(model: Path, triton: Path | None, output: Path | None, artifact: Artifact, common: dict[str, Any]) -> tuple[list[str], Any]:
-    """Write one artifact; lines about it, and its calibration."""
+def _written(
+    model: Path, triton: tuple[Path, dict[str, Any]] | None, output: Path | None, artifact: Artifact, common: dict[str, Any]
+) -> tuple[list[str], Any]:  # fmt: skip
+    """Write one artifact, or a repository of Triton with the options given; lines about it, and its calibration."""
     from cnet_deploy.cli.progress import bar
     from cnet_deploy.workflows import export as workflow
 
@@ -115,7 +115,8 @@ def _written(model: Path, triton: Path | None, output: Path | None, artifact: Ar
             chosen = form or "gather"
         options = {**options, "progress": progress}  # the chooser keeps its own
         if triton is not None:
-            done, repository = workflow.export_repository(model, target, triton, form=chosen, **common, **options)
+            folder, served = triton
+            done, repository = workflow.export_repository(model, target, folder, **served, form=chosen, **common, **options)
             return [*done.lines()[:-1], *repository.lines()], done.calibration
         done = workflow.export(model, target, output, form=chosen, **common, **options)
         return done.lines(), done.calibration

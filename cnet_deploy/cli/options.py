@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
-from cnet_deploy.cli.types import Batches, Bytes, Channels, Choices, Depths, Digest, FilePath, Finite, Points, Size
+from cnet_deploy.cli.types import Batches, Bytes, Channels, Choices, Depths, Digest, FilePath, Finite, OutputPath, Points, Size
 from cnet_deploy.exporters import targets
 from cnet_deploy.exporters.base import Option
 
@@ -204,6 +204,58 @@ def _type_of(options: Sequence[Option]) -> click.ParamType:  # type: ignore[type
     return {"batch": Batches(), "batches": Batches(), "bytes": Bytes(), "file": FilePath()}[first.kind]
 
 
+def triton_options(command: F) -> F:
+    """Options of a model repository of Triton, and how its server runs what lies there."""
+    several = {name: target.serving for name, target in targets().items() if len(target.serving) > 1}
+    backends = {name: [way.backend for way in ways] for name, ways in several.items()}
+    defaults = "; ".join(f"{name}: {known[0]}" for name, known in backends.items())
+    told = {name: way for name, target in targets().items() for way in target.serving if way.threads}
+    stated = ", ".join(name for name, way in told.items() if way.states_threads)
+    for option in (
+        click.option(
+            "--triton-threads",
+            type=click.IntRange(1, 32),
+            help=f"{' and '.join(told)}: threads of each instance. [default: {stated}: the processors, divided among the instances]",
+        ),
+        click.option("--triton-instances", type=click.IntRange(1, 1024), help="Instances, which run at the same time. [default: 1]"),
+        click.option(
+            "--triton-backend",
+            type=click.Choice([name for known in backends.values() for name in known]),
+            help=f"{' and '.join(several)}: Triton's backend. [default: {defaults}]",
+        ),
+        click.option(
+            "--triton",
+            type=OutputPath(),
+            help="Write the artifact into this model repository of NVIDIA Triton Inference Server.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def take_triton(options: dict[str, Any], triton: Path | None) -> dict[str, Any]:
+    """Remove the options of ``triton_options``, and return those that were given, as ``publish`` calls them.
+
+    Raises UsageError where one was given and no repository.
+    """
+    given = {name: value for name in TRITON if (value := options.pop(f"triton_{name}")) is not None}
+    if given and triton is None:
+        raise click.UsageError(f"--triton-{next(iter(given))} is an option of --triton FOLDER alone")
+    return given
+
+
+def require_served(given: Mapping[str, Any], artifacts: Sequence[Artifact]) -> None:
+    """Raise UsageError for an option of ``triton_options`` that an artifact's target does not take."""
+    for target in {artifact.target for artifact in artifacts}:
+        ways = targets()[target].serving
+        if (backend := given.get("backend")) is not None and ways:
+            if backend not in [way.backend for way in ways]:
+                raise click.UsageError(f"--triton-backend {backend} is no backend of --{target}")
+            ways = tuple(way for way in ways if way.backend == backend)
+        if "threads" in given and ways and not ways[0].threads:
+            raise click.UsageError(f"--triton-threads is no option of --{target} with Triton's backend {ways[0].backend}")
+
+
 def take(options: dict[str, Any], *names: str) -> dict[str, Any]:
     """Remove some of a command's options and return them."""
     return {name: options.pop(name) for name in names}
@@ -231,9 +283,10 @@ def take_targets(options: dict[str, Any], triton: Path | None, output: Path | No
     if triton is None:
         *most, last = (f"--{name}" for name in targets())
         raise click.UsageError(f"Missing the target; expected {', '.join(most)} or {last}, or several of them")
-    return [next(name for name, known in targets().items() if known.serving is not None)]
+    return [next(name for name, known in targets().items() if known.serving)]
 
 
+TRITON = ("backend", "instances", "threads")
 INT8 = ("calibrate", "calibration", "calibration_images", "accuracy_budget")
 
 

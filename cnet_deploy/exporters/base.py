@@ -48,12 +48,21 @@ class Option:
 
 @dataclass(frozen=True)
 class Serving:
-    """How Triton Inference Server runs an artifact: its platform and backend, the file's name, and whether it needs a GPU."""
+    """How Triton Inference Server runs an artifact.
+
+    ``backend`` is the server's, ``file`` the artifact's name in a version's folder; ``platform`` is empty for a backend that has none.
+    ``runs_on`` is what an instance may run on: anything, only a CPU, or only a GPU. ``threads`` is the parameter by which the backend is
+    told how many threads an instance has; empty where it has none. Where ``states_threads``, it is always written. ``any_batch``: such
+    artifacts take any batch, and their manifests don't say so.
+    """
 
     platform: str
     backend: str
     file: str
-    gpu_only: bool = False
+    runs_on: Literal["any", "cpu", "gpu"] = "any"
+    threads: str = ""
+    states_threads: bool = False
+    any_batch: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,9 +71,9 @@ class Target:
 
     ``suffix`` is that of its artifacts, ``kind`` what they are by their first bytes (see Kind.opened_by), ``title`` its name in messages,
     ``help`` the help of its flag, ``container`` the name of the file format in `inspect`. ``family_only`` targets take only a Program, so
-    not the paper's other networks. ``forms``: whether the forms of program/forms.py can be chosen. ``serving`` is None if Triton does not
-    serve its artifacts. ``keeps`` is the precision of the layers that int8 keeps in a higher one. ``measured_as`` is the target whose
-    artifacts answer the same in int8 and are built sooner; empty for its own.
+    not the paper's other networks. ``forms``: whether the forms of program/forms.py can be chosen. ``serving`` has the ways in which
+    Triton serves its artifacts, the default first; it is empty if there is none. ``keeps`` is the precision of the layers that int8 keeps
+    in a higher one. ``measured_as`` is the target whose artifacts answer the same in int8 and are built sooner; empty for its own.
     """
 
     suffix: str
@@ -75,7 +84,7 @@ class Target:
     options: tuple[Option, ...] = ()
     family_only: bool = False
     forms: bool = True
-    serving: Serving | None = None
+    serving: tuple[Serving, ...] = ()
     keeps: str = "fp32"
     measured_as: str = ""
 

@@ -43,7 +43,7 @@ TARGET = Target(
             choices=("tensorrt", "tensorrt-rtx"),
         ),
     ),
-    serving=Serving("tensorrt_plan", "tensorrt", "model.plan", gpu_only=True),
+    serving=(Serving("tensorrt_plan", "tensorrt", "model.plan", runs_on="gpu"),),
     measured_as="onnx",  # from whose graph it is built
 )
 DEFAULT_BATCH = (1, 1, 32)

@@ -14,7 +14,7 @@ from torch import nn
 from cnet_deploy.artifacts import self_check
 from cnet_deploy.artifacts.manifest import FORMAT, Manifest, manifest_path
 from cnet_deploy.artifacts.pair import atomic_pair, describe, read_pair
-from cnet_deploy.artifacts.triton import Repository
+from cnet_deploy.artifacts.triton import Repository, require_threads
 from cnet_deploy.errors import CheckFailed, InputRefused, OutputRefused, naming, printable
 from cnet_deploy.exporters import exporter, options_of, require_choices, target_of
 from cnet_deploy.exporters.base import Written
@@ -257,18 +257,22 @@ def _verify(
     return replace(manifest, verification=tuple(c.to_dict() for c in comparisons)), comparisons
 
 
-def export_repository(model: Path | str, target: str, folder: Path | str, **options: Any) -> tuple[Exported, Repository]:
+def export_repository(
+    model: Path | str, target: str, folder: Path | str, *, backend: str | None = None, instances: int = 1, threads: int | None = None,
+    **options: Any,
+) -> tuple[Exported, Repository]:  # fmt: skip
     """``export`` into a model repository of NVIDIA Triton Inference Server (artifacts/triton.py), under the name of the model's file.
 
-    Raises InputRefused for a target that Triton does not serve, and as ``export`` and ``publish`` do.
+    ``backend``, ``instances`` and ``threads`` are those of ``publish``. Raises InputRefused for a target that Triton does not serve, and as
+    ``export`` and ``publish`` do.
     """
-    serving_of(target)
+    require_threads(serving_of(target, backend), instances, threads)  # before the network is exported
     with temporary_folder("triton") as place:
         try:
             done = export(model, target, place / default_output(model, target_of(target).suffix).name, **options)
         except OutputRefused as error:
             raise OutputRefused(f"{error} (the artifact is first written there; set TMPDIR to use another folder)") from None
-        return done, publish(folder, done.path)
+        return done, publish(folder, done.path, backend=backend, instances=instances, threads=threads)
 
 
 def _lowered(model: nn.Module, form: Forms | Callable[[Program], Forms]) -> tuple[Program | nn.Module, Forms]:

@@ -102,11 +102,11 @@ def test_a_backend_is_two_files(tmp_path: Path, checkpoint_path: Path) -> None:
     (tmp_path / "cnet_deploy" / "exporters" / "arrays.py").write_text(EXPORTER)
     (tmp_path / "cnet_deploy" / "sessions" / "arrays.py").write_text(SESSION)
 
-    def run(*arguments: object) -> str:
+    def run(*arguments: object, expected: int = 0) -> str:
         print(json.dumps([str(argument) for argument in arguments]), file=process.stdin, flush=True)
         code, stdout, stderr = json.loads(process.stdout.readline() or '[70, "", "it has ended"]')
-        assert code == 0, stderr
-        return str(stdout)
+        assert code == expected, stderr
+        return str(stderr if expected else stdout)
 
     surroundings = os.environ | {"PYTHONPATH": str(tmp_path)}
     process = subprocess.Popen(
@@ -115,6 +115,8 @@ def test_a_backend_is_two_files(tmp_path: Path, checkpoint_path: Path) -> None:
     assert process.stdin is not None and process.stdout is not None
     assert "--arrays" in run("export", "--help") and "Write plain arrays." in run("export", "--help")
     assert "wrote m.npy" in run("export", checkpoint_path, "--arrays", "-o", "m.npy")
+    refused = run("export", checkpoint_path, "--arrays", "--triton", "models", expected=4)
+    assert "Triton serves no arrays artifacts; expected one of `export` with --onnx or --native or --tensorrt" in refused
     assert "m.npy computes what" in run("verify", "m.npy", checkpoint_path)
     assert "condensenet 4-4-4" in run("inspect", "m.npy")
     quick = ("--rounds", 1, "--seconds", 0, "--warmup", 0)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cnet_deploy.errors import InputRefused
-from cnet_deploy.exporters.base import Option, Target, Written, require_quantization
+from cnet_deploy.exporters.base import Option, Serving, Target, Written, require_quantization
 from cnet_deploy.hardware.cpu import host_isas, host_machine
 from cnet_deploy.version import __version__
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from cnet_deploy.artifacts.manifest import Manifest
     from cnet_deploy.exporters.native.toolchain import Processor
     from cnet_deploy.program.program import Program
     from cnet_deploy.program.quantize import Quantization
@@ -36,10 +38,12 @@ TARGET = Target(
     ),
     family_only=True,
     forms=False,
+    serving=(Serving("", "cnet", "model.so", runs_on="cpu", threads="threads", states_threads=True, any_batch=True),),
     keeps="int16",
 )  # fmt: skip
 NOTE = "programs in C include cnet.h: `cnet-deploy include` prints its folder"
 INCLUDE = Path(__file__).parent / "cpp"  # the folder of cnet.h
+BACKEND = "libtriton_cnet.so"  # as Triton looks for the backend "cnet": in a version's folder, then a model's, then its own
 
 
 def write(
@@ -85,6 +89,17 @@ def write(
     }  # fmt: skip
     exact = None if integers is None else integers.run
     return Written(precision, details, unverifiable=_why_not_here(target), notes=(NOTE,), exact=exact)
+
+
+def serving_files(manifest: Manifest) -> Mapping[str, bytes]:
+    """Triton's backend for a library, compiled for its machine. Raises Unavailable where no compiler is, InputRefused for a manifest
+    that names no machine."""
+    from cnet_deploy.exporters.native.toolchain import build_backend, find_compiler
+
+    machine = manifest.details.get("machine")
+    if not isinstance(machine, str) or not machine:
+        raise InputRefused("its manifest names no machine that the library is for; export the model again")
+    return {BACKEND: build_backend(find_compiler(machine))}
 
 
 def _in_integers(program: Program, quantization: Quantization | None) -> QuantizedProgram:

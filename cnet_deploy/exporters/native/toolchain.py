@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from cnet_deploy.hardware.cpu import host_isas, host_machine
 log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "cpp"
+BACKEND = Path(__file__).parent / "triton"  # of Triton Inference Server; it includes SOURCES' cnet.h
 TARGETS = ("host", "x86-64-v3", "x86-64-v4", "aarch64")
 HOW = (
     "install one (Debian: apt-get install g++), or the compiler that comes as a Python package: pip install 'cnet-deploy[compiler]'; "
@@ -268,8 +269,7 @@ def _object(
 ) -> bytes:
     """One object file: from the user's cache if the same compiler compiled the same sources with the same flags before."""
     flags = [*_COMMON, *compiler.flags(isa), *extra, *defines]
-    content = b"".join(path.read_bytes() for path in sorted(SOURCES.rglob("*")) if path.is_file())
-    key = hashlib.sha256(repr((compiler, name, flags, hashlib.sha256(content).hexdigest())).encode()).hexdigest()
+    key = _key(compiler, name, flags, sorted(SOURCES.rglob("*")))
     if (cached := _from_cache(key)) is not None:
         log.info("%s for %s: compiled before", name, isa)
         return cached
@@ -280,6 +280,38 @@ def _object(
     data = _made(compiler, made)
     _to_cache(key, data)
     return data
+
+
+def build_backend(compiler: Compiler, *, extra: Sequence[str] = ()) -> bytes:
+    """The backend by which Triton Inference Server runs the libraries of this compiler's machine: a shared library, from the user's cache
+    if it was compiled before.
+
+    The server has the functions that it calls (triton/server.h), so they are not defined here. The same compiler gives the same bytes.
+    ``extra`` flags are for builds that check themselves. Raises Unavailable with the compiler's first complaint if it fails.
+    """
+    flags = [*_COMMON, *(compiler.flags(isa) if (isa := _PLAINEST.get(compiler.machine)) else ()), *extra]
+    key = _key(compiler, "backend.cpp", flags, [*sorted(BACKEND.iterdir()), SOURCES / "cnet.h"])
+    if (cached := _from_cache(key)) is not None:
+        log.info("backend.cpp: compiled before")
+        return cached
+    log.info("compiling backend.cpp with %s", compiler.version)
+    with _scratch() as place:
+        made = place / "backend.so"
+        _run([*compiler.command, *flags, "-c", "backend.cpp", "-o", str(place / "backend.o")], BACKEND, place)
+        _run(
+            [*compiler.command, *extra, "-shared", "-Wl,--as-needed,-Bsymbolic,--build-id=none,-z,relro,-z,now,-z,noexecstack,-z,undefs",
+             "-s" if not extra else "-g", "-o", made.name, "backend.o", "-ldl"],
+            place,
+        )  # fmt: skip
+        data = _made(compiler, made)
+    _to_cache(key, data)
+    return data
+
+
+def _key(compiler: Compiler, name: str, flags: Sequence[str], sources: Iterable[Path]) -> str:
+    """What a compiled file is kept under: all that it depends on."""
+    content = b"".join(path.read_bytes() for path in sources if path.is_file())
+    return hashlib.sha256(repr((compiler, name, list(flags), hashlib.sha256(content).hexdigest())).encode()).hexdigest()
 
 
 def _made(compiler: Compiler, path: Path) -> bytes:

@@ -31,7 +31,10 @@ TARGET = Target(
         Option("batch", "batch", "N fixes the batch size, else it is free"),
         Option("opset", "number", "its opset [default: 17, or 22 for bf16]", bounds=(17, 22)),
     ),
-    serving=Serving("onnxruntime_onnx", "onnxruntime", "model.onnx"),
+    serving=(
+        Serving("onnxruntime_onnx", "onnxruntime", "model.onnx", threads="intra_op_thread_count"),
+        Serving("", "openvino", "model.onnx", runs_on="cpu"),
+    ),
 )
 _NO_BF16 = "onnxruntime has no bf16 convolution for CPUs"
 

@@ -50,7 +50,7 @@ def test_an_onnx_file(onnx_path: Path, tmp_path: Path, described: Manifest) -> N
         "output": [{"name": "logits", "dataType": "TYPE_FP32", "dims": ["10"]}],
         "instanceGroup": [{"count": 1}],  # KIND_AUTO is the default
         "versionPolicy": {"latest": {"numVersions": 1}},
-        "dynamicBatching": {"maxQueueDelayMicroseconds": "100"},  # without preferred sizes Triton prefers the largest
+        "dynamicBatching": {},  # no delay: Triton prefers the largest size, and a lone request would wait for it
         "modelWarmup": [
             {"name": f"batch {size}", "batchSize": size, "count": 3, "inputs": {"input": {**image, "randomData": True}}} for size in (1, 32)
         ],
@@ -169,8 +169,27 @@ def test_on_the_command_line(checkpoint_path: Path, tmp_path: Path) -> None:
     assert parsed(tmp_path / "models/reference-cifar10/config.pbtxt").platform == "onnxruntime_onnx"
     both = CliRunner().invoke(main, ["export", str(checkpoint_path), "--triton", "x", "-o", "y.onnx"])
     assert both.exit_code == 2 and "--triton and --output were both given" in both.output
+    assert "--gpus" not in done.output
     native = CliRunner().invoke(main, ["export", str(checkpoint_path), "--native", "--triton", str(tmp_path / "models")])
-    assert native.exit_code == 4 and "Triton serves no native artifacts" in native.output
+    assert native.exit_code == 4 and 'kind of artifact (backend: "onnxruntime" there, "cnet" here)' in native.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--onnx", "--triton-instances", "2"], "--triton-instances is an option of --triton FOLDER alone"),
+        (["--native", "--triton", "r", "--triton-backend", "openvino"], "--triton-backend openvino is no backend of --native"),
+        (["--onnx", "--triton", "r", "--triton-backend", "cnet"], "is not one of 'onnxruntime', 'openvino'"),
+        (
+            ["--triton", "r", "--triton-backend", "openvino", "--triton-threads", "2"],
+            "--triton-threads is no option of --onnx with Triton's backend openvino",
+        ),
+        (["--native", "--triton", "r", "--triton-threads", "33"], "33 is not in the range 1<=x<=32"),
+    ],
+)
+def test_options_that_do_not_fit(checkpoint_path: Path, options: list[str], message: str) -> None:
+    done = CliRunner().invoke(main, ["export", str(checkpoint_path), *options])
+    assert done.exit_code == 2 and message in " ".join(done.output.split()), done.output
 
 
 @long

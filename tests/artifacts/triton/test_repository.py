@@ -47,8 +47,10 @@ def test_refusals(onnx_path: Path, tmp_path: Path, described: Manifest) -> None:
         publish(tmp_path / "r", engine(tmp_path, described, flavour="tensorrt-rtx"))
     with pytest.raises(InputRefused, match="takes no fewer than 4 images"):
         publish(tmp_path / "r", engine(tmp_path, described, profiles=[{"min": 4, "opt": 4, "max": 4}]))
-    with pytest.raises(InputRefused, match="Triton serves no native artifacts"):
+    with pytest.raises(InputRefused, match=r"m\.so: its manifest names no machine that the library is for; export the model again"):
         publish(tmp_path / "r", artifact(tmp_path / "m.so", described, target="native"))
+    with pytest.raises(InputRefused, match="Triton's backend cnet runs no ONNX artifacts; expected onnxruntime or openvino"):
+        publish(tmp_path / "r", onnx_path, backend="cnet")
     (tmp_path / "bare.onnx").write_bytes(onnx_path.read_bytes())
     with pytest.raises(InputRefused, match="has no manifest"):
         publish(tmp_path / "r", tmp_path / "bare.onnx")
@@ -66,7 +68,7 @@ def test_one_configuration_serves_one_network(onnx_path: Path, tmp_path: Path, d
     larger = replace(described.architecture, classes=100)
     wider = replace(described.architecture, input_size=(32, 64))
     for path, what in (
-        (engine(tmp_path / "a", described), "platform: \"onnxruntime_onnx\" there, \"tensorrt_plan\" here"),
+        (engine(tmp_path / "a", described), "backend: \"onnxruntime\" there, \"tensorrt\" here"),
         (artifact(tmp_path / "b/net.onnx", described, architecture=larger), "output: .* dims 10 } there, .* dims 100 } here"),
         (artifact(tmp_path / "c/net.onnx", described, architecture=wider), "input: .* dims 3 32 32 } there, .* dims 3 32 64 } here"),
         (artifact(tmp_path / "d/net.onnx", described, details={"batch": 2}), "input: "),
