@@ -25,7 +25,7 @@ import pytest
 from tests.processes import interruptible
 
 ROOT = Path(__file__).parents[2]
-STANDINS = Path(__file__).parent
+STANDINS = ("onnxruntime", "openvino")
 READY_SECONDS = 60.0
 EXIT_SECONDS = 5  # the server waits so long for requests that it has begun
 HEADER = "Inference-Header-Content-Length"
@@ -61,8 +61,8 @@ def find_installation() -> Installation:
     return found
 
 
-def make_standin(installation: Installation, name: str, place: Path) -> Path:
-    """A folder of backends: Triton's for Python, and beside it one of this name, which is in ``<name>_standin`` here.
+def make_standins(installation: Installation, place: Path) -> None:
+    """Fill a folder of backends: Triton's for Python, and ours that it runs, which are in ``<name>_standin`` here.
 
     All are copies: the server refuses links that lead out of the folder.
     """
@@ -72,8 +72,8 @@ def make_standin(installation: Installation, name: str, place: Path) -> Path:
     for file in stub.iterdir():
         shutil.copy(file, python)
         (python / file.name).chmod(0o755)
-    shutil.copytree(STANDINS / f"{name}_standin", place / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return place
+    for name in STANDINS:
+        shutil.copytree(Path(__file__).parent / f"{name}_standin", place / name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def _surroundings(installation: Installation) -> dict[str, str]:
@@ -106,7 +106,7 @@ class Server:
         """Where its gRPC is."""
         return f"127.0.0.1:{self.grpc_port}"
 
-    def request(self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
+    def request(self, method: str, path: str, body: bytes | Iterator[bytes] = b"", headers: Mapping[str, str] | None = None) -> Answer:
         """One request over HTTP. Raises OSError or HTTPException if the connection is not kept."""
         connection: http.client.HTTPConnection | None = getattr(self._own, "connection", None)
         if connection is None:
@@ -132,14 +132,21 @@ class Server:
         return self.request("POST", path, json.dumps(said).encode(), {"Content-Type": "application/json"})
 
     def infer(self, model: str, images: Array, *, version: int | None = None, name: str = "input", datatype: str = "FP32",
-              shape: tuple[int, ...] | None = None, output: Mapping[str, Any] | None = None) -> Answer:  # fmt: skip
-        """Logits of images, both as bytes. ``output`` are the parameters of the output in place of those bytes."""
+              shape: tuple[int, ...] | None = None, output: Mapping[str, Any] | None = None, padding: int = 0,
+              piece: int | None = None) -> Answer:  # fmt: skip
+        """Logits of images, both as bytes. ``output`` are the parameters of the output in place of those bytes.
+
+        ``padding`` moves the images so many bytes on in the request. Pieces of ``piece`` bytes are sent with pauses between them: the
+        server then has the images in several places.
+        """
         data = images.tobytes()
         tensor = {"name": name, "datatype": datatype, "shape": list(shape or images.shape), "parameters": {"binary_data_size": len(data)}}
         outputs = [{"name": "logits", "parameters": dict(output or {"binary_data": True})}]
-        header = json.dumps({"inputs": [tensor], "outputs": outputs}).encode()
+        header = json.dumps({"inputs": [tensor], "outputs": outputs}).encode() + b" " * padding
         path = f"/v2/models/{model}" + (f"/versions/{version}" if version else "") + "/infer"
-        return self.request("POST", path, header + data, {HEADER: str(len(header))})
+        body = header + data
+        headers = {HEADER: str(len(header)), "Content-Length": str(len(body))}
+        return self.request("POST", path, _in_pieces(body, piece) if piece else body, headers)
 
     def infer_json(self, model: str, images: Array) -> Answer:
         """The same, all in JSON."""
@@ -195,6 +202,12 @@ def wait_until(holds: Callable[[], object], seconds: float = 20.0) -> None:
     while not holds():
         assert time.monotonic() < end, f"not so after {seconds} s"
         time.sleep(0.01)
+
+
+def _in_pieces(body: bytes, size: int) -> Iterator[bytes]:
+    for at in range(0, len(body), size):
+        yield body[at : at + size]
+        time.sleep(0.002)
 
 
 def _free_ports() -> tuple[int, int]:

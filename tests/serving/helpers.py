@@ -1,0 +1,40 @@
+"""What is compared with what the server answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import cnet_deploy as cd
+
+from .server import Array
+
+CLOSE = 1e-5  # of the largest logit: onnxruntime adds in another order when it runs requests together
+
+
+def logits_of(path: Path, images: Array) -> Array:
+    """What a session computes."""
+    with cd.open_session(path, threads=1) as session:
+        return session.run(images)
+
+
+def equal(found: Array | None, expected: Array) -> bool:
+    """To the bit."""
+    return found is not None and found.shape == expected.shape and found.tobytes() == expected.tobytes()
+
+
+def close(found: Array | None, expected: Array) -> bool:
+    return found is not None and found.shape == expected.shape and bool(np.abs(found - expected).max() <= CLOSE * np.abs(expected).max())
+
+
+def sizes_run(statistics: dict[str, Any]) -> Counter[int]:
+    """How often a model has run with how many images at once."""
+    return Counter({found["batch_size"]: found["compute_infer"]["count"] for found in statistics["batch_stats"]})
+
+
+def images_run(statistics: dict[str, Any]) -> int:
+    """How many images a model has run."""
+    return sum(size * count for size, count in sizes_run(statistics).items())
