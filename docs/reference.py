@@ -19,7 +19,7 @@ from pdoc.render_helpers import to_html
 import cnet_deploy
 
 HERE = Path(__file__).parent
-FIRST = ("reading", "evaluating", "deploying", "preprocessing", "c-api", "native")  # of the guides; then by name
+FIRST = ("reading", "evaluating", "deploying", "serving", "preprocessing", "c-api", "native")  # of the guides; then by name
 PAGES = sorted(HERE.glob("*.md"), key=lambda page: (FIRST.index(page.stem) if page.stem in FIRST else len(FIRST), page.stem))
 GUIDES = {page.stem: page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for page in PAGES}  # name -> title
 _PAGE = """<!doctype html>

@@ -9,9 +9,9 @@ import pytest
 
 from tests.once import Once
 
-from .server import Array, Installation, find_installation, make_standin
+from .server import STANDINS, Array, Installation, find_installation, make_standins
 
-collect_ignore = ["onnxruntime_standin"]  # for the server's Python
+collect_ignore = ["onnxruntime_standin", "openvino_standin"]  # for the server's Python
 
 
 @pytest.fixture(scope="session")
@@ -21,11 +21,11 @@ def installation() -> Installation:
 
 
 @pytest.fixture(scope="session")
-def onnxruntime_backend(installation: Installation, once: Once) -> Path:
-    """A folder of backends with the stand-in for onnxruntime's."""
-    if not (installation.packages / "onnxruntime").is_dir():  # as with Python 3.13, which has no numpy that the backend can read
-        pytest.skip("the environment of the Triton server has no onnxruntime")
-    return once("onnxruntime-backend", lambda place: make_standin(installation, "onnxruntime", place))
+def standins(installation: Installation, once: Once) -> Path:
+    """A folder of backends that stand in for Triton's onnxruntime and openvino."""
+    if not all((installation.packages / name).is_dir() for name in STANDINS):
+        pytest.skip("the environment of the Triton server has no onnxruntime and openvino, as with Python 3.13")
+    return once("standins", lambda place: make_standins(installation, place))
 
 
 @pytest.fixture(scope="session")

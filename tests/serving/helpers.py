@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,3 +28,13 @@ def equal(found: Array | None, expected: Array) -> bool:
 
 def close(found: Array | None, expected: Array) -> bool:
     return found is not None and found.shape == expected.shape and bool(np.abs(found - expected).max() <= CLOSE * np.abs(expected).max())
+
+
+def sizes_run(statistics: dict[str, Any]) -> Counter[int]:
+    """How often a model has run with how many images at once."""
+    return Counter({found["batch_size"]: found["compute_infer"]["count"] for found in statistics["batch_stats"]})
+
+
+def images_run(statistics: dict[str, Any]) -> int:
+    """How many images a model has run."""
+    return sum(size * count for size, count in sizes_run(statistics).items())

@@ -25,7 +25,7 @@ import pytest
 from tests.processes import interruptible
 
 ROOT = Path(__file__).parents[2]
-STANDINS = Path(__file__).parent
+STANDINS = ("onnxruntime", "openvino")
 READY_SECONDS = 60.0
 EXIT_SECONDS = 5  # the server waits so long for requests that it has begun
 HEADER = "Inference-Header-Content-Length"
@@ -61,8 +61,8 @@ def find_installation() -> Installation:
     return found
 
 
-def make_standin(installation: Installation, name: str, place: Path) -> Path:
-    """A folder of backends: Triton's for Python, and beside it one of this name, which is in ``<name>_standin`` here.
+def make_standins(installation: Installation, place: Path) -> None:
+    """Fill a folder of backends: Triton's for Python, and ours that it runs, which are in ``<name>_standin`` here.
 
     All are copies: the server refuses links that lead out of the folder.
     """
@@ -72,8 +72,8 @@ def make_standin(installation: Installation, name: str, place: Path) -> Path:
     for file in stub.iterdir():
         shutil.copy(file, python)
         (python / file.name).chmod(0o755)
-    shutil.copytree(STANDINS / f"{name}_standin", place / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return place
+    for name in STANDINS:
+        shutil.copytree(Path(__file__).parent / f"{name}_standin", place / name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def _surroundings(installation: Installation) -> dict[str, str]:

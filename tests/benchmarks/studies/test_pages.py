@@ -31,7 +31,7 @@ def older() -> Recorded:
     return Recorded.read(OLDER)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/measuring.md", "docs/int8.md", "docs/v2.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/measuring.md", "docs/int8.md", "docs/v2.md", "docs/serving.md"])
 def test_tables_are_the_recorded_runs(page: str, recorded: Recorded) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert "<!-- recorded: " in text and renewed(text, recorded) == text
