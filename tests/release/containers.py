@@ -26,6 +26,11 @@ def command(dockerfile: Path) -> list[str]:
     return _words(dockerfile, "")
 
 
+def health_check(dockerfile: Path) -> list[str]:
+    """What is run to see whether the container is well."""
+    return _words(dockerfile, "HEALTHCHECK .*")
+
+
 def objects() -> tuple[dict[str, Any], dict[str, Any]]:
     """The Deployment and the Service."""
     deployment, service = yaml.safe_load_all(OBJECTS.read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 RUNS = ROOT / "cnet_deploy" / "benchmarks" / "results"
 RECORDED = RUNS / "intel-xeon-2-cores"  # what the pages have figures of
-NAMES = ("reading", "native", "c-api", "gpu", "evaluating", "training", "measuring")  # those with commands to run
+NAMES = ("reading", "native", "c-api", "gpu", "evaluating", "training", "measuring", "serving")  # those with commands to run
 PAGES = {
     page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")
     for page in (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES))

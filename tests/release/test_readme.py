@@ -19,7 +19,13 @@ from tests.forks import Forks
 from tests.pictures import assert_same
 from tests.release.pages import PAGES, README, RECORDED, ROAD, ROOT, blocks, commands, hurried, of_the_road, shell, steps, surroundings
 
-LONG = ["README.md", "docs/native.md", "docs/evaluating.md", "docs/measuring.md"]  # `make test-all` runs these pages' commands
+LONG = [
+    "README.md",
+    "docs/native.md",
+    "docs/evaluating.md",
+    "docs/measuring.md",
+    "docs/serving.md",
+]  # `make test-all` runs these pages' commands
 SHOWN = {"inspect", "convert", "verify", "run"}  # whose output can be compared, numbers that change apart
 
 

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 from tests.release.containers import IMAGES, OBJECTS, command, objects
+from tests.release.pages import ROOT
 
 
 def lint(*words: str | Path) -> tuple[int, str]:
@@ -46,6 +52,12 @@ def test_images_differ_in_where_the_server_is_from() -> None:
         assert "--gpus" not in text and '\nENV CUDA_VISIBLE_DEVICES=""\n' in text
         assert "\nCOPY repository /models\n" in text and "--chown" not in text  # so the files are root's
         assert "--model-repository=/models" in command(path)
+
+
+def test_the_small_image_has_the_server_that_tests_run() -> None:
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]["triton"]
+    installed = re.findall(r"nvidia-pytriton==[\d.]+", IMAGES[1].read_text(encoding="utf-8"))
+    assert IMAGES[1].suffix == ".slim" and installed and set(installed) <= set(extra)
 
 
 def test_there_is_time_to_answer_before_the_end() -> None:
