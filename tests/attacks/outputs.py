@@ -93,8 +93,14 @@ def _repository(models: Models, folder: Path) -> str | None:
     place = folder / "repository" / "m"
     if not place.exists():
         return None
-    assert all(entry.name in ("1", "2", "config.pbtxt") or TEMPORARY.fullmatch(entry.name) for entry in place.iterdir())
-    found = [pair(models, version / "model.onnx") for name in "12" if (version := place / name).exists()]
+    known = ("1", "2", "config.pbtxt", "labels.txt")
+    assert all(entry.name in known or TEMPORARY.fullmatch(entry.name) for entry in place.iterdir())
+    versions = [version for name in "12" if (version := place / name).exists()]
+    files = [next(path for path in version.iterdir() if path.name in ("model.onnx", "model.so")) for version in versions]
+    assert all(path.suffix == ".onnx" or path.with_name("libtriton_cnet.so").stat().st_size for path in files), (
+        "a library without its backend"
+    )
+    found = [pair(models, path) for path in files]
     assert None not in found, "a version without its model"
     assert (place / "config.pbtxt").exists() or not found, "a version that no configuration speaks of"
     return found[-1] if found else None
@@ -130,6 +136,13 @@ ONNX, NATIVE = (
 TRITON = Command(
     "export --triton", lambda models, new, folder: ("export", _named(models, new, folder), "--triton", folder / "repository"), _repository,
     ("repository",), "repository/m",
+)  # fmt: skip
+TRITON_NATIVE = Command(
+    "export --triton --native",
+    lambda models, new, folder: (
+        "export", _named(models, new, folder), "--native", "--target", "host", "--triton", folder / "repository",
+    ),
+    _repository, ("repository",), "repository/m",
 )  # fmt: skip
 PLOT = Command(
     "inspect --plot", lambda models, new, folder: ("inspect", models.new if new else models.old, "--plot", folder / "m.svg"), _picture,

@@ -26,7 +26,22 @@ from tests.cases import few, long
 from tests.forks import IN_PLACE, Done, Forks
 
 from .fixtures import Models
-from .outputs import CONVERT, NATIVE, ONNX, PLOT, QUICK, SHAPE, TRITON, Command, emptied, nobody_left, told, whole_results, whole_run
+from .outputs import (
+    CONVERT,
+    NATIVE,
+    ONNX,
+    PLOT,
+    QUICK,
+    SHAPE,
+    TRITON,
+    TRITON_NATIVE,
+    Command,
+    emptied,
+    nobody_left,
+    told,
+    whole_results,
+    whole_run,
+)
 
 KILLED = -signal.SIGKILL
 WAYS = ["at any moment", "as names change"]
@@ -118,7 +133,7 @@ def killed_at_each_step(
 
 
 @long
-@pytest.mark.parametrize("command", few([CONVERT, ONNX, TRITON, PLOT, NATIVE]), ids=str)
+@pytest.mark.parametrize("command", few([CONVERT, ONNX, TRITON, PLOT, NATIVE, TRITON_NATIVE]), ids=str)
 def test_every_step_of_a_commit(command: Command, models: Models, forks: Forks, tmp_path: Path, kills: int) -> None:
     found = killed_at_each_step(command, models, forks, tmp_path, kills)
     told(f"{command}, at each step", **found)

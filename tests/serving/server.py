@@ -136,8 +136,8 @@ class Server:
               piece: int | None = None) -> Answer:  # fmt: skip
         """Logits of images, both as bytes. ``output`` are the parameters of the output in place of those bytes.
 
-        ``padding`` moves the images so many bytes on in the request. Pieces of ``piece`` bytes are sent with pauses between them: the
-        server then has the images in several places.
+        ``padding`` moves the images so many bytes on in the request, and with them where the server has them in memory. Pieces of
+        ``piece`` bytes are sent with pauses between them.
         """
         data = images.tobytes()
         tensor = {"name": name, "datatype": datatype, "shape": list(shape or images.shape), "parameters": {"binary_data_size": len(data)}}

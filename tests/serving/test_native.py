@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +26,7 @@ from tests.cases import long
 from tests.once import Once
 
 from .helpers import equal, images_run, logits_of, sizes_run
-from .server import Answer, Array, Installation, Load, Server, serving, wait_until
+from .server import HEADER, Answer, Array, Installation, Load, Server, serving, wait_until
 
 LIVING = ("--exit-on-error=false", "--strict-readiness=false")  # a server that goes on without the models that can't be loaded
 EXPLICIT = ("--model-control-mode=explicit",)
@@ -44,7 +46,8 @@ def small(once: Once, compiled: None) -> Path:
 @pytest.fixture(scope="module")
 def repository(converted: DenselyConnected, small: Path, few_images: Path,
                tmp_path_factory: pytest.TempPathFactory) -> Path:  # fmt: skip
-    """The real network as ``net``, in integers as ``int8``, and a small one in two instances as ``two``."""
+    """The real network as ``net``, in integers as ``int8``, and a small one in two instances as ``two``, in two versions as ``both``, and
+    for images without a batch as ``single``."""
     place = tmp_path_factory.mktemp("native")
     labels = Path(__file__).parents[2] / "examples/cifar10-labels.txt"
     fp32 = cd.export(converted, "native", place / "net.so", labels=labels)
@@ -52,6 +55,11 @@ def repository(converted: DenselyConnected, small: Path, few_images: Path,
     publish(place / "models", fp32.path)
     publish(place / "models", int8.path)
     publish(place / "models", small / "0.so", name="two", instances=2)
+    both = publish(place / "models", small / "0.so", name="both").config
+    publish(place / "models", small / "1.so", name="both")
+    both.write_text(both.read_text().replace("latest: { num_versions: 1 }", "all { }"))
+    single = publish(place / "models", small / "0.so", name="single", max_batch=1).config
+    single.write_text(re.sub(r"max_batch_size: 1|model_warmup .*", "", single.read_text()))
     return place / "models"
 
 
@@ -108,11 +116,43 @@ def test_grpc(server: Server, repository: Path, images: Array) -> None:
 
 @long
 @pytest.mark.parametrize("padding", [0, 1, 2, 3])
-@pytest.mark.parametrize("piece", [None, 5001, 40000])
+@pytest.mark.parametrize("piece", [None, 5001])
 def test_images_anywhere_in_memory(server: Server, repository: Path, images: Array, padding: int, piece: int | None) -> None:
-    """In one place or several, and at any address."""
+    """At any address, whether they come at once or not."""
     expected = logits_of(repository / "net/1/model.so", images[:8])
     assert equal(server.infer("net", images[:8], padding=padding, piece=piece).logits, expected)
+
+
+@long
+def test_two_versions_at_once(server: Server, repository: Path, images: Array) -> None:
+    """Each library answers for itself, though all have functions of the same names."""
+    for version in (1, 2, 1):
+        expected = logits_of(repository / f"both/{version}/model.so", images[:3])
+        assert equal(server.infer("both", images[:3], version=version).logits, expected)
+
+
+@long
+def test_without_a_batch(server: Server, repository: Path, images: Array) -> None:
+    """A configuration may leave the batch out: requests are then single images."""
+    answer = server.infer("single", images[0])
+    assert equal(answer.logits, logits_of(repository / "single/1/model.so", images[:1])[0])
+    assert server.infer("single", images[:1]).status == 400
+
+
+@long
+def test_clients_that_go_away(server: Server, repository: Path, images: Array) -> None:
+    """In the middle of a request or before its answer: the others don't notice."""
+    expected = logits_of(repository / "net/1/model.so", images)
+    tensor = {"name": "input", "datatype": "FP32", "shape": list(images[:32].shape), "parameters": {"binary_data_size": images[:32].nbytes}}
+    header = json.dumps({"inputs": [tensor]}).encode()
+    body = header + images[:32].tobytes()
+    lines = f"POST /v2/models/net/infer HTTP/1.1\r\nHost: x\r\n{HEADER}: {len(header)}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with Load(server, "net", images, clients=2) as load:
+        for length in (*range(0, len(body), len(body) // 20), *[len(body)] * 20):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+                client.sendall(lines + body[:length])
+    assert all(isinstance(answer, Answer) and equal(answer.logits, expected[which : which + 1]) for which, answer in load.end())
+    assert equal(server.infer("net", images[:32]).logits, expected[:32])
 
 
 @long
@@ -285,8 +325,8 @@ def foreign(library: Path) -> bytes:
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped": (flip, "its manifest states"),
     "cut": (cut, "the pair does not belong together"),
-    "longer": (lengthen, "more than"),
-    "empty": (lambda library: library.write_bytes(b""), "only 0 bytes"),
+    "longer": (lengthen, "the pair does not belong together"),
+    "empty": (lambda library: library.write_bytes(b""), "the pair does not belong together"),
     "gone": (Path.unlink, "model.so can't be read: No such file"),
     "a-folder": (lambda library: (library.unlink(), library.mkdir()), "model.so"),
     "of-another": (lambda library: library.write_bytes(foreign(library)), "the pair does not belong together"),

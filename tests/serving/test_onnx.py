@@ -23,14 +23,16 @@ from tests.once import Once
 from .helpers import close, equal, images_run, logits_of, sizes_run
 from .server import Answer, Array, Installation, Load, Server, serving, wait_until
 
+LABELS = Path(__file__).parents[2] / "examples" / "cifar10-labels.txt"
+
 
 @pytest.fixture(scope="session")
 def small(once: Once) -> Path:
-    """Two small networks of one shape, ``0.onnx`` and ``1.onnx``, and ``eight.onnx``, which takes eight images."""
+    """Two small networks of one shape, ``0.onnx`` with names of classes and ``1.onnx``, and ``eight.onnx``, which takes eight images."""
 
     def make(place: Path) -> None:
-        for seed in (0, 1):
-            cd.export(build_random(TINY, seed), "onnx", place / f"{seed}.onnx")
+        for seed, labels in enumerate((LABELS, None)):
+            cd.export(build_random(TINY, seed), "onnx", place / f"{seed}.onnx", labels=labels)
         cd.export(build_random(TINY), "onnx", place / "eight.onnx", batch=8)
 
     return once("served-onnx", make)
@@ -109,6 +111,29 @@ def test_a_network_of_fixed_batch(server: Server, repository: Path, images: Arra
     answer = server.infer("eight", images[:8])
     assert equal(answer.logits, expected)
     assert server.infer("eight", images[:7]).status == 400
+
+
+@long
+def test_classes_by_name(server: Server, repository: Path, images: Array) -> None:
+    """The classification extension takes the names from the repository."""
+    answer = server.infer("v1.2-a_b___", images[:2], output={"classification": 2})
+    (output,) = answer.said["outputs"]
+    names = LABELS.read_text().split()
+    logits = logits_of(repository / "v1.2-a_b___/1/model.onnx", images[:2])
+    best = [int(number) for row in logits for number in np.argsort(-row)[:2]]
+    assert [line.partition(":")[2] for line in output["data"]] == [f"{number}:{names[number]}" for number in best]
+
+
+@long
+def test_openvino(onnx_path: Path, images: Array, tmp_path: Path, installation: Installation, standins: Path) -> None:
+    """The same file for the other backend that Triton has for it."""
+    done = publish(tmp_path / "models", onnx_path, name="net", backend="openvino")
+    with serving(installation, tmp_path / "models", tmp_path / "log", backends=standins) as server:
+        answers = [server.infer("net", images[:count]) for count in (1, 32)]
+        assert sizes_run(server.statistics("net")) == {1: 4, 32: 4}  # with three for the warm-up
+    with cd.open_session(done.model, backend="openvino", threads=1) as session:
+        assert all(close(answer.logits, session.run(images[: len(answer.logits)])) for answer in answers if answer.logits is not None)
+    assert [answer.status for answer in answers] == [200, 200]
 
 
 @long

@@ -229,6 +229,9 @@ Error Library::copy(const char *path, const Stated &stated) {
     const File from(open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK));
     size_t size;
     TRY(open_regular(path, from.number, MOST_LIBRARY, &size));
+    if (size != stated.bytes)
+        return failed(INVALID, "%s has %zu bytes, and its manifest states %llu; the pair does not belong together: %s", path, size,
+                      static_cast<unsigned long long>(stated.bytes), AGAIN);
     constexpr size_t PIECE = 1 << 16;
     Buffer piece;
     if (!piece.reserve(PIECE)) return no_memory(PIECE);
@@ -246,10 +249,7 @@ Error Library::copy(const char *path, const Stated &stated) {
         if (!write_all(file, static_cast<char *>(piece.at), static_cast<size_t>(more)))
             return failed(UNAVAILABLE, "%s can't be copied to memory, from where it is loaded: %s", path, strerror(errno));
     }
-    if (bytes != stated.bytes)
-        return failed(INVALID, "%s has %s %llu bytes, and its manifest states %llu; the pair does not belong together: %s", path,
-                      bytes > stated.bytes ? "more than" : "only", static_cast<unsigned long long>(bytes > stated.bytes ? stated.bytes : bytes),
-                      static_cast<unsigned long long>(stated.bytes), AGAIN);
+    if (bytes != stated.bytes) return failed(INVALID, "%s was changed while it was read; load the model again", path);
     char text[65];
     digest.finish(text);
     if (strcmp(text, stated.sha256))
@@ -265,6 +265,7 @@ Error Library::load(const char *path, const Stated &stated) {
     handle = dlopen(name, RTLD_NOW | RTLD_LOCAL);
     if (!handle) {
         const char *reason = dlerror();
+        if (reason && !strncmp(reason, name, strlen(name))) reason += strlen(name) + 2;
         return failed(INVALID, "%s can't be loaded as a library (%s); %s", path, reason ? reason : "no reason given", AGAIN);
     }
     decltype(&cnet_version) version;
