@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import cnet_deploy as cd
 from cnet_deploy.artifacts.manifest import Manifest, manifest_path
+from cnet_deploy.cli import main
 from cnet_deploy.errors import InputRefused, OutputRefused, Unavailable
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.version import __version__
@@ -143,6 +145,16 @@ def test_names_are_put_back_where_the_rest_fails(tmp_path: Path, described: Mani
     with pytest.raises(OutputRefused, match="No space left"):
         publish(tmp_path / "r", other)
     assert tree(tmp_path / "r") == before
+
+
+def test_on_the_command_line(compiled: None, checkpoint_path: Path, tmp_path: Path) -> None:
+    line = ["export", str(checkpoint_path), "--native", "--target", "host", "--triton", str(tmp_path / "models")]
+    done = CliRunner().invoke(main, [*line, "--triton-instances", "2", "--triton-threads", "1"])
+    assert done.exit_code == 0, done.output
+    assert "tritonserver --model-repository=/models" in done.output and "--gpus" not in done.output
+    found = parsed(tmp_path / "models/reference-cifar10/config.pbtxt")
+    assert (found.backend, found.instance_group[0].count, found.parameters["threads"].string_value) == ("cnet", 2, "1")
+    assert (tmp_path / "models/reference-cifar10/1/libtriton_cnet.so").stat().st_size
 
 
 def test_without_a_compiler_nothing_is_written(native_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

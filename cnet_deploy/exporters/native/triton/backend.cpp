@@ -418,7 +418,9 @@ struct Part {
 struct Instance {
     Model *model = nullptr;
     cnet_model *handle = nullptr;
-    Buffer parts, images, logits;
+    Buffer work;      // the requests of an execution
+    Buffer gathered;  // their images, where they are not in one piece
+    Buffer scratch;   // their logits, where the library can't write them where they belong
 
     ~Instance() {
         if (handle) model->library.destroy(handle);
@@ -483,7 +485,7 @@ const float *Instance::in_place(const Part &part) const {
 // Copies a request's images to their place in the batch.
 Error Instance::gather(Part &part, uint64_t first) {
     const uint64_t expected = part.images * model->image * sizeof(float);
-    char *to = static_cast<char *>(images.at) + first * model->image * sizeof(float);
+    char *to = static_cast<char *>(gathered.at) + first * model->image * sizeof(float);
     uint64_t had = 0;
     for (uint32_t i = 0; i < part.buffers; i++) {
         const void *at;
@@ -531,8 +533,8 @@ Error Instance::compute(Part *parts, uint32_t count, uint64_t *images_run, uint6
     const float *in = only ? in_place(*only) : nullptr;
     uint64_t batch = in ? only->images : 0;
     if (!in) {
-        if (!images.reserve(most * image_bytes)) return no_memory(most * image_bytes);
-        in = static_cast<const float *>(images.at);
+        if (!gathered.reserve(most * image_bytes)) return no_memory(most * image_bytes);
+        in = static_cast<const float *>(gathered.at);
         for (uint32_t i = 0; i < count; i++) {
             if (parts[i].error) continue;
             parts[i].first = batch;
@@ -544,8 +546,8 @@ Error Instance::compute(Part *parts, uint32_t count, uint64_t *images_run, uint6
         if (!parts[i].error && parts[i].wanted) parts[i].error = place(parts[i]);
     if (!batch) return nullptr;
     const bool straight = only && only->logits && reinterpret_cast<uintptr_t>(only->logits) % alignof(float) == 0;
-    if (!straight && !logits.reserve(batch * logit_bytes)) return no_memory(batch * logit_bytes);
-    auto *out = static_cast<float *>(straight ? only->logits : logits.at);
+    if (!straight && !scratch.reserve(batch * logit_bytes)) return no_memory(batch * logit_bytes);
+    auto *out = static_cast<float *>(straight ? only->logits : scratch.at);
     *start = now();
     const cnet_status status = model->library.run(handle, in, batch * model->image, batch, out, batch * model->classes);
     *end = now();
@@ -654,8 +656,8 @@ EXPORTED Error TRITONBACKEND_ModelInstanceExecute(TRITONBACKEND_ModelInstance *t
     void *state;
     TRY(TRITONBACKEND_ModelInstanceState(triton, &state));
     Instance &instance = *static_cast<Instance *>(state);
-    if (!instance.parts.reserve(count * sizeof(Part))) return no_memory(count * sizeof(Part));
-    auto *parts = static_cast<Part *>(instance.parts.at);
+    if (!instance.work.reserve(count * sizeof(Part))) return no_memory(count * sizeof(Part));
+    auto *parts = static_cast<Part *>(instance.work.at);
     for (uint32_t i = 0; i < count; i++) {
         parts[i] = Part{};
         parts[i].request = requests[i];
