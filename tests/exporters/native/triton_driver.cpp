@@ -13,8 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "../cpp/processors.h"
 #include "json.h"
-#include "processors.h"
 #include "server.h"
 #include "sha256.h"
 

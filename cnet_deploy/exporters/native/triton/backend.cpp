@@ -15,8 +15,8 @@
 #include <new>
 
 #include "../cpp/cnet.h"
+#include "../cpp/processors.h"
 #include "json.h"
-#include "processors.h"
 #include "server.h"
 #include "sha256.h"
 
@@ -331,7 +331,7 @@ Error Model::choose_threads(json::Value config) {
             if (json::whole(json::member(group, "count"), &count)) instances += count;
         }
     if (!instances) instances = 1;
-    const uint64_t usable = processors();
+    const uint64_t usable = usable_processors();
     uint64_t chosen = usable / instances;
     chosen = chosen < 1 ? 1 : chosen > CNET_MAX_THREADS ? CNET_MAX_THREADS : chosen;
     if (const json::Value stated = json::member(json::member(json::member(config, "parameters"), "threads"), "string_value")) {
