@@ -226,7 +226,7 @@ def test_a_configuration_of_another_network(driver: Driver) -> None:
     ):
         assert message in driver.refusal(config(**changes)), changes
     assert "[ { kind: KIND_CPU } ]" in driver.refusal(config(), DRIVER_GPU="1")
-    assert "version 1.9 of the interface for backends; expected 1.10 or a later 1.x" in driver.refusal(config(), DRIVER_MINOR="9")
+    assert "version 2.0 of the interface for backends; expected 1.0 or a later 1.x" in driver.refusal(config(), DRIVER_MAJOR="2")
     assert answers(driver.serve(config(input=tensor("input", ["3", "32", "32"]), unknown={"a": [None]}), "1:whole"))
 
 

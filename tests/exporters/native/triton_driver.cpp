@@ -66,7 +66,7 @@ struct TRITONBACKEND_Response {
 
 namespace {
 long calls, fail_at, errors;
-uint32_t minor_version = 19;
+uint32_t major_version = 1;
 TRITONSERVER_Error *fresh(const std::string &text) {
     errors++;
     return new TRITONSERVER_Error{text};
@@ -114,8 +114,8 @@ Error TRITONSERVER_LogMessage(int level, const char *, int, const char *text) {
 }
 Error TRITONBACKEND_ApiVersion(uint32_t *major, uint32_t *minor) {
     MAY_FAIL;
-    *major = 1;
-    *minor = minor_version;
+    *major = major_version;
+    *minor = 0;
     return nullptr;
 }
 Error TRITONBACKEND_ModelName(TRITONBACKEND_Model *model, const char **name) {
@@ -389,7 +389,7 @@ int serve(char **argv, int count) {
     const std::string images = file(argv[3]);
     fail_at = atol(argv[4]);
     const bool gpu = getenv("DRIVER_GPU"), batched = !getenv("DRIVER_UNBATCHED");
-    if (const char *minor = getenv("DRIVER_MINOR")) minor_version = static_cast<uint32_t>(atoi(minor));
+    if (const char *major = getenv("DRIVER_MAJOR")) major_version = static_cast<uint32_t>(atoi(major));
     if (Error error = TRITONBACKEND_Initialize(nullptr)) return ended(error);
     if (Error error = TRITONBACKEND_ModelInitialize(&model)) return ended(error);
     TRITONBACKEND_ModelInstance instance{&model, nullptr, gpu ? KIND_GPU : KIND_CPU};

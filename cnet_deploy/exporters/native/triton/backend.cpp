@@ -28,7 +28,7 @@
 
 namespace {
 
-constexpr uint32_t API_MAJOR = 1, API_MINOR = 10;
+constexpr uint32_t API = 1;  // all that is called was there in 1.0
 constexpr size_t MOST_MANIFEST = size_t{4} << 20;
 constexpr size_t MOST_LIBRARY = size_t{4} << 30;
 const char AGAIN[] = "export the model again: cnet-deploy export MODEL --native --triton FOLDER";
@@ -611,9 +611,9 @@ Error create(TRITONBACKEND_ModelInstance *triton, Instance &instance) {
 EXPORTED Error TRITONBACKEND_Initialize(TRITONBACKEND_Backend *) {
     uint32_t major, minor;
     TRY(TRITONBACKEND_ApiVersion(&major, &minor));
-    if (major == API_MAJOR && minor >= API_MINOR) return nullptr;
-    return failed(UNSUPPORTED, "the server has version %u.%u of the interface for backends; expected %u.%u or a later %u.x, as Triton has "
-                  "from 2.40", major, minor, API_MAJOR, API_MINOR, API_MAJOR);
+    if (major == API) return nullptr;
+    return failed(UNSUPPORTED, "the server has version %u.%u of the interface for backends; expected %u.0 or a later %u.x, as Triton 2 has",
+                  major, minor, API, API);
 }
 
 EXPORTED Error TRITONBACKEND_Finalize(TRITONBACKEND_Backend *) { return nullptr; }
