@@ -269,7 +269,7 @@ def test_a_wrong_request_among_others(server: Server, repository: Path, images: 
 def test_it_was_warmed_up(installation: Installation, small: Path, tmp_path: Path) -> None:
     publish(tmp_path / "models", small / "0.so", name="net")
     with serving(installation, tmp_path / "models", tmp_path / "log") as server:
-        assert sizes_run(server.statistics("net")) == {1: 3, 32: 3}
+        wait_until(lambda: sizes_run(server.statistics("net")) == {1: 3, 32: 3})
 
 
 def copied(repository: Path, name: str, *changes: tuple[str, str]) -> Path:
