@@ -1,6 +1,6 @@
 """Write a model repository for NVIDIA Triton Inference Server: ``folder/name/config.pbtxt`` and ``folder/name/version/model.onnx``.
 
-The configuration is Triton's model_config.proto in protobuf's text format. Where the names of the classes are known, ``labels.txt`` lies
+The configuration is Triton's model_config.proto in protobuf's text format. ``labels.txt``, where the names of the classes are known, lies
 beside it.
 """
 
@@ -82,10 +82,10 @@ def write_repository(
     ``folder`` is created if its parent exists; ``serving`` says how such artifacts are run. ``name`` None takes the artifact's name;
     characters that a name can't hold become ``_``. ``max_batch`` is the largest batch that requests are combined to (None: 32, or the
     engine's largest). ``instances`` run at the same time, each on ``threads`` (None: as the backend chooses; for a native library the
-    processors that this process may use, divided among the instances). ``beside`` are files that the server needs beside the artifact. A
-    version is written completely or not at all; the server takes the highest. config.pbtxt and the names of the classes are rewritten
-    each time. Raises InputRefused for an artifact without a manifest or that takes no single images, for numbers that can't be, and if
-    the name belongs to another network; OutputRefused if the repository can't be written: then nothing in it was changed.
+    processors that this process may use, divided among the instances). ``beside`` are files that all versions need, in the model's folder.
+    A version is written completely or not at all; the server takes the highest. config.pbtxt, the names of the classes and ``beside`` are
+    rewritten each time. Raises InputRefused for an artifact without a manifest or that takes no single images, for numbers that can't be,
+    and if the name belongs to another network; OutputRefused if the repository can't be written: then nothing in it was changed.
     """
     pair = read_pair(artifact)
     data, stated = pair.data, pair.manifest
@@ -94,8 +94,10 @@ def write_repository(
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", name or Path(artifact).stem).lstrip(".") or "model"
     with naming(artifact):
         text = _config(name, stated, serving, max_batch, instances, threads)
-    labels = "".join(f"{_line(label)}\n" for label in stated.class_names).encode() if stated.class_names else None
-    files = {serving.file: data, manifest.manifest_path(serving.file).name: stated.to_json().encode(), **beside}
+    common = dict(beside)
+    if stated.class_names:
+        common[LABELS] = "".join(f"{_line(label)}\n" for label in stated.class_names).encode()
+    files = {serving.file: data, manifest.manifest_path(serving.file).name: stated.to_json().encode()}
     place = Path(folder) / name
     config, file = place / "config.pbtxt", serving.file
     try:
@@ -104,12 +106,12 @@ def write_repository(
         with _folders(place.parent, place), locked(place.parent):  # two processes would take the same version
             _require_same_network(config, text)
             latest = max((int(entry.name) for entry in place.iterdir() if _VERSION.fullmatch(entry.name)), default=0)
-            if _same(place / str(latest), {file: data, **beside}):
-                with _labels(place / LABELS, labels), atomic_output(config) as written:
+            if _same(place / str(latest) / file, data):
+                with _common(place, common), atomic_output(config) as written:
                     written.write_text(text, encoding="utf-8")
             else:
                 latest += 1
-                with _version(place, files) as temporary, _labels(place / LABELS, labels):
+                with _version(place, files) as temporary, _common(place, common):
                     _publish(temporary, place / str(latest), config, text)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -130,33 +132,31 @@ def _line(label: str) -> str:
     return " ".join(label.encode("utf-8", "replace").decode().split())
 
 
-def _same(version: Path, files: Mapping[str, bytes]) -> bool:
-    """Whether a version has these files with these bytes."""
-    paths = {version / name: content for name, content in files.items()}
-    return all(exists(path) for path in paths) and all(digest(read_bytes(path)) == digest(content) for path, content in paths.items())
+def _same(path: Path, content: bytes) -> bool:
+    return exists(path) and digest(read_bytes(path)) == digest(content)
 
 
 @contextlib.contextmanager
-def _labels(path: Path, content: bytes | None) -> Iterator[None]:
-    """Write the names of the classes, if there are any; put back what was there if the block fails."""
-    if content is None:
-        yield
-        return
-    before = read_bytes(path) if exists(path) else None
-    if before == content:
-        yield
-        return
-    with atomic_output(path) as written:
-        written.write_bytes(content)
+def _common(place: Path, files: Mapping[str, bytes]) -> Iterator[None]:
+    """Write files of the model's folder that differ from what is there; put that back if the block fails."""
+    before: dict[Path, bytes | None] = {}
     try:
+        for name, content in files.items():
+            path = place / name
+            there = read_bytes(path) if exists(path) else None
+            if there != content:
+                with atomic_output(path) as written:
+                    written.write_bytes(content)
+                before[path] = there
         yield
     except BaseException:
-        with contextlib.suppress(OSError, OutputRefused):
-            if before is None:
-                path.unlink()
-            else:
-                with atomic_output(path) as written:
-                    written.write_bytes(before)
+        for path, content in before.items():
+            with contextlib.suppress(OSError, OutputRefused):
+                if content is None:
+                    path.unlink()
+                else:
+                    with atomic_output(path) as written:
+                        written.write_bytes(content)
         raise
 
 

@@ -6,7 +6,7 @@ torch module. A module imports its libraries inside its functions, so that its d
     inspect(data) -> Inside                      describe a file's bytes without running it (without it `inspect` shows only the manifest)
     comparable(options, folder) -> options       options with which several networks are built in the same way, for a comparison
     require_servable(manifest)                   raises if Triton can't serve this particular artifact
-    serving_files(manifest) -> {name: bytes}     what Triton needs in the version's folder beside the artifact, as a backend
+    serving_files(manifest) -> {name: bytes}     what Triton needs in the model's folder, as a backend
 """
 
 from __future__ import annotations

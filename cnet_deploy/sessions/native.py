@@ -81,7 +81,8 @@ class NativeSession(Session):
     """A loaded library with one handle. Runs release the interpreter's lock; if several threads run it, they take turns.
 
     Opening a library executes its code. Its manifest must therefore be present and have its SHA-256, and exactly the bytes whose digest
-    was checked are loaded. ``isa`` selects one of the library's instruction sets; None takes the best. ``sharing`` is how threads share a
+    was checked are loaded. ``threads`` None takes one for each processor, and no more than these run. ``isa`` selects one of the library's
+    instruction sets, for tests and measurements, and then all ``threads`` run; None takes the best. ``sharing`` is how threads share a
     batch: "layers" of one image after the other, "images", of which each thread takes its own, or "auto" (see cnet.h). The logits are the
     same to the bit.
     """

@@ -93,13 +93,11 @@ def _repository(models: Models, folder: Path) -> str | None:
     place = folder / "repository" / "m"
     if not place.exists():
         return None
-    known = ("1", "2", "config.pbtxt", "labels.txt")
+    known = ("1", "2", "config.pbtxt", "labels.txt", "libtriton_cnet.so")
     assert all(entry.name in known or TEMPORARY.fullmatch(entry.name) for entry in place.iterdir())
     versions = [version for name in "12" if (version := place / name).exists()]
     files = [next(path for path in version.iterdir() if path.name in ("model.onnx", "model.so")) for version in versions]
-    assert all(path.suffix == ".onnx" or path.with_name("libtriton_cnet.so").stat().st_size for path in files), (
-        "a library without its backend"
-    )
+    assert all(path.suffix == ".onnx" or (place / "libtriton_cnet.so").stat().st_size for path in files), "a library without its backend"
     found = [pair(models, path) for path in files]
     assert None not in found, "a version without its model"
     assert (place / "config.pbtxt").exists() or not found, "a version that no configuration speaks of"

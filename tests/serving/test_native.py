@@ -335,7 +335,7 @@ def restate(path: Path, content: bytes | None = None, **changes: Any) -> None:
 
 def foreign(library: Path) -> bytes:
     """A library of another kind that can be loaded."""
-    return library.with_name("libtriton_cnet.so").read_bytes()
+    return (library.parents[1] / "libtriton_cnet.so").read_bytes()
 
 
 # What is done to model.so and its manifest, and what the server then says of the model.
@@ -358,7 +358,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no-size": (lambda library: restate(library, bytes=-1), "states no size and SHA-256"),
     "other-target": (lambda library: restate(library, target="onnx"), "describes no native library"),
     "other-machine": (lambda library: restate(library, details={"machine": "riscv64"}), "the library is for"),
-    "no-backend": (lambda library: library.with_name("libtriton_cnet.so").unlink(), "backend"),
+    "no-backend": (lambda library: (library.parents[1] / "libtriton_cnet.so").unlink(), "backend"),
 }  # fmt: skip
 
 
@@ -404,7 +404,7 @@ def test_without_leave_to_go_on_the_server_ends(installation: Installation, smal
 def held(server: Server) -> dict[str, int]:
     """What a server holds: KiB of memory, open files, threads, mapped parts of libraries (which are copies in memory) and of backends.
 
-    Triton keeps a backend once it has loaded it, so each version's stays.
+    Triton keeps a backend once it has loaded it.
     """
     process = Path("/proc") / str(server.process.pid)
     status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())

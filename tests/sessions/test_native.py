@@ -52,6 +52,11 @@ def images(batch: int = 2) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.random.default_rng(0).standard_normal((batch, 3, 32, 32), np.float32)
 
 
+def best_isa(path: Path) -> str:
+    carried = read_pair(path).require_manifest("a library").details["isas"]
+    return next(isa for isa in host_isas() if isa in carried)
+
+
 def change_manifest(path: Path, **changes: Any) -> None:
     place = path.with_name(path.name + ".json")
     place.write_text(json.dumps({**json.loads(place.read_text()), **changes}))
@@ -252,6 +257,22 @@ def test_threads(made: Path) -> None:
         open_file(read_pair(made), device="cpu", threads=33)
 
 
+def test_no_more_threads_than_processors(made: Path) -> None:
+    """A thread without a processor would be waited for. Tests and measurements get what they ask for, with ``isa``."""
+    script = (
+        "import os, sys, cnet_deploy as cd\n"
+        "count = lambda: len(os.listdir('/proc/self/task'))\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "before = count()\n"
+        "for isa in (None, sys.argv[2]):\n"
+        "    for threads in (None, 4):\n"
+        "        with cd.open_session(sys.argv[1], threads=threads, **({} if isa is None else {'isa': isa})):\n"
+        "            print(count() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, made, best_isa(made)], capture_output=True, text=True, check=False)
+    assert (done.stdout.split(), done.stderr) == (["0", "0", "0", "3"], "")
+
+
 def test_sharing(made: Path) -> None:
     with cd.open_session(made, threads=1, sharing="layers") as session:
         assert isinstance(session, NativeSession) and session.reserved
@@ -268,7 +289,7 @@ def test_without_memory_for_images_layers_are_shared(made: Path) -> None:
         "from pathlib import Path\n"
         "from cnet_deploy.errors import Unavailable\n"
         "batch = np.random.default_rng(0).standard_normal((9, 3, 32, 32), np.float32)\n"
-        "with cd.open_session(sys.argv[1], threads=4) as session:\n"
+        "with cd.open_session(sys.argv[1], threads=4, isa=sys.argv[2]) as session:\n"
         "    expected, before = np.concatenate([session.run(image[None]) for image in batch]), session.reserved\n"
         "    used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
         "    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 20), -1))\n"
@@ -281,7 +302,7 @@ def test_without_memory_for_images_layers_are_shared(made: Path) -> None:
         "    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))\n"
         "    assert np.array_equal(session.run(batch), expected) and session.reserved > before\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, made], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script, made, best_isa(made)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("out of memory")
 
 

@@ -37,7 +37,7 @@ def test_a_native_library(native_path: Path, tmp_path: Path) -> None:
     done = publish(tmp_path / "models", native_path, name="cifar")
     stated = Manifest.from_json(manifest_path(native_path).read_text())
     assert sorted(tree(tmp_path / "models")) == [
-        "cifar", "cifar/1", "cifar/1/libtriton_cnet.so", "cifar/1/model.so", "cifar/1/model.so.json", "cifar/config.pbtxt",
+        "cifar", "cifar/1", "cifar/1/model.so", "cifar/1/model.so.json", "cifar/config.pbtxt", "cifar/libtriton_cnet.so",
     ]  # fmt: skip
     with cd.open_session(done.model) as session:
         assert session.manifest == stated
@@ -71,11 +71,11 @@ def test_versions_of_a_native_library(native_path: Path, tmp_path: Path) -> None
     first = publish(tmp_path / "r", native_path, name="m")
     before = tree(tmp_path / "r")
     assert publish(tmp_path / "r", native_path, name="m").version == 1 and tree(tmp_path / "r") == before
-    (first.model.parent / "libtriton_cnet.so").write_bytes(b"of an older version of this tool")
-    assert publish(tmp_path / "r", native_path, name="m").version == 2  # the server keeps a backend as long as its version
-    (tmp_path / "r/m/2/libtriton_cnet.so").unlink()
-    assert publish(tmp_path / "r", native_path, name="m").version == 3
-    assert (tmp_path / "r/m/3/libtriton_cnet.so").read_bytes() == before["m/1/libtriton_cnet.so"]
+    backend = first.config.with_name("libtriton_cnet.so")  # one for all versions, since the server keeps each that it has opened
+    backend.write_bytes(backend.read_bytes() + b"of an older version of this tool")
+    assert publish(tmp_path / "r", native_path, name="m").version == 1 and tree(tmp_path / "r") == before
+    backend.unlink()
+    assert publish(tmp_path / "r", native_path, name="m").version == 1 and tree(tmp_path / "r") == before
 
 
 def test_instances_and_threads(native_path: Path, onnx_path: Path, tmp_path: Path, described: Manifest) -> None:
@@ -154,7 +154,7 @@ def test_on_the_command_line(compiled: None, checkpoint_path: Path, tmp_path: Pa
     assert "tritonserver --model-repository=/models" in done.output and "--gpus" not in done.output
     found = parsed(tmp_path / "models/reference-cifar10/config.pbtxt")
     assert (found.backend, found.instance_group[0].count, found.parameters["threads"].string_value) == ("cnet", 2, "1")
-    assert (tmp_path / "models/reference-cifar10/1/libtriton_cnet.so").stat().st_size
+    assert (tmp_path / "models/reference-cifar10/libtriton_cnet.so").stat().st_size
 
 
 def test_without_a_compiler_nothing_is_written(native_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,13 +131,15 @@ static int refuse(char **a) {
     EXPECT(cnet_share(model, (cnet_sharing)3), CNET_BAD_SHARING);
     EXPECT(cnet_share(model, (cnet_sharing)-1), CNET_BAD_SHARING);
     size_t bytes = 0, more = 0;
+    const char *name;
+    EXPECT(cnet_isa(model, &name), CNET_OK);
     EXPECT(cnet_memory(0, &bytes), CNET_NULL_POINTER);
     EXPECT(cnet_memory(model, 0), CNET_NULL_POINTER);
     EXPECT(cnet_memory((cnet_model *)images, &bytes), CNET_BAD_HANDLE);
     EXPECT(cnet_memory(model, &bytes), CNET_OK);
     EXPECT(bytes > 0, 1);
     EXPECT(cnet_destroy(model), CNET_OK);
-    EXPECT(cnet_create(3, &model), CNET_OK);
+    EXPECT(cnet_create_for(name, 3, &model), CNET_OK);
     EXPECT(cnet_memory(model, &bytes), CNET_OK);
     EXPECT(cnet_run(model, images, 2 * floats, 2, logits, 2 * classes), CNET_OK);
     EXPECT(cnet_memory(model, &more), CNET_OK);
@@ -156,6 +158,7 @@ static int refuse(char **a) {
 enum { most_images = 7 };
 
 struct task {
+    const char *isa;
     cnet_model *model;
     const float *images;
     size_t floats, classes, times;
@@ -165,7 +168,7 @@ struct task {
 static void *repeat(void *argument) {
     struct task *t = argument;
     cnet_model *own = t->model;
-    if (!own) EXPECT(cnet_create(2, &own), CNET_OK);
+    if (!own) EXPECT(cnet_create_for(t->isa, 2, &own), CNET_OK);
     for (size_t i = 0; i < t->times; i++) {
         size_t batch = 1 + i % most_images;
         EXPECT(cnet_share(own, (cnet_sharing)(i % 3)), CNET_OK);
@@ -183,11 +186,15 @@ static int many(char **a) {
     for (int i = 0; i < most_images; i++) memcpy(images + i * floats, image, floats * sizeof *images);
     free(image);
     cnet_model *shared;
-    EXPECT(cnet_create(3, &shared), CNET_OK);
+    EXPECT(cnet_create(1, &shared), CNET_OK);
+    const char *isa;
+    EXPECT(cnet_isa(shared, &isa), CNET_OK);
+    EXPECT(cnet_destroy(shared), CNET_OK);
+    EXPECT(cnet_create_for(isa, 3, &shared), CNET_OK);
     struct task task[8];
     pthread_t thread[8];
     for (int i = 0; i < 8; i++) {
-        task[i] = (struct task){i < 4 ? 0 : shared, images, floats, classes, times, calloc(most_images * classes, sizeof(float))};
+        task[i] = (struct task){isa, i < 4 ? 0 : shared, images, floats, classes, times, calloc(most_images * classes, sizeof(float))};
         if (pthread_create(&thread[i], 0, repeat, &task[i])) exit(101);
     }
     for (int i = 0; i < 8; i++) pthread_join(thread[i], 0);

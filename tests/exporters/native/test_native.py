@@ -93,7 +93,7 @@ def test_a_batch_is_shared_in_any_way(precision: str, tmp_path: Path) -> None:
         expected = np.concatenate([session.run(image[None]) for image in images])
     for sharing in SHARINGS:
         for threads in (1, 2, 3, 4, 7):
-            with open_file(read_pair(path), device="cpu", threads=threads, sharing=sharing) as session:
+            with open_file(read_pair(path), device="cpu", threads=threads, isa=isas(precision)[0], sharing=sharing) as session:
                 before = session.reserved
                 for batch in (1, threads - 1 or 1, threads, threads + 1, 9, 1):
                     assert np.array_equal(session.run(images[:batch]), expected[:batch]), (sharing, threads, batch)

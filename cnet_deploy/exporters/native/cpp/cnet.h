@@ -95,12 +95,13 @@ CNET_API cnet_status cnet_class_name(size_t number, const char **name);
 CNET_API cnet_status cnet_prepare(const uint8_t *pixels, size_t height, size_t width, size_t channels, size_t row_bytes, float *image,
                                   size_t image_floats);
 
-/* Make a handle that runs on `threads` threads, the caller's included; 0: one for each processor that this process may use,
- * at most CNET_MAX_THREADS.
- * The best instructions that both the file and the processor have are chosen. */
+/* Make a handle that runs on `threads` threads, the caller's included, and on no more than there are processors that this process may use
+ * (by its affinity and its container's quota): with more, threads would wait for some that have no processor. 0: one for each of these
+ * processors, at most CNET_MAX_THREADS. The best instructions that both the file and the processor have are chosen. */
 CNET_API cnet_status cnet_create(int threads, cnet_model **model);
 
-/* The same with instructions chosen by name, as "isas" of cnet_describe lists them: for tests and measurements. */
+/* With instructions chosen by name, as "isas" of cnet_describe lists them, and as many threads as are asked for, whatever the processors:
+ * for tests and measurements. */
 CNET_API cnet_status cnet_create_for(const char *isa, int threads, cnet_model **model);
 
 /* Which instructions a handle runs on. The name lives as long as the library. */

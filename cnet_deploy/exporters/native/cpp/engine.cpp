@@ -1,6 +1,5 @@
 // The C interface: handles, their memory and their threads. Compiled once, for the baseline, so that it can refuse on any processor.
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -12,6 +11,7 @@
 #include "constants.h"
 #include "cpu.hpp"
 #include "kernels.h"
+#include "processors.h"
 #include "team.h"
 
 namespace cnet {
@@ -265,14 +265,11 @@ void release(cnet_model *m, bool own) {
 }
 
 int processors() {
-    cpu_set_t set;
-    // The call fails where there are more processors than a cpu_set_t holds (1024): there, all that are online count.
-    const int count = sched_getaffinity(0, sizeof set, &set) ? (int)sysconf(_SC_NPROCESSORS_ONLN) : CPU_COUNT(&set);
-    return count < 1 ? 1 : count > most_threads ? most_threads : count;
+    const uint64_t count = usable_processors();
+    return count < 1 ? 1 : count > most_threads ? most_threads : (int)count;
 }
 
 cnet_status create(const Kernels *kernels, int threads, cnet_model **out) {
-    if (threads == 0) threads = processors();
     void *place = nullptr;
     if (posix_memalign(&place, alignof(cnet_model), sizeof(cnet_model))) return CNET_NO_MEMORY;
     cnet_model *m = new (place) cnet_model;
@@ -334,7 +331,10 @@ cnet_status cnet_create(int threads, cnet_model **model) {
     const cnet_status status = check_new(threads, model);
     if (status != CNET_OK) return status;
     for (int i = 0; i < carried_count; i++)
-        if (supported(carried[i]->name)) return create(carried[i], threads, model);
+        if (supported(carried[i]->name)) {
+            const int most = processors();
+            return create(carried[i], threads && threads < most ? threads : most, model);
+        }
     return CNET_UNSUPPORTED_CPU;
 }
 
@@ -343,7 +343,7 @@ cnet_status cnet_create_for(const char *isa, int threads, cnet_model **model) {
     const cnet_status status = check_new(threads, model);
     if (status != CNET_OK) return status;
     for (int i = 0; i < carried_count; i++)
-        if (!strcmp(carried[i]->name, isa)) return supported(isa) ? create(carried[i], threads, model) : CNET_UNSUPPORTED_CPU;
+        if (!strcmp(carried[i]->name, isa)) return supported(isa) ? create(carried[i], threads ? threads : processors(), model) : CNET_UNSUPPORTED_CPU;
     return CNET_UNKNOWN_ISA;
 }
 

@@ -15,8 +15,8 @@
 #include <new>
 
 #include "../cpp/cnet.h"
+#include "../cpp/processors.h"
 #include "json.h"
-#include "processors.h"
 #include "server.h"
 #include "sha256.h"
 
@@ -28,7 +28,7 @@
 
 namespace {
 
-constexpr uint32_t API_MAJOR = 1, API_MINOR = 10;
+constexpr uint32_t API = 1;  // all that is called was there in 1.0
 constexpr size_t MOST_MANIFEST = size_t{4} << 20;
 constexpr size_t MOST_LIBRARY = size_t{4} << 30;
 const char AGAIN[] = "export the model again: cnet-deploy export MODEL --native --triton FOLDER";
@@ -206,6 +206,7 @@ struct Library {
     Error load(const char *path, const Stated &stated);
 
 private:
+    Error open_copy(const char *path, const Stated &stated, int to);
     Error copy(const char *path, const Stated &stated);
     template <class Function>
     bool take(const char *name, Function *function) {
@@ -214,10 +215,8 @@ private:
     }
 };
 
-// A file in memory, or, where the system has none, one in a folder for temporary files that has no name.
-int private_file() {
-    const int file = memfd_create("cnet", MFD_CLOEXEC);
-    if (file >= 0) return file;
+// A file in a folder for temporary files that has no name there.
+int nameless_file() {
     char path[] = "/tmp/cnet-XXXXXX";
     const int made = mkostemp(path, O_CLOEXEC);
     if (made >= 0) unlink(path);
@@ -226,6 +225,7 @@ int private_file() {
 
 // Copies the library while its digest is taken, so that what is loaded is what was checked, whoever writes the file meanwhile.
 Error Library::copy(const char *path, const Stated &stated) {
+    if (file < 0) return failed(UNAVAILABLE, "%s can't be copied, to memory or to /tmp, from where it is loaded: %s", path, strerror(errno));
     const File from(open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK));
     size_t size;
     TRY(open_regular(path, from.number, MOST_LIBRARY, &size));
@@ -235,8 +235,6 @@ Error Library::copy(const char *path, const Stated &stated) {
     constexpr size_t PIECE = 1 << 16;
     Buffer piece;
     if (!piece.reserve(PIECE)) return no_memory(PIECE);
-    file = private_file();
-    if (file < 0) return failed(UNAVAILABLE, "%s can't be copied, to memory or to /tmp, from where it is loaded: %s", path, strerror(errno));
     Sha256 digest;
     uint64_t bytes = 0;
     for (;;) {
@@ -247,7 +245,7 @@ Error Library::copy(const char *path, const Stated &stated) {
         if (bytes > stated.bytes) break;
         digest.add(piece.at, static_cast<size_t>(more));
         if (!write_all(file, static_cast<char *>(piece.at), static_cast<size_t>(more)))
-            return failed(UNAVAILABLE, "%s can't be copied to memory, from where it is loaded: %s", path, strerror(errno));
+            return failed(UNAVAILABLE, "%s can't be copied, from where it is loaded: %s", path, strerror(errno));
     }
     if (bytes != stated.bytes) return failed(INVALID, "%s was changed while it was read; load the model again", path);
     char text[65];
@@ -258,16 +256,33 @@ Error Library::copy(const char *path, const Stated &stated) {
     return nullptr;
 }
 
-Error Library::load(const char *path, const Stated &stated) {
-    TRY(copy(path, stated));
-    char name[64];
-    snprintf(name, sizeof name, "/proc/self/fd/%d", file);
-    handle = dlopen(name, RTLD_NOW | RTLD_LOCAL);
-    if (!handle) {
+// Loads the checked copy, which is kept in `to`.
+Error Library::open_copy(const char *path, const Stated &stated, int to) {
+    file = to;
+    Error error = copy(path, stated);
+    if (!error) {
+        char name[64];
+        snprintf(name, sizeof name, "/proc/self/fd/%d", file);
+        handle = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+        if (handle) return nullptr;
         const char *reason = dlerror();
         if (reason && !strncmp(reason, name, strlen(name))) reason += strlen(name) + 2;
-        return failed(INVALID, "%s can't be loaded as a library (%s); %s", path, reason ? reason : "no reason given", AGAIN);
+        error = failed(INVALID, "%s can't be loaded as a library (%s); %s", path, reason ? reason : "no reason given", AGAIN);
     }
+    if (file >= 0) close(file);
+    file = -1;
+    return error;
+}
+
+Error Library::load(const char *path, const Stated &stated) {
+    const int memory = memfd_create("cnet", MFD_CLOEXEC);
+    Error error = open_copy(path, stated, memory < 0 ? nameless_file() : memory);
+    if (error && memory >= 0) {  // perhaps nothing in such a file may be run here
+        const Error other = open_copy(path, stated, nameless_file());
+        forget(other ? other : error);
+        if (!other) error = nullptr;
+    }
+    TRY(error);
     decltype(&cnet_version) version;
     uint32_t number = 0;
     if (!take("cnet_version", &version) || !take("cnet_describe", &describe) || !take("cnet_create", &create) ||
@@ -331,7 +346,7 @@ Error Model::choose_threads(json::Value config) {
             if (json::whole(json::member(group, "count"), &count)) instances += count;
         }
     if (!instances) instances = 1;
-    const uint64_t usable = processors();
+    const uint64_t usable = usable_processors();
     uint64_t chosen = usable / instances;
     chosen = chosen < 1 ? 1 : chosen > CNET_MAX_THREADS ? CNET_MAX_THREADS : chosen;
     if (const json::Value stated = json::member(json::member(json::member(config, "parameters"), "threads"), "string_value")) {
@@ -611,9 +626,9 @@ Error create(TRITONBACKEND_ModelInstance *triton, Instance &instance) {
 EXPORTED Error TRITONBACKEND_Initialize(TRITONBACKEND_Backend *) {
     uint32_t major, minor;
     TRY(TRITONBACKEND_ApiVersion(&major, &minor));
-    if (major == API_MAJOR && minor >= API_MINOR) return nullptr;
-    return failed(UNSUPPORTED, "the server has version %u.%u of the interface for backends; expected %u.%u or a later %u.x, as Triton has "
-                  "from 2.40", major, minor, API_MAJOR, API_MINOR, API_MAJOR);
+    if (major == API) return nullptr;
+    return failed(UNSUPPORTED, "the server has version %u.%u of the interface for backends; expected %u.0 or a later %u.x, as Triton 2 has",
+                  major, minor, API, API);
 }
 
 EXPORTED Error TRITONBACKEND_Finalize(TRITONBACKEND_Backend *) { return nullptr; }

@@ -1,4 +1,4 @@
-// How many processors this process may use.
+// How many processors this process may use: by its affinity, and by the quota of the container that it runs in.
 #pragma once
 
 #include <fcntl.h>
@@ -44,7 +44,7 @@ inline uint64_t processors_of_container() {
     return processors_of(quota, period);
 }
 
-inline uint64_t processors() {
+inline uint64_t usable_processors() {
     cpu_set_t set;
     const long online = sysconf(_SC_NPROCESSORS_ONLN);
     uint64_t count = online > 0 ? static_cast<uint64_t>(online) : 1;
