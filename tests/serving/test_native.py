@@ -467,10 +467,14 @@ def test_more_threads_than_processors(installation: Installation, small: Path, i
 
 @long
 def test_versions_change_under_load(installation: Installation, small: Path, images: Array, tmp_path: Path) -> None:
-    """Each request gets the answer of one version or the other, none is lost, and the last ones are of the last version."""
+    """Each request gets the answer of one version or the other and none is lost, although the backend's file is replaced by a newer one."""
     expected = [logits_of(small / f"{seed}.so", images) for seed in (0, 1)]
     publish(tmp_path / "models", small / "0.so", name="net")
+    backend = tmp_path / "models/net/libtriton_cnet.so"
+    written = backend.read_bytes()
+    backend.write_bytes(written + b"an older one")
     with serving(installation, tmp_path / "models", tmp_path / "log", *EXPLICIT, "--load-model=net") as server:
+        before = held(server)
         with Load(server, "net", images, clients=4) as load:
             for version in range(2, 8):
                 assert publish(tmp_path / "models", small / f"{(version - 1) % 2}.so", name="net").version == version
@@ -483,8 +487,9 @@ def test_versions_change_under_load(installation: Installation, small: Path, ima
             versions.append(int(answer.said["model_version"]))
             assert equal(answer.logits, expected[(versions[-1] - 1) % 2][which : which + 1])
         assert set(versions) == set(range(1, 8))
+        assert backend.read_bytes() == written
         server.unload("net")
-        assert held(server)["libraries"] == 0
+        assert held(server)["libraries"] == 0 and held(server)["backends"] == before["backends"]
         assert server.stop() == 0, server.text()[-3000:]
 
 
