@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -239,6 +241,21 @@ def test_sixteen_clients_at_once(server: Server, repository: Path, images: Array
 
 
 @long
+def test_sixteen_clients_of_grpc(server: Server, repository: Path, images: Array) -> None:
+    """Batches of all sizes at once."""
+    grpc = pytest.importorskip("tritonclient.grpc", reason="needs tritonclient[grpc]")
+    expected = logits_of(repository / "two/1/model.so", images[:32])
+
+    def ask(number: int) -> bool:
+        count = number % 32 + 1
+        tensor = grpc.InferInput("input", [count, 3, 32, 32], "FP32").set_data_from_numpy(images[:count])
+        return equal(client.infer("two", [tensor]).as_numpy("logits"), expected[:count])
+
+    with grpc.InferenceServerClient(server.grpc) as client, ThreadPoolExecutor(16) as clients:
+        assert all(clients.map(ask, range(320)))
+
+
+@long
 def test_a_wrong_request_among_others(server: Server, repository: Path, images: Array) -> None:
     """It alone fails."""
     expected = logits_of(repository / "net/1/model.so", images)
@@ -252,7 +269,7 @@ def test_a_wrong_request_among_others(server: Server, repository: Path, images: 
 def test_it_was_warmed_up(installation: Installation, small: Path, tmp_path: Path) -> None:
     publish(tmp_path / "models", small / "0.so", name="net")
     with serving(installation, tmp_path / "models", tmp_path / "log") as server:
-        assert sizes_run(server.statistics("net")) == {1: 3, 32: 3}
+        wait_until(lambda: sizes_run(server.statistics("net")) == {1: 3, 32: 3})
 
 
 def copied(repository: Path, name: str, *changes: tuple[str, str]) -> Path:
@@ -420,11 +437,44 @@ def test_a_hundred_loads_leave_nothing(installation: Installation, repository: P
 
 
 @long
+def test_requests_leave_nothing(installation: Installation, small: Path, images: Array, tmp_path: Path) -> None:
+    """A server that has answered thousands holds no more than one that has answered a few hundred."""
+    publish(tmp_path / "models", small / "0.so", name="net", instances=2)
+    with serving(installation, tmp_path / "models", tmp_path / "log") as server:
+        with Load(server, "net", images) as load:
+            wait_until(lambda: len(load.sent) > 1000)
+            early = held(server)
+            wait_until(lambda: len(load.sent) > 8000)
+            late = held(server)
+        assert all(isinstance(answer, Answer) and answer.status == 200 for _, answer in load.end())
+    assert late["memory"] < 1.1 * early["memory"] and late["threads"] <= early["threads"] + 1, (early, late)
+
+
+@long
+def test_more_threads_than_processors(installation: Installation, small: Path, images: Array, tmp_path: Path) -> None:
+    """They run, and the server's log has a warning. Where no number is stated the backend chooses one."""
+    instances = (os.cpu_count() or 1) // 32 + 1
+    stated = publish(tmp_path / "models", small / "0.so", name="stated", instances=instances, threads=32)
+    free = publish(tmp_path / "models", small / "0.so", name="free", instances=2)
+    text, count = re.subn(r'parameters \[ \{ key: "threads".*', "", free.config.read_text())
+    assert count == 1
+    free.config.write_text(text)
+    with serving(installation, tmp_path / "models", tmp_path / "log") as server:
+        expected = logits_of(stated.model, images[:32])
+        assert equal(server.infer("stated", images[:32]).logits, expected) and equal(server.infer("free", images[:32]).logits, expected)
+        assert f"{instances} instances of 32 threads are more than the" in server.text(), server.text()
+
+
+@long
 def test_versions_change_under_load(installation: Installation, small: Path, images: Array, tmp_path: Path) -> None:
-    """Each request gets the answer of one version or the other, none is lost, and the last ones are of the last version."""
+    """Each request gets the answer of one version or the other and none is lost, although the backend's file is replaced by a newer one."""
     expected = [logits_of(small / f"{seed}.so", images) for seed in (0, 1)]
     publish(tmp_path / "models", small / "0.so", name="net")
+    backend = tmp_path / "models/net/libtriton_cnet.so"
+    written = backend.read_bytes()
+    backend.write_bytes(written + b"an older one")
     with serving(installation, tmp_path / "models", tmp_path / "log", *EXPLICIT, "--load-model=net") as server:
+        before = held(server)
         with Load(server, "net", images, clients=4) as load:
             for version in range(2, 8):
                 assert publish(tmp_path / "models", small / f"{(version - 1) % 2}.so", name="net").version == version
@@ -437,8 +487,9 @@ def test_versions_change_under_load(installation: Installation, small: Path, ima
             versions.append(int(answer.said["model_version"]))
             assert equal(answer.logits, expected[(versions[-1] - 1) % 2][which : which + 1])
         assert set(versions) == set(range(1, 8))
+        assert backend.read_bytes() == written
         server.unload("net")
-        assert held(server)["libraries"] == 0
+        assert held(server)["libraries"] == 0 and held(server)["backends"] == before["backends"]
         assert server.stop() == 0, server.text()[-3000:]
 
 
@@ -450,6 +501,29 @@ def test_a_version_that_is_damaged_leaves_the_old_one(installation: Installation
         answer = server.load("net")
         assert answer.status == 400 and "the pair does not belong together" in answer.error, answer
         assert equal(server.infer("net", images[:1]).logits, logits_of(small / "0.so", images[:1]))
+
+
+@long
+def test_the_version_before_is_served_again(installation: Installation, small: Path, images: Array, tmp_path: Path) -> None:
+    """The newest one's folder is removed, and the model loaded again."""
+    publish(tmp_path / "models", small / "0.so", name="net")
+    newest = publish(tmp_path / "models", small / "1.so", name="net").model
+    with serving(installation, tmp_path / "models", tmp_path / "log", *EXPLICIT, "--load-model=*") as server:
+        assert equal(server.infer("net", images[:1]).logits, logits_of(small / "1.so", images[:1]))
+        shutil.rmtree(newest.parent)
+        assert equal(server.infer("net", images[:1]).logits, logits_of(small / "1.so", images[:1]))
+        assert server.load("net").status == 200
+        assert equal(server.infer("net", images[:1]).logits, logits_of(small / "0.so", images[:1]))
+
+
+@long
+def test_a_connection_kept_open_delays_the_end(installation: Installation, small: Path, images: Array, tmp_path: Path) -> None:
+    """As docs/serving.md has it: the server waits for it to the end of its time, and then fails."""
+    publish(tmp_path / "models", small / "0.so", name="net")
+    with serving(installation, tmp_path / "models", tmp_path / "log", "--exit-timeout-secs=1") as server:
+        assert server.infer("net", images[:1]).status == 200
+        server.process.terminate()
+        assert server.process.wait(30) == 1 and "Exit timeout expired" in server.text()
 
 
 @long

@@ -78,7 +78,7 @@ def test_what_export_writes_is_served(
 @long
 def test_it_was_warmed_up(server: Server) -> None:
     """Three times with one image and with the largest batch, before anybody asked."""
-    assert sizes_run(server.statistics("v1.2-a_b___")) == {1: 3, 32: 3}
+    wait_until(lambda: sizes_run(server.statistics("v1.2-a_b___")) == {1: 3, 32: 3})
 
 
 @long
@@ -130,7 +130,7 @@ def test_openvino(onnx_path: Path, images: Array, tmp_path: Path, installation: 
     done = publish(tmp_path / "models", onnx_path, name="net", backend="openvino")
     with serving(installation, tmp_path / "models", tmp_path / "log", backends=standins) as server:
         answers = [server.infer("net", images[:count]) for count in (1, 32)]
-        assert sizes_run(server.statistics("net")) == {1: 4, 32: 4}  # with three for the warm-up
+        wait_until(lambda: sizes_run(server.statistics("net")) == {1: 4, 32: 4})  # with three for the warm-up
     with cd.open_session(done.model, backend="openvino", threads=1) as session:
         assert all(close(answer.logits, session.run(images[: len(answer.logits)])) for answer in answers if answer.logits is not None)
     assert [answer.status for answer in answers] == [200, 200]
