@@ -150,13 +150,13 @@ def _common(place: Path, files: Mapping[str, bytes]) -> Iterator[None]:
                 before[path] = there
         yield
     except BaseException:
-        for path, content in before.items():
+        for path, there in before.items():
             with contextlib.suppress(OSError, OutputRefused):
-                if content is None:
+                if there is None:
                     path.unlink()
                 else:
                     with atomic_output(path) as written:
-                        written.write_bytes(content)
+                        written.write_bytes(there)
         raise
 
 
