@@ -258,6 +258,10 @@ def test_threads_and_processors(driver: Driver) -> None:
     many = config(instance_group=[{"count": usable}, {"count": 1}])
     (line,) = (rest for word, rest in driver.serve(many, "1:whole") if word == "log")
     assert f"{usable + 1} instances of 1 threads are more than the {usable} processors that the server may use" in line
+    if usable < 32:
+        more = driver.serve(config(parameters={"threads": {"string_value": str(usable + 1)}}), "1:whole")
+        (line,) = (rest for word, rest in more if word == "log")
+        assert f"{usable + 1} threads, and the server may use {usable} processors: no more run in an instance" in line
     for stated in (config(parameters={}), config(parameters={}, instance_group=[{"count": usable}])):
         assert not [line for line in driver.serve(stated, "1:whole") if line[0] == "log"]
     for quota, period, processors in (
