@@ -248,7 +248,7 @@ def test_a_configuration_of_another_network(driver: Driver) -> None:
     ):
         assert message in driver.refusal(config(**changes)), changes
     assert "[ { kind: KIND_CPU } ]" in driver.refusal(config(), DRIVER_GPU="1")
-    assert "version 1.9 of the interface for backends; expected 1.10 or a later 1.x" in driver.refusal(config(), DRIVER_MINOR="9")
+    assert "version 1.15 of the interface for backends; expected 1.16 or a later 1.x" in driver.refusal(config(), DRIVER_MINOR="15")
     assert answers(driver.serve(config(input=tensor("input", ["3", "32", "32"]), unknown={"a": [None]}), "1:whole"))
 
 

@@ -28,7 +28,7 @@
 
 namespace {
 
-constexpr uint32_t API_MAJOR = 1, API_MINOR = 10;
+constexpr uint32_t API_MAJOR = 1, API_MINOR = 16;  // of Triton 2.40
 constexpr size_t MOST_MANIFEST = size_t{4} << 20;
 constexpr size_t MOST_LIBRARY = size_t{4} << 30;
 const char AGAIN[] = "export the model again: cnet-deploy export MODEL --native --triton FOLDER";
