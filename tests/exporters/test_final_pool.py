@@ -104,7 +104,7 @@ def test_onnx_of_every_opset_and_form(opset: int) -> None:
 def test_native(cpu: str | None, precision: str, tmp_path: Path) -> None:
     for arch in CASES:
         model = network(arch)
-        images = images_for(model, 2)
+        images = images_for(model, 3)  # on two threads, two by images and one by layers
         expected = as_the_reference(model, images)
         done = cd.export(model, "native", tmp_path / "m.so", cpu=cpu, precision=precision, tolerance=1)
         for isa in (name for name in isas(precision) if name in done.manifest.details["isas"]):

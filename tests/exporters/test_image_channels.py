@@ -93,7 +93,7 @@ def test_program_and_onnx(arch: Architecture, tmp_path: Path) -> None:
 def test_native(channels: int, cpu: str | None, precision: str, tmp_path: Path) -> None:
     for arch in (arch for arch in CASES if arch.image_channels == channels):
         model = network(arch)
-        images = images_for(model, 2)
+        images = images_for(model, 3)  # on two threads, two by images and one by layers
         expected = exact(model, images)
         done = cd.export(model, "native", tmp_path / "m.so", cpu=cpu, precision=precision, tolerance=1)
         for isa in (name for name in isas(precision) if name in done.manifest.details["isas"]):

@@ -2,7 +2,8 @@
 
 ``python -m cnet_deploy.benchmarks.studies.batches RESULTS.json``. Weights and images are random. All cells of a network are one interleaved
 run, and ratios are taken within rounds (``ratio``). By itself the library gives each thread images of its own where a batch has as many
-images as there are threads. The limits are those of FASTER and LEAST_WITH_MORE.
+images as there are threads, and runs no more threads than there are processors: on two, four threads are two. The limits are those of
+FASTER and LEAST_WITH_MORE.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cnet_deploy.errors import InputRefused
+from cnet_deploy.errors import InputRefused, printable
 from cnet_deploy.exporters.base import Option, Serving, Target, Written, require_quantization
 from cnet_deploy.hardware.cpu import host_isas, host_machine
 from cnet_deploy.version import __version__
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cnet_deploy.program.quantized import QuantizedProgram
 
 PRECISIONS = ("fp32", "bf16", "int8")
+FAMILIES = ("x86_64", "aarch64")  # of processors, for which libraries are compiled on any machine
 TARGET = Target(
     suffix=".so",
     kind="library",
@@ -93,12 +94,17 @@ def write(
 
 def serving_files(manifest: Manifest) -> Mapping[str, bytes]:
     """Triton's backend for a library, compiled for its machine. Raises Unavailable where no compiler is, InputRefused for a manifest
-    that names no machine."""
+    that names no machine, or one for which libraries are not compiled."""
     from cnet_deploy.exporters.native.toolchain import build_backend, find_compiler
 
     machine = manifest.details.get("machine")
     if not isinstance(machine, str) or not machine:
         raise InputRefused("its manifest names no machine that the library is for; export the model again")
+    known = tuple(dict.fromkeys((*FAMILIES, host_machine())))  # the name becomes part of a compiler's
+    if machine not in known:
+        raise InputRefused(
+            f"its manifest names the machine {printable(machine, 60)}; expected {' or '.join(known)}: export the model again"
+        )
     return {BACKEND: build_backend(find_compiler(machine))}
 
 

@@ -23,7 +23,7 @@ from cnet_deploy.hardware.cpu import host_isas, host_machine
 log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "cpp"
-BACKEND = Path(__file__).parent / "triton"  # of Triton Inference Server; it includes SOURCES' cnet.h
+BACKEND = Path(__file__).parent / "triton"  # of Triton Inference Server; it includes headers of SOURCES
 TARGETS = ("host", "x86-64-v3", "x86-64-v4", "aarch64")
 HOW = (
     "install one (Debian: apt-get install g++), or the compiler that comes as a Python package: pip install 'cnet-deploy[compiler]'; "
@@ -290,7 +290,7 @@ def build_backend(compiler: Compiler, *, extra: Sequence[str] = ()) -> bytes:
     ``extra`` flags are for builds that check themselves. Raises Unavailable with the compiler's first complaint if it fails.
     """
     flags = [*_COMMON, *(compiler.flags(isa) if (isa := _PLAINEST.get(compiler.machine)) else ()), *extra]
-    key = _key(compiler, "backend.cpp", flags, [*sorted(BACKEND.iterdir()), SOURCES / "cnet.h"])
+    key = _key(compiler, "backend.cpp", flags, [*sorted(BACKEND.iterdir()), *sorted(SOURCES.glob("*.h"))])
     if (cached := _from_cache(key)) is not None:
         log.info("backend.cpp: compiled before")
         return cached

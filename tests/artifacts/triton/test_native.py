@@ -157,6 +157,19 @@ def test_on_the_command_line(compiled: None, checkpoint_path: Path, tmp_path: Pa
     assert (tmp_path / "models/reference-cifar10/libtriton_cnet.so").stat().st_size
 
 
+def test_a_manifest_names_no_program_to_run(tmp_path: Path, described: Manifest) -> None:
+    """The name of the machine is part of the name of a compiler."""
+    program = tmp_path / "other-linux-gnu-g++"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/was-run\n")
+    program.chmod(0o755)
+    for machine in (str(tmp_path / "other"), "x86_64\x1b[2J"):
+        made = artifact(tmp_path / "a/m.so", described, target="native", details={"machine": machine})
+        with pytest.raises(InputRefused, match=r"m\.so: its manifest names the machine .*; expected x86_64 or aarch64") as error:
+            publish(tmp_path / "r", made)
+        assert str(error.value).isprintable()
+    assert not (tmp_path / "was-run").exists() and not (tmp_path / "r").exists()
+
+
 def test_without_a_compiler_nothing_is_written(native_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/no/such/compiler")
     with pytest.raises(Unavailable, match=r"model\.so: \$CXX is '/no/such/compiler'"):

@@ -168,8 +168,10 @@ def check_nan(path: Path, model: DenselyConnected, precision: str, threads: Sequ
         for count in threads:
             with open_file(read_pair(path), device="cpu", threads=count, isa=isa) as session:
                 before = session.run(clean)
-                assert np.array_equal(np.isnan(session.run(images)), expected)
-                assert np.array_equal(session.run(clean), before)
+                for sharing in ("layers", "images"):
+                    session._share(sharing)
+                    assert np.array_equal(np.isnan(session.run(images)), expected), sharing
+                    assert np.array_equal(session.run(clean), before), sharing
 
 
 @functools.cache

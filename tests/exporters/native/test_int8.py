@@ -65,16 +65,17 @@ UNEVEN = [replace(TINY_DENSENET, group_1x1=1, transition_channels=(10, 6)), repl
 
 
 @contextlib.contextmanager
-def opened(made: Path, isa: str, threads: int) -> Iterator[Callable[[Images], Images]]:
-    """A handle of a library, as a function from images to logits."""
+def opened(made: Path, isa: str, threads: int) -> Iterator[Callable[..., Images]]:
+    """A handle of a library, as a function from images, and how threads share them, to logits."""
     opened_library, handle = native._Library(made.read_bytes()), ctypes.c_void_p()
     calls = opened_library.calls
     sizes = [ctypes.c_size_t() for _ in range(4)]
     assert calls.cnet_shape(*map(ctypes.byref, sizes)) == 0
     assert calls.cnet_create_for(isa.encode(), threads, ctypes.byref(handle)) == 0
 
-    def run(images: Images) -> Images:
+    def run(images: Images, sharing: str = "auto") -> Images:
         logits = np.empty((len(images), sizes[3].value), np.float32)
+        assert calls.cnet_share(handle, native.SHARINGS.index(sharing)) == 0
         assert calls.cnet_run(handle, images.ctypes.data, images.size, len(images), logits.ctypes.data, logits.size) == 0
         return logits
 
@@ -85,13 +86,13 @@ def opened(made: Path, isa: str, threads: int) -> Iterator[Callable[[Images], Im
 
 
 def check(made: Path, program: QuantizedProgram, images: Images, *, names: tuple[str, ...] | None = None, threads: Any = (1, 2)) -> Images:
-    """Every instruction set and number of threads gives the logits of ``run``, bit for bit."""
+    """Every instruction set, number of threads and way of sharing gives the logits of ``run``, bit for bit."""
     expected = program.run(images)
     for isa in names or isas("int8"):
         for count in threads:
             with opened(made, isa, count) as run:
-                for _ in range(2):  # the second finds what the first left in memory
-                    assert np.array_equal(run(images).view(np.int32), expected.view(np.int32)), (isa, count)
+                for sharing in ("images", "layers"):  # the second finds what the first left in memory
+                    assert np.array_equal(run(images, sharing).view(np.int32), expected.view(np.int32)), (isa, count, sharing)
     return expected
 
 
@@ -352,8 +353,9 @@ def test_what_is_not_finite_gives_nan_to_its_image_alone(stride: int, tmp_path: 
     for isa in isas("int8"):
         for threads in (1, 3):
             with opened(made, isa, threads) as run:
-                assert np.array_equal(run(images), expected, equal_nan=True), (isa, threads)
-                assert np.array_equal(run(images[-1:]), expected[-1:])
+                for sharing in native.SHARINGS:
+                    assert np.array_equal(run(images, sharing), expected, equal_nan=True), (isa, threads, sharing)
+                    assert np.array_equal(run(images[-1:], sharing), expected[-1:])
 
 
 def test_extreme_pixels(everything: Path) -> None:

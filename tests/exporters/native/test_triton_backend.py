@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -54,6 +55,27 @@ def test_any_server_of_this_machine_can_load_it(tmp_path: Path, system_tool: Cal
     system_tool("readelf")
     (tmp_path / "backend.so").write_bytes(build_backend(find_compiler(host_machine())))
     check_needs(tmp_path / "backend.so")
+
+
+@pytest.mark.parametrize("header", re.findall(r'#include "(.*)"', (BACKEND / "backend.cpp").read_text()))
+def test_a_changed_header_is_compiled_again(header: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept in the user's cache belongs to all files that it was made of."""
+    for name in ("cpp", "triton"):
+        shutil.copytree(BACKEND.parent / name, tmp_path / name)
+    monkeypatch.setattr(toolchain, "SOURCES", tmp_path / "cpp")
+    monkeypatch.setattr(toolchain, "BACKEND", tmp_path / "triton")
+    asked: list[str] = []
+
+    def cached(key: str) -> bytes:
+        asked.append(key)
+        return b"made before"
+
+    monkeypatch.setattr(toolchain, "_from_cache", cached)
+    compiler = find_compiler(host_machine())
+    for text in ("", "// changed\n", ""):
+        (tmp_path / "triton" / header).write_text((BACKEND / header).read_text() + text)
+        build_backend(compiler)
+    assert asked[0] == asked[2] != asked[1]
 
 
 @long
@@ -239,6 +261,10 @@ def test_threads_and_processors(driver: Driver) -> None:
     many = config(instance_group=[{"count": usable}, {"count": 1}])
     (line,) = (rest for word, rest in driver.serve(many, "1:whole") if word == "log")
     assert f"{usable + 1} instances of 1 threads are more than the {usable} processors that the server may use" in line
+    if usable < 32:
+        more = driver.serve(config(parameters={"threads": {"string_value": str(usable + 1)}}), "1:whole")
+        (line,) = (rest for word, rest in more if word == "log")
+        assert f"{usable + 1} threads, and the server may use {usable} processors: no more run in an instance" in line
     for stated in (config(parameters={}), config(parameters={}, instance_group=[{"count": usable}])):
         assert not [line for line in driver.serve(stated, "1:whole") if line[0] == "log"]
     for quota, period, processors in (

@@ -100,8 +100,8 @@ CNET_API cnet_status cnet_prepare(const uint8_t *pixels, size_t height, size_t w
  * processors, at most CNET_MAX_THREADS. The best instructions that both the file and the processor have are chosen. */
 CNET_API cnet_status cnet_create(int threads, cnet_model **model);
 
-/* With instructions chosen by name, as "isas" of cnet_describe lists them, and as many threads as are asked for, whatever the processors:
- * for tests and measurements. */
+/* With instructions chosen by name, as "isas" of cnet_describe lists them, and as many threads as are asked for, whatever the processors
+ * (0: as in cnet_create): for tests and measurements. */
 CNET_API cnet_status cnet_create_for(const char *isa, int threads, cnet_model **model);
 
 /* Which instructions a handle runs on. The name lives as long as the library. */

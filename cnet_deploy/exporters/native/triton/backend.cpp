@@ -354,6 +354,11 @@ Error Model::choose_threads(json::Value config) {
             return failed(INVALID, "config.pbtxt has the parameter threads %s; expected a number from 1 to %d, as string_value: \"2\"",
                           Shown(stated).text, CNET_MAX_THREADS);
     }
+    if (chosen > usable) {  // with more, threads would wait for some that have no processor
+        tell(WARNING, "config.pbtxt has %llu threads, and the server may use %llu processors: no more run in an instance",
+             static_cast<unsigned long long>(chosen), static_cast<unsigned long long>(usable));
+        chosen = usable;
+    }
     threads = static_cast<int>(chosen);
     if (chosen * instances > usable)
         tell(WARNING, "%llu instances of %llu threads are more than the %llu processors that the server may use, and will hinder each other; "
