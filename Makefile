@@ -57,8 +57,8 @@ bench: .venv/ready .venv-triton/ready
 	$(BIN)/cnet-deploy bench --family paper,v2 --backend $(TABLE) --threads 2 --rounds 20 --json $(RESULTS)/table-v2-2-threads.json --html $(RESULTS)/report-v2.html
 	$(BIN)/python -m cnet_deploy.benchmarks.studies.runtimes $(RESULTS)/native-and-peers.json examples/native/classify.c
 	$(BIN)/python -m cnet_deploy.benchmarks.studies.batches $(RESULTS)/batches.json
-	$(BIN)/python -m cnet_deploy.benchmarks.studies.loadgen $(RESULTS)/loadgen.json
-	$(BIN)/python -m cnet_deploy.benchmarks.studies.serving $(RESULTS)/serving.json .venv-triton
+	if $(BIN)/python -c "import mlperf_loadgen"; then $(BIN)/python -m cnet_deploy.benchmarks.studies.loadgen $(RESULTS)/loadgen.json; fi
+	if test -x .venv-triton/bin/perf_analyzer; then $(BIN)/python -m cnet_deploy.benchmarks.studies.serving $(RESULTS)/serving.json .venv-triton; fi
 	$(BIN)/python -m cnet_deploy.benchmarks.studies.condensenet_v2 $(RESULTS)/v2-and-peers.json $(if $(AUTHORS_V2),"$(AUTHORS_V2)")
 	if test -d "$(CIFAR10)"; then $(BIN)/cnet-deploy compare examples/reference-cifar10.pth.tar --data "$(CIFAR10)" --statistics cifar10 --backend onnxruntime,openvino,native --precision fp32,int8 --rounds 20 --json $(RESULTS)/compare-example.json --html $(RESULTS)/compare-example.html; fi
 	if test -d "$(ORIGINAL)"; then $(BIN)/python -m cnet_deploy.benchmarks.studies.training_step $(RESULTS)/training.json "$(ORIGINAL)"; fi

@@ -23,6 +23,7 @@ from cnet_deploy.artifacts.onnx_metadata import INPUT, OUTPUT
 from cnet_deploy.artifacts.pair import read_pair
 from cnet_deploy.errors import InputRefused, OutputRefused, naming, printable
 from cnet_deploy.files import atomic_output, digest, exists, locked, read_bytes
+from cnet_deploy.hardware.cpu import usable_processors
 from cnet_deploy.models.architecture import CLASSES, INPUT_SIZE
 from cnet_deploy.version import __version__
 
@@ -291,7 +292,7 @@ def require_threads(serving: Serving, instances: int, threads: int | None) -> in
     if type(instances) is not int or not 1 <= instances <= MOST_INSTANCES:
         raise InputRefused(f"the number of instances is {instances!r}; expected a number from 1 to {MOST_INSTANCES}")
     if threads is None:
-        usable = min(len(os.sched_getaffinity(0)), MOST_THREADS)
+        usable = min(usable_processors(), MOST_THREADS)
         return max(1, usable // instances) if serving.states_threads else None
     if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
         raise InputRefused(f"the number of threads is {threads!r}; expected a number from 1 to {MOST_THREADS}")

@@ -50,6 +50,15 @@ def memory_bytes() -> int:
     return min(limits)
 
 
+def usable_processors() -> int:
+    """The processors that this process may use, by its affinity and by its container's quota, rounded up."""
+    usable = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):  # "max" is no number
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split())
+        usable = max(1, min(usable, -(-quota // period)))
+    return usable
+
+
 def share_the_processor() -> None:
     """Let OpenMP's idle threads sleep. If they spin on a busy machine, a check can take ten times as long.
 

@@ -57,7 +57,7 @@ _FAILURES: dict[int, tuple[type[CnetDeployError], str]] = {
 }
 _SIZE, _POINTER = ctypes.c_size_t, ctypes.c_void_p
 _OLDEST = 1  # the version of libraries that 0.1.0 wrote; later ones only add calls
-_SHARES = 3  # the first with cnet_share and cnet_memory
+_SHARES = 3  # the first with cnet_share, cnet_threads and cnet_memory
 _INTERFACE: dict[str, list[Any]] = {
     "cnet_version": [_POINTER],
     "cnet_describe": [_POINTER],
@@ -73,6 +73,7 @@ _ADDED: dict[str, list[Any]] = {
     "cnet_class_name": [_SIZE, _POINTER],
     "cnet_prepare": [_POINTER, _SIZE, _SIZE, _SIZE, _SIZE, _POINTER, _SIZE],
     "cnet_share": [_POINTER, ctypes.c_int],
+    "cnet_threads": [_POINTER, _POINTER],
     "cnet_memory": [_POINTER, _POINTER],
 }
 
@@ -125,20 +126,23 @@ class NativeSession(Session):
                 _check(self._calls.cnet_create_for(isa.encode(), threads, ctypes.byref(handle)))
             chosen = ctypes.c_char_p()
             _check(self._calls.cnet_isa(handle, ctypes.byref(chosen)))
-            self._share(sharing)
+            self.threads = self._share(sharing) or threads or None
         except BaseException:
             self._close()
             raise
         self.isa = (chosen.value or b"").decode()
-        self.threads = threads or None
 
-    def _share(self, sharing: str) -> None:
-        if self._version >= _SHARES:
-            for name in ("cnet_share", "cnet_memory"):
-                getattr(self._calls, name).argtypes = _ADDED[name]
-            _check(self._calls.cnet_share(self._handle, SHARINGS.index(sharing)))
-        elif sharing == "images":
-            raise InputRefused("its threads share layers only, as in all libraries of older versions; export the model again")
+    def _share(self, sharing: str) -> int | None:
+        """Choose how threads share a batch. The number of threads, which libraries of older versions don't tell."""
+        if self._version < _SHARES:
+            if sharing == "images":
+                raise InputRefused("its threads share layers only, as in all libraries of older versions; export the model again")
+            return None
+        _declare(self._calls, {name: _ADDED[name] for name in ("cnet_share", "cnet_threads", "cnet_memory")})
+        _check(self._calls.cnet_share(self._handle, SHARINGS.index(sharing)))
+        count = ctypes.c_int()
+        _check(self._calls.cnet_threads(self._handle, ctypes.byref(count)))
+        return count.value
 
     @property
     def reserved(self) -> int | None:
@@ -243,17 +247,25 @@ class _Library:
     def __init__(self, data: bytes) -> None:
         self._stack, self.calls = _loaded(data)
         try:
-            for function, arguments in _INTERFACE.items():
-                getattr(self.calls, function).argtypes = arguments
-        except AttributeError:
+            _declare(self.calls, _INTERFACE)
+        except InputRefused:
             self._stack.close()
-            raise InputRefused(f"is no library of this tool (it has no function {function}); export the model again") from None
+            raise
 
     def close(self, handle: Any) -> None:
         """Destroy the handle, if there is one, and unload the library."""
         if handle:
             self.calls.cnet_destroy(handle)
         self._stack.close()
+
+
+def _declare(calls: Any, interface: dict[str, list[Any]]) -> None:
+    """Give functions of a library their types. Raises InputRefused for one that it does not have."""
+    for function, arguments in interface.items():
+        try:
+            getattr(calls, function).argtypes = arguments
+        except AttributeError:
+            raise InputRefused(f"is no library of this tool (it has no function {function}); export the model again") from None
 
 
 def _loaded(data: bytes) -> tuple[contextlib.ExitStack, Any]:

@@ -1,4 +1,4 @@
-"""The instruction sets of this processor, and the setting that keeps freed memory."""
+"""The instruction sets of this processor, how many may be used, and the setting that keeps freed memory."""
 
 from __future__ import annotations
 
@@ -26,6 +26,15 @@ def test_instruction_sets_of_arm(features: str, isas: tuple[str, ...], monkeypat
     monkeypatch.setattr(cpu, "host_machine", lambda: "aarch64")
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"processor\t: 0\n{features}\n")
     assert cpu.host_isas() == isas
+
+
+@pytest.mark.parametrize(
+    ("quota", "usable"), [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 2), ("1000 100000", 1), ("9900000 100000", 8), ("", 8)]
+)
+def test_a_container_s_quota_counts(quota: str, usable: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"{quota}\n")
+    assert cpu.usable_processors() == usable
 
 
 def test_instruction_sets_of_a_machine_without_any(monkeypatch: pytest.MonkeyPatch) -> None:

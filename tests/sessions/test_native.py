@@ -266,11 +266,11 @@ def test_no_more_threads_than_processors(made: Path) -> None:
         "before = count()\n"
         "for isa in (None, sys.argv[2]):\n"
         "    for threads in (None, 4):\n"
-        "        with cd.open_session(sys.argv[1], threads=threads, **({} if isa is None else {'isa': isa})):\n"
-        "            print(count() - before)\n"
+        "        with cd.open_session(sys.argv[1], threads=threads, **({} if isa is None else {'isa': isa})) as session:\n"
+        "            print(count() - before, session.threads)\n"
     )
     done = subprocess.run([sys.executable, "-c", script, made, best_isa(made)], capture_output=True, text=True, check=False)
-    assert (done.stdout.split(), done.stderr) == (["0", "0", "0", "3"], "")
+    assert (done.stdout.split(), done.stderr) == (["0", "1", "0", "1", "0", "1", "3", "4"], "")
 
 
 def test_sharing(made: Path) -> None:

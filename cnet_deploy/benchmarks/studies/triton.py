@@ -53,7 +53,7 @@ class Tools:
             raise Unavailable(f"{environment}: has no Triton server with perf_analyzer; make .venv-triton/ready")
         place = packages[0]
         for name, pattern in _LINKS.items():
-            for library in (place / "nvidia_pytriton.libs").glob(pattern):
+            for library in sorted((place / "nvidia_pytriton.libs").glob(pattern))[:1]:
                 (folder / name).symlink_to(library)
         entries = [entry.name.removesuffix(".dist-info").rpartition("-") for entry in place.glob("*.dist-info")]
         versions = {name.replace("_", "-"): version for name, _, version in entries}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import cnet_deploy as cd
 from cnet_deploy.artifacts.manifest import Manifest, manifest_path
 from cnet_deploy.cli import main
 from cnet_deploy.errors import InputRefused, OutputRefused, Unavailable
+from cnet_deploy.hardware.cpu import usable_processors
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.version import __version__
 from cnet_deploy.workflows.publish import publish
@@ -19,7 +19,7 @@ from tests.once import Once
 
 from .helpers import artifact, engine, parsed, schema, tree
 
-THREADS = min(len(os.sched_getaffinity(0)), 32)
+THREADS = min(usable_processors(), 32)
 
 
 @pytest.fixture(scope="session")

@@ -133,6 +133,10 @@ static int refuse(char **a) {
     size_t bytes = 0, more = 0;
     const char *name;
     EXPECT(cnet_isa(model, &name), CNET_OK);
+    int threads = 0;
+    EXPECT(cnet_threads(0, &threads), CNET_NULL_POINTER);
+    EXPECT(cnet_threads(model, 0), CNET_NULL_POINTER);
+    EXPECT(cnet_threads((cnet_model *)images, &threads), CNET_BAD_HANDLE);
     EXPECT(cnet_memory(0, &bytes), CNET_NULL_POINTER);
     EXPECT(cnet_memory(model, 0), CNET_NULL_POINTER);
     EXPECT(cnet_memory((cnet_model *)images, &bytes), CNET_BAD_HANDLE);
@@ -140,6 +144,8 @@ static int refuse(char **a) {
     EXPECT(bytes > 0, 1);
     EXPECT(cnet_destroy(model), CNET_OK);
     EXPECT(cnet_create_for(name, 3, &model), CNET_OK);
+    EXPECT(cnet_threads(model, &threads), CNET_OK);
+    EXPECT(threads, 3);
     EXPECT(cnet_memory(model, &bytes), CNET_OK);
     EXPECT(cnet_run(model, images, 2 * floats, 2, logits, 2 * classes), CNET_OK);
     EXPECT(cnet_memory(model, &more), CNET_OK);

@@ -72,8 +72,8 @@ typedef enum cnet_sharing {
 } cnet_sharing;
 
 /* The version of this interface that the library was built with. A later one only adds calls and statuses: a program runs with a library
- * of at least the version that it was written for. Version 2 added cnet_shape, cnet_class_name and cnet_prepare, version 3 cnet_share and
- * cnet_memory. */
+ * of at least the version that it was written for. Version 2 added cnet_shape, cnet_class_name and cnet_prepare, version 3 cnet_share,
+ * cnet_threads and cnet_memory. */
 CNET_API cnet_status cnet_version(uint32_t *version);
 
 /* What the library holds, as JSON that lives as long as the library: architecture, input [channels, height, width], classes,
@@ -116,6 +116,9 @@ CNET_API cnet_status cnet_run(cnet_model *model, const float *images, size_t ima
  * needs memory of its own: CNET_SHARE_IMAGES reserves it here, and CNET_NO_MEMORY leaves all as it was; CNET_SHARE_AUTO reserves it
  * in the first run that needs it. It is kept until the handle is destroyed. */
 CNET_API cnet_status cnet_share(cnet_model *model, cnet_sharing sharing);
+
+/* How many threads the handle runs on, the caller's included. */
+CNET_API cnet_status cnet_threads(const cnet_model *model, int *threads);
 
 /* Bytes of memory that the handle has reserved for activations, without the threads' stacks and the weights, which are the library's. */
 CNET_API cnet_status cnet_memory(cnet_model *model, size_t *bytes);

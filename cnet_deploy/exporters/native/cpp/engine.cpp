@@ -366,6 +366,13 @@ cnet_status cnet_share(cnet_model *model, cnet_sharing sharing) {
     return possible ? CNET_OK : CNET_NO_MEMORY;
 }
 
+cnet_status cnet_threads(const cnet_model *model, int *threads) {
+    if (!model || !threads) return CNET_NULL_POINTER;
+    if (model->magic != alive()) return CNET_BAD_HANDLE;
+    *threads = model->team.size;
+    return CNET_OK;
+}
+
 cnet_status cnet_memory(cnet_model *model, size_t *bytes) {
     if (!model || !bytes) return CNET_NULL_POINTER;
     if (model->magic != alive()) return CNET_BAD_HANDLE;
