@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from tests.once import Once
 
-from .server import STANDINS, Array, Installation, find_installation, make_standins
+from .server import STANDINS, Array, Installation, Server, find_installation, make_standins
 
 collect_ignore = ["onnxruntime_standin", "openvino_standin"]  # for the server's Python
 
@@ -32,3 +33,11 @@ def standins(installation: Installation, once: Once) -> Path:
 def images() -> Array:
     """One more than the largest batch."""
     return np.random.default_rng(0).standard_normal((33, 3, 32, 32), np.float32)
+
+
+@pytest.fixture
+def server(running: Server) -> Iterator[Server]:
+    """The module's server (its fixture ``running``), of all tests that don't change it. What it logged meanwhile is printed, for pytest to show if the test failed."""
+    begun = len(running.text())
+    yield running
+    print(running.text()[begun:])

@@ -54,14 +54,6 @@ def running(installation: Installation, repository: Path, standins: Path) -> Ite
         yield server
 
 
-@pytest.fixture
-def server(running: Server) -> Iterator[Server]:
-    """The server of all tests that don't change it. What it logged meanwhile is printed, for pytest to show if the test failed."""
-    begun = len(running.text())
-    yield running
-    print(running.text()[begun:])
-
-
 def test_what_export_writes_is_served(
     checkpoint_path: Path, images: Array, tmp_path: Path, installation: Installation, standins: Path
 ) -> None:
