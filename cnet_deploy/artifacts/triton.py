@@ -122,12 +122,12 @@ def _run(folder: str, gpu: bool) -> str:
 
 
 def _line(label: str) -> str:
-    """A class name on one line, as the server reads it.
+    """A class name on one line, as the server reads it and gives it to clients, without control characters.
 
-    >>> _line("a\\nb")
-    'a b'
+    >>> _line("a\\nb\\0c")
+    'a b c'
     """
-    return " ".join(label.encode("utf-8", "replace").decode().split())
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", label).encode("utf-8", "replace").decode().split())
 
 
 def _same(version: Path, files: Mapping[str, bytes]) -> bool:
