@@ -101,7 +101,8 @@ def write_repository(
     try:
         if not place.parent.parent.is_dir():
             raise OutputRefused(f"{folder}: {place.parent.parent} is no directory; make it first")
-        with _folders(place.parent, place), locked(place.parent):  # two processes would take the same version
+        # Two processes would take the same version. The lock is not waited for as long as large files take to be written.
+        with _folders(place.parent, place), _version(place, files) as temporary, locked(place.parent):
             _require_same_network(config, text)
             latest = max((int(entry.name) for entry in place.iterdir() if _VERSION.fullmatch(entry.name)), default=0)
             if _same(place / str(latest), {file: data, **beside}):
@@ -109,7 +110,7 @@ def write_repository(
                     written.write_text(text, encoding="utf-8")
             else:
                 latest += 1
-                with _version(place, files) as temporary, _labels(place / LABELS, labels):
+                with _labels(place / LABELS, labels):
                     _publish(temporary, place / str(latest), config, text)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
