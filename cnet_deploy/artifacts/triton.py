@@ -110,6 +110,8 @@ def write_repository(
                     written.write_text(text, encoding="utf-8")
             else:
                 latest += 1
+                if not _VERSION.fullmatch(str(latest)):
+                    raise OutputRefused(f"{place}: has version {latest - 1}, the highest that there can be; remove or rename it first")
                 with _labels(place / LABELS, labels):
                     _publish(temporary, place / str(latest), config, text)
     except (OSError, ValueError) as error:

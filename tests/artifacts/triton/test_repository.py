@@ -157,6 +157,13 @@ def test_no_lock_while_large_files_are_written(onnx_path: Path, tmp_path: Path, 
     assert sorted(path.name for path in (tmp_path / "r/m").iterdir()) == ["1", "config.pbtxt"]
 
 
+def test_no_version_after_the_last(onnx_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "r/m" / ("9" * 18)).mkdir(parents=True)
+    with pytest.raises(OutputRefused, match="the highest that there can be"):
+        publish(tmp_path / "r", onnx_path, name="m")
+    assert [path.name for path in (tmp_path / "r/m").iterdir()] == ["9" * 18]
+
+
 def test_places_that_can_not_be_written_to(onnx_path: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "r").mkdir()
