@@ -104,7 +104,8 @@ def write_repository(
     try:
         if not place.parent.parent.is_dir():
             raise OutputRefused(f"{folder}: {place.parent.parent} is no directory; make it first")
-        with _folders(place.parent, place), locked(place.parent):  # two processes would take the same version
+        # Two processes would take the same version. The lock is not waited for as long as large files take to be written.
+        with _folders(place.parent, place), _version(place, files) as temporary, locked(place.parent):
             _require_same_network(config, text)
             latest = max((int(entry.name) for entry in place.iterdir() if _VERSION.fullmatch(entry.name)), default=0)
             if _same(place / str(latest) / file, data):
@@ -112,7 +113,9 @@ def write_repository(
                     written.write_text(text, encoding="utf-8")
             else:
                 latest += 1
-                with _version(place, files) as temporary, _common(place, common):
+                if not _VERSION.fullmatch(str(latest)):
+                    raise OutputRefused(f"{place}: has version {latest - 1}, the highest that there can be; remove or rename it first")
+                with _common(place, common):
                     _publish(temporary, place / str(latest), config, text)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -125,12 +128,12 @@ def _run(folder: str, gpu: bool) -> str:
 
 
 def _line(label: str) -> str:
-    """A class name on one line, as the server reads it.
+    """A class name on one line, as the server reads it and gives it to clients, without control characters.
 
-    >>> _line("a\\nb")
-    'a b'
+    >>> _line("a\\nb\\0c")
+    'a b c'
     """
-    return " ".join(label.encode("utf-8", "replace").decode().split())
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", label).encode("utf-8", "replace").decode().split())
 
 
 def _same(path: Path, content: bytes) -> bool:

@@ -37,8 +37,8 @@ def images() -> Array:
 
 @pytest.fixture
 def server(running: Server) -> Iterator[Server]:
-    """The module's server (its fixture ``running``), of all tests that don't change it. What it logged meanwhile is printed, for pytest to show
-    if the test failed."""
+    """The module's server (its fixture ``running``), of all tests that don't change it. What it logged meanwhile is printed, for pytest to
+    show if the test failed."""
     begun = len(running.text())
     yield running
     print(running.text()[begun:])

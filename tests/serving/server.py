@@ -27,6 +27,7 @@ from tests.processes import interruptible
 ROOT = Path(__file__).parents[2]
 STANDINS = ("onnxruntime", "openvino")
 READY_SECONDS = 60.0
+ANSWER_SECONDS = 30.0  # a server that hangs fails a test, and does not stop all of them
 EXIT_SECONDS = 5  # the server waits so long for requests that it has begun
 HEADER = "Inference-Header-Content-Length"
 
@@ -110,7 +111,7 @@ class Server:
         """One request over HTTP. Raises OSError or HTTPException if the connection is not kept."""
         connection: http.client.HTTPConnection | None = getattr(self._own, "connection", None)
         if connection is None:
-            connection = self._own.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+            connection = self._own.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_SECONDS)
         try:
             connection.request(method, path, body, dict(headers or {}))
             response = connection.getresponse()

@@ -18,7 +18,7 @@ from tests.forks import Forks
 from tests.release.containers import IMAGES, command, health_check, objects
 from tests.release.pages import ROOT, shell, steps
 
-from .server import Installation, serving
+from .server import ANSWER_SECONDS, Installation, serving
 
 PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 
@@ -71,7 +71,8 @@ def test_probes_and_health_checks(
 
         def are_well() -> list[bool]:
             lines = [[programs[program], *(word.replace(":8000", f":{server.port}") for word in words)] for program, *words in checks]
-            return [subprocess.run(line, capture_output=True, check=False).returncode == 0 for line in lines]
+            done = [subprocess.run(line, capture_output=True, check=False, timeout=ANSWER_SECONDS) for line in lines]
+            return [one.returncode == 0 for one in done]
 
         assert are_well() == [True, True]
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):

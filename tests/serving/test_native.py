@@ -28,7 +28,7 @@ from tests.cases import long
 from tests.once import Once
 
 from .helpers import equal, images_run, logits_of, sizes_run
-from .server import HEADER, Answer, Array, Installation, Load, Server, serving, wait_until
+from .server import ANSWER_SECONDS, HEADER, Answer, Array, Installation, Load, Server, serving, wait_until
 
 LIVING = ("--exit-on-error=false", "--strict-readiness=false")  # a server that goes on without the models that can't be loaded
 EXPLICIT = ("--model-control-mode=explicit",)
@@ -97,15 +97,16 @@ def test_grpc(server: Server, repository: Path, images: Array) -> None:
     strange = images[:3].copy()
     strange[0, 0, 0, 0], strange[1, 1, 1, 1] = np.nan, np.inf
     with grpc.InferenceServerClient(server.grpc) as client:
-        described = client.get_model_metadata("net")
+        described = client.get_model_metadata("net", client_timeout=ANSWER_SECONDS)
         assert [(one.name, one.datatype, list(one.shape)) for one in (*described.inputs, *described.outputs)] == [
             ("input", "FP32", [-1, 3, 32, 32]), ("logits", "FP32", [-1, 10]),
         ]  # fmt: skip
         for batch in (images[:1], images[:5], images[:32], strange):
             tensor = grpc.InferInput("input", list(batch.shape), "FP32").set_data_from_numpy(batch)
             expected = logits_of(repository / "net/1/model.so", batch)
-            assert equal(client.infer("net", [tensor]).as_numpy("logits"), expected)
-            assert equal(client.infer("net", [tensor], outputs=[grpc.InferRequestedOutput("logits")]).as_numpy("logits"), expected)
+            for outputs in (None, [grpc.InferRequestedOutput("logits")]):
+                found = client.infer("net", [tensor], outputs=outputs, client_timeout=ANSWER_SECONDS)
+                assert equal(found.as_numpy("logits"), expected)
 
 
 @long
@@ -198,6 +199,7 @@ def test_classes_by_name(server: Server, repository: Path, images: Array) -> Non
         ({"shape": (3, 32, 32)}, "unexpected shape"),
         ({"shape": (2, 3, 32, 32)}, "byte size mismatch"),
         ({"images": np.zeros((0, 3, 32, 32), np.float32)}, "byte size mismatch"),
+        ({"shape": (0, 3, 32, 32)}, "cnet: input has 0 images; expected 1 to 32"),
         ({"datatype": "FP64"}, "data-type is 'FP64'"),
         ({"name": "image"}, "unexpected inference input 'image'"),
         ({"version": 2}, "version 2 is not found"),
@@ -293,6 +295,8 @@ CONFIGURATIONS = {
     "other-logits": (('"logits" data_type: TYPE_FP32', '"logits" data_type: TYPE_FP64'), "cnet: config.pbtxt has the output of type"),
     "other-name": (('name: "logits"', 'name: "scores"'), 'cnet: config.pbtxt calls the output "scores"; expected "logits"'),
     "two-outputs": (("output [ {", 'output [ { name: "x" data_type: TYPE_FP32 dims: [1] }, {'), "config.pbtxt has 2 tensors"),
+    "reshaped": (('name: "input"', 'name: "input" reshape: { shape: [3072] }'), "cnet: config.pbtxt has reshape"),
+    "passive": (("kind: KIND_CPU", "kind: KIND_CPU passive: true"), "cnet: config.pbtxt has a passive instance_group"),
     "no-threads": (threads("0"), "parameter threads"),
     "threads-in-words": (threads("two"), "parameter threads"),
     "many-threads": (threads("33"), "parameter threads"),

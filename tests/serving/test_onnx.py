@@ -21,7 +21,7 @@ from tests.cases import long
 from tests.once import Once
 
 from .helpers import close, equal, images_run, logits_of, sizes_run
-from .server import Answer, Array, Installation, Load, Server, serving, wait_until
+from .server import ANSWER_SECONDS, Answer, Array, Installation, Load, Server, serving, wait_until
 
 LABELS = Path(__file__).parents[2] / "examples" / "cifar10-labels.txt"
 
@@ -87,13 +87,13 @@ def test_batches_as_of_the_session(server: Server, repository: Path, images: Arr
 def test_grpc(server: Server, repository: Path, images: Array) -> None:
     grpc = pytest.importorskip("tritonclient.grpc", reason="needs tritonclient[grpc]")
     with grpc.InferenceServerClient(server.grpc) as client:
-        described = client.get_model_metadata("net")
+        described = client.get_model_metadata("net", client_timeout=ANSWER_SECONDS)
         assert [(one.name, one.datatype, list(one.shape)) for one in (*described.inputs, *described.outputs)] == [
             ("input", "FP32", [-1, 3, 32, 32]), ("logits", "FP32", [-1, 10]),
         ]  # fmt: skip
         for count in (1, 5, 32):
             tensor = grpc.InferInput("input", [count, 3, 32, 32], "FP32").set_data_from_numpy(images[:count])
-            found = client.infer("net", [tensor]).as_numpy("logits")
+            found = client.infer("net", [tensor], client_timeout=ANSWER_SECONDS).as_numpy("logits")
             assert equal(found, logits_of(repository / "net/1/model.onnx", images[:count]))
 
 

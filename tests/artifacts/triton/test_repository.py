@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,6 +140,28 @@ def test_a_version_that_somebody_else_made_meanwhile(onnx_path: Path, other: Pat
     with pytest.raises(OutputRefused, match="not empty"):
         publish(tmp_path / "r", other)
     assert tree(tmp_path / "r") == {**before, "m/2": b"", "m/2/model.onnx": b"theirs"}
+
+
+def test_no_lock_while_large_files_are_written(onnx_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a lock waits for a second, which large files may take."""
+    written: list[int] = []
+
+    @contextlib.contextmanager
+    def locked(folder: Path) -> Iterator[None]:
+        written.extend(path.stat().st_size for path in folder.glob("m/.new.*/model.onnx"))
+        yield
+
+    monkeypatch.setattr("cnet_deploy.artifacts.triton.locked", locked)
+    publish(tmp_path / "r", onnx_path, name="m")
+    assert written == [onnx_path.stat().st_size]
+    assert sorted(path.name for path in (tmp_path / "r/m").iterdir()) == ["1", "config.pbtxt"]
+
+
+def test_no_version_after_the_last(onnx_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "r/m" / ("9" * 18)).mkdir(parents=True)
+    with pytest.raises(OutputRefused, match="the highest that there can be"):
+        publish(tmp_path / "r", onnx_path, name="m")
+    assert [path.name for path in (tmp_path / "r/m").iterdir()] == ["9" * 18]
 
 
 def test_places_that_can_not_be_written_to(onnx_path: Path, tmp_path: Path) -> None:

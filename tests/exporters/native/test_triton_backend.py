@@ -168,6 +168,7 @@ def test_images_in_every_form(driver: Driver) -> None:
         "fewer": "input has fewer bytes in its buffers than it states",
         "more": "input has more bytes in its buffers than it states",
         "none": "input has fewer bytes in its buffers than it states",
+        "no-dimension": "input has 0 images; expected 1 to 32",
         "type": "input has another type than float32; send the images as FP32",
         "gpu": "input is in a GPU's memory; send it in the processor's",
         "output-gpu": "the logits are wanted in a GPU's memory; ask for them in the processor's",
@@ -242,6 +243,8 @@ def test_a_configuration_of_another_network(driver: Driver) -> None:
         ({"input": []}, 'has 0 tensors under input; expected one, "input"'),
         ({"output": tensor("logits", [100])}, "has dims [100] for the output, and the library has [10]"),
         ({"output": tensor("logits", [10]) * 2}, 'has 2 tensors under output; expected one, "logits"'),
+        ({"input": [{**tensor("input", [3, 32, 32])[0], "reshape": {"shape": [3072]}}]}, 'has reshape {"shape": [3072]} for the input'),
+        ({"instance_group": [{"count": 1, "kind": "KIND_CPU", "passive": True}]}, "has a passive instance_group"),
         ({"max_batch_size": 1 << 30}, "has max_batch_size 1073741824; expected 0 to 1048576"),
         *(
             ({"parameters": {"threads": {"string_value": text}}}, f'has the parameter threads "{text}"; expected a number from 1 to 32')

@@ -331,7 +331,7 @@ void lines(Each each) {
 // A request for `count` images that begin at `from`.
 void fill(TRITONBACKEND_Request &request, const char *from, int64_t count, uint64_t image, bool batched, const std::string &kind) {
     TRITONBACKEND_Input &input = request.input;
-    if (batched) input.shape.push_back(count);
+    if (batched && kind != "no-dimension") input.shape.push_back(count);  // as Triton has it for a batch of 0
     for (int64_t dim : {3, 32, 32}) input.shape.push_back(dim);
     input.stated = static_cast<uint64_t>(count) * image;
     request.outputs = {"logits"};

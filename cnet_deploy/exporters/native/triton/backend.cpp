@@ -324,6 +324,8 @@ Error require_tensor(json::Value config, const char *list, const char *name, con
         return failed(INVALID, "config.pbtxt calls the %s %s; expected \"%s\": correct it, or %s", list, Shown(called).text, name, AGAIN);
     if (!json::equals(type, "TYPE_FP32"))
         return failed(INVALID, "config.pbtxt has the %s of type %s; expected TYPE_FP32: correct it, or %s", list, Shown(type).text, AGAIN);
+    if (const json::Value reshape = json::member(tensor, "reshape"))
+        return failed(INVALID, "config.pbtxt has reshape %s for the %s; expected none: correct it, or %s", Shown(reshape).text, list, AGAIN);
     bool alike = json::length(found) == count;
     json::Value dim;
     for (size_t i = 0; alike && i < count; i++) {
@@ -344,6 +346,9 @@ Error Model::choose_threads(json::Value config) {
         for (json::Value group = json::next(groups, {}); group; group = json::next(groups, group)) {
             uint64_t count;
             if (json::whole(json::member(group, "count"), &count)) instances += count;
+            if (const json::Value passive = json::member(group, "passive"); passive && *passive.at == 't')
+                return failed(INVALID, "config.pbtxt has a passive instance_group, which runs nothing and on which a request ends the server; "
+                              "take passive out");
         }
     if (!instances) instances = 1;
     const uint64_t usable = usable_processors();
@@ -466,7 +471,7 @@ Error Instance::inspect(Part &part) const {
     if (type != FP32) return failed(INVALID, "input has another type than float32; send the images as FP32");
     int64_t images = 1;
     if (model->largest) {
-        images = dimensions ? shape[0] : 0;
+        images = dimensions == 4 ? shape[0] : 0;  // for no images the server leaves the batch's dimension out
         if (images < 1 || static_cast<uint64_t>(images) > model->largest)
             return failed(INVALID, "input has %lld images; expected 1 to %llu", static_cast<long long>(images),
                           static_cast<unsigned long long>(model->largest));
