@@ -10,7 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RUNS = ROOT / "cnet_deploy" / "benchmarks" / "results"
-RECORDED = RUNS / "intel-xeon-2-cores"  # what the pages have figures of
+RECORDED = RUNS / "intel-xeon-2-cores"  # what the pages have figures of,
+OTHERS = RUNS / "amd-epyc-2-cores"  # and where that has none
 NAMES = ("reading", "native", "c-api", "gpu", "evaluating", "training", "measuring", "serving")  # those with commands to run
 PAGES = {
     page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")

@@ -36,8 +36,8 @@ Table = list[list[str]]
 
 @dataclass(frozen=True)
 class Recorded:
-    """A folder of recorded runs: the paper's table with two threads, the study of runtimes with that of CondenseNet V2, the example in all
-    precisions, and the results of serving.py, batches.py and loadgen.py; empty, or None, for what was not recorded."""
+    """Recorded runs: the paper's table with two threads, the study of runtimes with that of CondenseNet V2, the example in all precisions,
+    and the results of serving.py, batches.py and loadgen.py; empty, or None, for what was not recorded."""
 
     table: Report
     study: list[dict[str, Any]]
@@ -47,14 +47,18 @@ class Recorded:
     driven: Sequence[dict[str, Any]] = ()
 
     @classmethod
-    def read(cls, folder: Path) -> Recorded:
-        """Raises InputRefused for a folder that lacks the first two."""
-        study = _results(folder / "native-and-peers.json")
-        if exists(folder / "v2-and-peers.json"):
-            study = study + _results(folder / "v2-and-peers.json")
-        example = folder / "compare-example.json"
-        table = read_report(folder / "table-2-threads.json")
-        more = [_results(path) if exists(path := folder / f"{name}.json") else [] for name in ("serving", "batches", "loadgen")]
+    def read(cls, folder: Path, *others: Path) -> Recorded:
+        """Each file from the first folder that has it. Raises InputRefused where the first two lack."""
+
+        def place(name: str) -> Path:
+            return next((path for where in (folder, *others) if exists(path := where / name)), folder / name)
+
+        study = _results(place("native-and-peers.json"))
+        if exists(path := place("v2-and-peers.json")):
+            study = study + _results(path)
+        example = place("compare-example.json")
+        table = read_report(place("table-2-threads.json"))
+        more = [_results(path) if exists(path := place(f"{name}.json")) else [] for name in ("serving", "batches", "loadgen")]
         return cls(table, study, read_comparison(example) if exists(example) else None, *more)
 
     def row(self, name: str) -> Row:
@@ -339,13 +343,15 @@ def _tail(entry: Mapping[str, Any]) -> str:
 PAGES = ("README.md", "docs/measuring.md", "docs/int8.md", "docs/v2.md", "docs/serving.md")
 
 
-def main(results: Path, root: Path) -> None:
-    """Write the picture, and those of PAGES that are in ROOT."""
-    recorded = Recorded.read(results)
+def main(results: Path, other: Path, root: Path | None = None) -> None:
+    """Write the picture, and those of PAGES that are in ROOT. What ``results`` does not have is taken from a second folder, if one is given
+    before ROOT."""
+    others, root = ((), other) if root is None else ((other,), root)
+    recorded = Recorded.read(results, *others)
     for name in filter(lambda page: exists(root / page), PAGES):
         write_text(root / name, renewed(read_bytes(root / name).decode(), recorded))
     write_text(root / "docs" / "latency.svg", picture(recorded.table))
 
 
 if __name__ == "__main__":
-    run(main, "cnet_deploy.benchmarks.studies.pages RESULTS ROOT")
+    run(main, "cnet_deploy.benchmarks.studies.pages RESULTS [OTHERS] ROOT")
