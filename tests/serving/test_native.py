@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -20,6 +19,7 @@ from click.testing import CliRunner
 import cnet_deploy as cd
 from cnet_deploy.cli import main
 from cnet_deploy.files import digest
+from cnet_deploy.hardware.cpu import usable_processors
 from cnet_deploy.models.build import build_random
 from cnet_deploy.models.condensenet import DenselyConnected
 from cnet_deploy.workflows.publish import publish
@@ -448,17 +448,23 @@ def test_requests_leave_nothing(installation: Installation, small: Path, images:
 
 @long
 def test_more_threads_than_processors(installation: Installation, small: Path, images: Array, tmp_path: Path) -> None:
-    """They run, and the server's log has a warning. Where no number is stated the backend chooses one."""
-    instances = (os.cpu_count() or 1) // 32 + 1
-    stated = publish(tmp_path / "models", small / "0.so", name="stated", instances=instances, threads=32)
+    """The server's log has a warning of several instances that have more together, and of one that has more alone. Where no number is
+    stated the backend chooses one."""
+    usable = usable_processors()
+    threads = min(usable, 32)
+    instances = usable // threads + 1
+    stated = publish(tmp_path / "models", small / "0.so", name="stated", instances=instances, threads=threads)
+    alone = publish(tmp_path / "models", small / "0.so", name="alone", threads=32)
     free = publish(tmp_path / "models", small / "0.so", name="free", instances=2)
     text, count = re.subn(r'parameters \[ \{ key: "threads".*', "", free.config.read_text())
     assert count == 1
     free.config.write_text(text)
     with serving(installation, tmp_path / "models", tmp_path / "log") as server:
         expected = logits_of(stated.model, images[:32])
-        assert equal(server.infer("stated", images[:32]).logits, expected) and equal(server.infer("free", images[:32]).logits, expected)
-        assert f"{instances} instances of 32 threads are more than the" in server.text(), server.text()
+        assert all(equal(server.infer(done.name, images[:32]).logits, expected) for done in (stated, alone, free))
+        assert f"{instances} instances of {threads} threads are more than the {usable} processors" in server.text(), server.text()
+        few = f"config.pbtxt has 32 threads, and the server may use {usable} processors: no more run in an instance"
+        assert (few in server.text()) == (usable < 32), server.text()
 
 
 @long
