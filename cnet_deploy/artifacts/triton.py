@@ -34,25 +34,25 @@ MOST_INSTANCES = 1024
 LABELS = "labels.txt"
 _MOST = 1 << 16  # largest batch accepted from a manifest
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")  # Triton ignores leading zeros, and fails on numbers beyond int64
-_RUN = "docker run --rm {}-p 8000:8000 -p 8001:8001 -v {}:/models nvcr.io/nvidia/tritonserver:YY.MM-py3 "
+_RUN = "docker run --rm {}-p 8000:8000 -p 8001:8001 -v {}:/models nvcr.io/nvidia/tritonserver:{}-py3 "
 _RUN += "tritonserver --model-repository=/models"
 _TOKEN = re.compile(r"""#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[{}<>]|[^\s{}<>\[\]:,;"'#]+""")
 
 
 @dataclass(frozen=True)
 class Repository:
-    """What was written: the model's name and version in the repository, its file, its configuration; whether it needs a GPU."""
+    """What was written: the model's name and version in the repository, its file, its configuration, and how it is run."""
 
     name: str
     version: int
     model: Path
     config: Path
-    gpu: bool = False
+    serving: Serving
 
     def lines(self) -> list[str]:
         """Lines of text."""
         place = shlex.quote(str(self.config.parent.parent.resolve()))
-        return [f"wrote {self.model} and {self.config}; to serve it:", _run(place, self.gpu)]
+        return [f"wrote {self.model} and {self.config}; to serve it:", _run(place, self.serving)]
 
 
 class Serving(Protocol):
@@ -72,6 +72,8 @@ class Serving(Protocol):
     def states_threads(self) -> bool: ...
     @property
     def any_batch(self) -> bool: ...
+    @property
+    def release(self) -> str: ...
 
 
 def write_repository(
@@ -120,11 +122,11 @@ def write_repository(
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputRefused(f"{place}: can't be written: {reason}; nothing in it was changed") from None
-    return Repository(name, latest, place / str(latest) / file, config, serving.runs_on == "gpu")
+    return Repository(name, latest, place / str(latest) / file, config, serving)
 
 
-def _run(folder: str, gpu: bool) -> str:
-    return _RUN.format("--gpus all " if gpu else "", folder)
+def _run(folder: str, serving: Serving) -> str:
+    return _RUN.format("--gpus all " if serving.runs_on == "gpu" else "", folder, serving.release)
 
 
 def _line(label: str) -> str:
@@ -260,7 +262,7 @@ def _config(name: str, stated: Manifest, serving: Serving, max_batch: int | None
     labels = f" label_filename: {_quoted(LABELS)}" if stated.class_names else ""
     lines = [
         f"# Written by cnet-deploy {__version__}; one configuration for all versions of this model. In the repository's folder:",
-        f"# {_run('$PWD', serving.runs_on == 'gpu')}",
+        f"# {_run('$PWD', serving)}",
         *_advice(stated),
         f"name: {_quoted(name)}",
         *([f"platform: {_quoted(serving.platform)}"] if serving.platform else []),

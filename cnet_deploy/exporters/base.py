@@ -53,7 +53,8 @@ class Serving:
     ``backend`` is the server's, ``file`` the artifact's name in a version's folder; ``platform`` is empty for a backend that has none.
     ``runs_on`` is what an instance may run on: anything, only a CPU, or only a GPU. ``threads`` is the parameter by which the backend is
     told how many threads an instance has; empty where it has none. Where ``states_threads``, it is always written. ``any_batch``: such
-    artifacts take any batch, and their manifests don't say so.
+    artifacts take any batch, and their manifests don't say so. ``release`` is that of the server's container which is told to users: one
+    that was tested, or YY.MM where the artifact decides.
     """
 
     platform: str
@@ -63,6 +64,7 @@ class Serving:
     threads: str = ""
     states_threads: bool = False
     any_batch: bool = False
+    release: str = "YY.MM"
 
 
 @dataclass(frozen=True)

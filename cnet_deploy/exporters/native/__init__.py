@@ -39,7 +39,9 @@ TARGET = Target(
     ),
     family_only=True,
     forms=False,
-    serving=(Serving("", "cnet", "model.so", runs_on="cpu", threads="threads", states_threads=True, any_batch=True),),
+    serving=(
+        Serving("", "cnet", "model.so", runs_on="cpu", threads="threads", states_threads=True, any_batch=True, release="24.10"),
+    ),
     keeps="int16",
 )  # fmt: skip
 NOTE = "programs in C include cnet.h: `cnet-deploy include` prints its folder"

@@ -64,7 +64,8 @@ def test_a_native_library(native_path: Path, tmp_path: Path) -> None:
         ],
         "parameters": {key: {"stringValue": value} for key, value in told.items()},
     }
-    assert "--gpus" not in done.config.read_text() + "".join(done.lines())
+    told = done.config.read_text() + "".join(done.lines())
+    assert "--gpus" not in told and told.count("tritonserver:24.10-py3 ") == 2 and "YY.MM" not in told
 
 
 def test_versions_of_a_native_library(native_path: Path, tmp_path: Path) -> None:
