@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 import cnet_deploy as cd
 
-from .server import Array
+from .server import Answer, Array, Sent
 
 CLOSE = 1e-5  # of the largest logit: onnxruntime adds in another order when it runs requests together
 
@@ -38,3 +39,15 @@ def sizes_run(statistics: dict[str, Any]) -> Counter[int]:
 def images_run(statistics: dict[str, Any]) -> int:
     """How many images a model has run."""
     return sum(size * count for size, count in sizes_run(statistics).items())
+
+
+def check_the_end(answers: Iterable[Sent], expected: Array, same: Callable[[Array | None, Array], bool], clients: int = 16) -> None:
+    """What clients got of a server that was stopped: right answers, and then each once no server."""
+    lost = 0
+    for which, answer in answers:
+        if isinstance(answer, Answer):
+            assert answer.status == 200 and same(answer.logits, expected[which : which + 1]), answer
+        else:
+            assert isinstance(answer, ConnectionError), repr(answer)
+            lost += 1
+    assert lost == clients

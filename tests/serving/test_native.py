@@ -27,7 +27,7 @@ from tests.builders import TINY
 from tests.cases import long
 from tests.once import Once
 
-from .helpers import equal, images_run, logits_of, sizes_run
+from .helpers import check_the_end, equal, images_run, logits_of, sizes_run
 from .server import ANSWER_SECONDS, HEADER, Answer, Array, Installation, Load, Server, serving, wait_until
 
 LIVING = ("--exit-on-error=false", "--strict-readiness=false")  # a server that goes on without the models that can't be loaded
@@ -537,9 +537,4 @@ def test_sigterm_in_the_middle(installation: Installation, small: Path, images: 
         with Load(server, "net", images, reconnect=True) as load:
             assert server.stop() == 0, server.text()[-3000:]
         answers = load.end()
-    for which, answer in answers:
-        if isinstance(answer, Answer):
-            assert answer.status == 200 and equal(answer.logits, expected[which : which + 1]), answer
-        else:
-            assert isinstance(answer, ConnectionError), repr(answer)
-    assert sum(not isinstance(answer, Answer) for _, answer in answers) == 16  # of each client the last
+    check_the_end(answers, expected, equal)

@@ -20,7 +20,7 @@ from tests.builders import TINY
 from tests.cases import long
 from tests.once import Once
 
-from .helpers import close, equal, images_run, logits_of, sizes_run
+from .helpers import check_the_end, close, equal, images_run, logits_of, sizes_run
 from .server import ANSWER_SECONDS, Answer, Array, Installation, Load, Server, serving, wait_until
 
 LABELS = Path(__file__).parents[2] / "examples" / "cifar10-labels.txt"
@@ -214,12 +214,7 @@ def test_sigterm_in_the_middle(
         with Load(server, "net", images, reconnect=True) as load:
             assert server.stop() == 0, server.text()[-3000:]
         answers = load.end()
-    for which, answer in answers:
-        if isinstance(answer, Answer):
-            assert answer.status == 200 and close(answer.logits, expected[which : which + 1]), answer
-        else:
-            assert isinstance(answer, ConnectionError), repr(answer)
-    assert sum(not isinstance(answer, Answer) for _, answer in answers) == 16  # of each client the last
+    check_the_end(answers, expected, close)
 
 
 @long

@@ -116,7 +116,7 @@ bool reserve(Reserved &all, const Piece *pieces, int count) {
     return true;
 }
 
-// Of a debug build, whose pieces are in `memory`; of others all at once.
+// A debug build has nothing mapped: its pieces are freed one by one.
 void unmap(Reserved &all) {
     if (all.start) munmap(all.start, all.bytes);
     all = {};
